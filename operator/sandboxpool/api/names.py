@@ -1,0 +1,31 @@
+"""Names that stand on Kubernetes objects: group, labels, annotations.
+
+Labels are an index for selectors and people. What binds a pod to its pool or claim is the owner
+reference and the uid in it; a stripped label must not change who owns what.
+"""
+
+GROUP = "sandboxpool.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+POOL_KIND = "SandboxPool"
+CLAIM_KIND = "SandboxClaim"
+POOLS = "sandboxpools"
+CLAIMS = "sandboxclaims"
+
+LABEL_POOL = f"{GROUP}/pool"
+LABEL_POOL_UID = f"{GROUP}/pool-uid"
+LABEL_REVISION = f"{GROUP}/revision"
+LABEL_CLAIM = f"{GROUP}/claim"
+LABEL_CLAIM_UID = f"{GROUP}/claim-uid"
+
+ANNOTATION_RUNTIME_UID = f"{GROUP}/runtime-class-uid"
+ANNOTATION_HANDLER = f"{GROUP}/handler"
+ANNOTATION_EXCLUSION = f"{GROUP}/excluded-nodes"
+ANNOTATION_SOURCE = f"{GROUP}/source"
+ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+
+HOSTNAME_LABEL = "kubernetes.io/hostname"
+
+# What a label's value can hold; names of pools and claims become label values.
+MAX_LABEL_VALUE = 63

@@ -1,0 +1,83 @@
+"""One vocabulary of reasons, shared by conditions, events, metrics and logs.
+
+A reason that an SRE reads in a condition is the one to search for in the logs and to put in an
+alert's label matcher. Nothing else in the code spells a reason as a string.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a condition has its status, an event was posted or a pod failed."""
+
+    # Things are as they should be.
+    OK = "AsExpected"
+
+    # The RuntimeClass (condition RuntimeResolved).
+    RUNTIME_CLASS_FOUND = "RuntimeClassFound"
+    RUNTIME_CLASS_NOT_FOUND = "RuntimeClassNotFound"
+    HANDLER_MISMATCH = "HandlerMismatch"
+    RUNTIME_CHANGED = "RuntimeChanged"
+
+    # The nodes (condition NodesServing).
+    HANDLER_SERVED = "HandlerServed"
+    HANDLERS_UNKNOWN = "HandlersUnknown"
+    SOME_NODES_NOT_SERVING = "SomeNodesNotServing"
+    NO_NODE_SERVES = "NoNodeServes"
+    NO_ELIGIBLE_NODE = "NoEligibleNode"
+    EXCLUSION_CAP_EXCEEDED = "ExclusionCapExceeded"
+
+    # The pod template (condition TemplateAccepted).
+    TEMPLATE_ACCEPTED = "TemplateAccepted"
+    TEMPLATE_REJECTED = "TemplateRejected"
+    TEMPLATE_NOT_CHECKED = "TemplateNotChecked"
+    POD_NAME_TOO_LONG = "PodNameTooLong"
+
+    # The warm stock (conditions Warm and UpToDate).
+    AT_TARGET = "AtTarget"
+    SCALED_TO_ZERO = "ScaledToZero"
+    FILLING = "Filling"
+    CLAMPED_BY_MAX_SANDBOXES = "ClampedByMaxSandboxes"
+    CEILING_HELD_BY_LOST_NODE = "CeilingHeldByLostNode"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    PAUSED = "Paused"
+    BACKING_OFF = "BackingOff"
+    CREATE_FAILED = "CreateFailed"
+    ROLLING = "Rolling"
+    WAITING_FOR_CLAIMS = "WaitingForClaims"
+    SANDBOX_WARM = "SandboxWarm"
+    NO_SANDBOX_WARM = "NoSandboxWarm"
+
+    # A pod that does not start.
+    SANDBOX_CREATE_FAILED = "SandboxCreateFailed"
+    SANDBOX_START_TIMEOUT = "SandboxStartTimeout"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    CONTAINER_FAILED = "ContainerFailed"
+    POD_FAILED = "PodFailed"
+
+    # The pool as a whole.
+    INVALID_OBJECT = "InvalidObject"
+    POOL_DELETED = "PoolDeleted"
+
+    # Claims.
+    BOUND = "SandboxBound"
+    WAITING_FOR_SANDBOX = "WaitingForSandbox"
+    STARTING_COLD = "StartingCold"
+    POOL_NOT_FOUND = "PoolNotFound"
+    RUNTIME_CLASS_MISMATCH = "RuntimeClassMismatch"
+    METADATA_NOT_ALLOWED = "MetadataNotAllowed"
+    NO_WARM_SANDBOX = "NoWarmSandbox"
+    MAX_SANDBOXES_REACHED = "MaxSandboxesReached"
+    BIND_TIMEOUT = "BindTimeout"
+    TTL_EXPIRED = "TTLExpired"
+    POD_LOST = "PodLost"
+    NODE_LOST = "NodeLost"
+    POD_RESTARTED = "PodRestarted"
+    POD_READY = "PodReady"
+    POD_NOT_READY = "PodNotReady"
+
+    # What the operator did (events).
+    SANDBOX_CREATED = "SandboxCreated"
+    SANDBOX_REPLACED = "SandboxReplaced"

@@ -1,0 +1,803 @@
+"""The kinds of `sandboxpool.io/v1alpha1`: what people write and what the operator answers.
+
+These models are the one source of the CRDs: types, bounds, defaults and descriptions come from
+the fields and their docstrings, the rules that the API server evaluates from the CEL markers.
+Bounds are checked twice, by the API server and on parsing, so an object that slipped in under an
+older CRD raises one `ValidationError` that names the field; the caller reports it and goes on.
+
+Everything that a CEL rule reads is bounded: the API server refuses a CRD whose rules could cost too
+much, and it reckons with the largest object that the schema allows.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AwareDatetime, Field, PlainSerializer, StringConstraints, WithJsonSchema
+
+from sandboxpool.api import names
+from sandboxpool.api.markers import (
+    CEL,
+    LIST_ATOMIC,
+    LIST_SET,
+    Column,
+    Model,
+    Resource,
+    Scale,
+    SchemaKeywords,
+    immutable,
+    list_map,
+    must_not_set,
+    must_set,
+    quote,
+)
+
+YEAR_SECONDS = 365 * 24 * 3600
+DAY_SECONDS = 24 * 3600
+
+# Metadata that reconfigures a runtime, the kubelet or this operator. A claim's author is not
+# trusted with it, whatever a pool allows: a cold or restarted sandbox would be made with it.
+RESERVED_KEY_PREFIXES = (
+    "io.katacontainers.",
+    "dev.gvisor.",
+    "io.kubernetes.",  # CRI-O's io.kubernetes.cri-o.*: devices, user namespaces, runtime options
+    "io.containerd.",
+    "run.oci.",  # crun: run.oci.handler swaps the runtime
+    "module.wasm.image/",
+)
+# Domains whose keys, and those of all their subdomains, are reserved.
+RESERVED_DOMAINS = ("kubernetes.io", "k8s.io", names.GROUP)
+
+
+def is_reserved_metadata_key(key: str) -> bool:
+    """Tell whether a label or annotation may never come from a claim."""
+    domain, slash, _ = key.partition("/")
+    return key.startswith(RESERVED_KEY_PREFIXES) or (
+        bool(slash)
+        and any(
+            domain == reserved or domain.endswith(f".{reserved}") for reserved in RESERVED_DOMAINS
+        )
+    )
+
+
+def _reserved_key_cel(variable: str) -> str:
+    """Write `is_reserved_metadata_key` as a CEL expression."""
+    tests = [f"{variable}.startsWith({quote(prefix)})" for prefix in RESERVED_KEY_PREFIXES]
+    for domain in RESERVED_DOMAINS:
+        tests.append(f"{variable}.startsWith({quote(domain + '/')})")
+        tests.append(f"{variable}.contains({quote('.' + domain + '/')})")
+    return " || ".join(tests)
+
+
+def _reserved_prefix_cel(variable: str) -> str:
+    """Write as CEL that a prefix is itself reserved or so short that it matches what is."""
+    reserved = [*RESERVED_KEY_PREFIXES, *(f"{domain}/" for domain in RESERVED_DOMAINS)]
+    too_short = [f"{quote(prefix)}.startsWith({variable})" for prefix in reserved]
+    return " || ".join([_reserved_key_cel(variable), *too_short])
+
+
+_RESERVED_TEXT = ", ".join(
+    [
+        *(f"{prefix}*" for prefix in RESERVED_KEY_PREFIXES),
+        *(f"{domain}/*" for domain in RESERVED_DOMAINS),
+    ]
+)
+
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_DNS_LABEL = f"^{_LABEL}$"
+_LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+_DNS_SUBDOMAIN = f"^{_LABEL}(\\.{_LABEL})*$"
+
+
+def _matches(pattern: str, cure: str) -> CEL:
+    """Check a string against a pattern, with the value and the cure in the message."""
+    return CEL(
+        rule=f"self.matches({quote(pattern)})",
+        message_expression=f"'\"' + self + '\" ' + {quote(cure)}",
+        message=cure,
+        replaces=("pattern",),
+    )
+
+
+RuntimeClassName = Annotated[
+    str,
+    StringConstraints(pattern=_DNS_SUBDOMAIN, max_length=253),
+    _matches(
+        _DNS_SUBDOMAIN,
+        "cannot be the name of a RuntimeClass: use lower-case letters, digits, '-' and '.', with a"
+        " letter or digit at both ends; `kubectl get runtimeclass` lists the names there are",
+    ),
+]
+HandlerName = Annotated[
+    str,
+    StringConstraints(pattern=_DNS_LABEL, max_length=63),
+    _matches(
+        _DNS_LABEL,
+        "cannot be the name of a handler: use lower-case letters, digits and '-', with a letter or"
+        " digit at both ends, as in the `handler` of the RuntimeClass; leave the field out to"
+        " accept whatever handler the RuntimeClass has",
+    ),
+]
+PoolName = Annotated[
+    str,
+    StringConstraints(pattern=_DNS_SUBDOMAIN, max_length=names.MAX_LABEL_VALUE),
+    _matches(
+        _DNS_SUBDOMAIN,
+        "cannot be the name of a SandboxPool: use lower-case letters, digits, '-' and '.', with a"
+        " letter or digit at both ends; `kubectl get sandboxpools` lists those of this namespace",
+    ),
+]
+MetadataPrefix = Annotated[str, StringConstraints(max_length=253)]
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+LifetimeSeconds = Annotated[int, Field(ge=1, le=YEAR_SECONDS)]
+
+
+def _rfc3339(moment: datetime) -> str:
+    text = moment.astimezone(UTC).isoformat(
+        timespec="microseconds" if moment.microsecond else "seconds"
+    )
+    return text.removesuffix("+00:00") + "Z"
+
+
+Timestamp = Annotated[
+    AwareDatetime,
+    PlainSerializer(_rfc3339, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+def _fits_a_label(kind: str) -> CEL:
+    """Refuse names that could not stand in the labels of the pods."""
+    return CEL(
+        rule=f"size(self.metadata.name) <= {names.MAX_LABEL_VALUE}",
+        message_expression=(
+            f"'metadata.name has ' + string(size(self.metadata.name)) + ' characters; the name of a"
+            f" {kind} becomes a label of its pods and labels hold {names.MAX_LABEL_VALUE}:"
+            f" choose a shorter name'"
+        ),
+        message=f"metadata.name must have at most {names.MAX_LABEL_VALUE} characters",
+    )
+
+
+class ObjectMeta(Model):
+    """The part of an object's metadata that the operator reads."""
+
+    name: str
+    namespace: str
+    uid: str
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: Timestamp | None = None
+    deletion_timestamp: Timestamp | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class ConditionStatus(StrEnum):
+    """Whether a condition holds."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(Model):
+    """A standard Kubernetes condition."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """What the condition is about, in CamelCase."""
+    status: ConditionStatus
+    """`True`, `False` or `Unknown`."""
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    """Why, as one word from the operator's vocabulary; events, metrics and logs use the same."""
+    message: Annotated[str, Field(max_length=32768)]
+    """Why, as a sentence for people, with what to do."""
+    last_transition_time: Timestamp
+    """When `status` last changed."""
+    observed_generation: Count | None = None
+    """The `metadata.generation` that the condition was computed from."""
+
+
+Conditions = Annotated[tuple[Condition, ...], Field(max_length=16), list_map("type")]
+
+
+# --- SandboxPool: spec ---------------------------------------------------------------------------
+
+
+class TemplateMetadata(Model):
+    """Labels and annotations of every pod of the pool."""
+
+    labels: Annotated[
+        dict[str, Annotated[str, Field(max_length=63)]],
+        Field(max_length=64),
+        CEL(
+            rule=f"self.all(key, !key.startsWith({quote(names.GROUP + '/')}))",
+            message=f"labels under {names.GROUP}/ are set by the operator: remove them from the"
+            " template",
+        ),
+    ] = Field(default_factory=dict)
+    """Labels of the pods. Keys under `sandboxpool.io/` are the operator's own."""
+    annotations: Annotated[
+        dict[str, str],
+        Field(max_length=64),
+        CEL(
+            rule=f"self.all(key, !key.startsWith({quote(names.GROUP + '/')}))",
+            message=f"annotations under {names.GROUP}/ are set by the operator: remove them from"
+            " the template",
+        ),
+    ] = Field(default_factory=dict)
+    """Annotations of the pods. Keys under `sandboxpool.io/` are the operator's own."""
+
+
+# The pod's spec is Kubernetes' own type and is checked by a dry run of the pod that would be made.
+# Only what the rules below must see is declared.
+_POD_SPEC_SCHEMA = SchemaKeywords(
+    {
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": True,
+        "properties": {
+            "containers": {
+                "type": "array",
+                "description": "The containers of the sandbox, at least one.",
+                "items": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                "x-kubernetes-list-type": "atomic",
+            },
+            "runtimeClassName": {
+                "type": "string",
+                "description": "Not allowed here: the pool's `spec.runtimeClassName` decides.",
+            },
+            "overhead": {
+                "type": "object",
+                "x-kubernetes-preserve-unknown-fields": True,
+                "description": "Not allowed here: the RuntimeClass's overhead is used.",
+            },
+            "nodeName": {
+                "type": "string",
+                "description": "Not allowed here: the scheduler chooses the node.",
+            },
+        },
+    }
+)
+
+PodSpec = Annotated[
+    dict[str, Any],
+    _POD_SPEC_SCHEMA,
+    CEL(
+        rule="has(self.containers) && size(self.containers) > 0",
+        message="the template has no containers: a sandbox needs at least one, so add a container"
+        " with a name and an image",
+        reason="FieldValueRequired",
+        field_path=".containers",
+    ),
+    must_not_set(
+        "runtimeClassName",
+        "a template may not choose the runtime, the pool does: remove the field here and set"
+        " spec.runtimeClassName of the pool",
+    ),
+    must_not_set(
+        "overhead",
+        "a template may not set the overhead, it comes from the RuntimeClass: remove the field here"
+        " and set overhead.podFixed of the RuntimeClass",
+    ),
+    must_not_set(
+        "nodeName",
+        "a template may not name a node, for that bypasses the scheduler: remove the field and use"
+        " nodeSelector or affinity",
+    ),
+]
+
+
+class PodTemplate(Model):
+    """The pod that every sandbox of the pool is made from."""
+
+    cel_rules: ClassVar[tuple[CEL, ...]] = (
+        must_set(
+            "spec",
+            "the template has no pod spec: add one with at least one container",
+        ),
+    )
+
+    metadata: TemplateMetadata = TemplateMetadata()
+    """Labels and annotations of every pod of the pool."""
+    spec: PodSpec
+    """Required. The pod's spec, as in a Deployment. `runtimeClassName`, `overhead` and `nodeName`
+    are refused. The operator submits the finished pod as a server-side dry run, with strict field
+    validation, and reports the verdict as the condition `TemplateAccepted`. Unless set here,
+    `automountServiceAccountToken` and `enableServiceLinks` are false and `restartPolicy` is Never:
+    a sandbox that was restarted has lost its state."""
+
+
+class Startup(Model):
+    """How sandboxes are started."""
+
+    timeout_seconds: Annotated[int, Field(ge=1, le=DAY_SECONDS)] = 300
+    """Seconds that a sandbox may take from creation to Ready before it is reported and replaced.
+    The default leaves room for a large image on a new node."""
+    max_starting: Annotated[int, Field(ge=1, le=1000)] = 10
+    """How many sandboxes may be starting at once. Cold starts slow each other down many times over,
+    so more is rarely faster."""
+
+
+class UpdateType(StrEnum):
+    """What happens to warm sandboxes of an older template or runtime."""
+
+    ROLLING_UPDATE = "RollingUpdate"
+    ON_CLAIM = "OnClaim"
+    RECREATE = "Recreate"
+
+
+class Update(Model):
+    """How warm sandboxes follow a change of the template or the runtime. Claimed ones never do."""
+
+    type: UpdateType = UpdateType.ROLLING_UPDATE
+    """`RollingUpdate` replaces outdated warm sandboxes a few at a time. `OnClaim` keeps them and
+    hands them out; new sandboxes are of the new revision. `Recreate` deletes all outdated warm
+    sandboxes at once. Warm sandboxes of another runtime than the pool's are always replaced."""
+    max_unavailable: Annotated[int, Field(ge=1, le=10000)] = 1
+    """For `RollingUpdate`: how many warm sandboxes may be missing from the target while
+    replacing."""
+
+
+class Placement(StrEnum):
+    """Which warm sandbox is handed out first."""
+
+    SPREAD = "Spread"
+    PACKED = "Packed"
+
+
+class IsolationProof(StrEnum):
+    """How much proof is wanted that the runtime isolates."""
+
+    OFF = "Off"
+    PER_NODE = "PerNode"
+    PER_SANDBOX = "PerSandbox"
+
+
+class ClaimsPolicy(Model):
+    """What the pool grants to claims."""
+
+    cel_rules: ClassVar[tuple[CEL, ...]] = (
+        CEL(
+            rule=(
+                "!has(self.defaultTTLSeconds) || !has(self.maxTTLSeconds)"
+                " || self.defaultTTLSeconds <= self.maxTTLSeconds"
+            ),
+            message_expression=(
+                "'defaultTTLSeconds (' + string(self.defaultTTLSeconds) + ') is more than"
+                " maxTTLSeconds (' + string(self.maxTTLSeconds) + '): lower the default or raise"
+                " the maximum'"
+            ),
+            message="defaultTTLSeconds is more than maxTTLSeconds: lower the default or raise the"
+            " maximum",
+            field_path=".defaultTTLSeconds",
+        ),
+    )
+
+    default_ttl_seconds: LifetimeSeconds | None = None
+    """Seconds from binding after which a claim that asks for no `ttlSeconds` expires. Unset: such a
+    claim lives until it is deleted, or for `maxTTLSeconds` where that is set."""
+    max_ttl_seconds: LifetimeSeconds | None = None
+    """The longest lifetime of a claim, in seconds from binding; a claim that asks for more is held
+    to it. Unset: no limit."""
+    allowed_metadata_prefixes: Annotated[
+        tuple[MetadataPrefix, ...],
+        Field(max_length=32),
+        LIST_SET,
+        CEL(
+            rule=f"!self.exists(prefix, {_reserved_prefix_cel('prefix')})",
+            message_expression=(
+                "'\"' + self.filter(prefix, " + _reserved_prefix_cel("prefix") + ")[0] + '\" is"
+                f" reserved, or so short that it matches reserved keys ({_RESERVED_TEXT}), which"
+                " can reconfigure the runtime: name a longer prefix of your own, such as"
+                " example.com/'"
+            ),
+            message=f"a prefix is or matches a reserved one ({_RESERVED_TEXT}): name a longer"
+            " prefix of your own, such as example.com/",
+        ),
+    ] = ()
+    """Prefixes of the label and annotation keys that claims may put on their pods. Empty: none.
+    Keys that reconfigure a runtime, and those of Kubernetes and of this operator, are never
+    allowed."""
+    retain_seconds: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
+    """Seconds for which a finished claim (`Failed`, `Expired`, `Lost`) is kept before the operator
+    deletes it. The default leaves time to read what happened; 0 deletes at once."""
+
+
+class SandboxPoolSpec(Model):
+    """What the pool's owner wants."""
+
+    cel_rules: ClassVar[tuple[CEL, ...]] = (
+        must_set(
+            "runtimeClassName",
+            "a pool must name the RuntimeClass of its sandboxes: set spec.runtimeClassName to one"
+            " of those that `kubectl get runtimeclass` lists",
+        ),
+        must_set(
+            "template",
+            "a pool must say which pod a sandbox is: set spec.template.spec with at least one"
+            " container",
+        ),
+    )
+
+    runtime_class_name: RuntimeClassName
+    """Required. The RuntimeClass of every sandbox of the pool. Changing it replaces the warm
+    sandboxes and leaves the claimed ones alone."""
+    expected_handler: HandlerName | None = None
+    """The handler that the RuntimeClass must resolve to. While it resolves to another, the pool
+    creates nothing and says `HandlerMismatch`. Unset: any handler."""
+    replicas: Annotated[int, Field(ge=0, le=10000)] = 1
+    """How many unclaimed sandboxes to keep warm; `kubectl scale` and autoscalers write it. The
+    default of 1 lets a new pool show that its runtime works."""
+    max_sandboxes: Annotated[int, Field(ge=1, le=100000)] | None = None
+    """Ceiling on all sandboxes of the pool: warm, starting, claimed and terminating. `replicas`
+    beyond it is clamped and reported, not refused. Unset: no ceiling."""
+    template: PodTemplate
+    """Required. The pod that every sandbox of the pool is made from."""
+    startup: Startup = Startup()
+    """How sandboxes are started."""
+    update: Update = Update()
+    """How warm sandboxes follow a change of the template or the runtime."""
+    placement: Placement = Placement.SPREAD
+    """Which warm sandbox is handed out first: `Spread` takes it from the node with the fewest
+    claimed ones, `Packed` from the node with the most, so that others empty."""
+    max_age_seconds: Annotated[int, Field(ge=60, le=YEAR_SECONDS)] | None = None
+    """Age in seconds at which a warm sandbox is replaced, a few at a time. Unset: never."""
+    isolation_proof: IsolationProof = IsolationProof.PER_NODE
+    """How much proof is wanted that the runtime isolates: `Off` for a runtime that shares the
+    node's kernel on purpose, `PerNode` for a probe on each node, `PerSandbox` for one in each
+    sandbox. Not yet acted on in this version: it arrives with the next release."""
+    claims: ClaimsPolicy = ClaimsPolicy()
+    """What the pool grants to claims."""
+    paused: bool = False
+    """While true the operator creates and deletes no sandboxes of the pool; claims are still served
+    from what is warm."""
+
+
+# --- SandboxPool: status -------------------------------------------------------------------------
+
+
+class NodeCounts(Model):
+    """The pool's nodes, by what they say of the handler."""
+
+    eligible: Count = 0
+    """Ready, schedulable nodes that the class's and the template's constraints admit."""
+    serving: Count = 0
+    """Eligible nodes whose container runtime has the handler configured."""
+    not_serving: Count = 0
+    """Eligible nodes whose container runtime does not have the handler."""
+    unknown: Count = 0
+    """Eligible nodes that do not report their handlers (before Kubernetes 1.31 or containerd
+    2.0)."""
+    quarantined: Count = 0
+    """Eligible nodes that are kept out because sandboxes failed on them."""
+
+
+class Issue(Model):
+    """A cause of trouble, with some of the nodes it was seen on."""
+
+    reason: Annotated[str, Field(max_length=128)]
+    """The cause, as one word from the operator's vocabulary."""
+    count: Count
+    """How many nodes or sandboxes are affected."""
+    nodes: Annotated[tuple[str, ...], Field(max_length=5), LIST_ATOMIC] = ()
+    """Examples of affected nodes."""
+    since: Timestamp | None = None
+    """When the trouble began."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """What was seen, and what to do."""
+
+
+class PoolRuntime(Model):
+    """The runtime that the pool's RuntimeClass stands for."""
+
+    class_name: str = ""
+    """The RuntimeClass that was resolved."""
+    uid: str = ""
+    """Its uid: a class that was deleted and made again is another one."""
+    handler: str = ""
+    """The handler that container runtimes know it by."""
+    overhead: dict[str, str] = Field(default_factory=dict)
+    """What the class adds to each sandbox's resources, by resource name."""
+    nodes: NodeCounts = NodeCounts()
+    """The pool's nodes, by what they say of the handler."""
+    serving_of_eligible: str = ""
+    """`serving/eligible` nodes, for the column NODES."""
+    issues: Annotated[tuple[Issue, ...], Field(max_length=8), LIST_ATOMIC] = ()
+    """The worst troubles of the runtime and the sandboxes, worst first."""
+
+
+class StageTiming(Model):
+    """How long a stage of the start-up takes."""
+
+    p50_seconds: Seconds
+    """Half of the samples took at most so many seconds."""
+    p95_seconds: Seconds
+    """95 % of the samples took at most so many seconds."""
+    p99_seconds: Seconds
+    """99 % of the samples took at most so many seconds."""
+    samples: Count
+    """How many sandboxes were measured. Percentiles of few samples say little."""
+
+
+class PoolStartup(Model):
+    """Measured start-up times of the pool's sandboxes."""
+
+    stages: Annotated[dict[str, StageTiming], Field(max_length=16)] = Field(default_factory=dict)
+    """Seconds from the pod's creation to the end of each stage: `scheduled`, `sandbox`, `started`,
+    `ready`."""
+    window_seconds: Count = 0
+    """How far back the samples reach, in seconds."""
+
+
+class SandboxPoolStatus(Model):
+    """What the operator found and did."""
+
+    observed_generation: Count = 0
+    """The `metadata.generation` that this status was computed from."""
+    replicas: Count = 0
+    """How many unclaimed sandboxes exist; read by `/scale`."""
+    selector: str = ""
+    """Label selector of the unclaimed sandboxes; read by `/scale`."""
+    target: Count = 0
+    """How many warm sandboxes are aimed at: `spec.replicas`, clamped by `spec.maxSandboxes`."""
+    warm: Count = 0
+    """Unclaimed sandboxes that can be handed out."""
+    starting: Count = 0
+    """Unclaimed sandboxes that are not ready yet."""
+    claimed: Count = 0
+    """Sandboxes that belong to a claim."""
+    stopping: Count = 0
+    """Sandboxes that are terminating."""
+    outdated: Count = 0
+    """Unclaimed sandboxes of an older template or another runtime."""
+    failed: Count = 0
+    """Unclaimed sandboxes that failed and are not yet removed."""
+    runtime: PoolRuntime | None = None
+    """The runtime that the pool's RuntimeClass stands for."""
+    startup: PoolStartup | None = None
+    """Measured start-up times of the pool's sandboxes."""
+    conditions: Conditions = ()
+    """`RuntimeResolved`, `NodesServing`, `TemplateAccepted`, `Warm`, `UpToDate` and their summary
+    `Ready`."""
+
+
+# --- SandboxClaim --------------------------------------------------------------------------------
+
+
+class OnEmpty(StrEnum):
+    """What a claim does when no sandbox is warm."""
+
+    WAIT = "Wait"
+    CREATE = "Create"
+    FAIL = "Fail"
+
+
+def _no_reserved_keys(what: str) -> CEL:
+    reserved = _reserved_key_cel("key")
+    return CEL(
+        rule=f"!self.exists(key, {reserved})",
+        message=f"{what} {_RESERVED_TEXT} can reconfigure the runtime and are never taken from a"
+        " claim: remove them, or ask the pool's owner to set them in the pool's template",
+        reason="FieldValueForbidden",
+    )
+
+
+class ClaimMetadata(Model):
+    """Labels and annotations that the claim puts on its pod."""
+
+    labels: Annotated[
+        dict[str, Annotated[str, Field(max_length=63)]],
+        Field(max_length=32),
+        _no_reserved_keys("labels"),
+        CEL(
+            rule=f"self.all(key, self[key].matches({quote(_LABEL_VALUE)}))",
+            message="a value is no valid label value: use letters, digits, '-', '_' and '.', with a"
+            " letter or digit at both ends, or put the text into annotations",
+        ),
+    ] = Field(default_factory=dict)
+    """Labels for the pod; their keys must begin with one of the pool's
+    `allowedMetadataPrefixes`."""
+    annotations: Annotated[
+        dict[str, Annotated[str, Field(max_length=4096)]],
+        Field(max_length=32),
+        _no_reserved_keys("annotations"),
+    ] = Field(default_factory=dict)
+    """Annotations for the pod; their keys must begin with one of the pool's
+    `allowedMetadataPrefixes`."""
+
+
+_NEW_CLAIM = (
+    " of a claim cannot be added, changed or removed, only spec.ttlSeconds can: delete this claim"
+    " and create another"
+)
+
+
+class SandboxClaimSpec(Model):
+    """Which sandbox an application wants. Only `ttlSeconds` can be changed after creation."""
+
+    cel_rules: ClassVar[tuple[CEL, ...]] = (
+        must_set(
+            "poolName",
+            "a claim must name its pool: set spec.poolName to a SandboxPool of this namespace, as"
+            " listed by `kubectl get sandboxpools`",
+        ),
+        *(
+            immutable(name, f"spec.{name}{_NEW_CLAIM}")
+            for name in (
+                "poolName",
+                "runtimeClassName",
+                "bindTimeoutSeconds",
+                "onEmpty",
+                "metadata",
+            )
+        ),
+    )
+
+    pool_name: PoolName
+    """Required. The SandboxPool to take a sandbox from, in the claim's own namespace."""
+    runtime_class_name: RuntimeClassName | None = None
+    """An assertion, not a choice: when the pool's RuntimeClass is another, the claim fails rather
+    than be given another runtime. Unset: whatever the pool has."""
+    ttl_seconds: LifetimeSeconds | None = None
+    """Seconds from binding after which the sandbox is deleted. May be changed at any time, which
+    counts from binding too. Unset: the pool's `defaultTTLSeconds`."""
+    bind_timeout_seconds: Annotated[int, Field(ge=1, le=DAY_SECONDS)] = 300
+    """Seconds from creation after which a claim that is not bound fails. The default equals that of
+    the pool's `startup.timeoutSeconds`: one cold start fits."""
+    on_empty: OnEmpty = OnEmpty.WAIT
+    """When no sandbox is warm: `Wait` for one, `Create` one for this claim, or `Fail` at once."""
+    metadata: ClaimMetadata = ClaimMetadata()
+    """Labels and annotations for the pod, within the pool's `allowedMetadataPrefixes`."""
+
+
+class ClaimPhase(StrEnum):
+    """Where a claim stands."""
+
+    PENDING = "Pending"
+    BOUND = "Bound"
+    FAILED = "Failed"
+    EXPIRED = "Expired"
+    LOST = "Lost"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will happen to the claim."""
+        return self in (ClaimPhase.FAILED, ClaimPhase.EXPIRED, ClaimPhase.LOST)
+
+
+class ClaimSource(StrEnum):
+    """Whether the sandbox was waiting or was made for the claim."""
+
+    WARM = "Warm"
+    COLD = "Cold"
+
+
+class ClaimRuntime(Model):
+    """The runtime that the sandbox was made with."""
+
+    class_name: str
+    """The RuntimeClass of the pod."""
+    handler: str
+    """The handler that the class stood for when the pod was made."""
+    evidence: Annotated[str, Field(max_length=1024)] | None = None
+    """What proves that the sandbox does not share the node's kernel, where proof was wanted."""
+
+
+class SandboxClaimStatus(Model):
+    """What the claim got."""
+
+    observed_generation: Count = 0
+    """The `metadata.generation` that this status was computed from."""
+    phase: ClaimPhase = ClaimPhase.PENDING
+    """`Pending`, `Bound`, or finished: `Failed`, `Expired`, `Lost`."""
+    pod_name: str | None = None
+    """The pod that is the sandbox."""
+    pod_uid: str | None = None
+    """Its uid: a pod of the same name made later is not the sandbox."""
+    pod_ip: str | None = None
+    """The pod's primary address."""
+    pod_ips: Annotated[tuple[str, ...], Field(max_length=8), LIST_ATOMIC] = ()
+    """All addresses of the pod."""
+    node_name: str | None = None
+    """The node that the sandbox runs on."""
+    runtime: ClaimRuntime | None = None
+    """The runtime that the sandbox was made with."""
+    source: ClaimSource | None = None
+    """`Warm` when the sandbox was waiting, `Cold` when it was made for the claim."""
+    bound_at: Timestamp | None = None
+    """When the claim got its sandbox."""
+    finished_at: Timestamp | None = None
+    """When the claim failed, expired or lost its sandbox."""
+    conditions: Conditions = ()
+    """`Bound` and `Ready`, with reasons."""
+
+
+# --- The kinds -----------------------------------------------------------------------------------
+
+_READY = '.status.conditions[?(@.type=="Ready")]'
+_AGE = Column("Age", ".metadata.creationTimestamp", type="date")
+
+
+class SandboxPool(Model):
+    """A stock of warm sandboxes of one runtime, ready to be claimed."""
+
+    resource: ClassVar[Resource] = Resource(
+        kind=names.POOL_KIND,
+        plural=names.POOLS,
+        singular="sandboxpool",
+        short_names=("sbp",),
+        categories=("sandboxes",),
+        columns=(
+            Column(
+                "Runtime", ".spec.runtimeClassName", description="RuntimeClass of the sandboxes"
+            ),
+            Column("Handler", ".status.runtime.handler", description="What the class resolves to"),
+            Column(
+                "Nodes",
+                ".status.runtime.servingOfEligible",
+                description="Nodes that serve the handler, of those that could take a sandbox",
+            ),
+            Column("Warm", ".status.warm", type="integer", description="Ready to be claimed"),
+            Column("Target", ".status.target", type="integer", description="Warm ones aimed at"),
+            Column("Claimed", ".status.claimed", type="integer", description="Handed out"),
+            Column("Ready", f"{_READY}.status", description="Whether claims can be served"),
+            Column("Reason", f"{_READY}.reason", description="Why the pool is ready or not"),
+            _AGE,
+        ),
+        scale=Scale(
+            spec_replicas=".spec.replicas",
+            status_replicas=".status.replicas",
+            selector=".status.selector",
+        ),
+    )
+    cel_rules: ClassVar[tuple[CEL, ...]] = (
+        _fits_a_label(names.POOL_KIND),
+        must_set("spec", "a pool needs a spec with runtimeClassName and template"),
+    )
+
+    api_version: Literal["sandboxpool.io/v1alpha1"] = "sandboxpool.io/v1alpha1"
+    kind: Literal["SandboxPool"] = "SandboxPool"
+    metadata: ObjectMeta
+    spec: SandboxPoolSpec
+    """What the pool's owner wants."""
+    status: SandboxPoolStatus = SandboxPoolStatus()
+    """What the operator found and did."""
+
+
+class SandboxClaim(Model):
+    """A request for one sandbox of a pool, and the answer."""
+
+    resource: ClassVar[Resource] = Resource(
+        kind=names.CLAIM_KIND,
+        plural=names.CLAIMS,
+        singular="sandboxclaim",
+        short_names=("sbc",),
+        categories=("sandboxes",),
+        columns=(
+            Column("Pool", ".spec.poolName", description="Where the sandbox comes from"),
+            Column("Phase", ".status.phase", description="Where the claim stands"),
+            Column("Pod", ".status.podName", description="The sandbox"),
+            Column("IP", ".status.podIP", description="Address of the sandbox"),
+            Column("Runtime", ".status.runtime.className", description="RuntimeClass it runs with"),
+            Column("Source", ".status.source", description="Warm, or made cold for the claim"),
+            _AGE,
+        ),
+    )
+    cel_rules: ClassVar[tuple[CEL, ...]] = (
+        _fits_a_label(names.CLAIM_KIND),
+        must_set("spec", "a claim needs a spec with poolName"),
+    )
+
+    api_version: Literal["sandboxpool.io/v1alpha1"] = "sandboxpool.io/v1alpha1"
+    kind: Literal["SandboxClaim"] = "SandboxClaim"
+    metadata: ObjectMeta
+    spec: SandboxClaimSpec
+    """Which sandbox the application wants."""
+    status: SandboxClaimStatus = SandboxClaimStatus()
+    """What the claim got."""
+
+
+Kind = type[SandboxPool] | type[SandboxClaim]
+KINDS: tuple[Kind, ...] = (SandboxPool, SandboxClaim)

@@ -1,0 +1,1 @@
+"""Writes the CustomResourceDefinitions from the pydantic models of the API."""

@@ -85,6 +85,8 @@ _RESERVED_TEXT = ", ".join(
 
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _DNS_LABEL = f"^{_LABEL}$"
+_METADATA_KEY = f"^({_LABEL}(\\.{_LABEL})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
+_MAX_METADATA_KEY = 253 + 1 + 63
 _LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 _DNS_SUBDOMAIN = f"^{_LABEL}(\\.{_LABEL})*$"
 
@@ -152,12 +154,12 @@ def _fits_a_label(kind: str) -> CEL:
     """Refuse names that could not stand in the labels of the pods."""
     return CEL(
         rule=f"size(self.metadata.name) <= {names.MAX_LABEL_VALUE}",
-        message_expression=(
-            f"'metadata.name has ' + string(size(self.metadata.name)) + ' characters; the name of a"
-            f" {kind} becomes a label of its pods and labels hold {names.MAX_LABEL_VALUE}:"
-            f" choose a shorter name'"
+        # No messageExpression: the API server reckons string(number) as boundlessly long, and the
+        # rule would exceed its cost budget.
+        message=(
+            f"metadata.name is too long: the name of a {kind} becomes a label of its pods, which"
+            f" holds {names.MAX_LABEL_VALUE} characters; choose a shorter name"
         ),
-        message=f"metadata.name must have at most {names.MAX_LABEL_VALUE} characters",
     )
 
 
@@ -364,11 +366,6 @@ class ClaimsPolicy(Model):
                 "!has(self.defaultTTLSeconds) || !has(self.maxTTLSeconds)"
                 " || self.defaultTTLSeconds <= self.maxTTLSeconds"
             ),
-            message_expression=(
-                "'defaultTTLSeconds (' + string(self.defaultTTLSeconds) + ') is more than"
-                " maxTTLSeconds (' + string(self.maxTTLSeconds) + '): lower the default or raise"
-                " the maximum'"
-            ),
             message="defaultTTLSeconds is more than maxTTLSeconds: lower the default or raise the"
             " maximum",
             field_path=".defaultTTLSeconds",
@@ -574,14 +571,27 @@ class OnEmpty(StrEnum):
     FAIL = "Fail"
 
 
-def _no_reserved_keys(what: str) -> CEL:
-    reserved = _reserved_key_cel("key")
+def _each_key(test: str, cure: str) -> CEL:
+    """Demand something of every `key` of a map; the message names the first that fails."""
     return CEL(
-        rule=f"!self.exists(key, {reserved})",
-        message=f"{what} {_RESERVED_TEXT} can reconfigure the runtime and are never taken from a"
-        " claim: remove them, or ask the pool's owner to set them in the pool's template",
-        reason="FieldValueForbidden",
+        rule=f"self.all(key, {test})",
+        message_expression=f"'\"' + self.filter(key, !({test}))[0] + '\" ' + {quote(cure)}",
+        message=f"a key {cure}",
     )
+
+
+_CLAIM_KEYS = (
+    _each_key(
+        f"size(key) <= {_MAX_METADATA_KEY} && key.matches({quote(_METADATA_KEY)})",
+        "cannot be the key of a label or annotation: use a name of at most 63 letters, digits, '-',"
+        " '_' and '.', after a domain in lower case and a slash, such as example.com/job",
+    ),
+    _each_key(
+        f"!({_reserved_key_cel('key')})",
+        f"is never taken from a claim, for {_RESERVED_TEXT} can reconfigure the runtime: remove it,"
+        " or ask the pool's owner to set it in the pool's template",
+    ),
+)
 
 
 class ClaimMetadata(Model):
@@ -590,10 +600,10 @@ class ClaimMetadata(Model):
     labels: Annotated[
         dict[str, Annotated[str, Field(max_length=63)]],
         Field(max_length=32),
-        _no_reserved_keys("labels"),
-        CEL(
-            rule=f"self.all(key, self[key].matches({quote(_LABEL_VALUE)}))",
-            message="a value is no valid label value: use letters, digits, '-', '_' and '.', with a"
+        *_CLAIM_KEYS,
+        _each_key(
+            f"self[key].matches({quote(_LABEL_VALUE)})",
+            "has a value that a label cannot have: use letters, digits, '-', '_' and '.', with a"
             " letter or digit at both ends, or put the text into annotations",
         ),
     ] = Field(default_factory=dict)
@@ -602,7 +612,7 @@ class ClaimMetadata(Model):
     annotations: Annotated[
         dict[str, Annotated[str, Field(max_length=4096)]],
         Field(max_length=32),
-        _no_reserved_keys("annotations"),
+        *_CLAIM_KEYS,
     ] = Field(default_factory=dict)
     """Annotations for the pod; their keys must begin with one of the pool's
     `allowedMetadataPrefixes`."""

@@ -86,7 +86,7 @@ _RESERVED_TEXT = ", ".join(
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _DNS_LABEL = f"^{_LABEL}$"
 _METADATA_KEY = f"^({_LABEL}(\\.{_LABEL})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
-_MAX_METADATA_KEY = 253 + 1 + 63
+_MAX_DOMAIN = 253
 _LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 _DNS_SUBDOMAIN = f"^{_LABEL}(\\.{_LABEL})*$"
 
@@ -582,7 +582,7 @@ def _each_key(test: str, cure: str) -> CEL:
 
 _CLAIM_KEYS = (
     _each_key(
-        f"size(key) <= {_MAX_METADATA_KEY} && key.matches({quote(_METADATA_KEY)})",
+        f"key.indexOf('/') <= {_MAX_DOMAIN} && key.matches({quote(_METADATA_KEY)})",
         "cannot be the key of a label or annotation: use a name of at most 63 letters, digits, '-',"
         " '_' and '.', after a domain in lower case and a slash, such as example.com/job",
     ),

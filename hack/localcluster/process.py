@@ -87,20 +87,25 @@ def run(
     finally:
         if source is not None:
             source.close()
+    late = ""
     try:
         out, err = child.communicate(stdin.encode() if stdin is not None else None, timeout)
-    except BaseException as error:
+    except subprocess.TimeoutExpired:
+        late = f"still running after {timeout:.0f} s"
         _kill_group(child)
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise CommandError(command, f"still running after {timeout:.0f} s") from error
+        out, err = child.communicate(timeout=10)
+    except BaseException:
+        _kill_group(child)
         raise
     stdout, stderr = out.decode(errors="replace"), err.decode(errors="replace")
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:
-            stream.write(f"$ {command_line(command)}\n{stdout}{stderr}")
+            stream.write(f"$ {command_line(command)}\n{stdout}{stderr}{late}\n")
+    last = "\n".join((stdout + stderr).splitlines()[-TAIL_LINES:])
+    if late:
+        raise CommandError(command, late, last)
     if check and child.returncode != 0:
-        last = "\n".join((stdout + stderr).splitlines()[-TAIL_LINES:])
         raise CommandError(command, f"exit status {child.returncode}", last)
     return stdout
 

@@ -1,0 +1,162 @@
+"""Images: from the engine into the nodes, and the operator's own."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from localcluster import cache, kindcluster, nodeimage, paths, progress
+from localcluster import engine as engines
+from localcluster.engine import Engine
+
+OPERATOR_IMAGE = "localhost/sandboxpool:dev"
+CONTENT_LABEL = "sandboxpool.io/content"
+LOAD_SECONDS = 300
+BUILD_SECONDS = 900
+DOWNLOAD_SECONDS = 900
+# Debian bookworm, the base used where nothing can be pulled.
+BASE_PYTHON = "3.11"
+BASE_GLIBC_MINOR = 36
+
+
+def _engine() -> Engine:
+    engine = engines.current()
+    if engine is None:
+        raise progress.StepError("images", "no cluster is up: `python -m localcluster up`")
+    return engine
+
+
+def load_image(tag: str) -> None:
+    """Put an image of the engine into all nodes that do not have it in this version.
+
+    Raises:
+        StepError: The engine has no such image, or a node did not take it.
+    """
+    engine = _engine()
+    if not engine.has_image(tag):
+        raise progress.StepError("load image", f"the engine has no image {tag}")
+    wanted = engine.docker("image", "inspect", "-f", "{{.Id}}", tag).strip()
+    lacking = [node for node in kindcluster.node_names() if _id_on(engine, node, tag) != wanted]
+    if not lacking:
+        return
+    with (
+        progress.step(f"load {tag}") as step,
+        tempfile.TemporaryDirectory(prefix="localcluster-load-") as scratch,
+        ThreadPoolExecutor(max_workers=len(lacking)) as pool,
+    ):
+        tar = Path(scratch) / "image.tar"
+        engine.docker("save", "-o", str(tar), tag, timeout=LOAD_SECONDS, log=step.log)
+
+        def load(node: str) -> None:
+            engine.docker(
+                *("exec", "-i", node, "ctr", "-n", "k8s.io", "images", "import", "--local", "-"),
+                timeout=LOAD_SECONDS,
+                log=step.log,
+                stdin_file=tar,
+            )
+
+        for future in [pool.submit(load, node) for node in lacking]:
+            future.result()
+
+
+def _id_on(engine: Engine, node: str, tag: str) -> str:
+    command = ("crictl", "inspecti", "-o", "go-template", "--template", "{{.status.id}}", tag)
+    return engine.docker("exec", node, *command, check=False).strip()
+
+
+def load_sample_image() -> str:
+    """Put the image of the sample sandboxes into the nodes and return its tag.
+
+    A node image made here has it already; for the stock one it is built from a public image.
+    """
+    engine, tag = _engine(), nodeimage.SAMPLE_IMAGE
+    if engine.owned:
+        return tag
+    if not engine.has_image(tag):
+        with progress.step("build the sample image") as step:
+            dockerfile = 'FROM busybox:1.37\nCMD ["/bin/sleep", "infinity"]\n'
+            engine.docker(
+                "build", "-t", tag, "-", stdin=dockerfile, timeout=BUILD_SECONDS, log=step.log
+            )
+    load_image(tag)
+    return tag
+
+
+def build_operator_image() -> str:
+    """Build the operator's image, load it into all nodes, and return its tag.
+
+    Nothing is built when the inputs have not changed, and nothing loaded where it is already.
+    """
+    engine = _engine()
+    inputs = [paths.REPOSITORY / name for name in ("Dockerfile", "requirements/runtime.txt")]
+    inputs.append(paths.REPOSITORY / "operator")
+    base = nodeimage.base_image(engine) if engine.owned else ""
+    key = cache.digest(cache.tree_digest(inputs, base=paths.REPOSITORY), base)
+    if _content_of(engine, OPERATOR_IMAGE) != key:
+        with cache.lock(paths.state_dir() / "image.lock", timeout=BUILD_SECONDS):
+            _build(engine, base, key)
+    load_image(OPERATOR_IMAGE)
+    return OPERATOR_IMAGE
+
+
+def _content_of(engine: Engine, tag: str) -> str:
+    form = f'{{{{index .Config.Labels "{CONTENT_LABEL}"}}}}'
+    return engine.docker("image", "inspect", "-f", form, tag, check=False).strip()
+
+
+def _build(engine: Engine, base: str, key: str) -> None:
+    wheels = _wheels() if base else None
+    with (
+        progress.step("build the operator's image") as step,
+        tempfile.TemporaryDirectory(prefix="localcluster-image-") as scratch,
+    ):
+        context = Path(scratch)
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copy(paths.REPOSITORY / "Dockerfile", context)
+        (context / "requirements").mkdir()
+        shutil.copy(paths.REPOSITORY / "requirements/runtime.txt", context / "requirements")
+        shutil.copytree(paths.REPOSITORY / "operator", context / "operator", ignore=ignored)
+        options = []
+        if wheels is not None:
+            shutil.copytree(wheels, context / "wheels")
+            options = ["--network=none", "--build-arg", f"BASE={base}"]
+            options += ["--build-arg", "PIP_NO_INDEX=1"]
+        label = f"{CONTENT_LABEL}={key}"
+        engine.docker(
+            *("build", "-t", OPERATOR_IMAGE, "--label", label, *options, str(context)),
+            timeout=BUILD_SECONDS,
+            log=step.log,
+        )
+
+
+def _wheels() -> Path:
+    """Return a directory of the wheels that the image needs, fetched as this machine fetches.
+
+    A build has neither the machine's certificates nor its index settings; pip out here has both.
+    """
+    requirements = paths.REPOSITORY / "requirements/runtime.txt"
+    key = cache.digest(requirements.read_bytes(), BASE_PYTHON, str(BASE_GLIBC_MINOR))
+    target = paths.cache_dir() / "wheels" / key
+    if target.exists():
+        return target
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(BASE_GLIBC_MINOR, 16, -1)]
+    platforms += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        progress.step("download wheels") as step,
+        tempfile.TemporaryDirectory(dir=target.parent) as scratch,
+    ):
+        step.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"),
+                *("--require-hashes", "--python-version", BASE_PYTHON, "--implementation", "cp"),
+                *(word for name in platforms for word in ("--platform", name)),
+                *("--dest", f"{scratch}/wheels", "-r", str(requirements)),
+            ],
+            timeout=DOWNLOAD_SECONDS,
+        )
+        cache.publish(Path(scratch) / "wheels", target)
+    return target

@@ -1,0 +1,136 @@
+"""What must hold in every moment, judged from the objects in the API alone.
+
+The judging functions are pure, so a test may also feed them a history of snapshots.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxpool.api import names
+from support.api import Api
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The pods and claims of a moment."""
+
+    pods: list[Object]
+    claims: list[Object]
+
+
+def snapshot(api: Api, namespace: str | None = None) -> Snapshot:
+    """Reads what is there now.
+
+    Claims are read before pods. A binding writes the pod first, so a bound claim that is seen
+    has its pod's label in the later list.
+    """
+    claims = api.list("SandboxClaim", namespace, everywhere=namespace is None)
+    pods = api.list("Pod", namespace, everywhere=namespace is None)
+    return Snapshot(list(pods), list(claims))
+
+
+def check(api: Api, namespace: str | None = None) -> None:
+    """Fails with everything that is wrong now.
+
+    Raises:
+        AssertionError: If an invariant does not hold.
+    """
+    wrong = violations(snapshot(api, namespace))
+    assert not wrong, "invariants do not hold:\n  " + "\n  ".join(wrong)
+
+
+def violations(seen: Snapshot) -> list[str]:
+    """Everything that is wrong in a snapshot, a sentence each."""
+    ours = [pod for pod in seen.pods if _is_ours(pod)]
+    return [
+        *_claims_with_two_pods(ours),
+        *_pods_with_two_claims(ours),
+        *_pods_without_owner(ours),
+        *_bound_claims_without_their_pod(seen.claims, ours),
+    ]
+
+
+def _is_ours(pod: Object) -> bool:
+    labels = _labels(pod)
+    return names.LABEL_POOL_UID in labels or names.LABEL_CLAIM_UID in labels
+
+
+def _claims_with_two_pods(pods: Iterable[Object]) -> list[str]:
+    # Both by label and by owner reference: either alone makes a second pod.
+    by_claim: dict[str, set[str]] = defaultdict(set)
+    for pod in pods:
+        if pod["metadata"].get("deletionTimestamp"):
+            continue
+        for uid in _claim_uids(pod):
+            by_claim[uid].add(_name(pod))
+    return [
+        f"claim uid {uid} has {len(held)} pods: {', '.join(sorted(held))}"
+        for uid, held in by_claim.items()
+        if len(held) > 1
+    ]
+
+
+def _pods_with_two_claims(pods: Iterable[Object]) -> list[str]:
+    return [
+        f"pod {_name(pod)} belongs to {len(uids)} claims: {', '.join(sorted(uids))}"
+        for pod in pods
+        if len(uids := _claim_uids(pod)) > 1
+    ]
+
+
+def _pods_without_owner(pods: Iterable[Object]) -> list[str]:
+    wrong = []
+    for pod in pods:
+        owners = _owners(pod)
+        controllers = [o for o in owners if o.get("controller")]
+        if not owners:
+            wrong.append(f"pod {_name(pod)} has no owner")
+        elif len(controllers) != 1:
+            wrong.append(f"pod {_name(pod)} has {len(controllers)} controllers")
+        label = _labels(pod).get(names.LABEL_CLAIM_UID)
+        if label and all(o["uid"] != label for o in owners):
+            wrong.append(f"pod {_name(pod)} is labelled with claim uid {label} but not owned by it")
+    return wrong
+
+
+def _bound_claims_without_their_pod(claims: Iterable[Object], pods: list[Object]) -> list[str]:
+    by_name = {_name(pod): pod for pod in pods}
+    holders: dict[str, str] = {}
+    wrong = []
+    for claim in claims:
+        status = claim.get("status", {})
+        if status.get("phase") != "Bound":
+            continue
+        key = f"{claim['metadata']['namespace']}/{status.get('podName')}"
+        if key in holders:
+            wrong.append(f"claims {holders[key]} and {_name(claim)} are both bound to pod {key}")
+        holders[key] = _name(claim)
+        pod = by_name.get(key)
+        # A pod that is gone is a matter of time (Lost), one of somebody else is a fault.
+        if pod is not None and claim["metadata"]["uid"] not in _claim_uids(pod):
+            wrong.append(f"claim {_name(claim)} is bound to pod {key}, which is not its own")
+    return wrong
+
+
+def _claim_uids(pod: Object) -> set[str]:
+    uids = {o["uid"] for o in _owners(pod) if o["kind"] == names.CLAIM_KIND}
+    label = _labels(pod).get(names.LABEL_CLAIM_UID)
+    return uids | {label} if label else uids
+
+
+def _owners(pod: Object) -> list[Mapping[str, Any]]:
+    return list(pod["metadata"].get("ownerReferences") or [])
+
+
+def _labels(pod: Object) -> Mapping[str, str]:
+    return pod["metadata"].get("labels") or {}
+
+
+def _name(obj: Object) -> str:
+    return f"{obj['metadata']['namespace']}/{obj['metadata']['name']}"

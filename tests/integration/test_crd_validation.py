@@ -461,11 +461,12 @@ CLAIM_CASES = [
     ),
     *(
         Case(
-            f"unusable key {key[:20]!r}",
-            {"spec.metadata.annotations": {"example.com/" + "a" * 63: "x", "a": "y"}},
-            {"spec.metadata.annotations": {"a": "y", key: "x"}},
-            ("spec.metadata.annotations: Invalid", "cannot be the key", "such as example.com/job"),
+            f"unusable key {key[:20]!r} in {where}",
+            {f"spec.metadata.{where}": {"example.com/" + "a" * 63: "x", "a": "y"}},
+            {f"spec.metadata.{where}": {"a": "y", key: "x"}},
+            (f"spec.metadata.{where}: Invalid", "cannot be the key", "such as example.com/job"),
         )
+        for where in ("labels", "annotations")
         for key in ("", "/a", "a/", "Example.com/a", "a/b/c", "é", "a" * 64, f"{'a' * 254}/b")
     ),
     Case(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _STOP_SECONDS = 10.0
+_GOODBYE_SECONDS = 0.1
 
 
 class LoopThread:
@@ -56,4 +57,6 @@ class LoopThread:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        # TLS connections that were closed a moment ago need the loop to say goodbye.
+        self._loop.run_until_complete(asyncio.sleep(_GOODBYE_SECONDS))
         self._loop.close()

@@ -26,11 +26,6 @@ _TEST_SECONDS = 120
 _OPERATORS = pytest.StashKey[list[Operator]]()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "integration: needs a kube-apiserver and etcd (built once)")
-    config.addinivalue_line("markers", "e2e: needs a cluster with real nodes")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import pytest
@@ -18,6 +18,12 @@ from localcluster.controlplane import ControlPlane
 from support import Api, ApiError, condition, consistently, eventually, invariants, is_true, objects
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy
+from support.operator_process import Operator
+
+
+class StartOperator(Protocol):
+    def __call__(self, *, env: dict[str, str]) -> Operator: ...
+
 
 FAILED_SANDBOX = "FailedCreatePodSandBox"
 
@@ -381,6 +387,18 @@ def test_the_scheduler_honours_selectors_taints_and_cordons(
     assert ready(api, "excluding")["spec"]["nodeName"] == nodes.names()[0]
 
 
+def test_fake_nodes_survive_a_restart_of_the_api_server(
+    control_plane: ControlPlane, nodes: FakeNodes, api: Api
+) -> None:
+    start(api, "before", node="plain-0")
+    ready(api, "before")
+    control_plane.restart_apiserver(kill=True)
+    start(api, "after", node="plain-0")
+    ready(api, "after")
+    api.delete("Pod", "before")
+    eventually(lambda: api.find("Pod", "before") is None, message="the pod is gone")
+
+
 def test_the_garbage_collector_takes_pods_whose_owner_is_gone(
     controllers: Controllers, nodes: FakeNodes, api: Api
 ) -> None:
@@ -401,6 +419,50 @@ def test_the_garbage_collector_knows_our_kinds(
     ready(api, "p")
     api.delete("SandboxPool", "pool")
     eventually(lambda: api.find("Pod", "p") is None, message="the pod is gone")
+
+
+# The operator's process.
+
+_STUB = """
+import http.server, os, signal, sys, time
+host, port = os.environ["SANDBOXPOOL_LISTEN"].split(":")
+begun = time.monotonic()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        ready = self.path != "/readyz" or time.monotonic() - begun > 0.3
+        self.send_response(200 if ready else 503)
+        self.end_headers()
+        if self.path == "/metrics":
+            self.wfile.write(b'# TYPE x counter\\nx_total{pool="a"} 2\\nx_total{pool="b"} 3\\n')
+    def log_message(self, *_): pass
+print("namespace", os.environ["SANDBOXPOOL_NAMESPACE"], flush=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+http.server.HTTPServer((host, int(port)), Handler).serve_forever()
+"""
+
+
+def test_the_operators_process_is_driven_like_a_container(
+    start_operator: StartOperator, tmp_path: Path, namespace: str
+) -> None:
+    package = tmp_path / "sandboxpool"
+    package.mkdir()
+    (package / "__main__.py").write_text(_STUB)
+
+    stub = start_operator(env={"PYTHONPATH": str(tmp_path)})
+    assert stub.ready()
+    assert stub.healthy()
+    assert stub.metric("x_total") == 5
+    assert stub.metric("x_total", pool="b") == 3
+    assert stub.tail() == f"namespace {namespace}-system"
+
+    first = stub.pid
+    stub.restart(kill=True)
+    assert stub.pid != first
+    stub.pause()
+    stub.resume()
+    assert stub.terminate() == 7
+    assert not stub.running
+    assert not stub.ready()
 
 
 # Invariants.

@@ -1,0 +1,34 @@
+"""``python -m sandboxpool``: run the operator."""
+
+import asyncio
+import gc
+import sys
+
+from sandboxpool import app, logs, settings
+from sandboxpool.kube.credentials import CredentialsError
+
+
+def main() -> int:
+    """Run the operator; return the process's exit code."""
+    try:
+        configured = settings.load()
+    except settings.SettingsError as error:
+        print(f"sandboxpool: {error}", file=sys.stderr)
+        return 2
+    logs.configure(configured.log_level)
+    # What start-up has made lives as long as the process: keep the collector away from it, and
+    # let it run less often, for each full pass stalls the loop for as long as the caches are big.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        asyncio.run(app.run(configured))
+    except CredentialsError as error:
+        print(f"sandboxpool: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

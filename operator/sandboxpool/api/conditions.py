@@ -1,0 +1,59 @@
+"""Conditions, with Kubernetes' rule for time: it moves only when the status does."""
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxpool.reasons import Reason
+
+MAX_MESSAGE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A condition before it has a time; ``holds`` None means that nobody can say."""
+
+    type: str
+    holds: bool | None
+    reason: Reason
+    message: str
+
+
+def timestamp(now: float) -> str:
+    """Write seconds since the epoch as the API does, to the second."""
+    return datetime.datetime.fromtimestamp(now, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def conditions(
+    findings: Iterable[Finding], before: Mapping[str, Any], generation: int, now: float
+) -> list[dict[str, Any]]:
+    """Write findings as conditions.
+
+    Args:
+        findings: all of them, in the order in which they shall stand.
+        before: the status as it stands on the server, possibly damaged by others.
+        generation: the generation that the findings are about.
+        now: seconds since the epoch.
+    """
+    known = {}
+    listed = before.get("conditions")
+    for old in listed if isinstance(listed, list) else ():
+        if isinstance(old, dict):
+            known[old.get("type")] = old
+    result = []
+    for finding in findings:
+        status = {True: "True", False: "False", None: "Unknown"}[finding.holds]
+        old = known.get(finding.type, {})
+        since = old.get("lastTransitionTime") if old.get("status") == status else None
+        result.append(
+            {
+                "type": finding.type,
+                "status": status,
+                "reason": str(finding.reason),
+                "message": finding.message[:MAX_MESSAGE],
+                "lastTransitionTime": since or timestamp(now),
+                "observedGeneration": generation,
+            }
+        )
+    return result

@@ -1,0 +1,263 @@
+"""Who gets which warm pod: a pure data structure, one per process, with no awaits inside.
+
+A pod is *free*, or *held*: reserved for a claim or already a claim's. A held pod is never
+offered again, whatever an old watch event says; only its end, or a refused write, frees it. As
+long as claims wait, no pod is free: a pod that is offered goes to the first in line.
+
+The cost of a request does not depend on the number of pods or pools: nodes stand in a heap by
+the number of sandboxes claimed on them, entries that are out of date are dropped when they
+surface.
+"""
+
+import heapq
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A warm pod that may be handed out.
+
+    Attributes:
+        version: the resourceVersion that it was seen at; the binding is conditional on it.
+        current: it is of the newest template revision.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    version: str
+    node: str
+    current: bool
+
+
+class _Shelf:
+    """Free pods of one pool and one kind (newest revision or not), by node."""
+
+    def __init__(self) -> None:
+        self.nodes: defaultdict[str, OrderedDict[str, Candidate]] = defaultdict(OrderedDict)
+        self.heap: list[tuple[int, str]] = []
+
+    def put(self, candidate: Candidate, rank: int) -> None:
+        pods = self.nodes[candidate.node]
+        if not pods:
+            heapq.heappush(self.heap, (rank, candidate.node))
+        pods[candidate.uid] = candidate
+
+    def remove(self, candidate: Candidate) -> None:
+        pods = self.nodes.get(candidate.node)
+        if pods is not None:
+            pods.pop(candidate.uid, None)
+            if not pods:
+                del self.nodes[candidate.node]
+
+    def rerank(self, node: str, stock: "_Stock") -> None:
+        if node not in self.nodes:
+            return
+        if len(self.heap) > 4 * len(self.nodes) + 64:
+            # Too many entries out of date lie below the surface: start anew.
+            self.heap = [(stock.rank(name), name) for name in self.nodes]
+            heapq.heapify(self.heap)
+        else:
+            heapq.heappush(self.heap, (stock.rank(node), node))
+
+
+class _Stock:
+    """One pool: its free pods, its waiting claims, and how many sandboxes it has where."""
+
+    def __init__(self) -> None:
+        self.packed = False
+        self.free: dict[str, Candidate] = {}
+        self.shelves = {True: _Shelf(), False: _Shelf()}
+        self.waiting: OrderedDict[str, None] = OrderedDict()
+        self.held_on: defaultdict[str, int] = defaultdict(int)
+
+    def rank(self, node: str) -> int:
+        return -self.held_on[node] if self.packed else self.held_on[node]
+
+    def put(self, candidate: Candidate) -> None:
+        self.drop(candidate.uid)
+        self.free[candidate.uid] = candidate
+        self.shelves[candidate.current].put(candidate, self.rank(candidate.node))
+
+    def drop(self, uid: str) -> Candidate | None:
+        candidate = self.free.pop(uid, None)
+        if candidate is not None:
+            self.shelves[candidate.current].remove(candidate)
+        return candidate
+
+    def take(self) -> Candidate | None:
+        for current in (True, False):
+            shelf = self.shelves[current]
+            while shelf.heap:
+                rank, node = shelf.heap[0]
+                pods = shelf.nodes.get(node)
+                if not pods or rank != self.rank(node):
+                    # Out of date: if the node still has pods, a fresher entry stands in the heap.
+                    heapq.heappop(shelf.heap)
+                    continue
+                candidate = next(iter(pods.values()))
+                return self.drop(candidate.uid)
+        return None
+
+    def count(self, node: str, change: int) -> None:
+        self.held_on[node] += change
+        if not self.held_on[node]:
+            del self.held_on[node]
+        for shelf in self.shelves.values():
+            shelf.rerank(node, self)
+
+    def rebuild(self) -> None:
+        """Order all shelves anew, after the placement has changed."""
+        candidates = list(self.free.values())
+        self.free.clear()
+        self.shelves = {True: _Shelf(), False: _Shelf()}
+        for candidate in candidates:
+            self.put(candidate)
+
+
+class Allocator:
+    """Free pods, waiting claims, reservations."""
+
+    def __init__(self) -> None:
+        self._stocks: dict[str, _Stock] = {}
+        self._pool_of_free: dict[str, str] = {}
+        self._held: dict[str, tuple[str, str]] = {}
+        self._reserved: dict[str, Candidate] = {}
+        self._pool_of_claim: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+
+    def _stock(self, pool: str) -> _Stock:
+        return self._stocks.setdefault(pool, _Stock())
+
+    def place(self, pool: str, *, packed: bool) -> None:
+        """Set whether a pool's claims go to the node with the most or with the fewest."""
+        stock = self._stock(pool)
+        if stock.packed != packed:
+            stock.packed = packed
+            stock.rebuild()
+
+    def offer(self, pool: str, candidate: Candidate) -> str | None:
+        """A pod may be handed out. Return the uid of the waiting claim that got it, if any."""
+        if candidate.uid in self._held or self._refused.get(candidate.uid) == candidate.version:
+            return None
+        self._refused.pop(candidate.uid, None)
+        stock = self._stock(pool)
+        if stock.waiting:
+            claim, _ = stock.waiting.popitem(last=False)
+            stock.drop(candidate.uid)
+            self._reserve(pool, claim, candidate)
+            return claim
+        stock.put(candidate)
+        self._pool_of_free[candidate.uid] = pool
+        return None
+
+    def withdraw(self, pod: str) -> bool:
+        """A pod may not be handed out now. Return False if it is already held for a claim."""
+        pool = self._pool_of_free.pop(pod, None)
+        if pool is not None:
+            self._stocks[pool].drop(pod)
+        return pod not in self._held
+
+    def request(self, pool: str, claim: str) -> Candidate | None:
+        """Reserve a pod for a claim, or put the claim in line; asking again changes nothing."""
+        if claim in self._reserved:
+            return self._reserved[claim]
+        stock = self._stock(pool)
+        self._pool_of_claim[claim] = pool
+        if claim in stock.waiting:
+            return None
+        candidate = stock.take()
+        if candidate is None:
+            stock.waiting[claim] = None
+            return None
+        self._pool_of_free.pop(candidate.uid, None)
+        self._reserve(pool, claim, candidate)
+        return candidate
+
+    def _reserve(self, pool: str, claim: str, candidate: Candidate) -> None:
+        self._pool_of_free.pop(candidate.uid, None)
+        self._reserved[claim] = candidate
+        self._pool_of_claim[claim] = pool
+        self.hold(pool, candidate.uid, candidate.node)
+
+    def hold(self, pool: str, pod: str, node: str) -> None:
+        """A pod is a claim's, or about to be: never offer it, and count it on its node."""
+        self.withdraw(pod)
+        if pod not in self._held:
+            self._held[pod] = pool, node
+            self._stock(pool).count(node, 1)
+
+    def release(self, pod: str) -> None:
+        """A pod has ended, or was certainly not handed out."""
+        self._refused.pop(pod, None)
+        self.withdraw(pod)
+        held = self._held.pop(pod, None)
+        if held is not None:
+            pool, node = held
+            self._stock(pool).count(node, -1)
+
+    def settle(self, claim: str) -> None:
+        """The reserved pod is the claim's now; it stays held until it ends."""
+        self._reserved.pop(claim, None)
+        self._pool_of_claim.pop(claim, None)
+
+    def refuse(self, claim: str) -> Candidate | None:
+        """The reserved pod has changed since it was seen: reserve the next one instead.
+
+        The pod is not offered again before the watch has spoken. Without another free pod the
+        claim is put first in line: it had its turn.
+        """
+        candidate = self._reserved.pop(claim)
+        pool = self._pool_of_claim[claim]
+        self.release(candidate.uid)
+        self._refused[candidate.uid] = candidate.version
+        stock = self._stock(pool)
+        following = stock.take()
+        if following is None:
+            stock.waiting[claim] = None
+            stock.waiting.move_to_end(claim, last=False)
+            return None
+        self._reserve(pool, claim, following)
+        return following
+
+    def abandon(self, claim: str) -> tuple[str, Candidate] | None:
+        """A claim wants nothing any more. Return its pool and reserved pod, to be offered again."""
+        pool = self._pool_of_claim.pop(claim, None)
+        if pool is None:
+            return None
+        self._stock(pool).waiting.pop(claim, None)
+        candidate = self._reserved.pop(claim, None)
+        if candidate is None:
+            return None
+        self.release(candidate.uid)
+        return pool, candidate
+
+    def is_held(self, pod: str) -> bool:
+        """The pod is reserved for a claim, or a claim's."""
+        return pod in self._held
+
+    def forget_pool(self, pool: str) -> list[str]:
+        """A pool is gone. Return the uids of the claims that waited for it."""
+        stock = self._stocks.get(pool)
+        if stock is None:
+            return []
+        for uid in list(stock.free):
+            self.withdraw(uid)
+        waiting = list(stock.waiting)
+        stock.waiting.clear()
+        for claim in waiting:
+            self._pool_of_claim.pop(claim, None)
+        if not stock.held_on:
+            del self._stocks[pool]
+        return waiting
+
+    def free(self, pool: str) -> int:
+        """How many pods of a pool could be handed out now."""
+        stock = self._stocks.get(pool)
+        return len(stock.free) if stock else 0
+
+    def waiting(self, pool: str) -> int:
+        """How many claims wait for a pod of a pool."""
+        stock = self._stocks.get(pool)
+        return len(stock.waiting) if stock else 0

@@ -1,0 +1,228 @@
+"""What may be said of a claim without I/O: whether it may have a pod, and its status. Pure."""
+
+from dataclasses import dataclass
+
+from sandboxpool.api import names
+from sandboxpool.api.conditions import timestamp
+from sandboxpool.api.core import Pod
+from sandboxpool.api.v1alpha1 import SandboxPoolSpec, is_reserved_metadata_key
+from sandboxpool.claims.claim import Claim, ClaimCondition, ClaimRuntime, ClaimStatus
+from sandboxpool.pools.members import epoch
+from sandboxpool.pools.template import ClaimRef
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.diagnosis import diagnose
+
+DEFAULT_RETAIN_SECONDS = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a claim gets nothing, now or ever."""
+
+    reason: Reason
+    message: str
+
+
+def refuse(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
+    """Say why this pool will never serve this claim, if so."""
+    asserted = claim.spec.runtimeClassName
+    if asserted is not None and asserted != spec.runtime_class_name:
+        return Refusal(
+            Reason.RUNTIME_CLASS_MISMATCH,
+            f"spec.runtimeClassName asserts {asserted!r}, but pool {claim.spec.poolName!r} has "
+            f"{spec.runtime_class_name!r}: claim from a pool of that class",
+        )
+    allowed = spec.claims.allowed_metadata_prefixes
+    for field in ("labels", "annotations"):
+        for key in getattr(claim.spec.metadata, field):
+            if is_reserved_metadata_key(key) or not key.startswith(allowed or ("\0",)):
+                return Refusal(
+                    Reason.METADATA_NOT_ALLOWED,
+                    f"spec.metadata.{field}[{key!r}] is not allowed: pool "
+                    f"{claim.spec.poolName!r} takes keys that begin with "
+                    f"{', '.join(allowed) or '(nothing: claims.allowedMetadataPrefixes is empty)'}",
+                )
+    return None
+
+
+def reference(claim: Claim) -> ClaimRef:
+    """The claim as it stands on its pod."""
+    return ClaimRef(
+        name=claim.metadata.name,
+        uid=claim.uid,
+        labels=tuple(sorted(claim.spec.metadata.labels.items())),
+        annotations=tuple(sorted(claim.spec.metadata.annotations.items())),
+    )
+
+
+def bind_deadline(claim: Claim) -> float:
+    """Epoch seconds after which a claim that is not bound fails."""
+    return epoch(claim.metadata.creationTimestamp) + claim.spec.bindTimeoutSeconds
+
+
+def ttl_seconds(claim: Claim, spec: SandboxPoolSpec | None) -> int | None:
+    """How long the claim may live from its binding; None for as long as it likes."""
+    wanted = claim.spec.ttlSeconds
+    if spec is None:
+        return wanted
+    if wanted is None:
+        wanted = spec.claims.default_ttl_seconds
+    longest = spec.claims.max_ttl_seconds
+    if longest is not None:
+        wanted = longest if wanted is None else min(wanted, longest)
+    return wanted
+
+
+def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
+    """Epoch seconds at which a bound claim expires.
+
+    A pool that is gone cannot say what its default was; what it promised at the binding stands
+    in the status and holds, unless the claim's own ttlSeconds says otherwise.
+    """
+    bound = epoch(claim.status.boundAt or "")
+    if not bound:
+        return None
+    ttl = ttl_seconds(claim, spec)
+    if ttl is None:
+        promised = epoch(claim.status.expiresAt or "") if spec is None else 0
+        return promised or None
+    return bound + ttl
+
+
+def bound_status(
+    claim: Claim, pod: Pod, *, source: str, bound_at: float, expires: float | None, now: float
+) -> ClaimStatus:
+    """The status of a claim that has this pod."""
+    annotations = pod.metadata.annotations
+    return ClaimStatus(
+        observedGeneration=claim.metadata.generation,
+        phase="Bound",
+        podName=pod.metadata.name,
+        podUID=pod.metadata.uid,
+        podIP=pod.status.podIP or None,
+        podIPs=[address.ip for address in pod.status.podIPs],
+        nodeName=pod.spec.nodeName or None,
+        runtime=ClaimRuntime(
+            className=pod.spec.runtimeClassName,
+            handler=annotations.get(names.ANNOTATION_HANDLER, ""),
+        ),
+        source=source,
+        boundAt=timestamp(bound_at),
+        expiresAt=None if expires is None else timestamp(expires),
+        conditions=_conditions(
+            claim,
+            now,
+            ("Bound", True, Reason.BOUND, f"sandbox {pod.metadata.name}"),
+            ("Ready", *_readiness(pod)),
+        ),
+    )
+
+
+def _readiness(pod: Pod) -> tuple[bool, Reason, str]:
+    restarted = [c.name for c in pod.status.containerStatuses if c.restartCount > 0]
+    if pod.metadata.deletionTimestamp is not None:
+        return False, Reason.POD_NOT_READY, "the pod is being deleted"
+    if not pod.ready:
+        failure = diagnose(pod, None)
+        return False, Reason.POD_NOT_READY, failure.message if failure else "the pod is not ready"
+    if restarted:
+        return (
+            False,
+            Reason.POD_RESTARTED,
+            f"container {', '.join(restarted)} was restarted: what was in it is lost",
+        )
+    return True, Reason.POD_READY, "the pod is ready"
+
+
+def pending_status(claim: Claim, reason: Reason, message: str, now: float) -> ClaimStatus:
+    """The status of a claim that has to wait for something it should be told about."""
+    return ClaimStatus(
+        observedGeneration=claim.metadata.generation,
+        phase="Pending",
+        conditions=_conditions(
+            claim,
+            now,
+            ("Bound", False, reason, message),
+            ("Ready", False, reason, message),
+        ),
+    )
+
+
+def finished_status(
+    claim: Claim, phase: str, reason: Reason, message: str, now: float
+) -> ClaimStatus:
+    """The status of a claim that has come to its end; what it had stays readable."""
+    was = claim.status
+    return ClaimStatus(
+        observedGeneration=claim.metadata.generation,
+        phase=phase,
+        podName=was.podName,
+        podUID=was.podUID,
+        nodeName=was.nodeName,
+        runtime=was.runtime,
+        source=was.source,
+        boundAt=was.boundAt,
+        expiresAt=was.expiresAt,
+        finishedAt=timestamp(now),
+        conditions=_conditions(
+            claim,
+            now,
+            ("Bound", False, reason, message),
+            ("Ready", False, reason, message),
+        ),
+    )
+
+
+def retain_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
+    """Epoch seconds after which a finished claim is deleted."""
+    retain = spec.claims.retain_seconds if spec is not None else DEFAULT_RETAIN_SECONDS
+    return epoch(claim.status.finishedAt or claim.metadata.creationTimestamp) + retain
+
+
+def lost_because(pod: Pod | None) -> Refusal:
+    """Why a claim has lost its pod; the pod as it is now, or None if it is gone."""
+    if pod is None:
+        return Refusal(
+            Reason.POD_LOST,
+            "the pod is gone: it was deleted, evicted, or lost with its node. Its state is lost "
+            "too; create a new claim",
+        )
+    failure = diagnose(pod, None)
+    text = failure.message if failure else pod.status.phase
+    return Refusal(Reason.POD_LOST, f"the pod has ended ({text}); create a new claim")
+
+
+def choose(claim: Claim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
+    """Of several pods that carry one claim, keep one: the one it names, else the oldest."""
+    ranked = sorted(
+        pods,
+        key=lambda pod: (
+            pod.metadata.name != claim.status.podName,
+            pod.metadata.deletionTimestamp is not None,
+            pod.metadata.creationTimestamp,
+            pod.metadata.name,
+        ),
+    )
+    return ranked[0], ranked[1:]
+
+
+def _conditions(
+    claim: Claim, now: float, *findings: tuple[str, bool, Reason, str]
+) -> list[ClaimCondition]:
+    known = {condition.type: condition for condition in claim.status.conditions}
+    result = []
+    for type_, holds, reason, message in findings:
+        old = known.get(type_)
+        status = str(holds)
+        since = old.lastTransitionTime if old is not None and old.status == status else None
+        result.append(
+            ClaimCondition(
+                type=type_,
+                status=status,
+                reason=str(reason),
+                message=message[:1024],
+                lastTransitionTime=since or timestamp(now),
+                observedGeneration=claim.metadata.generation,
+            )
+        )
+    return result

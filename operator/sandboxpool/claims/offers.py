@@ -1,0 +1,98 @@
+"""Which pods may be handed out: the bridge from the caches to the allocator.
+
+A pod is offered when it is ready, unclaimed, of the pool's runtime of this moment, and on a node
+that is well; any change of the pod, its node, its pool or its class asks again.
+"""
+
+from collections.abc import Callable, Iterable
+
+from sandboxpool.api import names
+from sandboxpool.api.core import Pod
+from sandboxpool.api.v1alpha1 import Placement
+from sandboxpool.cache import Cluster
+from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, pool_uid_of
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.runtimes.resolve import Resolution, resolve
+
+
+class Offers:
+    """Keeps the allocator in step with the caches.
+
+    Args:
+        is_leaving: whether the deletion of the pod with this uid was asked for.
+        on_granted: told the uid of a waiting claim that has just been given a pod.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        pools: PoolStore,
+        allocator: Allocator,
+        *,
+        is_leaving: Callable[[str, str], bool],
+        on_granted: Callable[[str], None],
+    ) -> None:
+        self._cluster = cluster
+        self._pools = pools
+        self._allocator = allocator
+        self._is_leaving = is_leaving
+        self._on_granted = on_granted
+
+    def resolution(self, pool: Pool) -> Resolution | None:
+        """What the pool's class stands for now; None for a pool that does not fit the API."""
+        if pool.spec is None:
+            return None
+        return resolve(
+            pool.spec.runtime_class_name, pool.spec.expected_handler, self._cluster.classes
+        )
+
+    def may_hand_out(self, pod: Pod, pool: Pool) -> bool:
+        """Whether a claim of this pool may be given this pod now."""
+        resolution = self.resolution(pool)
+        return (
+            resolution is not None
+            and resolution.usable
+            and resolution.runtime is not None
+            and not pool.deleting
+            and claim_uid_of(pod) is None
+            and pod.metadata.annotations.get(names.ANNOTATION_RUNTIME_UID) == resolution.runtime.uid
+            and can_be_handed_out(pod, self._cluster.node_of(pod), resolution.runtime.handler)
+            and not self._is_leaving(pool.uid, pod.metadata.uid)
+        )
+
+    def refresh(self, pods: Iterable[Pod]) -> None:
+        """Look at pods again, after they or something around them has changed."""
+        for pod in pods:
+            self._refresh(pod)
+
+    def _refresh(self, pod: Pod) -> None:
+        pool_uid = pool_uid_of(pod)
+        if pool_uid is None:
+            return
+        uid = pod.metadata.uid
+        if claim_uid_of(pod) is not None:
+            self._allocator.hold(pool_uid, uid, pod.spec.nodeName)
+            return
+        pool = self._pools.by_uid(pool_uid)
+        if pool is None or not self.may_hand_out(pod, pool):
+            self._allocator.withdraw(uid)
+            return
+        candidate = Candidate(
+            uid=uid,
+            namespace=pod.metadata.namespace,
+            name=pod.metadata.name,
+            version=pod.metadata.resourceVersion,
+            node=pod.spec.nodeName,
+            current=pod.metadata.labels.get(names.LABEL_REVISION) == pool.revision,
+        )
+        granted = self._allocator.offer(pool_uid, candidate)
+        if granted is not None:
+            self._on_granted(granted)
+
+    def refresh_pool(self, pool: Pool) -> None:
+        """A pool, or its class, has changed."""
+        if pool.spec is not None:
+            self._allocator.place(pool.uid, packed=pool.spec.placement is Placement.PACKED)
+        self.refresh(self._cluster.pods.of_pool(pool.uid))

@@ -1,0 +1,490 @@
+"""A claim's way: reserve, two writes, watch over it, expire, retire.
+
+Write 1 makes the pod the claim's (conditional on the pod's version), write 2 tells the claim
+(conditional on the claim's uid). Whatever interrupts them, the label with the claim's uid on the
+pod is the truth from which the next attempt goes on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from sandboxpool.api import names
+from sandboxpool.api.core import Pod
+from sandboxpool.cache import Cluster
+from sandboxpool.claims import decide
+from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.claims.claim import Claim, ClaimStatus
+from sandboxpool.claims.offers import Offers
+from sandboxpool.kube.client import ApiClient, resource_path
+from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
+from sandboxpool.kube.events import EventRecorder, Reference
+from sandboxpool.pools.members import epoch
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.pools.template import ClaimRef, handed_over
+from sandboxpool.reasons import Reason
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+
+READ_BACK_ATTEMPTS = 8
+STATUS_ATTEMPTS = 4
+# A cold sandbox that must wait for room is looked at again after this many seconds; a warm pod
+# that becomes free meanwhile wakes the claim at once.
+ROOM_RECHECK_SECONDS = 2.0
+
+_decode_pod = msgspec.json.Decoder(Pod).decode
+_decode_claim = msgspec.json.Decoder(Claim).decode
+
+
+class ColdStarter(Protocol):
+    """Makes a pod for one claim; kept by the pools, who own templates and ceilings."""
+
+    async def create_cold(self, pool: Pool, claim: ClaimRef) -> decide.Refusal | None:
+        """Create the claim's pod, once; return why it cannot be done now, if so."""
+
+
+class ClaimObserver(Protocol):
+    """Told how claims end, for metrics."""
+
+    def bound(self, pool: Pool, source: str, seconds: float) -> None:
+        """A claim was bound so many seconds after it was seen."""
+
+    def finished(self, namespace: str, pool: str, phase: str, reason: str) -> None:
+        """A claim failed, expired or lost its pod."""
+
+
+class ClaimReconciler:
+    """Works on one claim at a time; claims of all pools, concurrently."""
+
+    def __init__(
+        self,
+        *,
+        client: ApiClient,
+        get: Callable[[str, str], Claim | None],
+        cluster: Cluster,
+        pools: PoolStore,
+        allocator: Allocator,
+        offers: Offers,
+        cold: ColdStarter,
+        events: EventRecorder,
+        observer: ClaimObserver,
+        wall: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._get = get
+        self._cluster = cluster
+        self._pools = pools
+        self._allocator = allocator
+        self._offers = offers
+        self._cold = cold
+        self._events = events
+        self._observer = observer
+        self._wall = wall
+        self._clock = clock
+        self._seen: dict[str, float] = {}
+        # Claims whose binding was written and not yet seen in the cache, by uid.
+        self._written: dict[str, ClaimStatus] = {}
+        self._sending: set[str] = set()
+
+    def seen(self, old: Claim | None, new: Claim | None) -> None:
+        """The cache has changed; called before the claim is queued."""
+        if new is not None:
+            if new.status.phase not in ("", "Pending"):
+                self._written.pop(new.uid, None)
+                self._seen.pop(new.uid, None)
+            elif old is None:
+                self._seen[new.uid] = self._clock()
+        if old is not None and (new is None or new.deleting) and old.uid not in self._sending:
+            self._abandon(old.uid)
+
+    def _abandon(self, uid: str) -> None:
+        self._seen.pop(uid, None)
+        self._written.pop(uid, None)
+        freed = self._allocator.abandon(uid)
+        if freed is not None:
+            pod = self._cluster.pods.get(freed[1].uid)
+            if pod is not None:
+                self._offers.refresh([pod])
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring a claim one step on; return the seconds until time alone will change it."""
+        claim = self._get(*key)
+        if claim is None or claim.deleting:
+            # Its pod goes with it: the garbage collector follows the owner reference.
+            return None
+        if claim.finished:
+            return await self._retire(claim)
+        if claim.bound:
+            return await self._watch_over(claim)
+        if claim.uid in self._written:
+            return None
+        return await self._serve(claim)
+
+    # --- Not bound yet -------------------------------------------------------------------------
+
+    async def _serve(self, claim: Claim) -> float | None:
+        pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
+        own = self._cluster.pods.of_claim(claim.uid)
+        if own:
+            return await self._continue(claim, pool, own)
+        left = decide.bind_deadline(claim) - self._wall()
+        if left <= 0:
+            await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
+            return None
+        if pool is None or pool.deleting or pool.spec is None:
+            self._allocator.abandon(claim.uid)
+            await self._say_pending(claim, Reason.POOL_NOT_FOUND, self._why_waiting(claim, pool))
+            return left
+        refusal = decide.refuse(claim, pool.spec)
+        if refusal is not None:
+            await self._finish(claim, "Failed", refusal.reason, refusal.message)
+            return None
+        candidate = self._allocator.request(pool.uid, claim.uid)
+        if candidate is not None and (
+            await self._bind(claim, pool, candidate) or not self._still_wanted(claim)
+        ):
+            return None
+        return await self._none_warm(claim, pool, left)
+
+    async def _none_warm(self, claim: Claim, pool: Pool, left: float) -> float | None:
+        match claim.spec.onEmpty:
+            case "Fail":
+                self._allocator.abandon(claim.uid)
+                await self._finish(
+                    claim,
+                    "Failed",
+                    Reason.NO_WARM_SANDBOX,
+                    f"pool {pool.name!r} has no warm sandbox and spec.onEmpty is Fail: raise the "
+                    "pool's replicas, or use onEmpty Wait or Create",
+                )
+                return None
+            case "Create":
+                refusal = await self._cold.create_cold(pool, decide.reference(claim))
+                if refusal is None:
+                    self._allocator.abandon(claim.uid)
+                    await self._say_pending(
+                        claim, Reason.STARTING_COLD, "no sandbox was warm: one is being started"
+                    )
+                    return left
+                await self._say_pending(claim, refusal.reason, refusal.message)
+                return min(left, ROOM_RECHECK_SECONDS)
+            case _:
+                # In line: the offer of a pod wakes it. Waiting costs no write.
+                return left
+
+    def _why_waiting(self, claim: Claim, pool: Pool | None) -> str:
+        waited = f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
+        if pool is None or pool.deleting:
+            return f"SandboxPool {claim.spec.poolName!r} does not exist in this namespace"
+        return f"{waited}; pool {pool.name!r} says: {pool.says()}"
+
+    async def _continue(self, claim: Claim, pool: Pool | None, own: list[Pod]) -> float | None:
+        """A pod carries the claim already: an earlier attempt came that far, or it starts cold."""
+        pod, others = decide.choose(claim, own)
+        for other in others:
+            await self._delete_pod(other, "the claim has another one")
+        if pod.metadata.deletionTimestamp is not None:
+            return ROOM_RECHECK_SECONDS
+        cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
+        if cold and not pod.ready:
+            return await self._await_cold(claim, pool, pod)
+        await self._tell(claim, pool, pod, source="Cold" if cold else "Warm")
+        return None
+
+    async def _await_cold(self, claim: Claim, pool: Pool | None, pod: Pod) -> float | None:
+        now = self._wall()
+        left = decide.bind_deadline(claim) - now
+        if left <= 0:
+            await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
+            await self._delete_pod(pod, "its claim timed out")
+            return None
+        started = epoch(pod.metadata.creationTimestamp)
+        limit = pool.spec.startup.timeout_seconds if pool is not None and pool.spec else left
+        due = started + limit - now
+        if pod.finished or due <= 0:
+            # Never bound, so it may be made again, once this one is gone.
+            await self._delete_pod(pod, "it did not start")
+            return min(left, ROOM_RECHECK_SECONDS)
+        return min(left, due)
+
+    # --- The two writes ------------------------------------------------------------------------
+
+    async def _bind(self, claim: Claim, pool: Pool, first: Candidate) -> bool:
+        """Hand out pods until one write succeeds; False if none is left or the claim is gone."""
+        self._sending.add(claim.uid)
+        try:
+            candidate: Candidate | None = first
+            while candidate is not None and self._still_wanted(claim):
+                pod = await self._take(claim, pool, candidate)
+                if pod is not None:
+                    self._allocator.settle(claim.uid)
+                    await self._tell(claim, pool, pod, source="Warm")
+                    return True
+                candidate = self._allocator.refuse(claim.uid)
+            return False
+        finally:
+            self._sending.discard(claim.uid)
+            if not self._still_wanted(claim):
+                self._abandon(claim.uid)
+
+    def _still_wanted(self, claim: Claim) -> bool:
+        current = self._get(*claim.key)
+        return current is not None and current.uid == claim.uid and not current.deleting
+
+    async def _take(self, claim: Claim, pool: Pool, candidate: Candidate) -> Pod | None:
+        """Write 1; None if the pod is no longer what it was."""
+        cached = self._cluster.pods.get(candidate.uid)
+        if cached is None or not self._offers.may_hand_out(cached, pool):
+            return None
+        body = {
+            "metadata": {
+                "resourceVersion": candidate.version,
+                **handed_over(decide.reference(claim)),
+            }
+        }
+        path = resource_path("v1", "pods", candidate.namespace, candidate.name)
+        try:
+            return _decode_pod(await self._client.merge_patch(path, body))
+        except ApiError as error:
+            if error.status < 500 and not error.conflict:
+                if not error.not_found:
+                    logger.warning("pod %s was refused to claim %s: %s", path, claim.key, error)
+                return None
+        except UnknownOutcomeError as error:
+            logger.warning("binding of claim %s: %s", claim.key, error)
+        return await self._read_back(claim, path, candidate)
+
+    async def _read_back(self, claim: Claim, path: str, candidate: Candidate) -> Pod | None:
+        """After a conflict or an unknown outcome only the pod itself can say whose it is."""
+        for attempt in range(READ_BACK_ATTEMPTS):
+            try:
+                pod = _decode_pod(await self._client.get(path))
+            except ApiError as error:
+                if error.not_found:
+                    return None
+            except UnknownOutcomeError:
+                pass
+            else:
+                owner = pod.metadata.controller
+                ours = owner is not None and owner.uid == claim.uid
+                return pod if ours and pod.metadata.uid == candidate.uid else None
+            await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
+        raise UnknownOutcomeError(f"{path}: nobody can say whether it was given to {claim.key}")
+
+    async def _tell(self, claim: Claim, pool: Pool | None, pod: Pod, *, source: str) -> None:
+        """Write 2: the claim's status; a claim that is gone gives its pod back to nobody."""
+        now = self._wall()
+        spec = pool.spec if pool is not None else None
+        ttl = decide.ttl_seconds(claim, spec)
+        status = decide.bound_status(
+            claim,
+            pod,
+            source=source,
+            bound_at=now,
+            expires=None if ttl is None else now + ttl,
+            now=now,
+        )
+        if not await self._write_status(claim, status):
+            await self._delete_pod(pod, "its claim was deleted while it was being bound")
+            return
+        self._written[claim.uid] = status
+        began = self._seen.pop(claim.uid, None)
+        if pool is not None and began is not None:
+            self._observer.bound(pool, source, self._clock() - began)
+
+    async def _write_status(
+        self, claim: Claim, status: ClaimStatus, *, only_if_unchanged: bool = False
+    ) -> bool:
+        """Write a claim's status; False if the claim is gone, or has changed and must not have."""
+        path = _path(claim)
+        version = claim.metadata.resourceVersion if only_if_unchanged else None
+        for attempt in range(STATUS_ATTEMPTS):
+            try:
+                await self._client.replace_status(path, claim.uid, status.body(), version=version)
+            except ApiError as error:
+                if error.not_found:
+                    return False
+                if error.status == 422:
+                    # A failed test and an invalid status look alike: ask who has the name now.
+                    if not await self._still_there(claim):
+                        return False
+                    if only_if_unchanged:
+                        return False
+                    raise
+                if error.status < 500:
+                    raise
+                failure: Exception = error
+            except UnknownOutcomeError as error:
+                # Guarded by the uid and the same every time, so it may be sent again.
+                failure = error
+            else:
+                return True
+            if attempt == STATUS_ATTEMPTS - 1:
+                raise failure
+            await asyncio.sleep(0.1 * 2**attempt)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _still_there(self, claim: Claim) -> bool:
+        try:
+            found = _decode_claim(await self._client.get(_path(claim)))
+        except ApiError as error:
+            if error.not_found:
+                return False
+            raise
+        return found.uid == claim.uid
+
+    # --- Bound ---------------------------------------------------------------------------------
+
+    async def _watch_over(self, claim: Claim) -> float | None:
+        pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
+        spec = pool.spec if pool is not None else None
+        now = self._wall()
+        expires = decide.expiry(claim, spec)
+        if expires is not None and expires <= now:
+            await self._expire(claim)
+            return None
+        pod = self._cluster.pods.get(claim.status.podUID or "")
+        if pod is None:
+            pod = await self._find(claim)
+        if pod is None or pod.finished:
+            lost = decide.lost_because(pod)
+            await self._finish(claim, "Lost", lost.reason, lost.message)
+            return None
+        for other in self._cluster.pods.of_claim(claim.uid):
+            if other.metadata.uid != pod.metadata.uid:
+                await self._delete_pod(other, "the claim has another one")
+        status = decide.bound_status(
+            claim,
+            pod,
+            source=claim.status.source or "Warm",
+            bound_at=epoch(claim.status.boundAt or "") or now,
+            expires=expires,
+            now=now,
+        )
+        if status != claim.status:
+            await self._write_status(claim, status)
+        return None if expires is None else expires - now
+
+    async def _find(self, claim: Claim) -> Pod | None:
+        """A pod that the watch no longer shows may only have lost its labels: ask the server."""
+        path = resource_path(
+            "v1", "pods", claim.metadata.namespace, claim.status.podName or "unknown"
+        )
+        try:
+            pod = _decode_pod(await self._client.get(path))
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+        return pod if pod.metadata.uid == claim.status.podUID else None
+
+    async def _expire(self, claim: Claim) -> None:
+        """Expired first, and only if nobody has changed the claim since; then the pod goes."""
+        message = "spec.ttlSeconds, or the pool's limit, has passed since the binding"
+        status = decide.finished_status(claim, "Expired", Reason.TTL_EXPIRED, message, self._wall())
+        # If it has changed, the watch brings the new state, and with it this claim again.
+        if await self._write_status(claim, status, only_if_unchanged=True):
+            self._report(claim, "Expired", Reason.TTL_EXPIRED, message)
+
+    # --- Finished ------------------------------------------------------------------------------
+
+    async def _finish(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
+        self._allocator.abandon(claim.uid)
+        status = decide.finished_status(claim, phase, reason, message, self._wall())
+        if await self._write_status(claim, status):
+            self._written[claim.uid] = status
+            self._report(claim, phase, reason, message)
+
+    def _report(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
+        self._observer.finished(claim.metadata.namespace, claim.spec.poolName, phase, str(reason))
+        post = self._events.normal if phase == "Expired" else self._events.warning
+        post(_about(claim), str(reason), message)
+
+    async def _retire(self, claim: Claim) -> float | None:
+        """Take back the pod of a claim that has ended, and in time the claim itself."""
+        if claim.status.phase != "Lost":
+            # A lost claim's pod is kept: its logs say why it ended.
+            for pod in self._cluster.pods.of_claim(claim.uid):
+                await self._delete_pod(pod, f"its claim is {claim.status.phase}")
+        pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
+        left = decide.retain_until(claim, pool.spec if pool is not None else None) - self._wall()
+        if left > 0:
+            return left
+        try:
+            await self._client.delete(_path(claim), uid=claim.uid)
+        except ApiError as error:
+            if not (error.not_found or error.conflict):
+                raise
+        return None
+
+    # --- Small things --------------------------------------------------------------------------
+
+    async def _say_pending(self, claim: Claim, reason: Reason, message: str) -> None:
+        status = decide.pending_status(claim, reason, message, self._wall())
+        if status.conditions != claim.status.conditions:
+            await self._write_status(claim, status)
+
+    async def _delete_pod(self, pod: Pod, why: str) -> None:
+        """Delete exactly this pod, if it still carries what we saw on it."""
+        if pod.metadata.deletionTimestamp is not None:
+            return
+        logger.info("pod %s/%s: %s", pod.metadata.namespace, pod.metadata.name, why)
+        try:
+            await self._client.delete(
+                resource_path("v1", "pods", pod.metadata.namespace, pod.metadata.name),
+                uid=pod.metadata.uid,
+                resource_version=pod.metadata.resourceVersion,
+            )
+        except ApiError as error:
+            # A conflict says that it has changed since: the watch brings the new state, and with
+            # it this claim again.
+            if not (error.conflict or error.not_found):
+                raise
+
+    async def sweep(self) -> None:
+        """Delete pods whose claim no longer exists, where no collector has done so."""
+        for uid in self._cluster.pods.claims():
+            for pod in self._cluster.pods.of_claim(uid):
+                name = pod.metadata.labels.get(names.LABEL_CLAIM, "")
+                owner = pod.metadata.controller
+                if owner is not None and owner.kind == names.CLAIM_KIND:
+                    name = owner.name
+                claim = self._get(pod.metadata.namespace, name)
+                if claim is not None and claim.uid == uid:
+                    continue
+                if uid in self._sending or not name:
+                    continue
+                if not await self._claim_exists(pod.metadata.namespace, name, uid):
+                    await self._delete_pod(pod, "its claim does not exist any more")
+
+    async def _claim_exists(self, namespace: str, name: str, uid: str) -> bool:
+        path = resource_path(names.API_VERSION, names.CLAIMS, namespace, name)
+        try:
+            return _decode_claim(await self._client.get(path)).uid == uid
+        except ApiError as error:
+            if error.not_found:
+                return False
+            raise
+
+
+def _path(claim: Claim) -> str:
+    return resource_path(
+        names.API_VERSION, names.CLAIMS, claim.metadata.namespace, claim.metadata.name
+    )
+
+
+def _about(claim: Claim) -> Reference:
+    return Reference(
+        names.API_VERSION,
+        names.CLAIM_KIND,
+        claim.metadata.namespace,
+        claim.metadata.name,
+        claim.uid,
+    )

@@ -1,0 +1,1 @@
+"""Kubernetes over HTTP: client, informer, work queue, events. Knows nothing of pools and claims."""

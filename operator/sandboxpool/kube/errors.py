@@ -1,0 +1,59 @@
+"""What can go wrong between us and the API server, told apart by what a caller may do next."""
+
+from dataclasses import dataclass
+
+
+class KubeError(Exception):
+    """Any failure of a request to the API server."""
+
+
+class UnknownOutcomeError(KubeError):
+    """The request was sent, and nobody can say whether the server carried it out.
+
+    A caller must never repeat a conditional write after this; it reads the object first.
+    """
+
+
+@dataclass
+class ApiError(KubeError):
+    """The API server answered, and the answer was no.
+
+    Attributes:
+        status: the HTTP status code.
+        reason: the machine-readable reason of the Status object, such as ``AlreadyExists``.
+        message: the server's own sentence.
+        retry_after: seconds that the server asks us to wait; None if it does not say.
+    """
+
+    status: int
+    reason: str
+    message: str
+    retry_after: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.reason}: {self.message}"
+
+    @property
+    def not_found(self) -> bool:
+        """The object, or the kind, does not exist."""
+        return self.status == 404
+
+    @property
+    def conflict(self) -> bool:
+        """A precondition failed: the object is newer than we thought, or another one."""
+        return self.status == 409 and self.reason == "Conflict"
+
+    @property
+    def already_exists(self) -> bool:
+        """A create met an object of the same name."""
+        return self.status == 409 and self.reason == "AlreadyExists"
+
+    @property
+    def gone(self) -> bool:
+        """The resource version is too old to go on from (watch or paged list)."""
+        return self.status == 410
+
+    @property
+    def namespace_terminating(self) -> bool:
+        """The namespace is being deleted and takes no new objects."""
+        return self.status == 403 and "because it is being terminated" in self.message

@@ -1,0 +1,253 @@
+"""A cache of one kind, kept by list and watch, with replace semantics.
+
+A relist replaces: what the list no longer holds is reported as deleted, which no watch can do
+for what vanished while it was down. Lists are read with quorum (no resourceVersion), in pages.
+Objects are decoded into the caller's projection; one that does not fit is logged by name and
+skipped, so a damaged object never stops the others.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from sandboxpool.kube.client import ApiClient, error_of
+from sandboxpool.kube.errors import ApiError, KubeError
+
+logger = logging.getLogger(__name__)
+
+PAGE_SIZE = 500
+FIRST_BACKOFF_SECONDS = 0.2
+LONGEST_BACKOFF_SECONDS = 30.0
+WATCH_SECONDS = (240, 300)
+# After so many events without a pause other tasks get a turn: a burst must not stall the loop.
+EVENTS_PER_TURN = 50
+
+
+class Meta(Protocol):
+    """The metadata that an informer needs."""
+
+    name: str
+    namespace: str
+    uid: str
+    resourceVersion: str
+
+
+class Object(Protocol):
+    """Anything with metadata."""
+
+    @property
+    def metadata(self) -> Meta:
+        """The object's metadata."""
+
+
+T = TypeVar("T", bound=Object)
+
+
+class _ListMeta(msgspec.Struct):
+    resourceVersion: str = ""
+    # "continue" is a Python keyword, so the wire's name is mapped.
+    cont: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _WatchEvent(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+class _BareMeta(msgspec.Struct):
+    name: str = "?"
+    namespace: str = ""
+    resourceVersion: str = ""
+
+
+class _Bare(msgspec.Struct):
+    metadata: _BareMeta
+
+
+class Informer(Generic[T]):
+    """List and watch one collection; call back on each change.
+
+    Args:
+        client: the API client.
+        path: the collection's URL path (all namespaces, or one).
+        type_: the msgspec projection to decode into.
+        on_change: called with the old and the new state; one of them may be None. A name that
+            was deleted and made again with another uid is reported as two changes.
+        label_selector: server-side filter.
+        field_selector: server-side filter.
+        on_restart: called with the cause each time the watch has to start again.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        path: str,
+        type_: type[T],
+        on_change: Callable[[T | None, T | None], None],
+        *,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
+        on_restart: Callable[[str], None] = lambda cause: None,
+    ) -> None:
+        self._client = client
+        self._path = path
+        self._decode = msgspec.json.Decoder(type_).decode
+        self._decode_event = msgspec.json.Decoder(_WatchEvent).decode
+        self._on_change = on_change
+        self._on_restart = on_restart
+        self._params = {}
+        if label_selector:
+            self._params["labelSelector"] = label_selector
+        if field_selector:
+            self._params["fieldSelector"] = field_selector
+        self._objects: dict[tuple[str, str], T] = {}
+        self._version = ""
+        self._progress = 0
+        self.synced = asyncio.Event()
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._objects.values())
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, namespace: str, name: str) -> T | None:
+        """Return the cached object, or None."""
+        return self._objects.get((namespace, name))
+
+    async def run(self) -> None:
+        """List and watch until cancelled, whatever the API server does meanwhile."""
+        backoff = FIRST_BACKOFF_SECONDS
+        while True:
+            before = self._progress
+            try:
+                if not self._version:
+                    await self._list()
+                    self.synced.set()
+                await self._watch()
+                cause = "ended"
+            except ApiError as error:
+                if error.gone:
+                    self._version = ""
+                cause = "gone" if error.gone else str(error.status)
+                wait = error.retry_after or 0.0
+                backoff = max(backoff, min(wait, LONGEST_BACKOFF_SECONDS))
+                log = logger.info if error.gone else logger.warning
+                log("watch of %s: %s", self._path, error)
+            except KubeError as error:
+                cause = "connection"
+                logger.warning("%s", error)
+            self._on_restart(cause)
+            progressed = self._progress > before
+            if progressed:
+                backoff = FIRST_BACKOFF_SECONDS
+            # A watch that ends in good order starts again at once, but never in a tight loop.
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            if not progressed:
+                backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
+
+    async def _list(self) -> None:
+        fresh: dict[tuple[str, str], T] = {}
+        kept: set[tuple[str, str]] = set()
+        params = {**self._params, "limit": str(PAGE_SIZE)}
+        while True:
+            page = msgspec.json.decode(await self._client.get(self._path, params), type=_List)
+            for raw in page.items or ():
+                obj = self._decoded(raw)
+                if obj is not None:
+                    fresh[obj.metadata.namespace, obj.metadata.name] = obj
+                elif (key := _key_of(raw)) is not None:
+                    kept.add(key)
+            if not page.metadata.cont:
+                break
+            params["continue"] = page.metadata.cont
+        for key in [key for key in self._objects if key not in fresh and key not in kept]:
+            self._put(key, None)
+        for turn, (key, obj) in enumerate(fresh.items(), 1):
+            self._put(key, obj)
+            if turn % EVENTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        self._version = page.metadata.resourceVersion
+        self._progress += 1
+
+    async def _watch(self) -> None:
+        params = {
+            **self._params,
+            "resourceVersion": self._version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311 - no secret
+        }
+        async with self._client.watch(self._path, params) as lines:
+            async for line in lines:
+                self._version = self._apply(line) or self._version
+                self._progress += 1
+                if self._progress % EVENTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+
+    def _apply(self, line: bytes) -> str:
+        try:
+            event = self._decode_event(line)
+        except msgspec.DecodeError as error:
+            logger.warning("watch of %s: unreadable line skipped: %s", self._path, error)
+            return ""
+        if event.type == "ERROR":
+            failure = error_of(0, bytes(event.object))
+            failure.status = msgspec.json.decode(event.object, type=_Code).code or 500
+            raise failure
+        if event.type == "BOOKMARK":
+            bare = msgspec.json.decode(event.object, type=_Bare)
+            return bare.metadata.resourceVersion
+        obj = self._decoded(event.object)
+        if obj is None:
+            return ""
+        key = (obj.metadata.namespace, obj.metadata.name)
+        self._put(key, None if event.type == "DELETED" else obj)
+        return obj.metadata.resourceVersion
+
+    def _decoded(self, raw: msgspec.Raw) -> T | None:
+        try:
+            return self._decode(raw)
+        except (msgspec.DecodeError, RecursionError) as error:
+            logger.warning(
+                "%s: object %s does not fit and is skipped: %s", self._path, _key_of(raw), error
+            )
+            return None
+
+    def _put(self, key: tuple[str, str], new: T | None) -> None:
+        old = self._objects.get(key)
+        if new is None:
+            if old is None:
+                return
+            del self._objects[key]
+            self._on_change(old, None)
+            return
+        if old is not None:
+            if old.metadata.uid != new.metadata.uid:
+                del self._objects[key]
+                self._on_change(old, None)
+                old = None
+            elif old.metadata.resourceVersion == new.metadata.resourceVersion:
+                return
+        self._objects[key] = new
+        self._on_change(old, new)
+
+
+class _Code(msgspec.Struct):
+    code: int = 0
+
+
+def _key_of(raw: msgspec.Raw) -> tuple[str, str] | None:
+    try:
+        bare = msgspec.json.decode(raw, type=_Bare)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return bare.metadata.namespace, bare.metadata.name

@@ -1,0 +1,255 @@
+"""Prometheus metrics.
+
+What can be counted from the caches is counted when it is scraped, so the series of a deleted pool
+disappear with it.
+"""
+
+from collections import Counter as Tally
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sandboxpool.cache import Cluster
+from sandboxpool.claims.allocator import Allocator
+from sandboxpool.claims.offers import Offers
+from sandboxpool.pools.members import State, member_of
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.status import former_runtime
+from sandboxpool.pools.store import PoolStore
+
+CLAIM_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
+STARTUP_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300)
+QUEUE_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60)
+
+
+class Metrics:
+    """All metrics of the operator, in one registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._claims = Counter(
+            "sandboxpool_claims",
+            "Claims by how they ended: bound, or the reason of their failure.",
+            ("namespace", "pool", "result", "source"),
+            registry=self.registry,
+        )
+        self._claim_seconds = Histogram(
+            "sandboxpool_claim_duration_seconds",
+            "From the moment a claim is seen to its bound status being written.",
+            ("namespace", "pool", "source"),
+            buckets=CLAIM_BUCKETS,
+            registry=self.registry,
+        )
+        self._startup_seconds = Histogram(
+            "sandboxpool_startup_duration_seconds",
+            "From the creation of a sandbox to the end of a stage of its start.",
+            ("runtime_class", "handler", "stage"),
+            buckets=STARTUP_BUCKETS,
+            registry=self.registry,
+        )
+        self._failures = Counter(
+            "sandboxpool_failures",
+            "Sandboxes that did not start, or could not be created, by reason.",
+            ("namespace", "pool", "runtime_class", "reason"),
+            registry=self.registry,
+        )
+        self._requests = Counter(
+            "sandboxpool_api_requests",
+            "Requests to the API server.",
+            ("verb", "code"),
+            registry=self.registry,
+        )
+        self._request_seconds = Histogram(
+            "sandboxpool_api_request_duration_seconds",
+            "Duration of requests to the API server, watches excluded.",
+            ("verb",),
+            buckets=CLAIM_BUCKETS,
+            registry=self.registry,
+        )
+        self._watch_restarts = Counter(
+            "sandboxpool_watch_restarts",
+            "Watches that had to start again, by cause.",
+            ("resource", "cause"),
+            registry=self.registry,
+        )
+        self.loop_lag = Gauge(
+            "sandboxpool_loop_lag_seconds",
+            "How late the event loop ran a timer, the worst of the last ten seconds.",
+            registry=self.registry,
+        )
+        self._depth = Gauge("workqueue_depth", "Keys that wait.", ("name",), registry=self.registry)
+        self._adds = Counter(
+            "workqueue_adds", "Keys that were added.", ("name",), registry=self.registry
+        )
+        self._retries = Counter(
+            "workqueue_retries", "Keys that failed.", ("name",), registry=self.registry
+        )
+        self._waited = Histogram(
+            "workqueue_queue_duration_seconds",
+            "How long keys waited.",
+            ("name",),
+            buckets=QUEUE_BUCKETS,
+            registry=self.registry,
+        )
+        self._worked = Histogram(
+            "workqueue_work_duration_seconds",
+            "How long keys were worked on.",
+            ("name",),
+            buckets=QUEUE_BUCKETS,
+            registry=self.registry,
+        )
+
+    # --- Observers of the parts ----------------------------------------------------------------
+
+    def request(self, verb: str, code: str, seconds: float) -> None:
+        """One request to the API server."""
+        self._requests.labels(verb, code).inc()
+        if verb != "WATCH":
+            self._request_seconds.labels(verb).observe(seconds)
+
+    def watch_restarted(self, resource: str, cause: str) -> None:
+        """A watch has to start again."""
+        self._watch_restarts.labels(resource, cause).inc()
+
+    def bound(self, pool: Pool, source: str, seconds: float) -> None:
+        """A claim was bound so many seconds after it was seen."""
+        self._claims.labels(pool.namespace, pool.name, "Bound", source).inc()
+        self._claim_seconds.labels(pool.namespace, pool.name, source).observe(seconds)
+
+    def finished(self, namespace: str, pool: str, phase: str, reason: str) -> None:
+        """A claim failed, expired or lost its pod."""
+        del phase
+        self._claims.labels(namespace, pool, reason, "").inc()
+
+    def failure(self, pool: Pool, reason: str) -> None:
+        """A sandbox did not start, or could not be created."""
+        name = pool.spec.runtime_class_name if pool.spec else ""
+        self._failures.labels(pool.namespace, pool.name, name, reason).inc()
+
+    def startup(self, pool: Pool, handler: str, stage: str, seconds: float) -> None:
+        """A sandbox reached a stage of its start."""
+        name = pool.spec.runtime_class_name if pool.spec else ""
+        self._startup_seconds.labels(name, handler, stage).observe(seconds)
+
+    def queue(self, name: str) -> "QueueMetrics":
+        """The observer of one work queue."""
+        return QueueMetrics(
+            self._depth.labels(name),
+            self._adds.labels(name),
+            self._retries.labels(name),
+            self._waited.labels(name),
+            self._worked.labels(name),
+        )
+
+    def forget_pool(self, pool: Pool) -> None:
+        """Remove the series of a pool that is gone."""
+        for metric in (self._claims, self._claim_seconds, self._failures):
+            for labels in list(metric._metrics):
+                if labels[:2] == (pool.namespace, pool.name):
+                    metric.remove(*labels)
+
+
+class QueueMetrics:
+    """client-go's metrics of one work queue."""
+
+    def __init__(
+        self, depth: Gauge, adds: Counter, retries: Counter, waited: Histogram, worked: Histogram
+    ) -> None:
+        self._depth = depth
+        self._adds = adds
+        self._retries = retries
+        self._waited = waited
+        self._worked = worked
+
+    def added(self, depth: int) -> None:
+        """A key entered the queue."""
+        self._adds.inc()
+        self._depth.set(depth)
+
+    def taken(self, depth: int, waited: float) -> None:
+        """A worker took a key that had waited so long."""
+        self._depth.set(depth)
+        self._waited.observe(waited)
+
+    def finished(self, worked: float) -> None:
+        """A worker finished a key."""
+        self._worked.observe(worked)
+
+    def retried(self) -> None:
+        """A key failed and will be tried again."""
+        self._retries.inc()
+
+
+class ClusterCollector(Collector):
+    """Gauges that are counted from the caches at each scrape."""
+
+    def __init__(
+        self, cluster: Cluster, pools: PoolStore, allocator: Allocator, offers: Offers
+    ) -> None:
+        self._cluster = cluster
+        self._pools = pools
+        self._allocator = allocator
+        self._offers = offers
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand: the caches may be empty when this is registered."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Count."""
+        pods = GaugeMetricFamily(
+            "sandboxpool_pods",
+            "Pods of a pool, by state.",
+            labels=("namespace", "pool", "runtime_class", "handler", "state"),
+        )
+        target = GaugeMetricFamily(
+            "sandboxpool_target", "Warm sandboxes aimed at.", labels=("namespace", "pool")
+        )
+        waiting = GaugeMetricFamily(
+            "sandboxpool_claims_waiting",
+            "Claims that wait for a sandbox.",
+            labels=("namespace", "pool"),
+        )
+        nodes = GaugeMetricFamily(
+            "sandboxpool_runtime_nodes",
+            "Eligible nodes of a pool, by what they say of its handler.",
+            labels=("namespace", "pool", "runtime_class", "handler", "answer"),
+        )
+        ready = GaugeMetricFamily(
+            "sandboxpool_pool_condition",
+            "Conditions of a pool: 1 if True, 0 if False, -1 if Unknown.",
+            labels=("namespace", "pool", "condition", "reason"),
+        )
+        for pool in self._pools:
+            resolution = self._offers.resolution(pool)
+            if resolution is None or pool.spec is None:
+                continue
+            handler = resolution.runtime.handler if resolution.runtime else ""
+            at = [pool.namespace, pool.name]
+            of = [*at, pool.spec.runtime_class_name, handler]
+            states = self._states(pool)
+            for state in State:
+                pods.add_metric([*of, state.value], states[state])
+            target.add_metric(at, float(pool.status.get("target", 0)))
+            waiting.add_metric(at, self._allocator.waiting(pool.uid))
+            counts = former_runtime(pool).get("nodes", {})
+            for answer in ("serving", "notServing", "unknown"):
+                nodes.add_metric([*of, answer], float(counts.get(answer, 0)))
+            for condition in pool.status.get("conditions", ()):
+                value = {"True": 1.0, "False": 0.0}.get(condition.get("status"), -1.0)
+                ready.add_metric([*at, condition.get("type"), condition.get("reason")], value)
+        yield from (pods, target, waiting, nodes, ready)
+
+    def _states(self, pool: Pool) -> Tally[State]:
+        return Tally(
+            member_of(
+                pod,
+                node=self._cluster.node_of(pod),
+                sandbox_event=None,
+                deleting=False,
+                claimed=self._allocator.is_held(pod.metadata.uid),
+            ).state
+            for pod in self._cluster.pods.of_pool(pool.uid)
+        )

@@ -1,0 +1,1 @@
+"""Keeping the warm stock: pure decisions, and the one module that applies them."""

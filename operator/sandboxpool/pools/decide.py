@@ -1,0 +1,291 @@
+"""What to create and what to delete, as a pure function of what is known.
+
+``decide`` is total and deterministic. It writes nothing, logs nothing and reads no clock; what
+it refuses to do it says with a reason, which becomes the condition, the event and the metric.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from sandboxpool.api.v1alpha1 import SandboxPoolSpec, UpdateType
+from sandboxpool.pools.members import Member, State, where
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.resolve import Resolution
+from sandboxpool.runtimes.verdict import Verdict
+
+# After so many failures in a row a pool tries one sandbox at a time.
+CAUTIOUS_AFTER_FAILURES = 3
+# An unschedulable pod whose exclusion is out of date is replaced after this many seconds, so
+# that a node that flaps does not cause churn.
+STALE_EXCLUSION_SECONDS = 10.0
+
+
+class TemplateState(Enum):
+    """What the API server's dry run said."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateVerdict:
+    """The dry run's outcome, for the template and class of this moment."""
+
+    state: TemplateState
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why creating is held off for a while.
+
+    Attributes:
+        failures: how many rounds failed in a row, without a success between.
+        until: epoch seconds before which nothing is created.
+        reason: of the last failure.
+        message: of the last failure.
+    """
+
+    failures: int = 0
+    until: float = 0.0
+    reason: Reason = Reason.OK
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInput:
+    """Everything that the decision depends on.
+
+    Attributes:
+        revision: the template's revision now.
+        exclusion: fingerprint of the nodes to keep away from now.
+        creating: pods that were asked for and are not yet seen.
+        creating_cold: the same, for claims: they count against the ceiling only.
+        now: seconds since the epoch.
+    """
+
+    spec: SandboxPoolSpec
+    revision: str
+    resolution: Resolution
+    verdict: Verdict
+    exclusion: str
+    template: TemplateVerdict
+    members: tuple[Member, ...]
+    creating: int
+    creating_cold: int
+    trouble: Trouble
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A pod to delete, and why."""
+
+    member: Member
+    reason: Reason
+    message: str
+
+    @property
+    def failed(self) -> bool:
+        """The pod goes because it did not work, so the next ones are made with care."""
+        return self.member.state is State.FAILED or self.reason in (
+            Reason.SANDBOX_START_TIMEOUT,
+            Reason.SANDBOX_CREATE_FAILED,
+            Reason.CONTAINER_FAILED,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """What to do now.
+
+    Attributes:
+        target: how many warm sandboxes are aimed at: replicas, clamped by maxSandboxes.
+        create: how many pods to create.
+        delete: the pods to delete.
+        held: why fewer are created than are missing; None if nothing holds.
+        recheck: epoch seconds at which the answer may change by itself; None for never.
+    """
+
+    target: int
+    create: int
+    delete: tuple[Deletion, ...]
+    held: Reason | None
+    recheck: float | None
+
+
+def outdated(member: Member, given: PoolInput) -> bool:
+    """The pod is of an older template."""
+    return member.revision != given.revision
+
+
+def foreign(member: Member, given: PoolInput) -> bool:
+    """The pod was made of another class than the pool's of now: it must never be handed out."""
+    runtime = given.resolution.runtime
+    return runtime is not None and member.runtime_uid != runtime.uid
+
+
+def decide(given: PoolInput) -> PoolPlan:
+    """Compare what is with what should be."""
+    spec = given.spec
+    claimed = sum(member.state is State.CLAIMED for member in given.members)
+    target = spec.replicas
+    if spec.max_sandboxes is not None:
+        target = max(0, min(target, spec.max_sandboxes - claimed))
+    if spec.paused:
+        return PoolPlan(target, 0, (), Reason.PAUSED, None)
+
+    deletions = _hopeless(given)
+    going = {deletion.member.uid for deletion in deletions}
+    stock = tuple(m for m in given.members if m.alive and m.uid not in going)
+    deletions += _superseded(given, stock, target)
+    going = {deletion.member.uid for deletion in deletions}
+    stock = tuple(m for m in stock if m.uid not in going)
+    deletions += _surplus(given, stock, target)
+    going = {deletion.member.uid for deletion in deletions}
+    stock = tuple(m for m in stock if m.uid not in going)
+
+    missing = target - len(stock) - given.creating
+    create, held = _creatable(given, stock, missing)
+    return PoolPlan(target, create, tuple(deletions), held, _recheck(given, stock))
+
+
+def _hopeless(given: PoolInput) -> list[Deletion]:
+    """The pods that will never be handed out, whatever the target is."""
+    found = []
+    for member in where(lambda m: m.unclaimed, given.members):
+        why = _hopeless_reason(member, given)
+        if why is not None:
+            found.append(Deletion(member, *why))
+    return found
+
+
+def _hopeless_reason(member: Member, given: PoolInput) -> tuple[Reason, str] | None:
+    failure = member.failure
+    if given.resolution.usable and foreign(member, given):
+        return Reason.RUNTIME_CHANGED, "it was made of another RuntimeClass than the pool's of now"
+    if member.state is State.FAILED:
+        return Reason.POD_FAILED, failure.message if failure else "it ended"
+    if member.state is State.STRANDED:
+        return _stranded_reason(member)
+    if member.state is not State.STARTING:
+        return None
+    age = given.now - member.created
+    if failure is not None and failure.heals:
+        stale = failure.reason is Reason.UNSCHEDULABLE and member.exclusion != given.exclusion
+        if stale and age > STALE_EXCLUSION_SECONDS:
+            return Reason.SANDBOX_REPLACED, "the nodes that serve its runtime have changed"
+        # The kubelet or the scheduler goes on trying: another pod would meet the same trouble.
+        return None
+    if age > given.spec.startup.timeout_seconds:
+        reason = failure.reason if failure else Reason.SANDBOX_START_TIMEOUT
+        text = failure.message if failure else "no cause was reported"
+        return reason, f"not ready after {given.spec.startup.timeout_seconds} s: {text}"
+    return None
+
+
+def _stranded_reason(member: Member) -> tuple[Reason, str] | None:
+    node = member.node
+    if node is None:
+        return Reason.NODE_LOST, f"node {member.node_name} is gone"
+    if not node.ready:
+        # A node that comes back brings its pods back; until then a replacement stands in.
+        return None
+    if not node.schedulable:
+        return Reason.SANDBOX_REPLACED, f"node {member.node_name} is cordoned or being drained"
+    return Reason.NO_NODE_SERVES, f"node {member.node_name} no longer serves the handler"
+
+
+def _superseded(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
+    """The pods of an older template, or too old, as the update strategy allows."""
+    if not given.resolution.usable or given.template.state is not TemplateState.ACCEPTED:
+        # Nothing could take their place.
+        return []
+    update = given.spec.update
+    rolled = () if update.type is UpdateType.ON_CLAIM else [m for m in stock if outdated(m, given)]
+    text = "it is of an older revision of the template"
+    if update.type is UpdateType.RECREATE:
+        return [Deletion(member, Reason.ROLLING, text) for member in rolled]
+    aged = [m for m in stock if _aged(m, given) and m not in rolled]
+    found = [Deletion(m, Reason.ROLLING, text) for m in rolled if m.state is State.STARTING]
+    warm = sum(m.state is State.WARM for m in stock)
+    budget = max(0, warm - max(0, target - update.max_unavailable))
+    candidates = [(m, text) for m in rolled if m.state is State.WARM]
+    candidates += [(m, "it is older than maxAgeSeconds") for m in aged if m.state is State.WARM]
+    found += [Deletion(m, Reason.ROLLING, why) for m, why in candidates[:budget]]
+    return found
+
+
+def _aged(member: Member, given: PoolInput) -> bool:
+    limit = given.spec.max_age_seconds
+    return limit is not None and given.now - member.created > limit
+
+
+def _surplus(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
+    """More than the target: first what is not ready, then what is outdated, then the newest."""
+    excess = len(stock) + given.creating - target
+    if excess <= 0:
+        return []
+    ranked = sorted(
+        stock,
+        key=lambda m: (m.state is State.WARM, not outdated(m, given), -m.created, m.name),
+    )
+    return [Deletion(m, Reason.AT_TARGET, "the pool was scaled down") for m in ranked[:excess]]
+
+
+def _creatable(
+    given: PoolInput, stock: tuple[Member, ...], missing: int
+) -> tuple[int, Reason | None]:
+    if missing <= 0:
+        return 0, None
+    if not given.resolution.usable:
+        return 0, given.resolution.reason
+    if given.template.state is not TemplateState.ACCEPTED:
+        return 0, given.template.reason
+    if given.trouble.until > given.now:
+        return 0, given.trouble.reason
+    room = missing
+    held: Reason | None = None
+    spec = given.spec
+    if spec.max_sandboxes is not None:
+        room = spec.max_sandboxes - len(given.members) - given.creating - given.creating_cold
+        held = _ceiling_reason(given) if room < missing else None
+    starting = sum(m.state is State.STARTING for m in stock) + given.creating
+    limit = spec.startup.max_starting
+    if not given.verdict.hopeful:
+        # One pod stays pending, so that an autoscaler sees the demand, and no more than one.
+        limit, held = (
+            1,
+            Reason.NO_NODE_SERVES if given.verdict.eligible else Reason.NO_ELIGIBLE_NODE,
+        )
+    elif given.trouble.failures >= CAUTIOUS_AFTER_FAILURES:
+        limit = 1
+    return max(0, min(missing, room, limit - starting)), held
+
+
+def _ceiling_reason(given: PoolInput) -> Reason:
+    lost = any(
+        m.state in (State.STOPPING, State.STRANDED) and (m.node is None or not m.node.ready)
+        for m in given.members
+        if m.node_name
+    )
+    return Reason.CEILING_HELD_BY_LOST_NODE if lost else Reason.CLAMPED_BY_MAX_SANDBOXES
+
+
+def _recheck(given: PoolInput, stock: tuple[Member, ...]) -> float | None:
+    """When time alone can change the decision."""
+    times = []
+    if given.trouble.until > given.now:
+        times.append(given.trouble.until)
+    for member in stock:
+        if member.state is State.STARTING:
+            if member.failure is None or not member.failure.heals:
+                times.append(member.created + given.spec.startup.timeout_seconds)
+            elif member.exclusion != given.exclusion:
+                times.append(max(member.created, given.now) + STALE_EXCLUSION_SECONDS)
+        elif given.spec.max_age_seconds is not None:
+            times.append(member.created + given.spec.max_age_seconds)
+    # A creation time has whole seconds, so the moment itself may still be too early.
+    return min((when + 1.0 for when in times if when + 1.0 > given.now), default=None)

@@ -1,0 +1,56 @@
+"""What was asked of the API server and is not yet seen in the caches.
+
+A decision that forgot it would create a pod twice. A create is expected under the name that we
+chose, a delete under the pod's uid; the watch ends both, and so does a deadline, because a watch
+may be down for long and a pool must not stand still for ever.
+"""
+
+from collections.abc import Callable
+
+DEADLINE_SECONDS = 120.0
+
+
+class Expectations:
+    """Of one pool.
+
+    Args:
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._creating: dict[str, tuple[float, bool]] = {}
+        self._deleting: dict[str, float] = {}
+
+    def creating(self, name: str, *, cold: bool = False) -> None:
+        """A pod of this name is being asked for; a cold one is a claim's and not of the stock."""
+        self._creating[name] = self._clock() + DEADLINE_SECONDS, cold
+
+    def is_creating(self, name: str) -> bool:
+        """A pod of this name was asked for and is not seen yet."""
+        return name in self._creating
+
+    def deleting(self, uid: str) -> None:
+        """This pod's deletion is being asked for."""
+        self._deleting[uid] = self._clock() + DEADLINE_SECONDS
+
+    def settle_create(self, name: str) -> None:
+        """The pod was seen, or was certainly not made."""
+        self._creating.pop(name, None)
+
+    def settle_delete(self, uid: str) -> None:
+        """The pod's end was seen, or its deletion was certainly refused."""
+        self._deleting.pop(uid, None)
+
+    def is_deleting(self, uid: str) -> bool:
+        """The pod's deletion was asked for."""
+        deadline = self._deleting.get(uid)
+        return deadline is not None and deadline > self._clock()
+
+    def count_creating(self) -> tuple[int, int]:
+        """How many pods were asked for and not seen: for the stock, and cold ones for claims."""
+        now = self._clock()
+        self._creating = {name: e for name, e in self._creating.items() if e[0] > now}
+        self._deleting = {uid: at for uid, at in self._deleting.items() if at > now}
+        cold = sum(is_cold for _, is_cold in self._creating.values())
+        return len(self._creating) - cold, cold

@@ -1,0 +1,58 @@
+"""A pool as the operator holds it: identity, parsed spec, and what its status says now."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sandboxpool.api.v1alpha1 import SandboxPoolSpec
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One SandboxPool.
+
+    Attributes:
+        spec: None if the object does not fit the API; ``problem`` says how then.
+        template: the pod template as it was written, for the pods that we make.
+        status: the status as it stands on the server, possibly damaged by others.
+        version: the resourceVersion that this was read at.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    version: int
+    deleting: bool
+    spec: SandboxPoolSpec | None
+    template: Mapping[str, Any]
+    status: Mapping[str, Any]
+    problem: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.namespace, self.name
+
+    @property
+    def revision(self) -> str:
+        """Short hash of the template: pods of another revision are outdated."""
+        return revision_of(self.template)
+
+    def says(self) -> str:
+        """The message of its condition Ready, for whoever waits for it."""
+        listed = self.status.get("conditions")
+        for condition in listed if isinstance(listed, list) else ():
+            if isinstance(condition, dict) and condition.get("type") == "Ready":
+                return str(condition.get("message"))
+        return "nothing yet"
+
+
+def revision_of(template: Mapping[str, Any]) -> str:
+    """Hash a template; the order of keys does not matter."""
+    return hashlib.sha256(_encode(template)).hexdigest()[:10]

@@ -1,0 +1,117 @@
+"""The pools that exist: fed by kopf's events and by a list every minute, read by everything."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from sandboxpool.api.v1alpha1 import SandboxPoolSpec
+from sandboxpool.pools.pool import Pool
+
+logger = logging.getLogger(__name__)
+
+
+class PoolStore:
+    """Pools by key and by uid.
+
+    Args:
+        on_change: called with the old and the new state of a pool when either differs; one of
+            them may be None.
+    """
+
+    def __init__(self, on_change: Callable[[Pool | None, Pool | None], None]) -> None:
+        self._on_change = on_change
+        self._pools: dict[tuple[str, str], Pool] = {}
+        self._by_uid: dict[str, Pool] = {}
+
+    def __iter__(self) -> Iterator[Pool]:
+        return iter(self._pools.values())
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def get(self, key: tuple[str, str]) -> Pool | None:
+        """The pool of this namespace and name, or None."""
+        return self._pools.get(key)
+
+    def by_uid(self, uid: str) -> Pool | None:
+        """The pool with this uid, or None."""
+        return self._by_uid.get(uid)
+
+    def observe(self, body: Mapping[str, Any], *, deleted: bool = False) -> None:
+        """Take in one object as a watch shows it; an older state than the known one is ignored."""
+        metadata = body["metadata"]
+        key = metadata["namespace"], metadata["name"]
+        old = self._pools.get(key)
+        version = _number(metadata.get("resourceVersion"))
+        if old is not None and version < old.version:
+            return
+        if deleted:
+            if old is not None and old.uid == metadata["uid"]:
+                self._put(key, None)
+            return
+        self._put(key, parse(body, old))
+
+    def replace(self, bodies: Iterable[Mapping[str, Any]], version: str) -> None:
+        """Take in a whole list: what it lacks and is not newer than it is gone."""
+        listed = set()
+        for body in bodies:
+            listed.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+            self.observe(body)
+        for key, pool in list(self._pools.items()):
+            if key not in listed and pool.version <= _number(version):
+                self._put(key, None)
+
+    def _put(self, key: tuple[str, str], new: Pool | None) -> None:
+        old = self._pools.pop(key, None)
+        if old is not None:
+            self._by_uid.pop(old.uid, None)
+        if new is not None:
+            self._pools[key] = new
+            self._by_uid[new.uid] = new
+        if old is None or new is None or old != new:
+            self._on_change(old, new)
+
+
+def parse(body: Mapping[str, Any], old: Pool | None) -> Pool:
+    """Make a Pool of an object; the parsed spec is taken over while the generation stands."""
+    metadata = body["metadata"]
+    uid, generation = metadata["uid"], metadata.get("generation", 0)
+    problem = ""
+    if old is not None and old.uid == uid and old.generation == generation:
+        spec, template, problem = old.spec, old.template, old.problem
+    else:
+        raw = body.get("spec") or {}
+        template = raw.get("template") or {}
+        try:
+            spec = SandboxPoolSpec.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            path = ".".join(str(part) for part in ("spec", *first["loc"]))
+            problem = f"{path}: {first['msg']}"
+            spec = None
+            logger.warning(
+                "SandboxPool %s/%s does not fit the API and is skipped: %s",
+                metadata["namespace"],
+                metadata["name"],
+                problem,
+            )
+    return Pool(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=uid,
+        generation=generation,
+        version=_number(metadata.get("resourceVersion")),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        spec=spec,
+        template=template,
+        status=body.get("status") or {},
+        problem=problem,
+    )
+
+
+def _number(version: str | None) -> int:
+    # Resource versions are comparable as numbers, by the API's own promise since 1.35 and by
+    # what every released server does. One that is no number counts as older than all others.
+    return int(version) if version and version.isdigit() else 0

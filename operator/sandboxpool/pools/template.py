@@ -1,0 +1,145 @@
+"""The pods that a pool makes. Pure: a pool, a runtime and a name in, the body of a POST out."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxpool.api import names
+from sandboxpool.pools.pool import Pool
+from sandboxpool.runtimes.resolve import Runtime
+
+SUFFIX_LENGTH = 10
+# A pod's name is its hostname, which holds 63 characters.
+LONGEST_POOL_NAME = 63 - 1 - SUFFIX_LENGTH
+
+# A sandbox whose code is not trusted gets no token and no list of services; one that is
+# restarted has lost its state, perhaps under another handler.
+DEFAULTS: dict[str, Any] = {
+    "automountServiceAccountToken": False,
+    "enableServiceLinks": False,
+    "restartPolicy": "Never",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRef:
+    """The claim that a pod is made for, or handed to."""
+
+    name: str
+    uid: str
+    labels: tuple[tuple[str, str], ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+
+
+def pod_name(pool_name: str, seed: str) -> str:
+    """Name a pod. The same seed gives the same name, so a repeated create cannot double it."""
+    return f"{pool_name}-{hashlib.sha256(seed.encode()).hexdigest()[:SUFFIX_LENGTH]}"
+
+
+def fingerprint(excluded: Sequence[str]) -> str:
+    """Short name for a set of excluded nodes; empty if there is none."""
+    if not excluded:
+        return ""
+    return hashlib.sha256("\n".join(excluded).encode()).hexdigest()[:10]
+
+
+def build_pod(
+    pool: Pool, runtime: Runtime, excluded: Sequence[str], name: str, claim: ClaimRef | None = None
+) -> dict[str, Any]:
+    """Build a pod of the pool's template.
+
+    Args:
+        pool: the pool.
+        runtime: the class that it resolved to.
+        excluded: hostname labels of the nodes to keep away from.
+        name: the pod's name.
+        claim: the claim that it is made for, if it is a cold one; else the pool owns it.
+    """
+    metadata = pool.template.get("metadata") or {}
+    spec = copy.deepcopy(dict(pool.template.get("spec") or {}))
+    for key, value in DEFAULTS.items():
+        spec.setdefault(key, value)
+    spec["runtimeClassName"] = runtime.class_name
+    if excluded:
+        spec["affinity"] = exclude(spec.get("affinity"), excluded)
+    labels = {
+        **(metadata.get("labels") or {}),
+        names.LABEL_POOL: pool.name,
+        names.LABEL_POOL_UID: pool.uid,
+        names.LABEL_REVISION: pool.revision,
+    }
+    annotations = {
+        **(metadata.get("annotations") or {}),
+        names.ANNOTATION_RUNTIME_UID: runtime.uid,
+        names.ANNOTATION_HANDLER: runtime.handler,
+        names.ANNOTATION_EXCLUSION: fingerprint(excluded),
+        names.ANNOTATION_SAFE_TO_EVICT: "true",
+    }
+    owner = owner_reference(names.POOL_KIND, pool.name, pool.uid)
+    if claim is not None:
+        given = handed_over(claim)
+        labels.update(given["labels"])
+        annotations.update(given["annotations"])
+        annotations[names.ANNOTATION_SOURCE] = "Cold"
+        owner = given["ownerReferences"][0]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": pool.namespace,
+            "labels": labels,
+            "annotations": annotations,
+            "ownerReferences": [owner],
+        },
+        "spec": spec,
+    }
+
+
+def handed_over(claim: ClaimRef) -> dict[str, Any]:
+    """The metadata that makes a pod the claim's: labels, annotations, and the only owner."""
+    return {
+        "labels": {
+            **dict(claim.labels),
+            names.LABEL_CLAIM: claim.name,
+            names.LABEL_CLAIM_UID: claim.uid,
+        },
+        "annotations": {
+            **dict(claim.annotations),
+            names.ANNOTATION_SAFE_TO_EVICT: "false",
+        },
+        "ownerReferences": [owner_reference(names.CLAIM_KIND, claim.name, claim.uid)],
+    }
+
+
+def owner_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
+    """A controlling owner that does not hold up its own deletion."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def exclude(affinity: dict[str, Any] | None, hostnames: Sequence[str]) -> dict[str, Any]:
+    """Keep a pod away from nodes, on top of the affinity that it has.
+
+    Terms of a node affinity are alternatives, so the exclusion goes into each of them. An
+    exclusion, not an inclusion: nodes that an autoscaler may yet add stay possible.
+    """
+    affinity = dict(affinity or {})
+    node_affinity = dict(affinity.get("nodeAffinity") or {})
+    required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    away = {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": list(hostnames)}
+    terms = [
+        {**term, "matchExpressions": [*(term.get("matchExpressions") or []), away]}
+        for term in required.get("nodeSelectorTerms") or [{}]
+    ]
+    node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
+    affinity["nodeAffinity"] = node_affinity
+    return affinity

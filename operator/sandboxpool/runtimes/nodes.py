@@ -1,0 +1,64 @@
+"""What matters about a node, and nothing that its heartbeat changes.
+
+Two equal ``NodeFacts`` mean that no pool has to be looked at again, so a node's status updates
+every few seconds, or a handler list in another order, cause no work.
+"""
+
+from dataclasses import dataclass
+
+from sandboxpool.api.core import Node, Taint
+from sandboxpool.api.names import HOSTNAME_LABEL
+
+CORDON_TAINT = "node.kubernetes.io/unschedulable"
+# Set and removed by Kubernetes itself as a node's state comes and goes.
+TRANSIENT_TAINT_PREFIX = "node.kubernetes.io/"
+AUTOSCALER_REMOVAL_TAINT = "ToBeDeletedByClusterAutoscaler"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """A node as the verdict sees it.
+
+    Attributes:
+        handlers: the names it lists; None if it cannot say (containerd before 2.0).
+        ready: its Ready condition is True; only then is its list to be trusted.
+        schedulable: neither cordoned nor about to be removed.
+    """
+
+    name: str
+    uid: str
+    labels: frozenset[tuple[str, str]]
+    taints: tuple[Taint, ...]
+    ready: bool
+    schedulable: bool
+    handlers: frozenset[str] | None
+    boot_id: str
+
+    @property
+    def hostname(self) -> str | None:
+        """The value of the hostname label, which can differ from the node's name."""
+        return next((value for key, value in self.labels if key == HOSTNAME_LABEL), None)
+
+    @property
+    def usable(self) -> bool:
+        """A warm sandbox on this node may be handed out."""
+        return self.ready and self.schedulable
+
+
+def facts_of(node: Node) -> NodeFacts:
+    """Take from a Node what the verdict needs."""
+    ready = any(c.type == "Ready" and c.status == "True" for c in node.status.conditions)
+    leaving = node.metadata.deletionTimestamp is not None or any(
+        taint.key == AUTOSCALER_REMOVAL_TAINT for taint in node.spec.taints
+    )
+    listed = node.status.runtimeHandlers
+    return NodeFacts(
+        name=node.metadata.name,
+        uid=node.metadata.uid,
+        labels=frozenset(node.metadata.labels.items()),
+        taints=tuple(sorted(node.spec.taints, key=lambda t: (t.key, t.value, t.effect))),
+        ready=ready,
+        schedulable=not node.spec.unschedulable and not leaving,
+        handlers=None if listed is None else frozenset(handler.name for handler in listed),
+        boot_id=node.status.nodeInfo.bootID,
+    )

@@ -1,0 +1,72 @@
+"""The operator's own settings, from environment variables that begin with SANDBOXPOOL_."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names the variable and what it may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the operator runs."""
+
+    namespace: str = "sandboxpool-system"
+    """Where the operator itself lives (SANDBOXPOOL_NAMESPACE)."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - a pod is reached from outside by kubelet and Prometheus
+    """Address that probes and metrics are served on (SANDBOXPOOL_LISTEN, host:port)."""
+
+    port: int = 8080
+    """Port that probes and metrics are served on (SANDBOXPOOL_LISTEN, host:port)."""
+
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR (SANDBOXPOOL_LOG_LEVEL)."""
+
+    claim_workers: int = 50
+    """Claims worked on at once; each waits for the API server most of its time
+    (SANDBOXPOOL_CLAIM_WORKERS)."""
+
+    pool_workers: int = 8
+    """Pools worked on at once; fewer than claims, so that refill never crowds them out
+    (SANDBOXPOOL_POOL_WORKERS)."""
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: a variable has a value that it cannot have.
+    """
+    default = Settings()
+    listen = environ.get("SANDBOXPOOL_LISTEN", f"{default.host}:{default.port}")
+    host, _, port = listen.rpartition(":")
+    level = environ.get("SANDBOXPOOL_LOG_LEVEL", default.log_level).upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise SettingsError(f"SANDBOXPOOL_LOG_LEVEL={level}: use DEBUG, INFO, WARNING or ERROR")
+    return Settings(
+        namespace=environ.get("SANDBOXPOOL_NAMESPACE", default.namespace),
+        host=host or default.host,
+        port=_number("SANDBOXPOOL_LISTEN", port, 0, 65535),
+        log_level=level,
+        claim_workers=_number(
+            "SANDBOXPOOL_CLAIM_WORKERS",
+            environ.get("SANDBOXPOOL_CLAIM_WORKERS", str(default.claim_workers)),
+            1,
+            1000,
+        ),
+        pool_workers=_number(
+            "SANDBOXPOOL_POOL_WORKERS",
+            environ.get("SANDBOXPOOL_POOL_WORKERS", str(default.pool_workers)),
+            1,
+            1000,
+        ),
+    )
+
+
+def _number(variable: str, text: str, least: int, most: int) -> int:
+    if not text.isdigit() or not least <= int(text) <= most:
+        raise SettingsError(f"{variable}: {text!r} is no number from {least} to {most}")
+    return int(text)

@@ -1,0 +1,287 @@
+"""The chart: lint, what it renders, and what the operator may do."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crdgen.__main__ import REPOSITORY
+from localcluster import builds
+from sandboxpool.api import names
+
+CHART = REPOSITORY / "charts" / "sandboxpool"
+RELEASE = "sandboxpool"
+NAMESPACE = "sandboxpool-system"
+
+Manifest = dict[str, Any]
+Helm = Callable[..., subprocess.CompletedProcess[str]]
+Render = Callable[..., list[Manifest]]
+
+
+@cache
+def helm_binary() -> Path | None:
+    """Find Helm: the one that the local cluster uses, else the machine's."""
+    built = builds.location("helm")
+    if built.is_file():
+        return built
+    found = shutil.which("helm")
+    return Path(found) if found else None
+
+
+@pytest.fixture
+def helm(tmp_path: Path) -> Helm:
+    binary = helm_binary()
+    if binary is None:
+        pytest.skip(
+            "helm is neither built nor on the PATH; build it with"
+            " `PYTHONPATH=hack python -c 'from localcluster import tools; tools.path(\"helm\")'`"
+        )
+    environment = {
+        **os.environ,
+        "HELM_CACHE_HOME": str(tmp_path / "cache"),
+        "HELM_CONFIG_HOME": str(tmp_path / "config"),
+        "HELM_DATA_HOME": str(tmp_path / "data"),
+    }
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(binary), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env=environment,
+        )
+
+    return run
+
+
+@pytest.fixture
+def render(helm: Helm) -> Render:
+    def run(*arguments: str) -> list[Manifest]:
+        answer = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *arguments)
+        assert answer.returncode == 0, answer.stderr
+        return [document for document in yaml.safe_load_all(answer.stdout) if document]
+
+    return run
+
+
+def only(manifests: list[Manifest], kind: str, name: str | None = None) -> Manifest:
+    (found,) = [
+        manifest
+        for manifest in manifests
+        if manifest["kind"] == kind and name in (None, manifest["metadata"]["name"])
+    ]
+    return found
+
+
+def rights(role: Manifest) -> set[tuple[str, str]]:
+    """Return the rules of a role as pairs of resource and verb."""
+    return {
+        (f"{group}/{resource}".lstrip("/"), verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def grant(resource: str, verbs: str) -> set[tuple[str, str]]:
+    return {(resource, verb) for verb in verbs.split()}
+
+
+def test_lint_is_clean(helm: Helm) -> None:
+    answer = helm("lint", "--strict", str(CHART))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_the_package_holds_the_crds(helm: Helm, tmp_path: Path) -> None:
+    answer = helm("package", str(CHART), "--destination", str(tmp_path))
+    assert answer.returncode == 0, answer.stderr
+    (package,) = tmp_path.glob("*.tgz")
+    answer = helm("show", "crds", str(package))
+    assert answer.returncode == 0, answer.stderr
+    shown = [document for document in yaml.safe_load_all(answer.stdout) if document]
+    checked_in = [yaml.safe_load(path.read_text()) for path in (REPOSITORY / "crds").glob("*.yaml")]
+
+    def key(crd: Manifest) -> str:
+        return str(crd["metadata"]["name"])
+
+    assert sorted(shown, key=key) == sorted(checked_in, key=key)
+
+
+def test_the_operator_may_do_no_more_than_it_needs(render: Render) -> None:
+    role = only(render(), "ClusterRole", RELEASE)
+    group = names.GROUP
+    assert rights(role) == {
+        *grant(f"{group}/sandboxpools", "get list watch"),
+        *grant(f"{group}/sandboxclaims", "get list watch delete"),
+        *grant(f"{group}/sandboxpools/status", "get patch update"),
+        *grant(f"{group}/sandboxclaims/status", "get patch update"),
+        *grant("pods", "get list watch create patch delete"),
+        *grant("nodes", "get list watch"),
+        *grant("events", "get list watch create patch"),
+        *grant("namespaces", "get list watch"),
+        *grant("node.k8s.io/runtimeclasses", "get list watch"),
+    }
+
+
+def test_the_role_is_bound_to_the_account_that_the_pod_uses(render: Render) -> None:
+    manifests = render()
+    account = only(manifests, "ServiceAccount")["metadata"]
+    binding = only(manifests, "ClusterRoleBinding")
+    assert binding["roleRef"]["name"] == only(manifests, "ClusterRole", RELEASE)["metadata"]["name"]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account["name"], "namespace": NAMESPACE}
+    ]
+    pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    assert pod["serviceAccountName"] == account["name"]
+
+
+def test_applications_cannot_edit_pools(render: Render) -> None:
+    manifests = render()
+    aggregate = "rbac.authorization.k8s.io/aggregate-to-"
+    writes = {"create", "update", "patch", "delete", "deletecollection"}
+
+    def role(name: str) -> tuple[set[str], set[tuple[str, str]]]:
+        manifest = only(manifests, "ClusterRole", name)
+        labels = manifest["metadata"]["labels"]
+        into = {label.removeprefix(aggregate) for label in labels if label.startswith(aggregate)}
+        return into, {pair for pair in rights(manifest) if pair[1] in writes}
+
+    pools, claims = f"{names.GROUP}/sandboxpools", f"{names.GROUP}/sandboxclaims"
+    assert role("sandboxpool-claim-editor") == (
+        {"edit"},
+        grant(claims, "create update patch delete deletecollection"),
+    )
+    assert role("sandboxpool-pool-editor") == (
+        {"admin"},
+        grant(pools, "create update patch delete deletecollection")
+        | grant(f"{pools}/scale", "update patch"),
+    )
+    assert role("sandboxpool-viewer") == ({"view"}, set())
+
+
+def test_there_is_one_operator_and_never_two_during_an_update(render: Render) -> None:
+    spec = only(render(), "Deployment")["spec"]
+    assert spec["replicas"] == 1
+    assert spec["strategy"] == {"type": "Recreate"}
+
+
+def test_the_pod_is_restricted(render: Render) -> None:
+    pod = only(render(), "Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert all("hostPath" not in volume for volume in pod["volumes"])
+    assert not any(pod.get(field) for field in ("hostNetwork", "hostPID", "hostIPC"))
+
+
+def test_the_port_is_the_same_everywhere(render: Render) -> None:
+    manifests = render("--set", "port=9090")
+    (container,) = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert environment["SANDBOXPOOL_LISTEN"] == ":9090"
+    assert container["ports"] == [{"name": "http", "containerPort": 9090}]
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert only(manifests, "Service")["spec"]["ports"] == [
+        {"name": "http", "port": 9090, "targetPort": "http"}
+    ]
+
+
+def test_the_service_selects_the_pod(render: Render) -> None:
+    manifests = render()
+    spec = only(manifests, "Deployment")["spec"]
+    selector = only(manifests, "Service")["spec"]["selector"]
+    assert selector == spec["selector"]["matchLabels"]
+    assert selector.items() <= spec["template"]["metadata"]["labels"].items()
+
+
+def test_the_image_and_the_log_level_come_from_the_values(render: Render) -> None:
+    manifests = render(
+        *("--set", "image.repository=localhost/sandboxpool", "--set", "image.tag=dev"),
+        *("--set", "image.pullPolicy=Never", "--set", "logLevel=DEBUG"),
+    )
+    (container,) = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "localhost/sandboxpool:dev"
+    assert container["imagePullPolicy"] == "Never"
+    environment = {entry["name"]: entry for entry in container["env"]}
+    assert environment["SANDBOXPOOL_LOG_LEVEL"]["value"] == "DEBUG"
+    assert environment["SANDBOXPOOL_NAMESPACE"]["valueFrom"] == {
+        "fieldRef": {"fieldPath": "metadata.namespace"}
+    }
+
+
+def test_optional_parts_can_be_left_out(render: Render) -> None:
+    manifests = render(
+        *("--set", "rbac.create=false", "--set", "rbac.aggregate=false"),
+        *("--set", "serviceAccount.create=false", "--set", "serviceAccount.name=mine"),
+        *("--set", "metrics.service.enabled=false"),
+    )
+    assert [manifest["kind"] for manifest in manifests] == ["Deployment"]
+    assert manifests[0]["spec"]["template"]["spec"]["serviceAccountName"] == "mine"
+
+
+def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
+    values = {
+        "imagePullSecrets": [{"name": "registry"}],
+        "serviceAccount": {"annotations": {"a": "b"}},
+        "metrics": {"service": {"annotations": {"prometheus.io/scrape": "true"}}},
+        "podAnnotations": {"a": "b"},
+        "podLabels": {"team": "blue"},
+        "priorityClassName": "system-cluster-critical",
+        "nodeSelector": {"role": "system"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "resources": {"limits": {"memory": "1Gi"}},
+    }
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(values))
+    manifests = render("--values", str(path))
+    template = only(manifests, "Deployment")["spec"]["template"]
+    pod = template["spec"]
+    assert template["metadata"]["annotations"] == {"a": "b"}
+    assert template["metadata"]["labels"]["team"] == "blue"
+    for name in (
+        "imagePullSecrets", "priorityClassName", "nodeSelector", "tolerations", "affinity"
+    ):  # fmt: skip
+        assert pod[name] == values[name]
+    assert pod["containers"][0]["resources"]["limits"] == {"memory": "1Gi"}
+    assert only(manifests, "ServiceAccount")["metadata"]["annotations"] == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("replicas=2", "replicas"),
+        ("image.repository=", "repository"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("logLevel=loud", "logLevel"),
+        ("port=80", "port"),
+        ("resource.limits=1", "resource"),
+    ],
+)
+def test_wrong_values_are_refused(helm: Helm, setting: str, says: str) -> None:
+    answer = helm("template", RELEASE, str(CHART), "--set", setting)
+    assert answer.returncode != 0
+    assert says in answer.stderr
+    assert "schema" in answer.stderr
+
+
+def test_the_schema_knows_every_value() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}

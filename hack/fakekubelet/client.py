@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,6 @@ def _tls(cluster: Mapping[str, Any], user: Mapping[str, Any]) -> ssl.SSLContext 
 
 def _load_inline_certificate(context: ssl.SSLContext, user: Mapping[str, Any]) -> None:
     # OpenSSL's binding only takes files, so the pair touches a private temporary directory.
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         certificate, key = Path(folder, "crt"), Path(folder, "key")
         certificate.write_bytes(base64.b64decode(user["client-certificate-data"]))

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 import yaml
@@ -17,7 +16,7 @@ from localcluster.controlplane import ControlPlane
 from support import Api, ApiError, eventually, is_true, objects
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy
-from support.operator_process import Operator
+from support.operator_process import Operator, StartOperator
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -160,19 +159,6 @@ def operator_token(control_plane: ControlPlane) -> str:
     The one place that decides its rights: an administrator's until the chart has a ClusterRole.
     """
     return control_plane.admin_token
-
-
-class StartOperator(Protocol):
-    """Starts a replica of the operator, which ends with the test."""
-
-    def __call__(
-        self,
-        *,
-        through: FaultProxy | None = None,
-        name: str = "operator",
-        env: dict[str, str] | None = None,
-        ready: bool = True,
-    ) -> Operator: ...
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 import pytest
@@ -18,12 +18,7 @@ from localcluster.controlplane import ControlPlane
 from support import Api, ApiError, condition, consistently, eventually, invariants, is_true, objects
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy
-from support.operator_process import Operator
-
-
-class StartOperator(Protocol):
-    def __call__(self, *, env: dict[str, str]) -> Operator: ...
-
+from support.operator_process import StartOperator
 
 FAILED_SANDBOX = "FailedCreatePodSandBox"
 

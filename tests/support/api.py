@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import msgspec
 from fakekubelet import Access, ApiError, Client
 from fakekubelet.client import JSON_PATCH, MERGE_PATCH
 from fakekubelet.loopthread import LoopThread
+
+_STARTING_SECONDS = 20.0
 
 Object = dict[str, Any]
 # Inside Api the name `list` means its method.
@@ -232,9 +235,18 @@ class Api:
             raise RuntimeError("the client is used outside of its `with`")
         if query:
             path = f"{path}?{urlencode(query)}"
-        answer = self._thread.call(
-            self._client.send(method, path, body=body, content_type=content_type)
-        )
+        deadline = time.monotonic() + _STARTING_SECONDS
+        while True:
+            try:
+                answer = self._thread.call(
+                    self._client.send(method, path, body=body, content_type=content_type)
+                )
+                break
+            except ApiError as error:
+                # An API server that has just started, ready or not. Nothing was done.
+                if "storage is (re)initializing" not in error.body or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
         try:
             return msgspec.json.decode(answer)
         except msgspec.DecodeError:

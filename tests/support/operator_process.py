@@ -12,10 +12,12 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from localcluster import process
+from support.faultproxy import FaultProxy
 
 _READY_SECONDS = 30.0
 _STOP_SECONDS = 15.0
@@ -198,6 +200,19 @@ class Operator:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
+
+
+class StartOperator(Protocol):
+    """Starts a replica of the operator, which ends with the test."""
+
+    def __call__(
+        self,
+        *,
+        through: FaultProxy | None = None,
+        name: str = "operator",
+        env: dict[str, str] | None = None,
+        ready: bool = True,
+    ) -> Operator: ...
 
 
 def _free_port() -> int:

@@ -180,7 +180,7 @@ def _delete(engine: Engine, kind: Path, step: progress.Step) -> None:
 def _repaired(engine: Engine, states: Mapping[str, str]) -> bool:
     stopped = [name for name, state in states.items() if state != "running"]
     try:
-        if not stopped and _settled(node_objects()):
+        if not stopped and _settled_now():
             return True
         with progress.step("repair the cluster"):
             for name in stopped:
@@ -190,6 +190,14 @@ def _repaired(engine: Engine, states: Mapping[str, str]) -> bool:
         progress.say(f"the cluster cannot be repaired: {str(error).splitlines()[0]}")
         return False
     return True
+
+
+def _settled_now() -> bool:
+    try:
+        return _settled(node_objects())
+    except process.CommandError:
+        # Also while an API server that was started anew is not up yet.
+        return False
 
 
 def _settled(found: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -215,6 +223,22 @@ def settle(engine: Engine) -> None:
             _set_address(node, address.strip())
         network.apply(engine, found)
     _until(_settled, READY_SECONDS, "not all nodes are Ready")
+
+
+def await_handlers(wanted: Mapping[str, set[str]], *, seconds: float = READY_SECONDS) -> None:
+    """Wait until the nodes report exactly these handlers beside those of every kind node.
+
+    Raises:
+        TimeoutError: They do not within the time.
+    """
+
+    def reported(found: Mapping[str, Mapping[str, Any]]) -> bool:
+        return all(
+            name in found and reported_handlers(found[name]) - containerd.BUILT_IN == handlers
+            for name, handlers in wanted.items()
+        )
+
+    _until(reported, seconds, "the nodes do not report their runtime handlers")
 
 
 def _set_address(node: Mapping[str, Any], address: str) -> None:
@@ -261,14 +285,7 @@ def _create(engine: Engine, kind: Path) -> None:
     with progress.step("set runtime handlers and network"):
         _in_parallel(_prepare, (name for name in node_names() if HANDLERS[role_of(name)]))
         settle(engine)
-        _until(
-            lambda found: all(
-                set(HANDLERS[role_of(name)]) <= reported_handlers(node)
-                for name, node in found.items()
-            ),
-            READY_SECONDS,
-            "the nodes do not report their runtime handlers",
-        )
+        await_handlers({name: set(HANDLERS[role_of(name)]) for name in node_names()})
     if engine.owned:
         nodeimage.remove_others(engine, image)
 

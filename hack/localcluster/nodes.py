@@ -23,14 +23,25 @@ def exec_on(node: str, *command: str, timeout: float = COMMAND_SECONDS, check: b
     return _engine().docker("exec", node, *command, timeout=timeout, check=check)
 
 
-def set_handlers(node: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+def set_handlers(
+    node: str, *, add: Sequence[str] = (), remove: Sequence[str] = (), wait: bool = True
+) -> None:
     """Change the runtime handlers of a node and restart its containerd; pods go on running.
 
     The handler `runsc` works; any other that is added is listed by the node, but its shim does
-    not exist, so pods fail with it. The kubelet reports the change with one of its next status
-    updates, within some seconds.
+    not exist, so pods fail with it.
+
+    Args:
+        node: Name of the node.
+        add: Handlers to define.
+        remove: Handlers to delete.
+        wait: Whether to return only when the Node's status says the same.
     """
-    containerd.change(_engine(), node, add=add, remove=remove)
+    engine = _engine()
+    containerd.change(engine, node, add=add, remove=remove)
+    if wait:
+        handlers = set(containerd.handlers_in(containerd.read(engine, node)))
+        kindcluster.await_handlers({node: handlers - containerd.BUILT_IN})
 
 
 def kill(node: str) -> None:
@@ -54,3 +65,4 @@ def restore(node: str) -> None:
     if present != wanted:
         containerd.change(engine, node, add=wanted - present, remove=present - wanted)
     kindcluster.settle(engine)
+    kindcluster.await_handlers({node: wanted})

@@ -222,7 +222,30 @@ def settle(engine: Engine) -> None:
             )
             _set_address(node, address.strip())
         network.apply(engine, found)
-    _until(_settled, READY_SECONDS, "not all nodes are Ready")
+    started = _started(engine)
+    _until(
+        lambda found: (
+            _settled(found)
+            # A node that was just killed looks Ready until somebody notices.
+            and all(_heartbeat(node) >= started[name] for name, node in found.items())
+        ),
+        READY_SECONDS,
+        "not all nodes are Ready",
+    )
+
+
+def _started(engine: Engine) -> dict[str, str]:
+    """Return when each node's container started, in UTC to the second."""
+    listed = engine.docker("inspect", "-f", "{{.Name}} {{.State.StartedAt}}", *node_names())
+    pairs = (line.split() for line in listed.splitlines())
+    return {name.lstrip("/"): moment[: len("2000-01-01T00:00:00")] for name, moment in pairs}
+
+
+def _heartbeat(node: Mapping[str, Any]) -> str:
+    """Return when the kubelet last confirmed that its node is ready, in UTC to the second."""
+    conditions = node["status"].get("conditions") or []
+    found = (c.get("lastHeartbeatTime") for c in conditions if c["type"] == "Ready")
+    return str(next(found, None) or "").rstrip("Z")
 
 
 def await_handlers(wanted: Mapping[str, set[str]], *, seconds: float = READY_SECONDS) -> None:

@@ -144,7 +144,8 @@ def _start() -> Engine:
         _data_root().mkdir(parents=True, exist_ok=True)
         before = paths.state_dir() / "firewall.json"
         if not before.exists():
-            _write(before, firewall.snapshot())
+            mounted = "yes" if _data_root().is_mount() else ""
+            _write(before, {**firewall.snapshot(), "mounted": mounted})
         config = runtime / "daemon.json"
         _write(config, _configuration(runtime))
         log = paths.log_dir() / "dockerd.log"
@@ -215,14 +216,17 @@ def _stop(step: progress.Step) -> None:
     runtime = paths.runtime_dir()
     for pid_file in (runtime / "dockerd.pid", runtime / "exec/containerd/containerd.pid"):
         _end(pid_file, runtime)
-    for point in _mounts_below(runtime, _data_root()):
-        step.run(["umount", "-l", point], timeout=COMMAND_SECONDS, check=False)
+    record = paths.state_dir() / "firewall.json"
+    before: dict[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    for point in _mounts_in(runtime, _data_root()):
+        # An engine that was killed leaves its data directory mounted on itself.
+        if point != str(_data_root()) or not before.get("mounted"):
+            step.run(["umount", "-l", point], timeout=COMMAND_SECONDS, check=False)
     shutil.rmtree(runtime, ignore_errors=True)
     _remove_cgroups(runtime.name)
-    before = paths.state_dir() / "firewall.json"
-    if before.exists():
-        firewall.restore(json.loads(before.read_text()), BRIDGE)
-        before.unlink()
+    if before:
+        firewall.restore(before, BRIDGE)
+        record.unlink()
 
 
 def _end(pid_file: Path, runtime: Path) -> None:
@@ -242,9 +246,9 @@ def _end(pid_file: Path, runtime: Path) -> None:
         time.sleep(0.1)
 
 
-def _mounts_below(*roots: Path) -> list[str]:
+def _mounts_in(*roots: Path) -> list[str]:
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    inside = [p for p in points if any(p.startswith(f"{root}/") for root in roots)]
+    inside = [p for p in points if any(f"{p}/".startswith(f"{root}/") for root in roots)]
     return sorted(inside, reverse=True)
 
 

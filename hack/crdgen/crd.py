@@ -67,6 +67,8 @@ def root_schema(model: Kind) -> Schema:
     result = structural(schema, definitions)
     result["properties"] = {**_STANDARD, **result["properties"]}
     _drop_defaults(result["properties"]["status"])
+    if model.resource.first_status is not None:
+        result["properties"]["status"]["default"] = dict(model.resource.first_status)
     return result
 
 

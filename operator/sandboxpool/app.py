@@ -247,12 +247,13 @@ class Operator:
             await asyncio.sleep(wait)
 
     async def _sweep(self) -> None:
+        await self._all_synced()
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
             try:
                 await self._claim_reconciler.sweep()
             except KubeError as error:
                 logger.warning("sweep: %s", error)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def _measure_lag(self) -> None:
         loop = asyncio.get_running_loop()
@@ -263,11 +264,14 @@ class Operator:
             window = [*window[1 - LAG_WINDOW :], loop.time() - began - LAG_PROBE_SECONDS]
             self._metrics.loop_lag.set(max(window))
 
-    async def _work(self) -> None:
-        """Start to decide once every cache is complete: a partial view creates and deletes."""
+    async def _all_synced(self) -> None:
         for cache in (self._pods, self._nodes, self._sandbox_events, self._claims):
             await cache.synced.wait()
         await self._listed.wait()
+
+    async def _work(self) -> None:
+        """Start to decide once every cache is complete: a partial view creates and deletes."""
+        await self._all_synced()
         logger.info(
             "caches synced: %d pools, %d claims, %d pods, %d nodes",
             len(self._pools),

@@ -133,7 +133,7 @@ class Operator:
             for sample in family.samples
         }
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """The sum of the samples of a name that have these labels."""
         wanted = set(labels.items())
         return sum(

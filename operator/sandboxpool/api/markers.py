@@ -173,6 +173,8 @@ class Resource:
     categories: Sequence[str]
     columns: Sequence[Column] = field(default_factory=tuple)
     scale: Scale | None = None
+    # What the status of a new object is before the operator has looked at it.
+    first_status: Mapping[str, str] | None = None
 
 
 class Model(BaseModel):

@@ -718,6 +718,8 @@ class SandboxClaimStatus(Model):
     """`Warm` when the sandbox was waiting, `Cold` when it was made for the claim."""
     bound_at: Timestamp | None = None
     """When the claim got its sandbox."""
+    expires_at: Timestamp | None = None
+    """When the sandbox will be deleted; unset for one that lives until its claim is deleted."""
     finished_at: Timestamp | None = None
     """When the claim failed, expired or lost its sandbox."""
     conditions: Conditions = ()
@@ -794,6 +796,8 @@ class SandboxClaim(Model):
             Column("Source", ".status.source", description="Warm, or made cold for the claim"),
             _AGE,
         ),
+        # Set by the API server, so that a waiting claim costs the operator no write.
+        first_status={"phase": "Pending"},
     )
     cel_rules: ClassVar[tuple[CEL, ...]] = (
         _fits_a_label(names.CLAIM_KIND),

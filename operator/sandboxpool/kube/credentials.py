@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import kopf
+import yaml
 
 TOKEN_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 TOKEN_REREAD_SECONDS = 60.0
@@ -23,8 +24,12 @@ def connection_info() -> kopf.ConnectionInfo:
         CredentialsError: there is neither.
     """
     settings = kopf.OperatorSettings()
-    if os.environ.get("KUBECONFIG"):
-        info = kopf.login_with_kubeconfig(settings=settings)
+    kubeconfig = os.environ.get("KUBECONFIG")
+    if kubeconfig:
+        try:
+            info = kopf.login_with_kubeconfig(settings=settings)
+        except (kopf.LoginError, OSError, KeyError, yaml.YAMLError) as error:
+            raise CredentialsError(f"KUBECONFIG={kubeconfig} cannot be used: {error}") from error
     else:
         info = kopf.login_with_service_account(settings=settings)
         host = os.environ.get("KUBERNETES_SERVICE_HOST")

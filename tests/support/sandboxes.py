@@ -1,0 +1,88 @@
+"""Steps that tests of pools and claims share: make a pool warm, wait for a claim's phase."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support import objects
+from support.api import Api, condition
+from support.waiting import eventually
+
+Object = dict[str, Any]
+
+
+def gvisor_class(api: Api) -> None:
+    """Creates the RuntimeClass gvisor, handler runsc, if it is not there."""
+    if api.find("RuntimeClass", "gvisor") is None:
+        api.create(objects.runtime_class())
+
+
+def warm_pool(api: Api, replicas: int = 2, name: str = "pool", **spec: Any) -> Object:
+    """Creates a gVisor pool and waits until all its sandboxes are warm."""
+    gvisor_class(api)
+    pool = api.create(objects.pool(name, replicas=replicas, **spec))
+    pool_status(api, warm=replicas, name=name)
+    return pool
+
+
+def pool_status(api: Api, *, name: str = "pool", timeout: float = 20.0, **counts: int) -> Object:
+    """Waits until a pool's status has these counts; returns the pool."""
+    return eventually(
+        lambda: api.get("SandboxPool", name),
+        until=lambda pool: all(
+            pool.get("status", {}).get(key) == value for key, value in counts.items()
+        ),
+        message=f"pool {name} has {counts}",
+        timeout=timeout,
+    )
+
+
+def pool_says(
+    api: Api, type_: str, status: str, reason: str, *, name: str = "pool", timeout: float = 20.0
+) -> str:
+    """Waits until a pool's condition has this status and reason; returns its message."""
+
+    def found() -> Object | None:
+        is_now = condition(api.get("SandboxPool", name), type_)
+        return is_now if is_now and (is_now["status"], is_now["reason"]) == (status, reason) else None
+
+    seen = eventually(
+        lambda: found() or _missed(api, name),
+        until=lambda value: "missed" not in value,
+        message=f"pool {name} says {type_}={status} {reason}",
+        timeout=timeout,
+    )
+    return str(seen["message"])
+
+
+def _missed(api: Api, name: str) -> Object:
+    conditions = api.get("SandboxPool", name).get("status", {}).get("conditions", [])
+    return {"missed": [(c["type"], c["status"], c["reason"], c["message"]) for c in conditions]}
+
+
+def phase(api: Api, wanted: str, name: str = "claim", timeout: float = 15.0) -> Object:
+    """Waits until a claim is in this phase; returns the claim."""
+    return eventually(
+        lambda: api.get("SandboxClaim", name),
+        until=lambda claim: claim.get("status", {}).get("phase") == wanted,
+        message=f"claim {name} is {wanted}",
+        timeout=timeout,
+    )
+
+
+def claim_pod(api: Api, name: str = "claim", pool: str = "pool", **spec: Any) -> Object:
+    """Creates a claim, waits until it is bound; returns it."""
+    api.create(objects.claim(name, pool, **spec))
+    return phase(api, "Bound", name)
+
+
+def bound_reason(claim: Object) -> str:
+    """The reason of a claim's condition Bound."""
+    found = condition(claim, "Bound")
+    assert found is not None, claim.get("status")
+    return str(found["reason"])
+
+
+def live_pods(api: Api) -> list[Object]:
+    """The pods that are not on their way out."""
+    return [pod for pod in api.list("Pod") if "deletionTimestamp" not in pod["metadata"]]

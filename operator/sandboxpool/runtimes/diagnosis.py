@@ -70,9 +70,13 @@ def diagnose(pod: Pod, sandbox_event: str | None) -> Failure | None:
     status = pod.status
     node = pod.spec.nodeName
     if pod.finished:
-        ended = next(
-            (c.state.terminated for c in status.containerStatuses if c.state.terminated), None
-        )
+        all_ended = [
+            c.state.terminated
+            for c in (*status.initContainerStatuses, *status.containerStatuses)
+            if c.state.terminated
+        ]
+        # One that failed says more than one that did its work.
+        ended = min(all_ended, key=lambda state: state.exitCode == 0, default=None)
         text = status.message or (ended.message if ended else "")
         exit_code = f"exit code {ended.exitCode}" if ended else ""
         cause = status.reason or (ended.reason if ended else "") or status.phase

@@ -129,8 +129,9 @@ def owner_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
 def exclude(affinity: dict[str, Any] | None, hostnames: Sequence[str]) -> dict[str, Any]:
     """Keep a pod away from nodes, on top of the affinity that it has.
 
-    Terms of a node affinity are alternatives, so the exclusion goes into each of them. An
-    exclusion, not an inclusion: nodes that an autoscaler may yet add stay possible.
+    Terms of a node affinity are alternatives, so the exclusion goes into each of them; one without
+    requirements, which matches nothing, must not begin to match. An exclusion, not an inclusion:
+    nodes that an autoscaler may yet add stay possible.
     """
     affinity = dict(affinity or {})
     node_affinity = dict(affinity.get("nodeAffinity") or {})
@@ -138,6 +139,8 @@ def exclude(affinity: dict[str, Any] | None, hostnames: Sequence[str]) -> dict[s
     away = {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": list(hostnames)}
     terms = [
         {**term, "matchExpressions": [*(term.get("matchExpressions") or []), away]}
+        if term.get("matchExpressions") or term.get("matchFields") or not required
+        else term
         for term in required.get("nodeSelectorTerms") or [{}]
     ]
     node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}

@@ -139,7 +139,7 @@ def decide(given: PoolInput) -> PoolPlan:
 
     deletions = _hopeless(given)
     going = {deletion.member.uid for deletion in deletions}
-    stock = tuple(m for m in given.members if m.alive and m.uid not in going)
+    stock = tuple(m for m in where(lambda m: m.alive, given.members) if m.uid not in going)
     deletions += _superseded(given, stock, target)
     going = {deletion.member.uid for deletion in deletions}
     stock = tuple(m for m in stock if m.uid not in going)
@@ -206,7 +206,7 @@ def _superseded(given: PoolInput, stock: tuple[Member, ...], target: int) -> lis
     update = given.spec.update
     rolled = () if update.type is UpdateType.ON_CLAIM else [m for m in stock if outdated(m, given)]
     text = "it is of an older revision of the template"
-    if update.type is UpdateType.RECREATE:
+    if update.type is UpdateType.RECREATE and rolled:
         return [Deletion(member, Reason.ROLLING, text) for member in rolled]
     aged = [m for m in stock if _aged(m, given) and m not in rolled]
     found = [Deletion(m, Reason.ROLLING, text) for m in rolled if m.state is State.STARTING]

@@ -335,6 +335,8 @@ class Operator:
             settings=handlers.settings(),
             clusterwide=True,
             standalone=True,
+            # Unless told, kopf looks its user up, and the uid of a container need not have a name.
+            identity=socket.gethostname(),  # type: ignore[arg-type]  # a str that it gives a name
         )
 
 

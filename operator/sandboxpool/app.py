@@ -8,7 +8,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -143,9 +143,10 @@ class Operator:
         self._cluster.pods.put(old, new)
         pod = new or old
         assert pod is not None, "a change has a before or an after"
-        pool_uid = pool_uid_of(pod)
-        if pool_uid is not None:
-            self._pool_reconciler.observe_pod(pool_uid, old, new)
+        was, is_now = (pool_uid_of(state) if state is not None else None for state in (old, new))
+        for pool_uid in {was, is_now} - {None}:
+            assert pool_uid is not None
+            self._pool_reconciler.observe_pod(pool_uid, old, new if pool_uid == is_now else None)
             pool = self._pools.by_uid(pool_uid)
             if pool is not None:
                 self._pool_queue.add_after(pool.key, POD_BURST_SECONDS)
@@ -153,6 +154,12 @@ class Operator:
             self._allocator.release(pod.metadata.uid)
             self._cluster.events.forget(pod.metadata.uid)
         else:
+            if was is not None and is_now is None:
+                logger.warning(
+                    "pod %s/%s has left its pool: somebody else has changed its owner",
+                    pod.metadata.namespace,
+                    pod.metadata.name,
+                )
             self._offers.refresh([new])
         for state in (old, new):
             claim_uid = claim_uid_of(state) if state is not None else None
@@ -247,7 +254,6 @@ class Operator:
             await asyncio.sleep(wait)
 
     async def _sweep(self) -> None:
-        await self._all_synced()
         while True:
             try:
                 await self._claim_reconciler.sweep()
@@ -270,7 +276,11 @@ class Operator:
         await self._listed.wait()
 
     async def _work(self) -> None:
-        """Start to decide once every cache is complete: a partial view creates and deletes."""
+        """Start to decide once every cache is complete: a partial view creates and deletes.
+
+        kopf starts last. At its end it waits for, and cancels, every task made after its start,
+        so that whatever is to be in our own hands must exist before.
+        """
         await self._all_synced()
         logger.info(
             "caches synced: %d pools, %d claims, %d pods, %d nodes",
@@ -279,11 +289,21 @@ class Operator:
             len(self._pods),
             len(self._nodes),
         )
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(self._settings.claim_workers):
-                workers.create_task(self._claim_queue.work(self._claim_reconciler.reconcile))
-            for _ in range(self._settings.pool_workers):
-                workers.create_task(self._pool_queue.work(self._pool_reconciler.reconcile))
+        async with asyncio.TaskGroup() as parts:
+            workers = [
+                *(
+                    parts.create_task(self._claim_queue.work(self._claim_reconciler.reconcile))
+                    for _ in range(self._settings.claim_workers)
+                ),
+                *(
+                    parts.create_task(self._pool_queue.work(self._pool_reconciler.reconcile))
+                    for _ in range(self._settings.pool_workers)
+                ),
+                parts.create_task(self._sweep()),
+            ]
+            await parts.create_task(self._kopf())
+            for worker in workers:
+                worker.cancel()
 
     async def run(self) -> None:
         """Run until a signal comes; any part that dies takes the whole process with it."""
@@ -291,32 +311,22 @@ class Operator:
             self._settings.host, self._settings.port, self._metrics.registry, self._not_synced
         )
         try:
-            async with self._client:
-                parts: list[Callable[[], Awaitable[None]]] = [
-                    self._pods.run,
-                    self._nodes.run,
-                    self._sandbox_events.run,
-                    self._claims.run,
-                    self._list_what_kopf_watches,
-                    self._events.run,
-                    self._sweep,
-                    self._measure_lag,
-                    self._work,
-                ]
-                # kopf cancels at its end every task made after its start, so ours come first.
-                tasks = [asyncio.ensure_future(part()) for part in parts]
-                shell = asyncio.ensure_future(self._kopf())
-                try:
-                    done, _ = await asyncio.wait(
-                        [*tasks, shell], return_when=asyncio.FIRST_COMPLETED
+            async with self._client, asyncio.TaskGroup() as parts:
+                feeding = [
+                    parts.create_task(part)
+                    for part in (
+                        self._pods.run(),
+                        self._nodes.run(),
+                        self._sandbox_events.run(),
+                        self._claims.run(),
+                        self._list_what_kopf_watches(),
+                        self._events.run(),
+                        self._measure_lag(),
                     )
-                finally:
-                    for task in (*tasks, shell):
-                        task.cancel()
-                    await asyncio.gather(*tasks, shell, return_exceptions=True)
-                for task in done:
-                    if not task.cancelled() and (error := task.exception()) is not None:
-                        raise error
+                ]
+                await parts.create_task(self._work())
+                for task in feeding:
+                    task.cancel()
         finally:
             self._claim_queue.close()
             self._pool_queue.close()

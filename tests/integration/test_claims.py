@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fakekubelet import FakeNodes
-
 from sandboxpool.api import names
 from support import Api, condition, consistently, eventually, invariants, objects
 from support.operator_process import Operator
@@ -137,9 +136,7 @@ def test_metadata_goes_onto_the_pod_within_the_pools_list_only(
     assert bound_reason(failed) == "MetadataNotAllowed"
 
 
-def test_a_claim_that_is_not_bound_in_time_fails_and_says_why(
-    api: Api, operator: Operator
-) -> None:
+def test_a_claim_that_is_not_bound_in_time_fails_and_says_why(api: Api, operator: Operator) -> None:
     api.create(objects.pool(runtime_class="nosuch"))
     api.create(objects.claim(bindTimeoutSeconds=2))
     failed = phase(api, "Failed")
@@ -200,11 +197,9 @@ def test_a_claimed_pod_that_lost_its_labels_is_still_the_claims(
 ) -> None:
     warm_pool(api)
     claim = claim_pod(api)
-    labels = {label: None for label in (names.LABEL_POOL_UID, names.LABEL_CLAIM_UID)}
+    labels = dict.fromkeys((names.LABEL_POOL_UID, names.LABEL_CLAIM_UID))
     api.patch("Pod", claim["status"]["podName"], {"metadata": {"labels": labels}})
-    consistently(
-        lambda: api.get("SandboxClaim", "claim")["status"]["phase"] == "Bound", seconds=2
-    )
+    consistently(lambda: api.get("SandboxClaim", "claim")["status"]["phase"] == "Bound", seconds=2)
 
 
 def test_a_claims_status_that_others_destroyed_is_restored_to_the_same_pod(
@@ -242,9 +237,7 @@ def test_a_pool_that_goes_before_its_claims_leaves_them_their_pods(
     eventually(lambda: api.find("Pod", claim["status"]["podName"]) is None, message="pod gone")
 
 
-def test_a_claim_of_a_deleted_pool_is_not_served_by_its_pods(
-    api: Api, operator: Operator
-) -> None:
+def test_a_claim_of_a_deleted_pool_is_not_served_by_its_pods(api: Api, operator: Operator) -> None:
     warm_pool(api)
     api.delete("SandboxPool", "pool", propagationPolicy="Orphan")
     eventually(lambda: api.find("SandboxPool", "pool") is None, message="the pool is gone")

@@ -69,9 +69,10 @@ class Offers:
 
     def _refresh(self, pod: Pod) -> None:
         pool_uid = pool_uid_of(pod)
-        if pool_uid is None:
-            return
         uid = pod.metadata.uid
+        if pool_uid is None:
+            self._allocator.withdraw(uid)
+            return
         if claim_uid_of(pod) is not None:
             self._allocator.hold(pool_uid, uid, pod.spec.nodeName)
             return

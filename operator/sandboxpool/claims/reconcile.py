@@ -281,6 +281,8 @@ class ClaimReconciler:
     async def _tell(self, claim: Claim, pool: Pool | None, pod: Pod, *, source: str) -> None:
         """Write 2: the claim's status; a claim that is gone gives its pod back to nobody."""
         now = self._wall()
+        # Read before the write: the watch may show its effect before its answer is here.
+        began = self._seen.get(claim.uid)
         spec = pool.spec if pool is not None else None
         ttl = decide.ttl_seconds(claim, spec)
         status = decide.bound_status(
@@ -294,8 +296,8 @@ class ClaimReconciler:
         if not await self._write_status(claim, status):
             await self._delete_pod(pod, "its claim was deleted while it was being bound")
             return
-        self._written[claim.uid] = status
-        began = self._seen.pop(claim.uid, None)
+        if self._still_wanted(claim):
+            self._written[claim.uid] = status
         if pool is not None and began is not None:
             self._observer.bound(pool, source, self._clock() - began)
 

@@ -13,8 +13,10 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
 
+# Creation times have whole seconds: what seems so old may be this much younger.
+CLOCK_GRAIN_SECONDS = 1.0
 # After so many failures in a row a pool tries one sandbox at a time.
-CAUTIOUS_AFTER_FAILURES = 3
+CAUTIOUS_AFTER_FAILURES = 2
 # An unschedulable pod whose exclusion is out of date is replaced after this many seconds, so
 # that a node that flaps does not cause churn.
 STALE_EXCLUSION_SECONDS = 10.0
@@ -148,7 +150,11 @@ def decide(given: PoolInput) -> PoolPlan:
     stock = tuple(m for m in stock if m.uid not in going)
 
     missing = target - len(stock) - given.creating
+    failed = next((deletion for deletion in deletions if deletion.failed), None)
     create, held = _creatable(given, stock, missing)
+    if failed is not None:
+        # Its successor waits for the delay that this failure brings.
+        create, held = 0, failed.reason
     return PoolPlan(target, create, tuple(deletions), held, _recheck(given, stock))
 
 
@@ -179,7 +185,7 @@ def _hopeless_reason(member: Member, given: PoolInput) -> tuple[Reason, str] | N
             return Reason.SANDBOX_REPLACED, "the nodes that serve its runtime have changed"
         # The kubelet or the scheduler goes on trying: another pod would meet the same trouble.
         return None
-    if age > given.spec.startup.timeout_seconds:
+    if age > given.spec.startup.timeout_seconds + CLOCK_GRAIN_SECONDS:
         reason = failure.reason if failure else Reason.SANDBOX_START_TIMEOUT
         text = failure.message if failure else "no cause was reported"
         return reason, f"not ready after {given.spec.startup.timeout_seconds} s: {text}"
@@ -284,8 +290,8 @@ def _recheck(given: PoolInput, stock: tuple[Member, ...]) -> float | None:
             if member.failure is None or not member.failure.heals:
                 times.append(member.created + given.spec.startup.timeout_seconds)
             elif member.exclusion != given.exclusion:
-                times.append(max(member.created, given.now) + STALE_EXCLUSION_SECONDS)
+                times.append(member.created + STALE_EXCLUSION_SECONDS)
         elif given.spec.max_age_seconds is not None:
             times.append(member.created + given.spec.max_age_seconds)
-    # A creation time has whole seconds, so the moment itself may still be too early.
-    return min((when + 1.0 for when in times if when + 1.0 > given.now), default=None)
+    due = (when + CLOCK_GRAIN_SECONDS for when in times)
+    return min((when for when in due if when > given.now), default=None)

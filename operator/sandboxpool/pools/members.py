@@ -71,10 +71,16 @@ def claim_uid_of(pod: Pod) -> str | None:
 
 
 def pool_uid_of(pod: Pod) -> str | None:
-    """The uid of the pool that a pod belongs to: by its owner, or, once claimed, by its label."""
+    """The uid of the pool that a pod belongs to: by its owner, or, once claimed, by its label.
+
+    A pod that somebody took, by making himself its owner, or set free, by taking the owner away,
+    is no longer the pool's, whatever its labels say.
+    """
     owner = pod.metadata.controller
     if owner is not None and owner.kind == names.POOL_KIND:
         return owner.uid
+    if claim_uid_of(pod) is None or (owner is not None and owner.kind != names.CLAIM_KIND):
+        return None
     return pod.metadata.labels.get(names.LABEL_POOL_UID)
 
 

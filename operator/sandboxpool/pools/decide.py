@@ -231,7 +231,9 @@ def _aged(member: Member, given: PoolInput) -> bool:
 
 def _surplus(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
     """More than the target: first what is not ready, then what is outdated, then the newest."""
-    excess = len(stock) + given.creating - target
+    # What was asked for and is not seen yet is the first to go as soon as it is: no warm one goes
+    # on its account.
+    excess = len(stock) - target
     if excess <= 0:
         return []
     ranked = sorted(

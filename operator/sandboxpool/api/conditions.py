@@ -1,6 +1,7 @@
 """Conditions, with Kubernetes' rule for time: it moves only when the status does."""
 
 import datetime
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from sandboxpool.reasons import Reason
 
 MAX_MESSAGE = 1024
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,14 @@ def conditions(
     listed = before.get("conditions")
     for old in listed if isinstance(listed, list) else ():
         if isinstance(old, dict):
-            known[old.get("type")] = old
+            known[str(old.get("type"))] = old
     result = []
     for finding in findings:
         status = {True: "True", False: "False", None: "Unknown"}[finding.holds]
         old = known.get(finding.type, {})
         since = old.get("lastTransitionTime") if old.get("status") == status else None
+        if not (isinstance(since, str) and _TIMESTAMP.fullmatch(since)):
+            since = None
         result.append(
             {
                 "type": finding.type,

@@ -1,0 +1,266 @@
+"""What a pool's status says, to people and to alerts."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandboxpool.api.conditions import timestamp
+from sandboxpool.api.v1alpha1 import SandboxPoolStatus
+from sandboxpool.pools.decide import PoolInput, Trouble, decide
+from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.status import invalid_status, pool_status
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.runtimes.resolve import resolve
+from sandboxpool.runtimes.verdict import Verdict
+from support.builders import (
+    MISMATCH,
+    MISSING,
+    NOT_CHECKED,
+    NOW,
+    REJECTED,
+    facts,
+    member,
+    members,
+    pool,
+    pool_input,
+    runtime,
+)
+
+TYPES = ["Ready", "RuntimeResolved", "NodesServing", "TemplateAccepted", "Warm", "UpToDate"]
+NO_SANDBOX = Failure(Reason.SANDBOX_CREATE_FAILED, "no runtime for runsc is configured", "node-1")
+
+
+def computed(given: PoolInput, before: Any = None, **of_pool: Any) -> dict[str, Any]:
+    return pool_status(pool(status=before, **of_pool), given, decide(given), None)
+
+
+def of(status: dict[str, Any], type_: str) -> dict[str, Any]:
+    (found,) = [c for c in status["conditions"] if c["type"] == type_]
+    return dict(found)
+
+
+def brief(status: dict[str, Any], type_: str) -> tuple[str, str]:
+    found = of(status, type_)
+    return found["status"], found["reason"]
+
+
+INPUTS: dict[str, PoolInput] = {
+    "full": pool_input(members(State.WARM, 2), replicas=2),
+    "empty": pool_input(replicas=2),
+    "no class": pool_input(resolution=MISSING, verdict=Verdict()),
+    "another handler": pool_input(resolution=MISMATCH),
+    "refused": pool_input(template=REJECTED),
+    "not checked": pool_input(template=NOT_CHECKED),
+    "no node": pool_input(verdict=Verdict()),
+    "none serves": pool_input(verdict=Verdict(not_serving=("a", "b"))),
+    "none says": pool_input(verdict=Verdict(unknown=("a",))),
+    "capped": pool_input(verdict=Verdict(serving=("a",), not_serving=("b",), not_excluded=7)),
+    "paused": pool_input(paused=True),
+    "clamped": pool_input(members(State.CLAIMED, 2), replicas=3, maxSandboxes=2),
+    "quota": pool_input(trouble=Trouble(2, NOW + 9, Reason.QUOTA_EXCEEDED, "exceeded quota: p")),
+    "failing": pool_input([member(state=State.STARTING, node=facts(), failure=NO_SANDBOX)]),
+    "zero": pool_input(replicas=0),
+    "rolling": pool_input([member(revision="old")]),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_condition_is_set_every_time_and_fits_the_api(name: str) -> None:
+    status = computed(INPUTS[name])
+    assert [c["type"] for c in status["conditions"]] == TYPES
+    assert all(c["reason"] and c["message"] for c in status["conditions"])
+    parsed = SandboxPoolStatus.model_validate(status)
+    assert set(parsed.to_wire()) >= set(status) - {"issues"}
+
+
+@pytest.mark.parametrize(
+    ("name", "type_", "status", "reason", "says"),
+    [
+        ("full", "Ready", "True", "SandboxWarm", "2 of 2 are warm"),
+        ("full", "Warm", "True", "AtTarget", "2 of 2 are warm"),
+        ("full", "UpToDate", "True", "AsExpected", "newest"),
+        ("full", "NodesServing", "True", "HandlerServed", "2 of 2"),
+        ("empty", "Ready", "False", "Filling", "0 of 2"),
+        ("no class", "Ready", "False", "RuntimeClassNotFound", "create it"),
+        ("no class", "NodesServing", "Unknown", "RuntimeClassNotFound", "no node is asked"),
+        ("no class", "Warm", "False", "RuntimeClassNotFound", "create it"),
+        ("another handler", "Ready", "False", "HandlerMismatch", "until the class or the pin"),
+        ("refused", "Ready", "False", "TemplateRejected", "correct spec.template"),
+        ("not checked", "TemplateAccepted", "Unknown", "TemplateNotChecked", "away"),
+        ("no node", "NodesServing", "False", "NoEligibleNode", "add such a node"),
+        ("none serves", "NodesServing", "False", "NoNodeServes", "configure it"),
+        ("none serves", "Ready", "False", "NoNodeServes", "configure it"),
+        ("none says", "NodesServing", "Unknown", "HandlersUnknown", "1.31"),
+        ("capped", "NodesServing", "True", "ExclusionCapExceeded", "nodeSelector"),
+        ("paused", "Warm", "False", "Paused", "set spec.paused to false"),
+        ("clamped", "Warm", "False", "ClampedByMaxSandboxes", "raise it"),
+        ("quota", "Warm", "False", "QuotaExceeded", "exceeded quota"),
+        ("failing", "Warm", "False", "SandboxCreateFailed", "no runtime for runsc"),
+        ("failing", "Ready", "False", "SandboxCreateFailed", "node-1"),
+        ("zero", "Ready", "True", "ScaledToZero", "0"),
+        ("zero", "Warm", "True", "ScaledToZero", "0"),
+        ("rolling", "UpToDate", "False", "Rolling", "1 of an older revision"),
+    ],
+)
+def test_conditions_name_cause_and_cure(
+    name: str, type_: str, status: str, reason: str, says: str
+) -> None:
+    found = computed(INPUTS[name])
+    assert brief(found, type_) == (status, reason)
+    assert says in of(found, type_)["message"]
+
+
+def test_counts() -> None:
+    stock = [
+        *members(State.WARM, 3),
+        *members(State.STARTING, 2, node=facts()),
+        *members(State.CLAIMED, 4),
+        *members(State.STOPPING, 1),
+        member("old", revision="old"),
+        member("bad", State.FAILED, failure=Failure(Reason.POD_FAILED, "exit code 1")),
+    ]
+    status = computed(pool_input(stock, replicas=9))
+    counts = ("replicas", "warm", "starting", "claimed", "stopping", "outdated", "failed")
+    assert [status[c] for c in counts] == [7, 4, 2, 4, 1, 1, 1]
+    assert status["runtime"]["servingOfEligible"] == "2/2"
+
+
+def test_ready_stays_while_a_pool_refills() -> None:
+    seen = set()
+    for warm in (3, 2, 1, 2, 3):
+        stock = [*members(State.WARM, warm), *members(State.STARTING, 3 - warm, node=facts())]
+        seen.add(brief(computed(pool_input(stock, replicas=3)), "Ready"))
+    assert seen == {("True", "SandboxWarm")}
+
+
+def test_transition_times_move_only_with_the_status() -> None:
+    first = computed(INPUTS["empty"])
+    later = dataclasses.replace(INPUTS["no class"], now=NOW + 60)
+    second = computed(later, first)
+    times = {c["type"]: c["lastTransitionTime"] for c in second["conditions"]}
+    assert times == {
+        "Ready": timestamp(NOW),  # False before and after, for another reason
+        "RuntimeResolved": timestamp(NOW + 60),
+        "NodesServing": timestamp(NOW + 60),
+        "TemplateAccepted": timestamp(NOW),
+        "Warm": timestamp(NOW),
+        "UpToDate": timestamp(NOW),
+    }
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_same_input_later_gives_the_same_status(name: str) -> None:
+    first = computed(INPUTS[name])
+    again = computed(dataclasses.replace(INPUTS[name], now=NOW + 3), first)
+    assert again == first
+
+
+def test_a_missing_class_does_not_erase_what_was_known_of_it() -> None:
+    first = computed(INPUTS["full"])
+    second = computed(INPUTS["no class"], first)
+    assert (second["runtime"]["uid"], second["runtime"]["handler"]) == ("class-uid", "runsc")
+
+
+def test_a_class_made_again_is_said_while_its_former_sandboxes_live() -> None:
+    renewed = resolve("gvisor", None, {"gvisor": runtime(uid="new", handler="kata")})
+    stock = [member("claimed", State.CLAIMED), member("warm")]
+    found = of(computed(pool_input(stock, resolution=renewed)), "RuntimeResolved")
+    assert (found["status"], found["reason"]) == ("True", "RuntimeChanged")
+    assert "'kata'" in found["message"]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="sandboxes of another runtime are counted as warm, though no claim may have them",
+)
+def test_sandboxes_that_no_claim_may_have_do_not_make_a_paused_pool_ready() -> None:
+    given = pool_input([member(runtime_uid="former")], paused=True)
+    assert brief(computed(given), "Ready")[0] == "False"
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the API's text promises those of another runtime too; they are left out"
+)
+def test_sandboxes_of_another_runtime_count_as_outdated() -> None:
+    assert computed(pool_input([member(runtime_uid="former")]))["outdated"] == 1
+
+
+def stuck(name: str, node: str, failure: Failure) -> Member:
+    return member(name, State.STARTING, node=facts(node), failure=failure)
+
+
+def test_issues_are_grouped_by_cause_and_the_worst_comes_first() -> None:
+    pulling = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", "a", heals=True)
+    stock = [stuck(f"a{i}", "a", pulling) for i in range(3)]
+    stock += [stuck(f"b{i}", f"n{i}", NO_SANDBOX) for i in range(7)]
+    issues = computed(pool_input(stock, replicas=10))["runtime"]["issues"]
+    assert [(i["reason"], i["count"]) for i in issues] == [
+        ("SandboxCreateFailed", 7),
+        ("ImagePullFailed", 3),
+    ]
+    assert issues[0]["nodes"] == ["n0", "n1", "n2", "n3", "n4"]
+    assert issues[0]["message"] == NO_SANDBOX.message
+
+
+def test_an_issue_keeps_the_time_since_when_it_stands() -> None:
+    given = INPUTS["failing"]
+    first = computed(given)
+    second = computed(dataclasses.replace(given, now=NOW + 90), first)
+    assert second["runtime"]["issues"][0]["since"] == timestamp(NOW)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+conditions_like = st.lists(
+    junk
+    | st.fixed_dictionaries(
+        {"type": st.sampled_from(TYPES) | junk},
+        optional={"status": st.just("True") | junk, "lastTransitionTime": junk},
+    ),
+    max_size=4,
+)
+issues_like = st.lists(
+    junk
+    | st.fixed_dictionaries(
+        {"reason": st.just("SandboxCreateFailed") | junk}, optional={"since": junk}
+    ),
+    max_size=3,
+)
+damaged = st.fixed_dictionaries(
+    {},
+    optional={
+        "conditions": junk | conditions_like,
+        "runtime": junk
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "className": st.just("gvisor") | junk,
+                "uid": junk,
+                "handler": junk,
+                "issues": junk | issues_like,
+            },
+        ),
+        "warm": junk,
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(damaged, st.sampled_from(sorted(INPUTS)))
+def test_a_damaged_status_never_raises_and_is_mended(before: Any, name: str) -> None:
+    SandboxPoolStatus.model_validate(computed(INPUTS[name], before))
+    SandboxPoolStatus.model_validate(invalid_status(pool(status=before), NOW))
+
+
+def test_a_pool_that_does_not_fit_the_api_says_which_field() -> None:
+    bad = pool(replicas=-1)
+    (condition,) = invalid_status(bad, NOW)["conditions"]
+    assert (condition["type"], condition["status"]) == ("Ready", "False")
+    assert "spec.replicas" in condition["message"]

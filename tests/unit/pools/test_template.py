@@ -1,0 +1,173 @@
+"""The pods that a pool makes."""
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxpool.api import names
+from sandboxpool.pools.pool import revision_of
+from sandboxpool.pools.template import (
+    LONGEST_POOL_NAME,
+    ClaimRef,
+    build_pod,
+    exclude,
+    fingerprint,
+    pod_name,
+)
+from sandboxpool.runtimes.placement import allows, placement_of
+from support.builders import facts, pool, runtime
+
+AWAY = {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": ["a", "b"]}
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+CONTAINERS = [{"name": "main", "image": "registry.example/a:1"}]
+
+
+def terms(spec: dict[str, Any]) -> Any:
+    return spec["affinity"]["nodeAffinity"][REQUIRED]["nodeSelectorTerms"]
+
+
+def built(template: dict[str, Any], excluded: tuple[str, ...] = (), **given: Any) -> dict[str, Any]:
+    return build_pod(pool(template=template), runtime(), excluded, "pool-1", **given)
+
+
+def test_a_pod_is_the_pools_and_names_what_it_was_made_from() -> None:
+    made = built({"spec": {"containers": CONTAINERS}, "metadata": {"labels": {"app": "x"}}})
+    metadata = made["metadata"]
+    (owner,) = metadata["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("SandboxPool", "pool-uid")
+    assert owner["controller"] is True
+    assert owner["blockOwnerDeletion"] is False
+    assert metadata["labels"]["app"] == "x"
+    assert metadata["labels"][names.LABEL_POOL_UID] == "pool-uid"
+    assert metadata["annotations"][names.ANNOTATION_HANDLER] == "runsc"
+    assert metadata["annotations"][names.ANNOTATION_RUNTIME_UID] == "class-uid"
+    assert metadata["annotations"][names.ANNOTATION_SAFE_TO_EVICT] == "true"
+    assert made["spec"]["runtimeClassName"] == "gvisor"
+    assert "overhead" not in made["spec"]
+    assert "affinity" not in made["spec"]
+
+
+def test_defaults_are_safe_and_the_template_may_say_otherwise() -> None:
+    plain = built({"spec": {"containers": CONTAINERS}})["spec"]
+    assert plain["automountServiceAccountToken"] is False
+    assert plain["enableServiceLinks"] is False
+    assert plain["restartPolicy"] == "Never"
+    said = {"containers": CONTAINERS, "restartPolicy": "Always", "enableServiceLinks": True}
+    chosen = built({"spec": said})["spec"]
+    assert (chosen["restartPolicy"], chosen["enableServiceLinks"]) == ("Always", True)
+
+
+def test_a_template_cannot_take_over_the_operators_own_labels() -> None:
+    """The CRD refuses such a template; one from before that rule must not do harm."""
+    raw = pool(template={"spec": {"containers": CONTAINERS}})
+    stolen = {"labels": {names.LABEL_POOL_UID: "other"}}
+    made = build_pod(
+        dataclasses.replace(raw, template={**raw.template, "metadata": stolen}),
+        runtime(),
+        (),
+        "pool-1",
+    )
+    assert made["metadata"]["labels"][names.LABEL_POOL_UID] == "pool-uid"
+
+
+def test_a_cold_pod_is_its_claims_from_the_start() -> None:
+    claim = ClaimRef("job", "job-uid", labels=(("example.com/a", "b"),))
+    metadata = built({"spec": {"containers": CONTAINERS}}, claim=claim)["metadata"]
+    (owner,) = metadata["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("SandboxClaim", "job-uid")
+    assert metadata["labels"][names.LABEL_CLAIM_UID] == "job-uid"
+    assert metadata["labels"]["example.com/a"] == "b"
+    assert metadata["annotations"][names.ANNOTATION_SOURCE] == "Cold"
+    assert metadata["annotations"][names.ANNOTATION_SAFE_TO_EVICT] == "false"
+
+
+def test_an_exclusion_goes_into_every_term() -> None:
+    zone = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}
+    named = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}
+    affinity = {"podAffinity": {}, "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [zone, named]}}}
+    spec = built({"spec": {"containers": CONTAINERS, "affinity": affinity}}, ("a", "b"))["spec"]
+    assert terms(spec) == [
+        {"matchExpressions": [*zone["matchExpressions"], AWAY]},
+        {"matchFields": named["matchFields"], "matchExpressions": [AWAY]},
+    ]
+    assert spec["affinity"]["podAffinity"] == {}
+
+
+def test_without_an_affinity_the_exclusion_is_all_of_it() -> None:
+    spec = built({"spec": {"containers": CONTAINERS}}, ("a", "b"))["spec"]
+    assert terms(spec) == [{"matchExpressions": [AWAY]}]
+
+
+def requirements() -> st.SearchStrategy[dict[str, Any]]:
+    return st.builds(
+        lambda key, operator, value: {"key": key, "operator": operator, "values": [value]},
+        st.sampled_from(["zone", "disk"]),
+        st.sampled_from(["In", "NotIn"]),
+        st.sampled_from("ab"),
+    )
+
+
+@given(
+    st.lists(st.lists(requirements(), max_size=2), min_size=1, max_size=3),
+    st.fixed_dictionaries({"zone": st.sampled_from("ab"), "disk": st.sampled_from("ab")}),
+    st.booleans(),
+)
+def test_an_exclusion_only_ever_takes_away_the_nodes_it_names(
+    alternatives: list[list[dict[str, Any]]], labels: dict[str, str], named: bool
+) -> None:
+    listed = [{"matchExpressions": found} for found in alternatives]
+    spec = {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": listed}}}}
+    node = facts(labels={**labels, names.HOSTNAME_LABEL: "a" if named else "z"})
+    before = allows(placement_of(spec, runtime()), node, now=True)
+    limited = {"affinity": exclude(spec["affinity"], ["a", "b"])}
+    after = allows(placement_of(limited, runtime()), node, now=True)
+    assert after == (before and not named)
+
+
+@given(st.booleans())
+def test_the_template_itself_is_never_changed(cold: bool) -> None:
+    affinity: dict[str, Any] = {
+        "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": []}]}}
+    }
+    template = {
+        "metadata": {"labels": {"a": "b"}, "annotations": {"c": "d"}},
+        "spec": {"containers": copy.deepcopy(CONTAINERS), "affinity": affinity},
+    }
+    before = copy.deepcopy(template)
+    claim = ClaimRef("job", "uid", (("x", "y"),), (("z", "w"),)) if cold else None
+    made = built(template, ("a", "b"), claim=claim)
+    assert template == before
+    made["spec"]["containers"][0]["name"] = "changed"
+    made["metadata"]["labels"]["a"] = "changed"
+    terms(made["spec"])[0]["matchExpressions"].append("changed")
+    assert template == before
+
+
+def test_a_seed_names_one_pod_for_ever() -> None:
+    assert pod_name("pool", "seed") == "pool-19b25856e1"
+    assert pod_name("pool", "seed") != pod_name("pool", "other")
+    assert len(pod_name("p" * LONGEST_POOL_NAME, "seed")) == 63
+
+
+def test_an_exclusion_has_a_fingerprint_and_none_has_none() -> None:
+    assert fingerprint(()) == ""
+    assert fingerprint(("a",)) != fingerprint(("b",))
+    assert fingerprint(("a", "b")) != fingerprint(("ab",))
+
+
+@pytest.mark.parametrize("excluded", [(), ("a",)])
+def test_an_exclusion_is_no_part_of_the_revision(excluded: tuple[str, ...]) -> None:
+    template = {"spec": {"containers": CONTAINERS}}
+    made = built(template, excluded)
+    assert made["metadata"]["labels"][names.LABEL_REVISION] == revision_of(template)
+
+
+def test_the_order_of_keys_is_no_part_of_the_revision() -> None:
+    assert revision_of({"a": {"x": 1, "y": 2}, "b": 3}) == revision_of(
+        json.loads('{"b": 3, "a": {"y": 2, "x": 1}}')
+    )

@@ -38,11 +38,11 @@ class _Shelf:
         self.nodes: defaultdict[str, OrderedDict[str, Candidate]] = defaultdict(OrderedDict)
         self.heap: list[tuple[int, str]] = []
 
-    def put(self, candidate: Candidate, rank: int) -> None:
+    def put(self, candidate: Candidate, stock: "_Stock") -> None:
         pods = self.nodes[candidate.node]
-        if not pods:
-            heapq.heappush(self.heap, (rank, candidate.node))
         pods[candidate.uid] = candidate
+        if len(pods) == 1:
+            self.rerank(candidate.node, stock)
 
     def remove(self, candidate: Candidate) -> None:
         pods = self.nodes.get(candidate.node)
@@ -78,7 +78,7 @@ class _Stock:
     def put(self, candidate: Candidate) -> None:
         self.drop(candidate.uid)
         self.free[candidate.uid] = candidate
-        self.shelves[candidate.current].put(candidate, self.rank(candidate.node))
+        self.shelves[candidate.current].put(candidate, self)
 
     def drop(self, uid: str) -> Candidate | None:
         candidate = self.free.pop(uid, None)

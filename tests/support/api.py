@@ -52,6 +52,7 @@ KINDS = {
     "LimitRange": Kind("v1", "limitranges"),
     "Node": Kind("v1", "nodes", namespaced=False),
     "Namespace": Kind("v1", "namespaces", namespaced=False),
+    "Deployment": Kind("apps/v1", "deployments"),
     "Lease": Kind("coordination.k8s.io/v1", "leases"),
     "RuntimeClass": Kind("node.k8s.io/v1", "runtimeclasses", namespaced=False),
     "PriorityClass": Kind("scheduling.k8s.io/v1", "priorityclasses", namespaced=False),

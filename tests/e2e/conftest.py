@@ -1,0 +1,145 @@
+"""Fixtures of the end-to-end tests: real kubelets and gVisor, the operator installed by Helm."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from demo import install
+from localcluster import images, kindcluster, process
+from support import Api, eventually, objects
+from support.deployed import DeployedOperator
+from support.history import PodHistory
+from support.realnodes import CLASSES, restore_nodes
+
+HERE = Path(__file__).resolve().parent
+
+_TEST_SECONDS = 180
+_EMPTY_SECONDS = 60.0
+_LAST = "test_rights.py"
+# Set it to have the cluster removed when the tests are over.
+_DOWN = "SANDBOXPOOL_E2E_DOWN"
+_NAMESPACE = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            if item.get_closest_marker("timeout") is None:
+                # Fixtures are exempt: the first on a machine builds a cluster.
+                item.add_marker(pytest.mark.timeout(_TEST_SECONDS, func_only=True))
+    # What the operator's log says is judged when all other tests have made it work.
+    items.sort(key=lambda item: item.path == HERE / _LAST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    namespace = item.stash.get(_NAMESPACE, None)
+    if report.failed and namespace is not None:
+        for title, command in {
+            "pods": ("get", "pods", "-o", "wide"),
+            "pools and claims": ("describe", "sandboxpools,sandboxclaims"),
+            "operator": ("-n", install.NAMESPACE, "logs", "deployment/sandboxpool", "--tail=60"),
+        }.items():
+            report.sections.append((title, _asked("-n", namespace, *command)))
+    return report
+
+
+def _asked(*command: str) -> str:
+    try:
+        return kindcluster.kubectl(*command)
+    except process.CommandError as error:
+        return f"{error}\n{error.output}"
+
+
+# The cluster.
+
+
+@pytest.fixture(scope="session")
+def kubeconfig() -> Iterator[Path]:
+    """A cluster with the operator in it; it goes on running for the next session."""
+    path = kindcluster.up()
+    images.load_sample_image()
+    install.install_operator(path)
+    yield path
+    if os.environ.get(_DOWN):
+        kindcluster.down()
+
+
+@pytest.fixture(scope="session")
+def admin(kubeconfig: Path) -> Iterator[Api]:
+    """A client with all rights and no default namespace; nodes and classes are in order."""
+    with Api(kubeconfig) as api:
+        restore_nodes(api)
+        for name, handler in CLASSES.items():
+            if api.find("RuntimeClass", name) is None:
+                api.create(objects.runtime_class(name, handler))
+        yield api
+
+
+@pytest.fixture(scope="session")
+def deployed(admin: Api) -> DeployedOperator:
+    """The operator in the cluster."""
+    operator = DeployedOperator(admin)
+    operator.wait_ready()
+    return operator
+
+
+# A test's own.
+
+
+@pytest.fixture
+def namespace(
+    admin: Api, deployed: DeployedOperator, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """A fresh namespace; nothing runs in it any more when the test is over."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    request.node.stash[_NAMESPACE] = name
+    admin.create(objects.namespace(name))
+    yield name
+    for kind in ("SandboxPool", "SandboxClaim"):
+        for obj in admin.list(kind, name):
+            admin.delete(kind, obj["metadata"]["name"], name)
+    admin.delete("Namespace", name)
+    # The next test's figures, and its kubelets, should not have this one's pods to bear.
+    eventually(
+        lambda: admin.list("Pod", name),
+        until=lambda pods: not pods,
+        message="the pods are gone",
+        timeout=_EMPTY_SECONDS,
+    )
+
+
+@pytest.fixture
+def api(admin: Api, namespace: str) -> Api:
+    """A client with all rights whose default namespace is the test's."""
+    return admin.within(namespace)
+
+
+@pytest.fixture
+def history(kubeconfig: Path, namespace: str) -> Iterator[PodHistory]:
+    """Every state of every pod of the test."""
+    with PodHistory(kubeconfig, namespace) as watching:
+        yield watching
+
+
+@pytest.fixture
+def class_name(admin: Api, namespace: str) -> Iterator[str]:
+    """The name of a RuntimeClass that the test may make and change."""
+    yield namespace
+    admin.delete("RuntimeClass", namespace)
+
+
+@pytest.fixture
+def nodes_restored(admin: Api) -> Iterator[None]:
+    """Nodes that the test may change."""
+    yield
+    restore_nodes(admin)

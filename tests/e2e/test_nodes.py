@@ -1,0 +1,60 @@
+"""Nodes that change while pools use them."""
+
+from __future__ import annotations
+
+import pytest
+
+from localcluster import nodes
+from sandboxpool.api import names
+from support import Api, consistently, eventually
+from support.history import PodHistory
+from support.realnodes import GVISOR_NODES, WITHOUT_GVISOR, cordon, pool, proc_version, template
+from support.sandboxes import claim_pod, live_pods, pool_says, pool_status
+
+pytestmark = pytest.mark.usefixtures("nodes_restored")
+
+
+def test_a_handler_that_a_node_gets_is_seen_and_used(api: Api, history: PodHistory) -> None:
+    only_there = template(nodeSelector={names.HOSTNAME_LABEL: WITHOUT_GVISOR})
+    api.create(pool(replicas=2, pod=only_there))
+    assert "'runsc'" in pool_says(api, "Ready", "False", "NoNodeServes")
+    eventually(lambda: len(history.created()) == 1, message="one scout")
+    consistently(lambda: len(history.created()) == 1, seconds=3, message="no more than one")
+    assert history.nodes() == set()
+
+    nodes.set_handlers(WITHOUT_GVISOR, add=["runsc"])
+    pool_says(api, "NodesServing", "True", "HandlerServed", timeout=60)
+    pool_status(api, warm=2, timeout=60)
+    assert history.nodes() == {WITHOUT_GVISOR}
+    for pod in live_pods(api):
+        assert "gvisor" in proc_version(pod)
+
+
+def test_pods_of_a_cordoned_node_are_not_handed_out_and_replaced_elsewhere(api: Api) -> None:
+    api.create(pool(replicas=2))
+    pool_status(api, warm=2, timeout=60)
+    node = live_pods(api)[0]["spec"]["nodeName"]
+    (other,) = GVISOR_NODES - {node}
+
+    def eligible() -> int:
+        return int(api.get("SandboxPool", "pool")["status"]["runtime"]["nodes"]["eligible"])
+
+    assert eligible() == 3
+    cordon(api, node)
+    eventually(lambda: eligible() == 2, message="the cordon is seen")
+    for number in range(2):
+        assert claim_pod(api, f"claim-{number}")["status"]["nodeName"] == other
+    eventually(
+        lambda: {pod["spec"].get("nodeName") for pod in live_pods(api)},
+        until=lambda used: used == {other},
+        message="no live pod on the cordoned node",
+        timeout=60,
+    )
+    pool_status(api, warm=2, claimed=2, timeout=60)
+
+    cordon(api, node, unschedulable=False)
+    eventually(lambda: eligible() == 3, message="the end of the cordon is seen")
+    cordon(api, other)
+    eventually(lambda: eligible() == 2, message="the cordon of the other is seen")
+    pool_status(api, warm=2, claimed=2, timeout=60)
+    assert claim_pod(api, "last")["status"]["nodeName"] == node

@@ -1,0 +1,146 @@
+"""What the operator makes of runtimes on real nodes: where it puts pods, what it says and does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sandboxpool.api import names
+from support import Api, eventually, objects
+from support.history import PodHistory
+from support.realnodes import (
+    GVISOR,
+    GVISOR_NODES,
+    RUNC,
+    WITH_BROKEN_KATA,
+    WITHOUT_GVISOR,
+    node_kernel,
+    pool,
+    proc_version,
+)
+from support.sandboxes import bound_reason, claim_pod, live_pods, phase, pool_says, pool_status
+
+Object = dict[str, Any]
+
+
+def uids(pods: list[Object]) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in pods}
+
+
+def kept_away_from(pod: Object) -> set[str]:
+    """The nodes that a pod's affinity excludes; in every alternative, for these are ORed."""
+    required = pod["spec"]["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    excluded = [
+        {
+            value
+            for expression in term["matchExpressions"]
+            if (expression["key"], expression["operator"]) == (names.HOSTNAME_LABEL, "NotIn")
+            for value in expression["values"]
+        }
+        for term in required["nodeSelectorTerms"]
+    ]
+    return set.intersection(*excluded)
+
+
+def test_a_gvisor_pool_fills_only_where_gvisor_is(api: Api, history: PodHistory) -> None:
+    api.create(pool(replicas=3))
+    pool_status(api, warm=3, timeout=60)
+    pool_says(api, "Ready", "True", "SandboxWarm")
+    assert WITHOUT_GVISOR in pool_says(api, "NodesServing", "True", "SomeNodesNotServing")
+    nodes = api.get("SandboxPool", "pool")["status"]["runtime"]["nodes"]
+    assert (nodes["eligible"], nodes["serving"], nodes["notServing"]) == (3, 2, 1)
+
+    assert len(history.created()) == 3
+    assert history.nodes() <= GVISOR_NODES
+    for pod in history.states():
+        assert kept_away_from(pod) == {WITHOUT_GVISOR}
+    for pod in live_pods(api):
+        assert "gvisor" in proc_version(pod)
+
+
+def test_two_classes_side_by_side_and_an_asserted_class_that_is_another(api: Api) -> None:
+    api.create(pool("inside", GVISOR))
+    api.create(pool("beside", RUNC))
+    for name in ("inside", "beside"):
+        pool_status(api, name=name, warm=1, timeout=60)
+    api.create(objects.claim("wrong", "beside", runtimeClassName=GVISOR))
+    refused = phase(api, "Failed", "wrong")
+    assert bound_reason(refused) == "RuntimeClassMismatch"
+    assert "podName" not in refused["status"]
+    assert all(names.LABEL_CLAIM_UID not in pod["metadata"]["labels"] for pod in live_pods(api))
+
+    seen = {}
+    for name, runtime_class in (("inside", GVISOR), ("beside", RUNC)):
+        claim = claim_pod(api, name, name, runtimeClassName=runtime_class)
+        pod = api.get("Pod", claim["status"]["podName"])
+        seen[name] = proc_version(pod), node_kernel(api, pod["spec"]["nodeName"])
+    version, kernel = seen["beside"]
+    assert kernel in version
+    version, kernel = seen["inside"]
+    assert kernel not in version
+    assert "gvisor" in version
+
+
+def test_a_class_made_again_with_another_handler_replaces_warm_pods_only(
+    api: Api, class_name: str, history: PodHistory
+) -> None:
+    api.create(objects.runtime_class(class_name, "runsc"))
+    created = api.create(pool(runtime_class=class_name, replicas=2))
+    pool_status(api, warm=2, timeout=60)
+    claimed = claim_pod(api)["status"]["podUID"]
+    pool_status(api, warm=2, claimed=1, timeout=60)
+    before = uids(live_pods(api))
+
+    api.delete("RuntimeClass", class_name)
+    assert class_name in pool_says(api, "Ready", "False", "RuntimeClassNotFound")
+    assert uids(live_pods(api)) == before, "nothing is deleted while the class is missing"
+    api.create(objects.runtime_class(class_name, "runc"))
+    message = pool_says(api, "RuntimeResolved", "True", "RuntimeChanged")
+    assert "'runc'" in message
+    eventually(
+        lambda: live_pods(api),
+        until=lambda pods: len(pods) == 3 and uids(pods) & before == {claimed},
+        message="two new warm pods, and the claimed one",
+        timeout=60,
+    )
+    pool_status(api, warm=2, claimed=1, timeout=60)
+    (event,) = api.events_for(created, "RuntimeChanged")
+    assert "'runsc'" in event["message"]
+    assert "'runc'" in event["message"]
+
+    claim = phase(api, "Bound")
+    assert claim["status"]["podUID"] == claimed
+    assert claim["status"]["runtime"]["handler"] == "runsc"
+    for pod in live_pods(api):
+        is_claimed = pod["metadata"]["uid"] == claimed
+        assert ("gvisor" in proc_version(pod)) == is_claimed
+    assert claimed not in history.deleted()
+
+
+def test_a_runtime_that_is_listed_and_broken_is_named_with_its_node(
+    api: Api, class_name: str
+) -> None:
+    """The kata-qemu of this cluster is an entry in one node's containerd with no shim behind it.
+
+    So this tries the validation of a handler: what the operator makes of a runtime that does not
+    work. No Kata virtual machine ran.
+    """
+    api.create(objects.runtime_class(class_name, "kata-qemu"))
+    created = api.create(pool(runtime_class=class_name))
+    message = pool_says(api, "Warm", "False", "SandboxCreateFailed", timeout=60)
+    shim = "/opt/kata/bin/containerd-shim-kata-v2"
+    assert shim in message
+    assert WITH_BROKEN_KATA in message
+    assert shim in pool_says(api, "Ready", "False", "SandboxCreateFailed")
+    (issue,) = api.get("SandboxPool", "pool")["status"]["runtime"]["issues"]
+    assert issue["reason"] == "SandboxCreateFailed"
+    assert issue["nodes"] == [WITH_BROKEN_KATA]
+    assert shim in issue["message"]
+
+    def events() -> list[Object]:
+        return api.events_for(created, "SandboxCreateFailed")
+
+    said = eventually(events, message="an event says it")[0]["message"]
+    assert shim in said
+    assert WITH_BROKEN_KATA in said

@@ -1,0 +1,112 @@
+"""The operator as the chart deploys it: its pod, its log, and its violent death."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from demo.install import NAMESPACE, RELEASE
+from localcluster import nodes, process
+from localcluster.kindcluster import kubectl
+from support.api import Api, is_true
+from support.waiting import eventually
+
+Object = dict[str, Any]
+
+_SELECTOR = f"app.kubernetes.io/instance={RELEASE}"
+_READY_SECONDS = 90.0
+_GONE_SECONDS = 60.0
+
+
+@dataclass
+class DeployedOperator:
+    """The one pod of the Deployment.
+
+    Attributes:
+        api: A client with all rights.
+    """
+
+    api: Api
+    _kept: list[str] = field(default_factory=list)
+
+    def pods(self) -> list[Object]:
+        """Its pods, those on their way out included."""
+        return self.api.list("Pod", NAMESPACE, labelSelector=_SELECTOR)
+
+    def ready(self) -> bool:
+        """Whether exactly one pod is there and ready."""
+        pods = self.pods()
+        return len(pods) == 1 and is_true(pods[0], "Ready")
+
+    def wait_ready(self) -> None:
+        """Waits until it is ready."""
+        eventually(self.ready, message="the deployed operator is ready", timeout=_READY_SECONDS)
+
+    def stop(self) -> None:
+        """Scales the Deployment to nothing and waits until no pod is left."""
+        self.keep(self.log())
+        self.api.scale("Deployment", RELEASE, 0, NAMESPACE)
+        eventually(
+            self.pods, until=lambda pods: not pods, message="no operator", timeout=_GONE_SECONDS
+        )
+
+    def start(self) -> None:
+        """Scales the Deployment back to one."""
+        self.api.scale("Deployment", RELEASE, 1, NAMESPACE)
+        self.wait_ready()
+
+    def process(self) -> Process:
+        """The operator's process on its node, found before it is needed."""
+        (pod,) = self.pods()
+        (container,) = pod["status"]["containerStatuses"]
+        node = pod["spec"]["nodeName"]
+        pid = nodes.exec_on(
+            node,
+            *("crictl", "inspect", "--output", "go-template", "--template", "{{.info.pid}}"),
+            container["containerID"].rpartition("/")[2],
+        )
+        return Process(node, int(pid), container["restartCount"])
+
+    def restarts(self) -> int:
+        """How often its container was started again."""
+        (pod,) = self.pods()
+        return int(pod["status"]["containerStatuses"][0]["restartCount"])
+
+    def get(self, path: str) -> str:
+        """What it answers over HTTP, asked through the API server's proxy of its Service."""
+        service = f"/api/v1/namespaces/{NAMESPACE}/services/{RELEASE}-metrics:http/proxy"
+        return str(self.api.raw("GET", f"{service}{path}"))
+
+    def log(self, lines: int | None = None) -> str:
+        """The log of its container, and of the one before it if it was restarted."""
+        limit = () if lines is None else (f"--tail={lines}",)
+        texts = []
+        for pod in self.pods():
+            name = pod["metadata"]["name"]
+            for which in ("--previous", "--previous=false"):
+                try:
+                    texts.append(kubectl("-n", NAMESPACE, "logs", name, which, *limit))
+                except process.CommandError:
+                    continue  # It was never restarted, or has not started yet.
+        return "".join(texts)
+
+    def keep(self, log: str) -> None:
+        """Keeps the log of one that is about to go, or that ran elsewhere in its stead."""
+        self._kept.append(log)
+
+    def whole_log(self) -> str:
+        """All that was kept, and the log of now."""
+        return "".join([*self._kept, self.log()])
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process in a node's own numbering."""
+
+    node: str
+    pid: int
+    restarts: int
+
+    def kill(self) -> None:
+        """Ends it with SIGKILL: no signal handler, no grace, no word to the API server."""
+        nodes.exec_on(self.node, "kill", "-KILL", str(self.pid))

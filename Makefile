@@ -1,0 +1,109 @@
+# `make demo` shows the operator on a local cluster, `make test` runs all tests. Both install
+# whatever they need; everything slow is cached outside the repository.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+GROUPS := build runtime test lint
+LOCKS := $(GROUPS:%=requirements/%.txt)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(INSTALLED): $(LOCKS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed: set PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/build.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes \
+	  -r requirements/runtime.txt -r requirements/test.txt -r requirements/lint.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: install
+install: $(INSTALLED) ## Make the virtual environment
+
+# --- The cluster and the demo ---------------------------------------------------------------
+
+.PHONY: demo
+demo: $(INSTALLED) ## Local cluster, operator, pools, a claim: shown step by step
+	@$(BIN)/python -m demo up
+
+.PHONY: down
+down: $(INSTALLED) ## Undo the demo: remove the cluster and what was started for it
+	@$(BIN)/python -m demo down
+
+.PHONY: cluster-up
+cluster-up: $(INSTALLED) ## Start the local cluster, or reuse the one that runs
+	@$(BIN)/python -m localcluster up
+
+.PHONY: cluster-down
+cluster-down: $(INSTALLED) ## Remove the local cluster
+	@$(BIN)/python -m localcluster down
+
+.PHONY: cluster-status
+cluster-status: $(INSTALLED) ## What of the local cluster runs, and the nodes' handlers
+	@$(BIN)/python -m localcluster status
+
+.PHONY: kubeconfig
+kubeconfig: $(INSTALLED) ## Print the path of the local cluster's kubeconfig (make -s kubeconfig)
+	@$(BIN)/python -m localcluster kubeconfig
+
+.PHONY: image
+image: $(INSTALLED) ## Build the operator's image and load it into the local cluster
+	@$(BIN)/python -m localcluster build-operator-image
+
+# --- Checks ----------------------------------------------------------------------------------
+
+.PHONY: lint
+lint: $(INSTALLED) ## Format, lint, types, import rules, generated files
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@PYTHONPATH=operator $(BIN)/lint-imports --no-logo --quiet
+	@$(BIN)/python -m crdgen --check
+
+.PHONY: test
+test: lint ## Lint, unit, integration (real API server), e2e (kind with real gVisor)
+	@$(PYTEST) tests/unit tests/integration tests/e2e
+
+.PHONY: unit
+unit: $(INSTALLED) ## Unit tests only: pure and fast
+	@$(PYTEST) tests/unit
+
+.PHONY: integration
+integration: $(INSTALLED) ## Integration tests only: a real API server, fake nodes
+	@$(PYTEST) tests/integration
+
+.PHONY: e2e
+e2e: $(INSTALLED) ## End-to-end tests only: real kubelets and gVisor
+	@$(PYTEST) tests/e2e
+
+# --- Generated files -------------------------------------------------------------------------
+
+.PHONY: format
+format: $(INSTALLED) ## Format the code and mend what can be mended
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+
+.PHONY: generate
+generate: $(INSTALLED) ## Write crds/ from the models
+	@$(BIN)/python -m crdgen
+
+.PHONY: lock
+lock: $(INSTALLED) ## Lock the dependencies anew, with hashes (after a change of pyproject.toml)
+	@lock() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	    --generate-hashes --no-annotate --no-header "$$@"; }; \
+	lock pyproject.toml -o requirements/runtime.txt; \
+	for group in build test lint; do \
+	  lock --group $$group -c requirements/runtime.txt -o requirements/$$group.txt; \
+	done

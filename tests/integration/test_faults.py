@@ -1,4 +1,4 @@
-"""Faults between the operator and the API server, and crashes: nothing is lost, doubled or leaked."""
+"""Faults between operator and API server, and crashes: nothing is lost, doubled or leaked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from localcluster.controlplane import ControlPlane
 from support import Api, consistently, eventually, invariants, objects
 from support.faultproxy import FaultProxy
 from support.operator_process import Operator
-from support.sandboxes import bound_reason, claim_pod, live_pods, phase, pool_status, warm_pool
+from support.sandboxes import bound_reason, claim_pod, phase, pool_status, warm_pool
 
 from .conftest import StartOperator
 
@@ -34,6 +34,11 @@ def faulty(
 
 def quiet(api: Api, *, warm: int = 3, claimed: int = 0) -> None:
     """Waits until all is done, and checks that nothing was lost, doubled or leaked."""
+    eventually(
+        lambda: len(api.list("Pod")) == warm + claimed,
+        message=f"{warm} warm and {claimed} claimed pods, and no other",
+        timeout=30,
+    )
     pool_status(api, warm=warm, claimed=claimed, starting=0, stopping=0, timeout=30)
     invariants.check(api)
     assert len(api.list("Pod")) == warm + claimed
@@ -45,9 +50,12 @@ def test_a_claim_costs_exactly_two_writes_of_its_own(
     api.patch_spec("SandboxPool", "pool", paused=True)
     pool_status(api, warm=3, observedGeneration=2)
     proxy.clear()
-    claim_pod(api)
+    claim = claim_pod(api)
     pool_status(api, warm=2, claimed=1)
-    written = [seen for seen in proxy.writes() if "/sandboxpools/" not in seen.path]
+    assert api.events_for(claim) == []
+    # The pool's own status and events are gathered, and cost a claim nothing.
+    of_pool = ("/sandboxpools/", "/events")
+    written = [seen for seen in proxy.writes() if not any(part in seen.path for part in of_pool)]
     assert [(seen.method, seen.path.split("/")[-2]) for seen in written] == [
         ("PATCH", "pods"),
         ("PATCH", "claim"),
@@ -162,13 +170,13 @@ def test_watches_that_are_cut_lose_nothing(api: Api, faulty: Operator, proxy: Fa
 def test_what_vanished_while_the_watches_were_stalled_is_noticed(
     api: Api, faulty: Operator, proxy: FaultProxy
 ) -> None:
-    claim_pod(api, "kept")
+    kept = claim_pod(api)
     quiet(api, claimed=1)
     stall = proxy.stall_watches()
-    api.delete("Pod", live_pods(api)[0]["metadata"]["name"], gracePeriodSeconds=0)
+    api.delete("Pod", kept["status"]["podName"], gracePeriodSeconds=0)
     proxy.cut_watches()
     stall.release()
-    eventually(lambda: len(live_pods(api)) == 4 or phase(api, "Lost", "kept"))
+    phase(api, "Lost")
 
 
 def test_a_crash_in_a_burst_loses_and_doubles_nothing(

@@ -333,7 +333,7 @@ def test_recreate_replaces_all_at_once(api: Api, operator: Operator) -> None:
     pool_status(api, warm=3, outdated=0)
 
 
-# --- Bad input that only the cluster can judge -----------------------------------------------------
+# --- Bad input that only the cluster can judge ---------------------------------------------------
 
 
 def test_a_template_with_an_unknown_field_is_reported_and_nothing_is_made(
@@ -421,7 +421,7 @@ def test_pods_that_fail_are_replaced_ever_more_slowly(
     assert 1 <= creates(proxy) <= 5
 
 
-# --- Damage by others ------------------------------------------------------------------------------
+# --- Damage by others ----------------------------------------------------------------------------
 
 
 def test_a_damaged_status_is_restored(api: Api, operator: Operator) -> None:
@@ -458,7 +458,7 @@ def test_a_warm_pod_that_another_controller_took_is_never_handed_out(
     assert claim_pod(api)["status"]["podName"] != taken
 
 
-# --- Restarts, metrics -----------------------------------------------------------------------------
+# --- Restarts, metrics ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["terminated", "killed"])

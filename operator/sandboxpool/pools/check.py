@@ -62,6 +62,8 @@ class TemplateChecker:
                 "shorter name",
             )
         if runtime is None:
+            # Nothing is asked until the class is back: a time to ask again would be long past.
+            self.forget(pool.uid)
             return TemplateVerdict(
                 TemplateState.NOT_CHECKED,
                 Reason.TEMPLATE_NOT_CHECKED,

@@ -28,7 +28,8 @@ class Expectations:
 
     def is_creating(self, name: str) -> bool:
         """A pod of this name was asked for and is not seen yet."""
-        return name in self._creating
+        expected = self._creating.get(name)
+        return expected is not None and expected[0] > self._clock()
 
     def deleting(self, uid: str) -> None:
         """This pod's deletion is being asked for."""

@@ -1,0 +1,545 @@
+"""A pool's reconcile against an API server that refuses, breaks and forgets."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from sandboxpool.api import names
+from sandboxpool.api.conditions import timestamp
+from sandboxpool.api.core import Pod
+from sandboxpool.cache import Cluster
+from sandboxpool.claims.allocator import Allocator
+from sandboxpool.claims.offers import Offers
+from sandboxpool.kube.errors import KubeError
+from sandboxpool.kube.events import EventRecorder
+from sandboxpool.pools.expectations import DEADLINE_SECONDS
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.reconcile import PoolReconciler
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.pools.template import ClaimRef, pod_name
+from sandboxpool.reasons import Reason
+from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
+from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, ScriptedApi
+
+pytestmark = pytest.mark.looptime
+
+PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+POOL = f"/apis/sandboxpool.io/v1alpha1/namespaces/{NAMESPACE}/sandboxpools/pool"
+START = 1_700_000_000.0
+
+
+class Observer:
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def failure(self, pool: Pool, reason: str) -> None:
+        del pool
+        self.failures.append(reason)
+
+
+class World:
+    """A pool reconciler with its caches, fed by the scripted API; time is the event loop's."""
+
+    def __init__(self, *pods: str, **spec: Any) -> None:
+        self.cluster = Cluster()
+        self.pools = PoolStore(lambda old, new: None)
+        self.allocator = Allocator()
+        self.observer = Observer()
+        self.watching = True
+        self.echo: Callable[[Any], Any] = lambda status: status
+        self.api = ScriptedApi(self.wall, self._changed)
+        self.offers = Offers(
+            self.cluster,
+            self.pools,
+            self.allocator,
+            is_leaving=lambda pool, pod: self.reconciler.is_leaving(pool, pod),
+            on_granted=lambda claim: None,
+        )
+        self.events = EventRecorder(self.api, "test", "test")
+        self.reconciler = PoolReconciler(
+            client=self.api,
+            cluster=self.cluster,
+            pools=self.pools,
+            allocator=self.allocator,
+            offers=self.offers,
+            events=self.events,
+            observer=self.observer,
+            on_startup_sample=lambda pool, stage, seconds: None,
+            wall=self.wall,
+            clock=lambda: self.wall() - START,
+        )
+        self.cluster.classes["gvisor"] = runtime()
+        self.cluster.nodes.put(None, node())
+        self.api.put(POOL, pool_body(**spec))
+        for name in pods:
+            self.put_pod(name)
+
+    def wall(self) -> float:
+        return START + asyncio.get_running_loop().time()
+
+    def _changed(self, path: str, old: Any, new: Any) -> None:
+        if not self.watching:
+            return
+        if path == POOL:
+            if new is not None and new.get("status"):
+                new["status"] = self.echo(new["status"])
+            self.pools.observe(new or old, deleted=new is None)
+        elif "/pods/" in path:
+            before, after = (msgspec.convert(b, Pod | None) for b in (old, new))
+            self.cluster.pods.put(before, after)
+            self.reconciler.observe_pod(POOL_UID, before, after)
+            if after is None:
+                self.allocator.release(old["metadata"]["uid"])
+            else:
+                self.offers.refresh([after])
+
+    def put_pod(self, name: str, **given: Any) -> None:
+        self.api.put(f"{PODS}/{name}", pod_body(name, now=self.wall(), **given))
+
+    async def reconcile(self) -> float | None:
+        return await self.reconciler.reconcile((NAMESPACE, "pool"))
+
+    def make_all_ready(self) -> None:
+        for path, body in list(self.api.objects.items()):
+            if "/pods/" in path and not body.get("status"):
+                name = path.rpartition("/")[2]
+                new = pod_body(name, version=int(body["metadata"]["resourceVersion"]) + 1)
+                new["metadata"]["creationTimestamp"] = body["metadata"]["creationTimestamp"]
+                self.api.put(path, new)
+
+    @property
+    def pods(self) -> list[str]:
+        return [path for path in self.api.objects if "/pods/" in path]
+
+    @property
+    def posted(self) -> int:
+        return len(self.api.sent("POST", "/pods"))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return dict(self.api.objects[POOL]["status"])
+
+    def condition(self, type_: str) -> tuple[str, str]:
+        (found,) = [c for c in self.status["conditions"] if c["type"] == type_]
+        return found["status"], found["reason"]
+
+
+async def test_an_empty_pool_is_filled_and_then_left_alone() -> None:
+    world = World(replicas=3)
+    await world.reconcile()
+    assert world.posted == 3
+    await asyncio.sleep(2)
+    world.make_all_ready()
+    for _ in range(3):
+        await world.reconcile()
+        await asyncio.sleep(2)
+    calls = len(world.api.calls)
+    assert await world.reconcile() is None
+    assert len(world.api.calls) == calls
+    assert world.posted == 3
+    assert world.condition("Ready") == ("True", "SandboxWarm")
+
+
+async def test_the_template_is_asked_about_once_and_strictly() -> None:
+    world = World(replicas=2)
+    for _ in range(3):
+        await world.reconcile()
+    asked = [call for call in world.api.calls if call.dry_run]
+    assert len(asked) == 1
+    assert asked[0].body["spec"]["runtimeClassName"] == "gvisor"
+
+
+async def test_what_was_created_and_is_not_seen_yet_is_not_created_again() -> None:
+    world = World(replicas=3)
+    world.watching = False
+    for _ in range(4):
+        await world.reconcile()
+    assert world.posted == 3
+
+
+@pytest.mark.parametrize(("succeeded", "sent"), [(0, 1), (1, 3), (3, 7)])
+async def test_a_slow_start_stops_at_the_first_refusal(succeeded: int, sent: int) -> None:
+    world = World(replicas=50, startup={"maxStarting": 50})
+    refused_from = succeeded
+
+    def count(call: Any) -> None:
+        if call.method == "POST" and not call.dry_run and world.posted > refused_from:
+            raise QUOTA
+
+    world.api.before = count
+    await world.reconcile()
+    assert world.posted == sent
+    assert len(world.pods) == succeeded
+
+
+async def test_a_quota_is_said_and_is_no_storm() -> None:
+    world = World(replicas=5)
+    world.api.fail("POST", "/pods", QUOTA, times=10_000)
+    end = world.wall() + 600
+    while world.wall() < end:
+        again = await world.reconcile()
+        assert again is not None
+        await asyncio.sleep(again)
+    assert world.condition("Warm") == ("False", "QuotaExceeded")
+    assert world.condition("TemplateAccepted") == ("True", "TemplateAccepted")
+    assert world.posted < 20
+    assert set(world.observer.failures) == {"QuotaExceeded"}
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="each refusal of a batch counts as a failed round: eight refused at once wait two minutes",
+)
+async def test_a_refused_batch_is_one_failure() -> None:
+    world = World(replicas=15, startup={"maxStarting": 15})
+
+    def refuse(call: Any) -> None:
+        if call.method == "POST" and not call.dry_run and world.posted > 7:
+            raise QUOTA
+
+    world.api.before = refuse
+    await world.reconcile()
+    assert world.posted == 15
+    assert world.reconciler._state(POOL_UID).trouble.failures == 1
+
+
+async def test_after_a_refusal_the_dry_run_is_asked_again() -> None:
+    world = World(replicas=1)
+    world.api.fail("POST", "/pods", REFUSED)
+    await world.reconcile()
+    world.api.fail("POST", "/pods", REFUSED, dry_run=True)
+    await asyncio.sleep(3)
+    await world.reconcile()
+    assert world.condition("TemplateAccepted") == ("False", "TemplateRejected")
+    assert world.posted == 1
+
+
+async def test_an_unanswered_create_is_repeated_under_its_name() -> None:
+    world = World(replicas=1)
+    world.api.fail("POST", "/pods", UNKNOWN, applied=True)
+    await world.reconcile()
+    assert len(world.pods) == 1
+    posted = {c.body["metadata"]["name"] for c in world.api.sent("POST", "/pods")}
+    assert len(posted) == 1
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the end of an expectation is not among the times at which a pool is looked at again",
+)
+async def test_a_create_that_nobody_answered_for_is_made_up_for_in_time() -> None:
+    world = World(replicas=1)
+    world.api.fail("POST", "/pods", UNKNOWN, times=3)
+    end = world.wall() + DEADLINE_SECONDS + 60
+    while world.wall() < end and not world.pods:
+        again = await world.reconcile()
+        assert again is not None, "nothing would wake the pool"
+        await asyncio.sleep(again)
+    assert len(world.pods) == 1
+
+
+async def test_deletes_name_the_very_pod_that_was_judged() -> None:
+    world = World(replicas=0)
+    world.put_pod("pod-1", version=7)
+    await world.reconcile()
+    (delete,) = world.api.sent("DELETE")
+    assert delete.body["preconditions"] == {"uid": "pod-1-uid", "resourceVersion": "7"}
+    assert not world.pods
+
+
+async def test_a_pod_that_changed_meanwhile_is_not_deleted_but_offered_again() -> None:
+    world = World(replicas=0)
+    world.put_pod("pod-1")
+    world.api.touch(f"{PODS}/pod-1")
+    await world.reconcile()
+    assert len(world.pods) == 1
+    assert world.allocator.free(POOL_UID) == 1
+
+
+async def test_a_pod_that_is_leaving_is_offered_to_nobody() -> None:
+    world = World(replicas=0)
+    world.put_pod("pod-1")
+    world.api.fail("DELETE", "/pods", UNKNOWN)
+    await world.reconcile()
+    assert world.allocator.request(POOL_UID, "claim") is None
+    assert world.reconciler.is_leaving(POOL_UID, "pod-1-uid")
+
+
+async def test_a_reserved_pod_is_not_deleted() -> None:
+    world = World(replicas=0)
+    world.put_pod("pod-1")
+    assert world.allocator.request(POOL_UID, "claim") is not None
+    await world.reconcile()
+    assert len(world.pods) == 1
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a delete that raises leaves the creates of the same plan expected and never sent",
+)
+@pytest.mark.parametrize("error", [BROKEN, REFUSED])
+async def test_a_pod_that_cannot_be_deleted_does_not_keep_the_others_from_being_made(
+    error: KubeError,
+) -> None:
+    world = World(replicas=2)
+    world.put_pod("failed", phase="Failed", ready=False)
+    world.api.fail("DELETE", "/pods", error, times=1000)
+    for _ in range(5):
+        with contextlib.suppress(KubeError):
+            await world.reconcile()
+        await asyncio.sleep(5)
+    assert world.posted >= 1
+
+
+async def test_the_status_is_written_once_and_then_only_when_it_changes() -> None:
+    world = World("pod-1")
+    for _ in range(4):
+        await world.reconcile()
+        await asyncio.sleep(5)
+    assert len(world.api.sent("PATCH", "/status")) == 1
+    world.put_pod("pod-1", version=2, ready=False)
+    await world.reconcile()
+    assert len(world.api.sent("PATCH", "/status")) == 2
+
+
+async def test_the_status_is_written_at_most_once_a_second() -> None:
+    world = World("pod-1")
+    await world.reconcile()
+    world.put_pod("pod-1", version=2, ready=False)
+    again = await world.reconcile()
+    assert len(world.api.sent("PATCH", "/status")) == 1
+    assert again is not None
+    assert again <= 1
+    await asyncio.sleep(again)
+    await world.reconcile()
+    assert len(world.api.sent("PATCH", "/status")) == 2
+
+
+@pytest.mark.parametrize("lost", ["target", "runtime", "warm"])
+async def test_a_server_that_keeps_less_than_was_sent_causes_no_loop(lost: str) -> None:
+    world = World("pod-1")
+    world.echo = lambda status: {k: v for k, v in status.items() if k != lost}
+    for _ in range(6):
+        await world.reconcile()
+        await asyncio.sleep(5)
+    assert len(world.api.sent("PATCH", "/status")) == 1
+
+
+async def test_a_status_write_that_failed_is_tried_again() -> None:
+    world = World("pod-1")
+    world.api.fail("PATCH", "/status", BROKEN)
+    with pytest.raises(KubeError):
+        await world.reconcile()
+    await asyncio.sleep(2)
+    await world.reconcile()
+    assert world.status["warm"] == 1
+
+
+async def test_a_pool_whose_class_went_away_sleeps_until_something_happens() -> None:
+    """Not even an earlier, unanswered dry run may keep it awake."""
+    world = World(replicas=1)
+    world.api.fail("POST", "/pods", BROKEN, dry_run=True)
+    await world.reconcile()
+    del world.cluster.classes["gvisor"]
+    waits = []
+    for _ in range(10):
+        again = await world.reconcile()
+        waits.append(again)
+        await asyncio.sleep(again or 60)
+    assert waits[-1] is None or waits[-1] >= 1
+    assert world.posted == 0
+    assert world.condition("Ready") == ("False", "RuntimeClassNotFound")
+
+
+async def test_a_pool_that_is_deleted_is_left_to_the_collector() -> None:
+    world = World("pod-1", deleting=True)
+    assert await world.reconcile() is None
+    assert not world.api.calls
+
+
+async def test_a_pool_that_does_not_fit_the_api_is_told_so_and_left_alone() -> None:
+    world = World("pod-1", replicas=-1)
+    await world.reconcile()
+    assert [c.method for c in world.api.writes] == ["PATCH"]
+    assert world.condition("Ready") == ("False", "InvalidObject")
+
+
+async def test_constraints_that_are_malformed_are_a_refused_template() -> None:
+    template = {"spec": {"containers": [{"name": "a"}], "tolerations": "all"}}
+    world = World(template=template)
+    await world.reconcile()
+    assert world.posted == 0
+    assert world.condition("TemplateAccepted") == ("False", "TemplateRejected")
+
+
+async def test_a_recreated_class_is_announced_with_both_handlers() -> None:
+    world = World("pod-1")
+    await world.reconcile()
+    world.cluster.classes["gvisor"] = runtime(uid="new", handler="kata")
+    await asyncio.sleep(2)
+    await world.reconcile()
+    messages = []
+    while not world.events._queue.empty():
+        event = world.events._queue.get_nowait()
+        messages.append((event.reason, event.message))
+    (changed,) = [text for reason, text in messages if reason == "RuntimeChanged"]
+    assert "'runsc'" in changed
+    assert "'kata'" in changed
+
+
+# --- Cold pods -----------------------------------------------------------------------------------
+
+CLAIM = ClaimRef("job", "job-uid")
+
+
+async def cold(world: World) -> Any:
+    pool = world.pools.get((NAMESPACE, "pool"))
+    assert pool is not None
+    return await world.reconciler.create_cold(pool, CLAIM)
+
+
+async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None:
+    world = World(replicas=0)
+    world.watching = False
+    assert await cold(world) is None
+    assert await cold(world) is None
+    (path,) = world.pods
+    assert path.endswith(pod_name("pool", "job-uid"))
+
+
+async def test_a_cold_pod_needs_room() -> None:
+    world = World("pod-1", replicas=1, maxSandboxes=1)
+    refusal = await cold(world)
+    assert refusal is not None
+    assert refusal.reason is Reason.MAX_SANDBOXES_REACHED
+    assert world.posted == 0
+
+
+async def test_a_cold_pod_that_exists_already_is_the_claims_or_nobodys() -> None:
+    world = World(replicas=0)
+    world.watching = False
+    name = pod_name("pool", "job-uid")
+    world.put_pod(name, claim="job")
+    assert await cold(world) is None
+    world.put_pod(name, claim="other")
+    refusal = await cold(world)
+    assert refusal is not None
+    assert name in refusal.message
+
+
+async def test_a_quota_refuses_a_cold_pod_in_its_own_words() -> None:
+    world = World(replicas=0)
+    world.api.fail("POST", "/pods", QUOTA)
+    refusal = await cold(world)
+    assert refusal is not None
+    assert refusal.reason is Reason.QUOTA_EXCEEDED
+    assert await cold(world) is None
+
+
+async def test_a_cold_create_that_nobody_answered_for_is_tried_again() -> None:
+    world = World(replicas=0)
+    world.api.fail("POST", "/pods", UNKNOWN, times=3)
+    with pytest.raises(KubeError):
+        await cold(world)
+    await asyncio.sleep(DEADLINE_SECONDS + 1)
+    await cold(world)
+    assert len(world.pods) == 1
+
+
+# --- Rollouts in virtual time --------------------------------------------------------------------
+
+
+class Kubelet:
+    """Starts what was created, as a test says: after some seconds, with an end, or never."""
+
+    def __init__(self, world: World, seconds: float | None, *, fails: bool = False) -> None:
+        self.world = world
+        self.seconds = seconds
+        self.fails = fails
+        self.born: dict[str, float] = {}
+
+    def tick(self) -> None:
+        now = self.world.wall()
+        for path, body in list(self.world.api.objects.items()):
+            if "/pods/" not in path or body.get("status") or self.seconds is None:
+                continue
+            if now - self.born.setdefault(path, now) < self.seconds:
+                continue
+            labels = body["metadata"]["labels"]
+            outcome = {"phase": "Failed", "ready": False} if self.fails else {}
+            new = pod_body(
+                path.rpartition("/")[2],
+                version=int(body["metadata"]["resourceVersion"]) + 100_000,
+                revision=labels[names.LABEL_REVISION],
+                **outcome,  # type: ignore[arg-type]
+            )
+            new["metadata"]["creationTimestamp"] = body["metadata"]["creationTimestamp"]
+            self.world.api.put(path, new)
+
+
+async def live(world: World, kubelet: Kubelet, seconds: float) -> list[int]:
+    """Let time pass; return how many sandboxes were warm at each moment."""
+    warm = []
+    end = world.wall() + seconds
+    due = world.wall()
+    while world.wall() < end:
+        kubelet.tick()
+        if world.wall() >= due or world.pods:
+            again = await world.reconcile()
+            due = world.wall() + (again if again is not None else 5.0)
+        warm.append(world.allocator.free(POOL_UID))
+        await asyncio.sleep(1.0)
+    return warm
+
+
+def roll(world: World, **spec: Any) -> None:
+    template = {"spec": {"containers": [{"name": "main", "image": "registry.example/a:2"}]}}
+    body = pool_body(template=template, generation=2, version=900_000, **spec)
+    body["status"] = world.api.objects[POOL].get("status", {})
+    world.api.put(POOL, body)
+
+
+@pytest.mark.parametrize(("unavailable", "floor"), [(1, 4), (2, 3)])
+async def test_a_rollout_with_slow_starts_keeps_its_floor_and_ends(
+    unavailable: int, floor: int
+) -> None:
+    fields: dict[str, Any] = {"replicas": 5, "update": {"maxUnavailable": unavailable}}
+    world = World(**fields)
+    kubelet = Kubelet(world, 10)
+    await live(world, kubelet, 40)
+    assert world.allocator.free(POOL_UID) == 5
+    roll(world, **fields)
+    warm = await live(world, kubelet, 240)
+    assert min(warm) >= floor
+    assert warm[-1] == 5
+    assert world.condition("UpToDate")[0] == "True"
+    assert (world.posted, len(world.api.sent("DELETE"))) == (10, 5)
+
+
+@pytest.mark.parametrize(("seconds", "fails"), [(None, False), (0, True), (5, True)])
+async def test_a_rollout_that_cannot_succeed_keeps_most_of_the_stock_and_is_no_storm(
+    seconds: float | None, fails: bool
+) -> None:
+    fields: dict[str, Any] = {"replicas": 5, "startup": {"timeoutSeconds": 30}}
+    world = World(**fields)
+    await live(world, Kubelet(world, 0), 20)
+    posted = world.posted
+    roll(world, **fields)
+    warm = await live(world, Kubelet(world, seconds, fails=fails), 600)
+    assert min(warm) >= 4
+    assert world.posted - posted < 40
+    assert len(world.api.sent("DELETE")) < 40
+    assert world.condition("Ready")[0] == "True"
+    assert world.condition("Warm")[0] == "False"
+
+
+async def test_a_pool_that_never_starts_anything_asks_for_little() -> None:
+    world = World(replicas=20, startup={"timeoutSeconds": 30, "maxStarting": 10})
+    await live(world, Kubelet(world, 1, fails=True), 600)
+    assert world.posted < 60
+    assert timestamp(world.wall())
+    assert world.condition("Ready")[0] == "False"

@@ -6,9 +6,11 @@ import re
 import time
 from collections.abc import Iterable
 
+from localcluster import builds, host
 from localcluster.engine import Engine
 
 CONFIG = "/etc/containerd/config.toml"
+RUNSC_CONFIG = "/etc/containerd/runsc.toml"
 RESTART_SECONDS = 30.0
 
 # The table of a CRI runtime in containerd's configuration, in the form that kind uses.
@@ -19,6 +21,10 @@ _GVISOR = """
   [{table}.{name}.options]
     TypeUrl = "io.containerd.runsc.v1.options"
     ConfigPath = "/etc/containerd/runsc.toml"
+"""
+_RUNSC = """\
+[runsc_config]
+  platform = "systrap"
 """
 _BROKEN = """
 [{table}.{name}]
@@ -61,7 +67,10 @@ def change(
     engine: Engine, node: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()
 ) -> None:
     """Change the handlers of a node and restart its containerd; pods go on running."""
-    text = edit_handlers(read(engine, node), add=list(add), remove=list(remove))
+    add = list(add)
+    if GVISOR in add:
+        _install_gvisor(engine, node)
+    text = edit_handlers(read(engine, node), add=add, remove=list(remove))
     engine.docker("exec", "-i", node, "sh", "-c", f"cat > {CONFIG}", stdin=text)
     engine.docker("exec", node, "systemctl", "restart", "containerd")
     deadline = time.monotonic() + RESTART_SECONDS
@@ -70,6 +79,19 @@ def change(
         if time.monotonic() > deadline:
             raise TimeoutError(f"containerd on {node} does not answer after its restart")
         time.sleep(0.2)
+
+
+def _install_gvisor(engine: Engine, node: str) -> None:
+    """Put what the handler needs into a node, also into one that was made without it."""
+    if not engine.owned:
+        # A node image of our own has the programs; kind's has not.
+        for name, path in builds.ensure(["runsc", "containerd-shim-runsc-v1"]).items():
+            engine.docker("cp", str(path), f"{node}:/usr/local/bin/{name}")
+    text = _RUNSC
+    if host.cgroup_v1():
+        # Nested groups of version 1 cannot be made from inside; limits then go unenforced.
+        text += '  ignore-cgroups = "true"\n'
+    engine.docker("exec", "-i", node, "sh", "-c", f"cat > {RUNSC_CONFIG}", stdin=text)
 
 
 def read(engine: Engine, node: str) -> str:

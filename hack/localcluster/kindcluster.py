@@ -61,11 +61,6 @@ CIDR_SECONDS = 60
 KUBECTL_SECONDS = 30
 UP_SECONDS = 7200
 
-RUNSC_CONFIG = """\
-[runsc_config]
-  platform = "systrap"
-"""
-
 
 def kubeconfig() -> Path:
     """Return where the kubeconfig of the cluster is, up or not."""
@@ -324,14 +319,6 @@ def _prepare(node: str) -> None:
     engine = engines.current()
     if engine is None:
         raise OSError("the engine is gone")
-    if not engine.owned:
-        for name, path in builds.ensure(["runsc", "containerd-shim-runsc-v1"]).items():
-            engine.docker("cp", str(path), f"{node}:/usr/local/bin/{name}")
-    text = RUNSC_CONFIG
-    if host.cgroup_v1():
-        # Nested groups of version 1 cannot be made from inside; limits then go unenforced.
-        text += '  ignore-cgroups = "true"\n'
-    engine.docker("exec", "-i", node, "sh", "-c", "cat > /etc/containerd/runsc.toml", stdin=text)
     containerd.change(engine, node, add=HANDLERS[role_of(node)])
 
 

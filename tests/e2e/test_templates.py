@@ -90,8 +90,8 @@ def test_a_template_that_is_no_pod_is_rejected_in_words(
     consistently(
         lambda: not history.created(), seconds=NOTHING_CHURNS_SECONDS, message="no pod is made"
     )
-    api.patch_spec("SandboxPool", "pool", template=None)  # A merge patch cannot remove a field.
-    api.patch_spec("SandboxPool", "pool", template=template())
+    corrected = [{"op": "replace", "path": "/spec/template", "value": template()}]
+    api.patch("SandboxPool", "pool", corrected)
     pool_status(api, warm=1, timeout=60)
 
 

@@ -255,6 +255,8 @@ class Operator:
 
     async def _sweep(self) -> None:
         while True:
+            forgiven = (self._cluster.pods.get(uid) for uid in self._allocator.forgive())
+            self._offers.refresh(pod for pod in forgiven if pod is not None)
             try:
                 await self._claim_reconciler.sweep()
             except KubeError as error:

@@ -67,6 +67,7 @@ class _Stock:
 
     def __init__(self) -> None:
         self.packed = False
+        self.forgotten = False
         self.free: dict[str, Candidate] = {}
         self.shelves = {True: _Shelf(), False: _Shelf()}
         self.waiting: OrderedDict[str, None] = OrderedDict()
@@ -126,6 +127,7 @@ class Allocator:
         self._reserved: dict[str, Candidate] = {}
         self._pool_of_claim: dict[str, str] = {}
         self._refused: dict[str, str] = {}
+        self._on_probation: set[str] = set()
 
     def _stock(self, pool: str) -> _Stock:
         return self._stocks.setdefault(pool, _Stock())
@@ -195,7 +197,10 @@ class Allocator:
         held = self._held.pop(pod, None)
         if held is not None:
             pool, node = held
-            self._stock(pool).count(node, -1)
+            stock = self._stock(pool)
+            stock.count(node, -1)
+            if stock.forgotten and not (stock.held_on or stock.free or stock.waiting):
+                del self._stocks[pool]
 
     def settle(self, claim: str) -> None:
         """The reserved pod is the claim's now; it stays held until it ends."""
@@ -248,9 +253,24 @@ class Allocator:
         stock.waiting.clear()
         for claim in waiting:
             self._pool_of_claim.pop(claim, None)
+        # Its claimed pods live on; the last one takes the stock with it.
+        stock.forgotten = True
         if not stock.held_on:
             del self._stocks[pool]
         return waiting
+
+    def forgive(self) -> list[str]:
+        """Give refused pods another chance, at the second call after their refusal.
+
+        Where a write was lost on its way, the watch has nothing to say, and the pod would be
+        refused for ever. Should that write still arrive, the pod carries a claim that has another
+        one by then, and is deleted for it. Return the pods, to be offered again.
+        """
+        due = [pod for pod in self._refused if pod in self._on_probation]
+        for pod in due:
+            del self._refused[pod]
+        self._on_probation = set(self._refused)
+        return due
 
     def free(self, pool: str) -> int:
         """How many pods of a pool could be handed out now."""

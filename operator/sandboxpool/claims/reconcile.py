@@ -21,12 +21,13 @@ from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
-from sandboxpool.kube.events import EventRecorder, Reference
+from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.members import epoch
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, handed_over
 from sandboxpool.reasons import Reason
+from sandboxpool.references import Reference
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ STATUS_ATTEMPTS = 4
 # A cold sandbox that must wait for room is looked at again after this many seconds; a warm pod
 # that becomes free meanwhile wakes the claim at once.
 ROOM_RECHECK_SECONDS = 2.0
+# The longest pause between two cold starts of one claim, and between two looks at one of them.
+COLD_RECHECK_SECONDS = 30.0
 
 _decode_pod = msgspec.json.Decoder(Pod).decode
 _decode_claim = msgspec.json.Decoder(Claim).decode
@@ -91,7 +94,11 @@ class ClaimReconciler:
         self._seen: dict[str, float] = {}
         # Claims whose binding was written and not yet seen in the cache, by uid.
         self._written: dict[str, ClaimStatus] = {}
+        # Pods that were made a claim's and are perhaps not yet so in the cache, by claim uid.
+        self._taken: dict[str, Pod] = {}
         self._sending: set[str] = set()
+        # Cold starts that failed, and the time before which no other is made, by claim.
+        self._cold_failures: dict[str, tuple[int, float]] = {}
 
     def seen(self, old: Claim | None, new: Claim | None) -> None:
         """The cache has changed; called before the claim is queued."""
@@ -107,6 +114,12 @@ class ClaimReconciler:
     def _abandon(self, uid: str) -> None:
         self._seen.pop(uid, None)
         self._written.pop(uid, None)
+        self._taken.pop(uid, None)
+        self._cold_failures.pop(uid, None)
+        self._step_back(uid)
+
+    def _step_back(self, uid: str) -> None:
+        """Take a claim out of the line, and offer to others what it had reserved."""
         freed = self._allocator.abandon(uid)
         if freed is not None:
             pod = self._cluster.pods.get(freed[1].uid)
@@ -132,6 +145,8 @@ class ClaimReconciler:
     async def _serve(self, claim: Claim) -> float | None:
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         own = self._cluster.pods.of_claim(claim.uid)
+        if not own and claim.uid in self._taken:
+            own = [self._taken[claim.uid]]
         if own:
             return await self._continue(claim, pool, own)
         left = decide.bind_deadline(claim) - self._wall()
@@ -139,7 +154,7 @@ class ClaimReconciler:
             await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
             return None
         if pool is None or pool.deleting or pool.spec is None:
-            self._allocator.abandon(claim.uid)
+            self._step_back(claim.uid)
             await self._say_pending(claim, Reason.POOL_NOT_FOUND, self._why_waiting(claim, pool))
             return left
         refusal = decide.refuse(claim, pool.spec)
@@ -156,7 +171,6 @@ class ClaimReconciler:
     async def _none_warm(self, claim: Claim, pool: Pool, left: float) -> float | None:
         match claim.spec.onEmpty:
             case "Fail":
-                self._allocator.abandon(claim.uid)
                 await self._finish(
                     claim,
                     "Failed",
@@ -166,18 +180,36 @@ class ClaimReconciler:
                 )
                 return None
             case "Create":
-                refusal = await self._cold.create_cold(pool, decide.reference(claim))
-                if refusal is None:
-                    self._allocator.abandon(claim.uid)
-                    await self._say_pending(
-                        claim, Reason.STARTING_COLD, "no sandbox was warm: one is being started"
-                    )
-                    return left
-                await self._say_pending(claim, refusal.reason, refusal.message)
-                return min(left, ROOM_RECHECK_SECONDS)
+                return await self._start_cold(claim, pool, left)
             case _:
                 # In line: the offer of a pod wakes it. Waiting costs no write.
                 return left
+
+    async def _start_cold(self, claim: Claim, pool: Pool, left: float) -> float | None:
+        _, not_before = self._cold_failures.get(claim.uid, (0, 0.0))
+        if not_before > self._clock():
+            return min(left, not_before - self._clock())
+        # Out of the line first: a warm pod that came meanwhile would be a second one.
+        self._step_back(claim.uid)
+        refusal = await self._cold.create_cold(pool, decide.reference(claim))
+        if refusal is None:
+            await self._say_pending(
+                claim, Reason.STARTING_COLD, "no sandbox was warm: one is being started"
+            )
+            return min(left, COLD_RECHECK_SECONDS)
+        await self._say_pending(claim, refusal.reason, refusal.message)
+        if self._still_wanted(claim) and self._allocator.request(pool.uid, claim.uid) is not None:
+            return 0.0
+        if refusal.reason is Reason.MAX_SANDBOXES_REACHED:
+            return min(left, ROOM_RECHECK_SECONDS)
+        return min(left, self._cold_delay(claim))
+
+    def _cold_delay(self, claim: Claim) -> float:
+        """Seconds until the next cold start of a claim whose last one failed or was refused."""
+        failures, _ = self._cold_failures.get(claim.uid, (0, 0.0))
+        delay = min(ROOM_RECHECK_SECONDS * 2.0 ** min(failures, 16), COLD_RECHECK_SECONDS)
+        self._cold_failures[claim.uid] = failures + 1, self._clock() + delay
+        return delay
 
     def _why_waiting(self, claim: Claim, pool: Pool | None) -> str:
         waited = f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
@@ -187,6 +219,7 @@ class ClaimReconciler:
 
     async def _continue(self, claim: Claim, pool: Pool | None, own: list[Pod]) -> float | None:
         """A pod carries the claim already: an earlier attempt came that far, or it starts cold."""
+        self._step_back(claim.uid)
         pod, others = decide.choose(claim, own)
         for other in others:
             await self._delete_pod(other, "the claim has another one")
@@ -210,8 +243,9 @@ class ClaimReconciler:
         due = started + limit - now
         if pod.finished or due <= 0:
             # Never bound, so it may be made again, once this one is gone.
+            delay = self._cold_delay(claim)
             await self._delete_pod(pod, "it did not start")
-            return min(left, ROOM_RECHECK_SECONDS)
+            return min(left, delay)
         return min(left, due)
 
     # --- The two writes ------------------------------------------------------------------------
@@ -225,6 +259,7 @@ class ClaimReconciler:
                 pod = await self._take(claim, pool, candidate)
                 if pod is not None:
                     self._allocator.settle(claim.uid)
+                    self._taken[claim.uid] = pod
                     await self._tell(claim, pool, pod, source="Warm")
                     return True
                 candidate = self._allocator.refuse(claim.uid)
@@ -253,12 +288,14 @@ class ClaimReconciler:
         try:
             return _decode_pod(await self._client.merge_patch(path, body))
         except ApiError as error:
-            if error.status < 500 and not error.conflict:
-                if not error.not_found:
-                    logger.warning("pod %s was refused to claim %s: %s", path, claim.key, error)
+            if error.not_found:
                 return None
+            if error.status < 500 and not error.conflict:
+                # A policy refuses what this claim puts on its pod: no other pod would do better.
+                # Pod and claim stay together, and it is tried again ever more slowly.
+                raise
         except UnknownOutcomeError as error:
-            logger.warning("binding of claim %s: %s", claim.key, error)
+            logger.warning("binding: %s", error, extra=_about(claim).log)
         return await self._read_back(claim, path, candidate)
 
     async def _read_back(self, claim: Claim, path: str, candidate: Candidate) -> Pod | None:
@@ -294,12 +331,21 @@ class ClaimReconciler:
             now=now,
         )
         if not await self._write_status(claim, status):
+            self._taken.pop(claim.uid, None)
             await self._delete_pod(pod, "its claim was deleted while it was being bound")
             return
-        if self._still_wanted(claim):
-            self._written[claim.uid] = status
+        self._taken.pop(claim.uid, None)
+        self._remember(claim, status)
         if pool is not None and began is not None:
             self._observer.bound(pool, source, self._clock() - began)
+
+    def _remember(self, claim: Claim, status: ClaimStatus) -> None:
+        """What was written is known until the watch shows it, if it has not done so already."""
+        current = self._get(*claim.key)
+        if current is None or current.uid != claim.uid:
+            return
+        if current.status.phase in ("", "Pending"):
+            self._written[claim.uid] = status
 
     async def _write_status(
         self, claim: Claim, status: ClaimStatus, *, only_if_unchanged: bool = False
@@ -398,10 +444,10 @@ class ClaimReconciler:
     # --- Finished ------------------------------------------------------------------------------
 
     async def _finish(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
-        self._allocator.abandon(claim.uid)
+        self._abandon(claim.uid)
         status = decide.finished_status(claim, phase, reason, message, self._wall())
         if await self._write_status(claim, status):
-            self._written[claim.uid] = status
+            self._remember(claim, status)
             self._report(claim, phase, reason, message)
 
     def _report(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
@@ -437,7 +483,8 @@ class ClaimReconciler:
         """Delete exactly this pod, if it still carries what we saw on it."""
         if pod.metadata.deletionTimestamp is not None:
             return
-        logger.info("pod %s/%s: %s", pod.metadata.namespace, pod.metadata.name, why)
+        about = Reference("v1", "Pod", pod.metadata.namespace, pod.metadata.name, pod.metadata.uid)
+        logger.info("deleting the pod: %s", why, extra=about.log)
         try:
             await self._client.delete(
                 resource_path("v1", "pods", pod.metadata.namespace, pod.metadata.name),

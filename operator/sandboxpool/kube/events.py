@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError
+from sandboxpool.references import Reference
 
 logger = logging.getLogger(__name__)
 
@@ -19,17 +20,6 @@ MAX_MESSAGE = 1024
 # client-go's spam filter lets a component post this many at once and this many a second.
 BURST = 25
 PER_SECOND = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The object that an event is about."""
-
-    api_version: str
-    kind: str
-    namespace: str
-    name: str
-    uid: str
 
 
 @dataclass(frozen=True, slots=True)

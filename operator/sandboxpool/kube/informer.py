@@ -160,7 +160,12 @@ class Informer(Generic[T]):
         kept: set[tuple[str, str]] = set()
         params = {**self._params, "limit": str(PAGE_SIZE)}
         while True:
-            page = msgspec.json.decode(await self._client.get(self._path, params), type=_List)
+            answer = await self._client.get(self._path, params)
+            try:
+                page = msgspec.json.decode(answer, type=_List)
+            except msgspec.DecodeError as error:
+                # Something between us and the API server answered in its place.
+                raise KubeError(f"list of {self._path}: no list: {error}") from error
             for raw in page.items or ():
                 obj = self._decoded(raw)
                 if obj is not None:
@@ -206,11 +211,16 @@ class Informer(Generic[T]):
         if event.type == "BOOKMARK":
             bare = msgspec.json.decode(event.object, type=_Bare)
             return bare.metadata.resourceVersion
+        if event.type == "DELETED":
+            # The end of an object is its end, even where it can no longer be read.
+            gone = msgspec.json.decode(event.object, type=_Bare).metadata
+            self._put((gone.namespace, gone.name), None)
+            return gone.resourceVersion
         obj = self._decoded(event.object)
         if obj is None:
             return ""
         key = (obj.metadata.namespace, obj.metadata.name)
-        self._put(key, None if event.type == "DELETED" else obj)
+        self._put(key, obj)
         return obj.metadata.resourceVersion
 
     def _decoded(self, raw: msgspec.Raw) -> T | None:

@@ -48,6 +48,11 @@ class Expectations:
         deadline = self._deleting.get(uid)
         return deadline is not None and deadline > self._clock()
 
+    def next_deadline(self) -> float | None:
+        """Seconds until something that is expected is overdue; None if nothing is expected."""
+        deadlines = [*(at for at, _ in self._creating.values()), *self._deleting.values()]
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+
     def count_creating(self) -> tuple[int, int]:
         """How many pods were asked for and not seen: for the stock, and cold ones for claims."""
         now = self._clock()

@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
+from sandboxpool.api import names
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
+from sandboxpool.references import Reference
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -44,13 +46,21 @@ class Pool:
         """Short hash of the template: pods of another revision are outdated."""
         return revision_of(self.template)
 
+    @property
+    def conditions(self) -> list[Mapping[str, Any]]:
+        """The conditions as they stand in the status; damage counts as absence."""
+        listed = self.status.get("conditions")
+        return [c for c in listed if isinstance(c, dict)] if isinstance(listed, list) else []
+
     def says(self) -> str:
         """The message of its condition Ready, for whoever waits for it."""
-        listed = self.status.get("conditions")
-        for condition in listed if isinstance(listed, list) else ():
-            if isinstance(condition, dict) and condition.get("type") == "Ready":
-                return str(condition.get("message"))
-        return "nothing yet"
+        ready = (c.get("message") for c in self.conditions if c.get("type") == "Ready")
+        return str(next(ready, "nothing yet"))
+
+    @property
+    def reference(self) -> Reference:
+        """What events and log lines are about."""
+        return Reference(names.API_VERSION, names.POOL_KIND, self.namespace, self.name, self.uid)
 
 
 def revision_of(template: Mapping[str, Any]) -> str:

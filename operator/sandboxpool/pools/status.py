@@ -10,7 +10,7 @@ from typing import Any
 
 from sandboxpool.api import names
 from sandboxpool.api.conditions import Finding, conditions, timestamp
-from sandboxpool.pools.decide import PoolInput, PoolPlan, TemplateState, outdated
+from sandboxpool.pools.decide import PoolInput, PoolPlan, TemplateState, foreign, outdated
 from sandboxpool.pools.members import Member, State, epoch
 from sandboxpool.pools.pool import Pool
 from sandboxpool.reasons import Reason
@@ -57,7 +57,9 @@ def pool_status(
     """
     counts = dict.fromkeys(State, 0)
     for member in given.members:
-        counts[member.state] += 1
+        # A pod of another class is none that a claim could have, however warm it is.
+        state = member.state
+        counts[State.STRANDED if state is State.WARM and foreign(member, given) else state] += 1
     unclaimed = [member for member in given.members if member.unclaimed]
     issues = _issues(given.members, _former_issues(pool), given.now)
     verdict = given.verdict
@@ -71,7 +73,7 @@ def pool_status(
         "starting": counts[State.STARTING],
         "claimed": counts[State.CLAIMED],
         "stopping": counts[State.STOPPING],
-        "outdated": sum(outdated(member, given) for member in unclaimed),
+        "outdated": sum(outdated(m, given) or foreign(m, given) for m in unclaimed),
         "failed": counts[State.FAILED],
         "runtime": {
             **_identity(pool, given),

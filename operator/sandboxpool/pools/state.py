@@ -1,0 +1,69 @@
+"""What the operator remembers of one pool between decisions; none of it outlives the process."""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from sandboxpool.pools.decide import Trouble
+from sandboxpool.pools.expectations import Expectations
+from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.startup import StartupTimes
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.diagnosis import cut
+
+FIRST_BACKOFF_SECONDS = 1.0
+LONGEST_BACKOFF_SECONDS = 300.0
+
+
+@dataclass
+class PoolState:
+    """One pool's expectations, start-up times and the trouble it is in.
+
+    Attributes:
+        failed_at: epoch seconds of the last failure.
+    """
+
+    expectations: Expectations
+    times: StartupTimes = field(default_factory=StartupTimes)
+    trouble: Trouble = field(default_factory=Trouble)
+    failed_at: float = 0.0
+
+    def hold_off(self, reason: Reason, message: str, now: float) -> None:
+        """A round has failed: wait before the next, longer with each failure in a row."""
+        failures = self.trouble.failures + 1
+        delay = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_BACKOFF_SECONDS)
+        delay *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+        self.failed_at = now
+        self.trouble = Trouble(failures, now + delay, reason, cut(message))
+
+    def note_success(self, members: Iterable[Member]) -> None:
+        """A sandbox that was made since the last failure and is warm ends the trouble."""
+        if any(m.state is State.WARM and m.created >= self.failed_at for m in members):
+            self.trouble = Trouble()
+
+
+class PoolStates:
+    """The state of each pool, by its uid.
+
+    Args:
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._states: dict[str, PoolState] = {}
+
+    def __getitem__(self, pool_uid: str) -> PoolState:
+        state = self._states.get(pool_uid)
+        if state is None:
+            state = self._states[pool_uid] = PoolState(Expectations(self._clock))
+        return state
+
+    def is_leaving(self, pool_uid: str, pod_uid: str) -> bool:
+        """Whether the pod's deletion was asked for."""
+        state = self._states.get(pool_uid)
+        return state is not None and state.expectations.is_deleting(pod_uid)
+
+    def forget(self, pool_uid: str) -> None:
+        """The pool is gone."""
+        self._states.pop(pool_uid, None)

@@ -1,0 +1,187 @@
+"""Creating and deleting the pods of a pool, once each, whatever the API server answers."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from sandboxpool.api.core import Pod
+from sandboxpool.cache import Cluster
+from sandboxpool.claims.offers import Offers
+from sandboxpool.kube.client import ApiClient, resource_path
+from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
+from sandboxpool.kube.events import EventRecorder
+from sandboxpool.pools.check import TemplateChecker
+from sandboxpool.pools.decide import Deletion
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.startup import StartupTracker
+from sandboxpool.pools.state import PoolState
+from sandboxpool.reasons import Reason
+
+logger = logging.getLogger(__name__)
+
+CREATE_ATTEMPTS = 3
+DELETE_BATCH = 20
+
+
+class FailureObserver(Protocol):
+    """Told of sandboxes that did not start, for metrics."""
+
+    def failure(self, pool: Pool, reason: str) -> None:
+        """A sandbox did not start, or could not be created."""
+
+
+class PodWriter:
+    """Sends creates and deletes; what it learns goes into the pool's state."""
+
+    def __init__(
+        self,
+        *,
+        client: ApiClient,
+        cluster: Cluster,
+        offers: Offers,
+        events: EventRecorder,
+        observer: FailureObserver,
+        checker: TemplateChecker,
+        tracker: StartupTracker,
+        wall: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._offers = offers
+        self._events = events
+        self._observer = observer
+        self._checker = checker
+        self._tracker = tracker
+        self._wall = wall
+        self._clock = clock
+
+    async def delete(
+        self, pool: Pool, state: PoolState, deletions: Sequence[Deletion]
+    ) -> list[KubeError]:
+        """Delete pods; return what kept some from being deleted, to be tried again."""
+        failed = [deletion for deletion in deletions if deletion.failed]
+        for deletion in failed:
+            self._observer.failure(pool, str(deletion.reason))
+        if failed:
+            state.hold_off(failed[0].reason, failed[0].message, self._wall())
+        errors: list[KubeError] = []
+        for start in range(0, len(deletions), DELETE_BATCH):
+            batch = deletions[start : start + DELETE_BATCH]
+            done = await asyncio.gather(*(self._delete_one(pool, state, d) for d in batch))
+            errors += [error for error in done if error is not None]
+        return errors
+
+    async def _delete_one(
+        self, pool: Pool, state: PoolState, deletion: Deletion
+    ) -> KubeError | None:
+        member = deletion.member
+        log = logger.warning if deletion.failed else logger.info
+        log(
+            "deleting pod %s: %s: %s",
+            member.name,
+            deletion.reason,
+            deletion.message,
+            extra=pool.reference.log,
+        )
+        if deletion.failed:
+            where = f" on node {member.node_name}" if member.node_name else ""
+            self._events.warning(
+                pool.reference, str(deletion.reason), f"{member.name}{where}: {deletion.message}"
+            )
+        try:
+            await self._client.delete(
+                resource_path("v1", "pods", pool.namespace, member.name),
+                uid=member.uid,
+                resource_version=member.version,
+            )
+        except ApiError as error:
+            state.expectations.settle_delete(member.uid)
+            pod = self._cluster.pods.get(member.uid)
+            if pod is not None:
+                # It has changed since it was judged: judge it again, and meanwhile offer it.
+                self._offers.refresh([pod])
+            return None if error.conflict or error.not_found else error
+        except UnknownOutcomeError as error:
+            # Perhaps it is being deleted. It stays withdrawn until the watch or a deadline tells.
+            logger.warning("%s", error, extra=pool.reference.log)
+        return None
+
+    async def create(
+        self, pool: Pool, state: PoolState, bodies: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Create pods by slow start, 1, 2, 4, ..., and stop after the first batch with a refusal.
+
+        The names must be expected already; those that certainly are not made no longer are.
+        """
+        left = list(bodies)
+        batch = 1
+        while left:
+            now, left = left[:batch], left[batch:]
+            errors = await asyncio.gather(*(self._create_one(pool, state, body) for body in now))
+            refused = [error for error in errors if error is not None]
+            if refused:
+                self._refused(pool, state, refused[0])
+                break
+            batch *= 2
+        for body in left:
+            state.expectations.settle_create(body["metadata"]["name"])
+
+    async def _create_one(
+        self, pool: Pool, state: PoolState, body: Mapping[str, Any]
+    ) -> KubeError | None:
+        try:
+            await self.post(pool, body)
+        except ApiError as error:
+            state.expectations.settle_create(body["metadata"]["name"])
+            return error
+        except UnknownOutcomeError as error:
+            # The expectation stands: if it was made after all, the watch shows it under this name.
+            return error
+        return None
+
+    async def post(self, pool: Pool, body: Mapping[str, Any]) -> None:
+        """POST a pod; repeated under the same name, so an unknown outcome cannot double it.
+
+        Raises:
+            ApiError: it was refused; AlreadyExists if the name was taken before.
+            UnknownOutcomeError: nobody can say whether it exists.
+        """
+        path = resource_path("v1", "pods", pool.namespace)
+        for attempt in range(1, CREATE_ATTEMPTS + 1):
+            began = self._clock()
+            try:
+                created = msgspec.json.decode(await self._client.create(path, body), type=Pod)
+            except ApiError as error:
+                if error.already_exists and attempt > 1:
+                    return
+                if error.status < 500 or attempt == CREATE_ATTEMPTS:
+                    raise
+            except UnknownOutcomeError:
+                if attempt == CREATE_ATTEMPTS:
+                    raise
+            else:
+                self._tracker.began(created.metadata.uid, began)
+                return
+            await asyncio.sleep(0.2 * attempt)
+
+    def _refused(self, pool: Pool, state: PoolState, error: KubeError) -> None:
+        if isinstance(error, ApiError) and error.namespace_terminating:
+            return
+        reason = refusal_reason(error)
+        if isinstance(error, ApiError) and reason is Reason.CREATE_FAILED and error.status < 500:
+            # The dry run had accepted it: have it looked at again.
+            self._checker.forget(pool.uid)
+        self._observer.failure(pool, str(reason))
+        state.hold_off(reason, str(error), self._wall())
+        logger.warning("%s: a pod was refused: %s", reason, error, extra=pool.reference.log)
+
+
+def refusal_reason(error: KubeError) -> Reason:
+    """Name the cause of a create that was refused."""
+    if isinstance(error, ApiError) and "exceeded quota" in error.message:
+        return Reason.QUOTA_EXCEEDED
+    return Reason.CREATE_FAILED

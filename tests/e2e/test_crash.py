@@ -17,6 +17,7 @@ Object = dict[str, Any]
 CLAIMS = 30
 # Killed when so many of them are there.
 KILLED_AT = 10
+SIGKILLED = 128 + 9
 
 
 def bound(claims: list[Object]) -> list[Object]:
@@ -47,6 +48,7 @@ def test_a_crash_in_a_burst_of_claims_gives_each_one_pod(
         message="the kubelet has started it again",
         timeout=60,
     )
+    assert deployed.last_exit_code() == SIGKILLED
 
     def all_bound() -> bool:
         # Not only in the end: at no moment may a claim have two pods, or a pod two claims.

@@ -15,6 +15,11 @@ def test_nothing_that_it_did_was_forbidden(deployed: DeployedOperator) -> None:
     assert wrong == []
 
 
+def test_nothing_that_it_did_was_an_error(deployed: DeployedOperator) -> None:
+    wrong = [line for line in deployed.whole_log().splitlines() if '"level": "ERROR"' in line]
+    assert wrong == []
+
+
 def test_it_answers_the_questions_of_kubelets_and_prometheus(
     admin: Api, deployed: DeployedOperator
 ) -> None:

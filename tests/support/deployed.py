@@ -58,7 +58,7 @@ class DeployedOperator:
     def process(self) -> Process:
         """The operator's process on its node, found before it is needed."""
         (pod,) = self.pods()
-        (container,) = pod["status"]["containerStatuses"]
+        container = _container(pod)
         node = pod["spec"]["nodeName"]
         pid = nodes.exec_on(
             node,
@@ -70,7 +70,12 @@ class DeployedOperator:
     def restarts(self) -> int:
         """How often its container was started again."""
         (pod,) = self.pods()
-        return int(pod["status"]["containerStatuses"][0]["restartCount"])
+        return int(_container(pod)["restartCount"])
+
+    def last_exit_code(self) -> int:
+        """How the container before the present one ended."""
+        (pod,) = self.pods()
+        return int(_container(pod)["lastState"]["terminated"]["exitCode"])
 
     def get(self, path: str) -> str:
         """What it answers over HTTP, asked through the API server's proxy of its Service."""
@@ -97,6 +102,11 @@ class DeployedOperator:
     def whole_log(self) -> str:
         """All that was kept, and the log of now."""
         return "".join([*self._kept, self.log()])
+
+
+def _container(pod: Object) -> Object:
+    (container,) = pod["status"]["containerStatuses"]
+    return dict(container)
 
 
 @dataclass(frozen=True, slots=True)

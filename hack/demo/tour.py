@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 from demo import binding, install, terminal
 from demo.kube import condition, shown, until
-from localcluster import images, kindcluster, paths
+from localcluster import images, kindcluster, paths, tools
 from localcluster.kindcluster import kubectl
 
 SAMPLES = paths.REPOSITORY / "samples"
@@ -160,4 +161,6 @@ def _truth() -> None:
 def _farewell(seconds: float) -> None:
     terminal.output(f"\nShown in {seconds:.0f} s. The cluster goes on running; use it with")
     terminal.output(f"  export KUBECONFIG={kindcluster.kubeconfig()}")
-    terminal.output("and remove it with `python -m demo down`.")
+    if shutil.which("kubectl") is None:
+        terminal.output(f"  alias kubectl={tools.path('kubectl')}")
+    terminal.output("and remove it with `make down`.")

@@ -14,6 +14,7 @@ from localcluster import images, kindcluster, process
 from support import Api, eventually, objects
 from support.deployed import DeployedOperator
 from support.history import PodHistory
+from support.operator_process import Operator
 from support.realnodes import CLASSES, restore_nodes
 
 HERE = Path(__file__).resolve().parent
@@ -24,6 +25,8 @@ _LAST = "test_rights.py"
 # Set it to have the cluster removed when the tests are over.
 _DOWN = "SANDBOXPOOL_E2E_DOWN"
 _NAMESPACE = pytest.StashKey[str]()
+# A test that runs the operator on this machine leaves it here, for the report.
+OPERATOR = pytest.StashKey[Operator]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,6 +53,8 @@ def pytest_runtest_makereport(
             "operator": ("-n", install.NAMESPACE, "logs", "deployment/sandboxpool", "--tail=60"),
         }.items():
             report.sections.append((title, _asked("-n", namespace, *command)))
+        if (operator := item.stash.get(OPERATOR, None)) is not None:
+            report.sections.append(("operator on this machine", operator.tail(100)))
     return report
 
 

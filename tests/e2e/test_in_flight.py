@@ -9,19 +9,22 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from demo.install import NAMESPACE, RELEASE
 from sandboxpool.api import names
-from support import Api, eventually, invariants, objects
+from support import Api, eventually, invariants, is_true, objects
 from support.deployed import DeployedOperator
-from support.faultproxy import FaultProxy
+from support.faultproxy import FaultProxy, Where
 from support.history import PodHistory
 from support.operator_process import Operator
 from support.realnodes import pool
 from support.sandboxes import live_pods, phase, pool_status
+
+from .conftest import OPERATOR
 
 POD = r"/pods/[^/]+$"
 CLAIM_STATUS = r"/sandboxclaims/claim/status$"
@@ -57,10 +60,16 @@ def proxy(kubeconfig: Path, tmp_path: Path) -> Iterator[FaultProxy]:
 
 @pytest.fixture(autouse=True)
 def operator(
-    stopped: DeployedOperator, proxy: FaultProxy, token: str, tmp_path: Path, api: Api
+    stopped: DeployedOperator,
+    proxy: FaultProxy,
+    token: str,
+    tmp_path: Path,
+    api: Api,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Operator]:
     """The operator, behind the proxy, and a pool of two."""
     operator = Operator(proxy.kubeconfig(token), tmp_path, NAMESPACE)
+    request.node.stash[OPERATOR] = operator
     operator.start()
     api.create(pool(replicas=2))
     pool_status(api, warm=2, timeout=60)
@@ -70,39 +79,39 @@ def operator(
 
 
 @pytest.mark.parametrize("write", [POD, CLAIM_STATUS], ids=["the pod", "the claim's status"])
-@pytest.mark.parametrize("where", ["request", "response"])
+@pytest.mark.parametrize("where", get_args(Where))
 def test_a_claim_deleted_while_it_is_being_bound_leaks_nothing(
-    api: Api, proxy: FaultProxy, history: PodHistory, write: str, where: str
+    api: Api, proxy: FaultProxy, history: PodHistory, write: str, where: Where
 ) -> None:
-    held = proxy.hold("PATCH", write, where="request" if where == "request" else "response")
+    held = proxy.hold("PATCH", write, where=where)
     uid = api.create(objects.claim())["metadata"]["uid"]
     held.wait_reached()
     api.delete("SandboxClaim", "claim")
     eventually(lambda: api.find("SandboxClaim", "claim") is None, message="the claim is gone")
     held.release()
+    eventually(lambda: proxy.requests("PATCH", write), message="the write has come through")
 
-    def of_the_claim() -> list[str]:
-        pods = [p for p in live_pods(api) if p["metadata"]["labels"].get(names.LABEL_CLAIM_UID)]
-        return [pod["metadata"]["name"] for pod in pods]
+    def held_by() -> set[str]:
+        return {
+            state["metadata"]["uid"]
+            for state in history.states()
+            if state["metadata"]["labels"].get(names.LABEL_CLAIM_UID) == uid
+        }
 
+    eventually(held_by, message="a pod was the claim's")
     eventually(
-        of_the_claim,
-        until=lambda pods: not pods,
-        message="no pod of the claim is left",
+        lambda: held_by() <= history.deleted(), message="the claim's pod is gone", timeout=60
+    )
+    eventually(
+        lambda: [pod for pod in live_pods(api) if is_true(pod, "Ready")],
+        until=lambda pods: len(pods) == 2,
+        message="the stock has recovered",
         timeout=60,
     )
-    pool_status(api, warm=2, claimed=0, timeout=60)
-    assert len(live_pods(api)) == 2
+    pool_status(api, warm=2, claimed=0, stopping=0, timeout=60)
+    assert len(held_by()) == 1
+    assert len(history.created()) == 3
     invariants.check(api)
-    held_by = {
-        state["metadata"]["uid"]
-        for state in history.states()
-        if state["metadata"]["labels"].get(names.LABEL_CLAIM_UID) == uid
-    }
-    assert len(held_by) <= 1
-    eventually(
-        lambda: held_by <= history.deleted(), message="the claim's pod is deleted", timeout=60
-    )
 
 
 def test_a_lost_answer_to_a_pods_patch_binds_one_pod(

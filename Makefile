@@ -69,7 +69,7 @@ lint: $(INSTALLED) ## Format, lint, types, import rules, generated files
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@PYTHONPATH=operator $(BIN)/lint-imports --no-logo --quiet
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m crdgen --check
 
 .PHONY: test

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fakekubelet import FakeNodes
 from sandboxpool.api import names
 from support import Api, condition, consistently, eventually, invariants, objects
 from support.operator_process import Operator
 from support.sandboxes import bound_reason, claim_pod, live_pods, phase, pool_status, warm_pool
+
+
+def queued(operator: Operator, claims: int) -> bool:
+    return operator.metric("workqueue_adds_total", name="claims") >= claims
 
 
 def test_a_claim_gets_a_warm_pod_and_the_stock_recovers(api: Api, operator: Operator) -> None:
@@ -62,9 +68,7 @@ def test_claims_beyond_the_stock_wait_in_order_and_are_all_served(
     warm_pool(api, replicas=2, maxSandboxes=2)
     for number in range(4):
         api.create(objects.claim(f"claim-{number}"))
-        eventually(
-            lambda number=number: operator.metric("workqueue_adds_total", name="claims") > number
-        )
+        eventually(partial(queued, operator, number + 1), message="the operator has seen it")
     phase(api, "Bound", "claim-0")
     phase(api, "Bound", "claim-1")
     assert api.get("SandboxClaim", "claim-2")["status"] == {"phase": "Pending"}

@@ -10,10 +10,8 @@ from fakekubelet import FakeNodes
 from localcluster.controlplane import ControlPlane
 from support import Api, consistently, eventually, invariants, objects
 from support.faultproxy import FaultProxy
-from support.operator_process import Operator
+from support.operator_process import Operator, StartOperator
 from support.sandboxes import bound_reason, claim_pod, phase, pool_status, warm_pool
-
-from .conftest import StartOperator
 
 POD = r"/pods/pool-"
 POD_CREATE = r"/pods$"

@@ -11,7 +11,7 @@ from fakekubelet import FakeNode, FakeNodes
 from sandboxpool.api import names
 from support import Api, consistently, eventually, objects
 from support.faultproxy import FaultProxy
-from support.operator_process import Operator
+from support.operator_process import Operator, StartOperator
 from support.sandboxes import (
     claim_pod,
     gvisor_class,
@@ -21,8 +21,6 @@ from support.sandboxes import (
     pool_status,
     warm_pool,
 )
-
-from .conftest import StartOperator
 
 Object = dict[str, Any]
 PODS = r"/pods(\?|$)"
@@ -282,7 +280,7 @@ def outdate(api: Api) -> None:
 
 def is_new(pod: Object) -> bool:
     annotations = pod["metadata"].get("annotations", {})
-    return annotations.get("example.com/version") == "2"
+    return bool(annotations.get("example.com/version") == "2")
 
 
 def test_a_rolling_update_replaces_warm_pods_and_keeps_the_stock_up(

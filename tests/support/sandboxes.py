@@ -43,8 +43,8 @@ def pool_says(
     """Waits until a pool's condition has this status and reason; returns its message."""
 
     def found() -> Object | None:
-        is_now = condition(api.get("SandboxPool", name), type_)
-        return is_now if is_now and (is_now["status"], is_now["reason"]) == (status, reason) else None
+        seen = condition(api.get("SandboxPool", name), type_)
+        return seen if seen and (seen["status"], seen["reason"]) == (status, reason) else None
 
     seen = eventually(
         lambda: found() or _missed(api, name),

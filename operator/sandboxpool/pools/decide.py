@@ -150,11 +150,11 @@ def decide(given: PoolInput) -> PoolPlan:
     stock = tuple(m for m in stock if m.uid not in going)
 
     missing = target - len(stock) - given.creating
-    failed = next((deletion for deletion in deletions if deletion.failed), None)
     create, held = _creatable(given, stock, missing)
-    if failed is not None:
-        # Its successor waits for the delay that this failure brings.
-        create, held = 0, failed.reason
+    failed = [deletion for deletion in deletions if deletion.failed]
+    if failed and create:
+        # Their successors wait for the delay that this failure brings.
+        create, held = max(0, create - len(failed)), failed[0].reason
     return PoolPlan(target, create, tuple(deletions), held, _recheck(given, stock))
 
 

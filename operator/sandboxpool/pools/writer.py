@@ -63,16 +63,18 @@ class PodWriter:
         self, pool: Pool, state: PoolState, deletions: Sequence[Deletion]
     ) -> list[KubeError]:
         """Delete pods; return what kept some from being deleted, to be tried again."""
-        failed = [deletion for deletion in deletions if deletion.failed]
-        for deletion in failed:
-            self._observer.failure(pool, str(deletion.reason))
-        if failed:
-            state.hold_off(failed[0].reason, failed[0].message, self._wall())
         errors: list[KubeError] = []
+        failed: list[Deletion] = []
         for start in range(0, len(deletions), DELETE_BATCH):
             batch = deletions[start : start + DELETE_BATCH]
             done = await asyncio.gather(*(self._delete_one(pool, state, d) for d in batch))
             errors += [error for error in done if error is not None]
+            # One that could not be deleted is met again, and counts when it goes.
+            failed += [d for d, error in zip(batch, done, strict=True) if d.failed and not error]
+        for deletion in failed:
+            self._observer.failure(pool, str(deletion.reason))
+        if failed:
+            state.hold_off(failed[0].reason, failed[0].message, self._wall())
         return errors
 
     async def _delete_one(

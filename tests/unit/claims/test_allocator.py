@@ -277,7 +277,6 @@ def test_a_pod_that_is_seen_again_and_again_costs_no_memory(claims: int) -> None
     assert len(stock.shelves[True].heap) < 200
 
 
-@pytest.mark.xfail(strict=True, reason="the stock of a pool that went before its claims stays")
 def test_a_pool_that_went_before_its_claims_leaves_nothing_behind() -> None:
     allocator = filled(candidate("pod"))
     taken(allocator, "a")

@@ -190,10 +190,6 @@ async def test_a_quota_is_said_and_is_no_storm() -> None:
     assert set(world.observer.failures) == {"QuotaExceeded"}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="each refusal of a batch counts as a failed round: eight refused at once wait two minutes",
-)
 async def test_a_refused_batch_is_one_failure() -> None:
     world = World(replicas=15, startup={"maxStarting": 15})
 
@@ -204,7 +200,7 @@ async def test_a_refused_batch_is_one_failure() -> None:
     world.api.before = refuse
     await world.reconcile()
     assert world.posted == 15
-    assert world.reconciler._state(POOL_UID).trouble.failures == 1
+    assert world.reconciler._states[POOL_UID].trouble.failures == 1
 
 
 async def test_after_a_refusal_the_dry_run_is_asked_again() -> None:
@@ -227,18 +223,14 @@ async def test_an_unanswered_create_is_repeated_under_its_name() -> None:
     assert len(posted) == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the end of an expectation is not among the times at which a pool is looked at again",
-)
 async def test_a_create_that_nobody_answered_for_is_made_up_for_in_time() -> None:
     world = World(replicas=1)
     world.api.fail("POST", "/pods", UNKNOWN, times=3)
     end = world.wall() + DEADLINE_SECONDS + 60
     while world.wall() < end and not world.pods:
         again = await world.reconcile()
-        assert again is not None, "nothing would wake the pool"
-        await asyncio.sleep(again)
+        assert again is not None or world.pods, "nothing would wake the pool"
+        await asyncio.sleep(again or 0)
     assert len(world.pods) == 1
 
 
@@ -277,10 +269,6 @@ async def test_a_reserved_pod_is_not_deleted() -> None:
     assert len(world.pods) == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a delete that raises leaves the creates of the same plan expected and never sent",
-)
 @pytest.mark.parametrize("error", [BROKEN, REFUSED])
 async def test_a_pod_that_cannot_be_deleted_does_not_keep_the_others_from_being_made(
     error: KubeError,

@@ -173,18 +173,11 @@ def test_a_class_made_again_is_said_while_its_former_sandboxes_live() -> None:
     assert "'kata'" in found["message"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="sandboxes of another runtime are counted as warm, though no claim may have them",
-)
 def test_sandboxes_that_no_claim_may_have_do_not_make_a_paused_pool_ready() -> None:
     given = pool_input([member(runtime_uid="former")], paused=True)
     assert brief(computed(given), "Ready")[0] == "False"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the API's text promises those of another runtime too; they are left out"
-)
 def test_sandboxes_of_another_runtime_count_as_outdated() -> None:
     assert computed(pool_input([member(runtime_uid="former")]))["outdated"] == 1
 

@@ -1,0 +1,229 @@
+"""An informer against an API server that says whatever it likes."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from sandboxpool.kube.client import ApiClient
+from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
+from sandboxpool.kube.informer import Informer
+
+pytestmark = pytest.mark.looptime
+
+
+class Meta(msgspec.Struct):
+    name: str
+    uid: str
+    resourceVersion: str
+    namespace: str = ""
+
+
+class Thing(msgspec.Struct):
+    metadata: Meta
+    size: int = 0
+
+
+def thing(name: str, version: int = 1, *, uid: str = "", **more: Any) -> dict[str, Any]:
+    meta = {"name": name, "uid": uid or f"{name}-uid", "resourceVersion": str(version)}
+    return {"metadata": meta, **more}
+
+
+def event(type_: str, body: Any) -> bytes:
+    return json.dumps({"type": type_, "object": body}).encode()
+
+
+def listed(*items: Any, version: int = 10, cont: str = "") -> bytes:
+    meta = {"resourceVersion": str(version), "continue": cont}
+    return json.dumps({"metadata": meta, "items": list(items)}).encode()
+
+
+GONE = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+
+
+class Server(ApiClient):
+    """Gives the next list and the next watch; a watch without a next one stays silent."""
+
+    def __init__(self, lists: list[Any], watches: list[Any]) -> None:
+        self.lists = lists
+        self.watches = watches
+        self.asked: list[tuple[str, dict[str, str]]] = []
+
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+        assert path == "/things"
+        self.asked.append(("list", dict(params or {})))
+        answer = self.lists.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, bytes)
+        return answer
+
+    @asynccontextmanager
+    async def watch(
+        self, path: str, params: Mapping[str, str]
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        assert path == "/things"
+        self.asked.append(("watch", dict(params)))
+        script = self.watches.pop(0) if self.watches else [asyncio.Event()]
+        yield self._lines(script)
+
+    async def _lines(self, script: list[Any]) -> AsyncIterator[bytes]:
+        for step in script:
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            else:
+                yield step
+
+    def versions(self) -> list[str]:
+        return [p.get("resourceVersion", "") for kind, p in self.asked if kind == "watch"]
+
+
+class Run:
+    """An informer at work, and what it told."""
+
+    def __init__(self, lists: list[Any], watches: list[Any] | None = None, **given: Any) -> None:
+        self.server = Server(lists, watches or [])
+        self.told: list[tuple[str | None, str | None]] = []
+        self.causes: list[str] = []
+        self.informer = Informer(
+            self.server, "/things", Thing, self._tell, on_restart=self.causes.append, **given
+        )
+
+    def _tell(self, old: Thing | None, new: Thing | None) -> None:
+        def short(state: Thing | None) -> str | None:
+            return (
+                state
+                if state is None
+                else f"{state.metadata.name}@{state.metadata.resourceVersion}"
+            )
+
+        self.told.append((short(old), short(new)))
+
+    async def go(self, seconds: float = 100) -> "Run":
+        task = asyncio.create_task(self.informer.run())
+        await asyncio.sleep(seconds)
+        assert not task.done(), task.exception()
+        task.cancel()
+        await asyncio.wait([task])
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(state.metadata.name for state in self.informer)
+
+
+async def test_a_list_and_the_changes_after_it() -> None:
+    watch = [
+        event("MODIFIED", thing("a", 11)),
+        event("ADDED", thing("b", 12)),
+        event("DELETED", thing("a", 13)),
+        asyncio.Event(),
+    ]
+    run = await Run([listed(thing("a"))], [watch], label_selector="x=y").go()
+    assert run.told == [(None, "a@1"), ("a@1", "a@11"), (None, "b@12"), ("a@11", None)]
+    assert run.names == ["b"]
+    assert run.informer.synced.is_set()
+    assert [kind for kind, _ in run.server.asked] == ["list", "watch"]
+    assert all(params["labelSelector"] == "x=y" for _, params in run.server.asked)
+    assert "resourceVersion" not in run.server.asked[0][1]
+
+
+async def test_a_list_comes_in_pages_and_none_is_told_before_the_last() -> None:
+    run = await Run([listed(thing("a"), cont="next"), listed(thing("b"), version=12)]).go()
+    assert run.names == ["a", "b"]
+    assert run.server.asked[1][1]["continue"] == "next"
+    assert run.server.versions() == ["12"]
+
+
+@pytest.mark.parametrize("gone", ["http", "event"])
+async def test_a_relist_replaces(gone: str) -> None:
+    end = ApiError(410, "Expired", "too old") if gone == "http" else event("ERROR", GONE)
+    lists = [
+        listed(thing("gone"), thing("kept"), thing("changed")),
+        listed(thing("kept"), thing("changed", 22), thing("new", 23), version=30),
+    ]
+    run = await Run(lists, [[end]]).go()
+    assert run.told[3:] == [("gone@1", None), ("changed@1", "changed@22"), (None, "new@23")]
+    assert run.server.versions() == ["10", "30"]
+    assert run.causes[0] == "gone"
+
+
+async def test_after_a_cut_the_watch_goes_on_from_the_last_version_without_a_list() -> None:
+    watches = [
+        [event("ADDED", thing("a", 15)), UnknownOutcomeError("cut")],
+        [event("BOOKMARK", {"metadata": {"resourceVersion": "40"}})],
+        [event("ERROR", {"code": 500, "message": "etcd"})],
+    ]
+    run = await Run([listed()], watches).go()
+    assert run.server.versions() == ["10", "15", "40", "40"]
+    assert [kind for kind, _ in run.server.asked].count("list") == 1
+    assert run.causes == ["connection", "ended", "500"]
+
+
+async def test_another_uid_under_the_same_name_is_an_end_and_a_beginning() -> None:
+    watch = [event("MODIFIED", thing("a", 11, uid="other")), asyncio.Event()]
+    run = await Run([listed(thing("a"))], [watch]).go()
+    assert run.told == [(None, "a@1"), ("a@1", None), (None, "a@11")]
+
+
+async def test_the_same_version_again_is_no_change() -> None:
+    run = await Run([listed(thing("a"))], [[event("ADDED", thing("a")), asyncio.Event()]]).go()
+    assert run.told == [(None, "a@1")]
+
+
+async def test_an_unreadable_object_is_skipped_by_name_and_what_was_known_of_it_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad = thing("bad", 11, size="big")
+    lists = [listed(thing("bad"), thing("a")), listed(bad, thing("a", 12), version=30)]
+    watch = [event("MODIFIED", bad), b"nonsense", event("ADDED", thing("b", 13))]
+    with caplog.at_level(logging.WARNING):
+        run = await Run(lists, [[*watch, event("ERROR", GONE)]]).go()
+    assert ("bad@1", None) not in run.told
+    assert "bad" in run.names
+    assert ("a@1", "a@12") in run.told
+    assert "'bad'" in caplog.text
+
+
+async def test_the_end_of_an_unreadable_object_is_its_end() -> None:
+    watch = [event("DELETED", thing("bad", 11, size="big")), asyncio.Event()]
+    run = await Run([listed(thing("bad"))], [watch]).go()
+    assert run.names == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ApiError(500, "InternalError", "etcd"),
+        ApiError(410, "Expired", "the list's continue token is too old"),
+        UnknownOutcomeError("cut"),
+        b"<html>a proxy in the way</html>",
+        b"",
+    ],
+)
+async def test_whatever_the_server_answers_the_informer_goes_on(answer: Any) -> None:
+    run = await Run([answer, answer, listed(thing("a"))]).go()
+    assert run.names == ["a"]
+
+
+async def test_failures_wait_longer_and_longer_but_never_for_ever() -> None:
+    outage: list[KubeError] = [UnknownOutcomeError("refused") for _ in range(40)]
+    run = await Run([*outage, listed(thing("a"))]).go(2000)
+    assert run.names == ["a"]
+
+
+async def test_a_server_that_asks_for_patience_gets_it() -> None:
+    run = await Run([ApiError(429, "TooManyRequests", "", 20.0), listed(thing("a"))]).go(5)
+    assert run.names == []
+
+
+async def test_watches_that_end_at_once_are_no_tight_loop() -> None:
+    run = await Run([listed()], [[] for _ in range(1000)]).go(60)
+    assert len(run.server.versions()) < 30

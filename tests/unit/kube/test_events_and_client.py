@@ -58,14 +58,11 @@ async def test_the_same_event_is_posted_once_in_a_while() -> None:
 
 @pytest.mark.looptime
 @pytest.mark.parametrize(("seconds", "least", "most"), [(2, 30, 36), (20, 100, 100)])
-@pytest.mark.parametrize(
-    ("seconds", "count"), [(2, events.BURST + 2 * events.PER_SECOND), (20, 100)]
-)
-async def test_a_burst_is_slowed_down(seconds: float, count: float) -> None:
+async def test_a_burst_is_slowed_down(seconds: float, least: int, most: int) -> None:
     events_, api = recorder()
     for i in range(100):
         events_.normal(ABOUT, "Reason", str(i))
-    assert len(await posted(events_, api, seconds)) == pytest.approx(count, abs=1)
+    assert least <= len(await posted(events_, api, seconds)) <= most
 
 
 @pytest.mark.looptime

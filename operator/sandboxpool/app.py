@@ -117,7 +117,7 @@ class Operator:
         )
         self._listed = asyncio.Event()
         self._metrics.registry.register(
-            ClusterCollector(self._cluster, self._pools, self._allocator, self._offers)
+            ClusterCollector(self._cluster, self._pools, self._allocator, self._offers, time.time)
         )
 
     def _informer(

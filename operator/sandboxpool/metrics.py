@@ -5,7 +5,7 @@ disappear with it.
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers
-from sandboxpool.pools.members import State, member_of
+from sandboxpool.pools.members import State, epoch, member_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.status import former_runtime
 from sandboxpool.pools.store import PoolStore
@@ -186,8 +186,14 @@ class ClusterCollector(Collector):
     """Gauges that are counted from the caches at each scrape."""
 
     def __init__(
-        self, cluster: Cluster, pools: PoolStore, allocator: Allocator, offers: Offers
+        self,
+        cluster: Cluster,
+        pools: PoolStore,
+        allocator: Allocator,
+        offers: Offers,
+        wall: Callable[[], float],
     ) -> None:
+        self._wall = wall
         self._cluster = cluster
         self._pools = pools
         self._allocator = allocator
@@ -206,6 +212,11 @@ class ClusterCollector(Collector):
         )
         target = GaugeMetricFamily(
             "sandboxpool_target", "Warm sandboxes aimed at.", labels=("namespace", "pool")
+        )
+        lag = GaugeMetricFamily(
+            "sandboxpool_refill_lag_seconds",
+            "For how long a pool has had fewer warm sandboxes than spec.replicas; 0 at target.",
+            labels=("namespace", "pool"),
         )
         waiting = GaugeMetricFamily(
             "sandboxpool_claims_waiting",
@@ -237,10 +248,21 @@ class ClusterCollector(Collector):
             counts = former_runtime(pool).get("nodes", {})
             for answer in ("serving", "notServing", "unknown"):
                 nodes.add_metric([*of, answer], float(counts.get(answer, 0)))
-            for condition in pool.status.get("conditions", ()):
-                value = {"True": 1.0, "False": 0.0}.get(condition.get("status"), -1.0)
-                ready.add_metric([*at, condition.get("type"), condition.get("reason")], value)
-        yield from (pods, target, waiting, nodes, ready)
+            lag.add_metric(at, self._lag(pool))
+            for condition in pool.conditions:
+                status, type_, reason = (
+                    str(condition.get(key)) for key in ("status", "type", "reason")
+                )
+                ready.add_metric(
+                    [*at, type_, reason], {"True": 1.0, "False": 0.0}.get(status, -1.0)
+                )
+        yield from (pods, target, lag, waiting, nodes, ready)
+
+    def _lag(self, pool: Pool) -> float:
+        for condition in pool.conditions:
+            if condition.get("type") == "Warm" and condition.get("status") == "False":
+                return max(0.0, self._wall() - epoch(str(condition.get("lastTransitionTime"))))
+        return 0.0
 
     def _states(self, pool: Pool) -> Tally[State]:
         return Tally(

@@ -65,6 +65,7 @@ class Reason(StrEnum):
     BOUND = "SandboxBound"
     WAITING_FOR_SANDBOX = "WaitingForSandbox"
     STARTING_COLD = "StartingCold"
+    BINDING_REFUSED = "BindingRefused"
     POOL_NOT_FOUND = "PoolNotFound"
     RUNTIME_CLASS_MISMATCH = "RuntimeClassMismatch"
     METADATA_NOT_ALLOWED = "MetadataNotAllowed"

@@ -28,6 +28,7 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, handed_over
 from sandboxpool.reasons import Reason
 from sandboxpool.references import Reference
+from sandboxpool.runtimes.diagnosis import cut
 
 logger = logging.getLogger(__name__)
 
@@ -162,10 +163,16 @@ class ClaimReconciler:
             await self._finish(claim, "Failed", refusal.reason, refusal.message)
             return None
         candidate = self._allocator.request(pool.uid, claim.uid)
-        if candidate is not None and (
-            await self._bind(claim, pool, candidate) or not self._still_wanted(claim)
-        ):
-            return None
+        if candidate is not None:
+            try:
+                bound = await self._bind(claim, pool, candidate)
+            except ApiError as error:
+                if error.status < 500:
+                    message = f"the API server refuses to give this claim a pod: {error.message}"
+                    await self._say_pending(claim, Reason.BINDING_REFUSED, cut(message))
+                raise
+            if bound or not self._still_wanted(claim):
+                return None
         return await self._none_warm(claim, pool, left)
 
     async def _none_warm(self, claim: Claim, pool: Pool, left: float) -> float | None:

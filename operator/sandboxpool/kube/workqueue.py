@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
+from sandboxpool.kube.errors import KubeError
+
 logger = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
@@ -136,6 +138,9 @@ class WorkQueue(Generic[K]):
                 self.forget(key)
                 if again is not None:
                     self.add_after(key, again)
+            except KubeError as error:
+                delay = self.retry(key)
+                logger.warning("%s: %s: %s, next try in %.1f s", self.name, key, error, delay)
             except Exception:
                 delay = self.retry(key)
                 logger.exception("%s: %s failed, next try in %.1f s", self.name, key, delay)

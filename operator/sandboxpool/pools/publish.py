@@ -27,6 +27,7 @@ _QUIET = frozenset(
         Reason.SCALED_TO_ZERO,
         Reason.OK,
         Reason.WAITING_FOR_CLAIMS,
+        Reason.TEMPLATE_NOT_CHECKED,
         # Announced when the class's uid changes, with both handlers.
         Reason.RUNTIME_CHANGED,
     }
@@ -78,7 +79,7 @@ class StatusPublisher:
         return None
 
     def _announce(self, pool: Pool, status: dict[str, Any]) -> None:
-        """Post an event for each condition that has changed its status or its reason."""
+        """Post an event for each cause that is new; several conditions may share one."""
         was, now_is = former_runtime(pool), status.get("runtime", {})
         same_name = was.get("className") == now_is.get("className")
         if same_name and was.get("uid") and was["uid"] != now_is["uid"]:
@@ -89,11 +90,13 @@ class StatusPublisher:
                 f"was {was.get('handler')!r} and is {now_is['handler']!r} now",
             )
         before = {c.get("type"): (c.get("status"), c.get("reason")) for c in pool.conditions}
+        announced = set()
         for condition in status["conditions"]:
             type_, now = condition["type"], (condition["status"], condition["reason"])
             if type_ == "Ready" or before.get(type_) == now or now[1] in _QUIET:
                 continue
-            if now[0] == "True" and type_ not in before:
+            if now in announced or (now[0] == "True" and type_ not in before):
                 continue
+            announced.add(now)
             post = self._events.normal if now[0] == "True" else self._events.warning
             post(pool.reference, now[1], condition["message"])

@@ -81,7 +81,8 @@ def test_a_class_that_is_made_again_replaces_warm_pods_and_leaves_claimed_ones(
     )
     message = pool_says(api, "RuntimeResolved", "True", "RuntimeChanged")
     assert "'runc'" in message
-    (event,) = api.events_for(pool, reason="RuntimeChanged")
+    # Events are posted behind everything else.
+    (event,) = eventually(lambda: api.events_for(pool, reason="RuntimeChanged"))
     assert "'runsc'" in event["message"]
     assert "'runc'" in event["message"]
     assert api.get("SandboxClaim", "claim")["status"]["runtime"]["handler"] == "runsc"

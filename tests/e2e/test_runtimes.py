@@ -105,7 +105,7 @@ def test_a_class_made_again_with_another_handler_replaces_warm_pods_only(
         timeout=60,
     )
     pool_status(api, warm=2, claimed=1, timeout=60)
-    (event,) = api.events_for(created, "RuntimeChanged")
+    (event,) = eventually(lambda: api.events_for(created, "RuntimeChanged"))
     assert "'runsc'" in event["message"]
     assert "'runc'" in event["message"]
 

@@ -67,6 +67,6 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 def _number(variable: str, text: str, least: int, most: int) -> int:
-    if not text.isdigit() or not least <= int(text) <= most:
+    if not text.isdecimal() or not least <= int(text) <= most:
         raise SettingsError(f"{variable}: {text!r} is no number from {least} to {most}")
     return int(text)

@@ -83,7 +83,7 @@ def parse(body: Mapping[str, Any], old: Pool | None) -> Pool:
         spec, template, problem = old.spec, old.template, old.problem
     else:
         raw = body.get("spec") or {}
-        template = raw.get("template") or {}
+        template = _mapping(_mapping(raw).get("template"))
         try:
             spec = SandboxPoolSpec.model_validate(raw)
         except ValidationError as error:
@@ -106,9 +106,14 @@ def parse(body: Mapping[str, Any], old: Pool | None) -> Pool:
         deleting=metadata.get("deletionTimestamp") is not None,
         spec=spec,
         template=template,
-        status=body.get("status") or {},
+        status=_mapping(body.get("status")),
         problem=problem,
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping; damage, which an older CRD may have let in, is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def _number(version: str | None) -> int:

@@ -454,6 +454,22 @@ async def test_create_without_room_waits_in_line_and_looks_again_soon() -> None:
     assert world.allocator.waiting("pool-uid") == 1
 
 
+@pytest.mark.xfail(
+    strict=True, reason="each look for room puts the claim at the end of the line again"
+)
+async def test_a_claim_that_waits_for_room_keeps_its_place_in_line() -> None:
+    world = World()
+    world.cold.refusal = Refusal(Reason.MAX_SANDBOXES_REACHED, "no room: wait")
+    world.put_claim("first", onEmpty="Create")
+    world.put_claim("second")
+    await world.reconcile("first")
+    await world.reconcile("second")
+    world.now += 10
+    await world.reconcile("first")
+    world.put_pod("pod-1")
+    assert world.granted == ["first-uid"]
+
+
 async def test_a_cold_pod_is_told_when_it_is_ready() -> None:
     world = World()
     world.put_claim(onEmpty="Create")

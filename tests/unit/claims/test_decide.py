@@ -1,0 +1,267 @@
+"""What may be said of a claim without asking anybody."""
+
+import datetime
+import types
+import typing
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+
+from sandboxpool.api import v1alpha1
+from sandboxpool.api.conditions import timestamp
+from sandboxpool.api.markers import wire_name
+from sandboxpool.claims import claim as structs
+from sandboxpool.claims import decide
+from sandboxpool.reasons import Reason
+from support.builders import NOW, claim, pod, spec
+
+BOUND: dict[str, Any] = {
+    "phase": "Bound",
+    "podName": "pod-1",
+    "podUID": "pod-1-uid",
+    "podIP": "10.0.0.7",
+    "nodeName": "node-1",
+    "runtime": {"className": "gvisor", "handler": "runsc"},
+    "source": "Warm",
+    "boundAt": timestamp(NOW),
+}
+
+
+# --- The structs of the hot path and the models of the API ---------------------------------------
+
+
+def unwrapped(hint: Any) -> Any:
+    """A field's own type: without annotations, without None."""
+    while typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        (hint,) = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
+        return unwrapped(hint)
+    return hint
+
+
+def kind(hint: Any) -> str:
+    """The JSON type that a field has on the wire."""
+    hint = unwrapped(hint)
+    origin = typing.get_origin(hint) or hint
+    if origin in (list, tuple):
+        return "array"
+    if origin is dict or issubclass(origin, pydantic.BaseModel | msgspec.Struct):
+        return "object"
+    if issubclass(origin, str | datetime.datetime | pydantic.AwareDatetime):
+        return "string"
+    return str(origin.__name__)
+
+
+@pytest.mark.parametrize(
+    ("struct", "model"),
+    [
+        (structs.ClaimSpec, v1alpha1.SandboxClaimSpec),
+        (structs.ClaimMetadata, v1alpha1.ClaimMetadata),
+        (structs.ClaimStatus, v1alpha1.SandboxClaimStatus),
+        (structs.ClaimRuntime, v1alpha1.ClaimRuntime),
+        (structs.ClaimCondition, v1alpha1.Condition),
+    ],
+)
+def test_structs_and_models_have_the_same_fields_on_the_wire(
+    struct: type[msgspec.Struct], model: type[pydantic.BaseModel]
+) -> None:
+    decoded = {f.encode_name: kind(f.type) for f in msgspec.structs.fields(struct)}
+    hints = typing.get_type_hints(model, include_extras=True)
+    modelled = {wire_name(name): kind(hints[name]) for name in model.model_fields}
+    assert decoded == modelled
+
+
+@pytest.mark.parametrize(
+    ("struct", "model", "differs"),
+    [
+        (structs.ClaimSpec, v1alpha1.SandboxClaimSpec, {"metadata"}),
+        # Without a phase a claim is pending; the hot path must tell "unset" from "said".
+        (structs.ClaimStatus, v1alpha1.SandboxClaimStatus, {"phase"}),
+    ],
+)
+def test_structs_and_models_have_the_same_defaults(
+    struct: type[msgspec.Struct], model: type[pydantic.BaseModel], differs: set[str]
+) -> None:
+    for field in msgspec.structs.fields(struct):
+        name = next(n for n in model.model_fields if wire_name(n) == field.encode_name)
+        if field.encode_name in differs or model.model_fields[name].is_required():
+            assert field.required or field.encode_name in differs
+            continue
+        mine = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+        theirs = model.model_fields[name].get_default(call_default_factory=True)
+        assert mine == (list(theirs) if isinstance(theirs, tuple) else theirs), field.name
+
+
+def test_what_is_written_fits_the_api() -> None:
+    it = claim(status=BOUND)
+    for status in (
+        decide.bound_status(it, pod(), source="Warm", bound_at=NOW, expires=NOW + 9, now=NOW),
+        decide.pending_status(it, Reason.STARTING_COLD, "one is being started", NOW),
+        decide.finished_status(it, "Lost", Reason.POD_LOST, "x" * 4000, NOW),
+    ):
+        v1alpha1.SandboxClaimStatus.model_validate(status.body())
+        assert msgspec.convert(status.body(), structs.ClaimStatus) == status
+
+
+def test_finished_phases_are_the_apis() -> None:
+    assert {p.value for p in v1alpha1.ClaimPhase if p.finished} == structs.FINISHED
+
+
+# --- Refusing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "prefixes", "reason"),
+    [
+        ({}, [], None),
+        ({"runtimeClassName": "gvisor"}, [], None),
+        ({"runtimeClassName": "kata"}, [], Reason.RUNTIME_CLASS_MISMATCH),
+        ({"metadata": {"labels": {"example.com/a": ""}}}, ["example.com/"], None),
+        ({"metadata": {"annotations": {"example.com/a": ""}}}, ["b/", "example.com/"], None),
+        ({"metadata": {"labels": {"example.com/a": ""}}}, [], Reason.METADATA_NOT_ALLOWED),
+        ({"metadata": {"annotations": {"other/a": ""}}}, ["b/"], Reason.METADATA_NOT_ALLOWED),
+        (
+            {"metadata": {"annotations": {"io.katacontainers.config": ""}}},
+            ["io."],
+            Reason.METADATA_NOT_ALLOWED,
+        ),
+        (
+            {"metadata": {"labels": {"sandboxpool.io/claim-uid": "x"}}},
+            ["sandboxpool.io/"],
+            Reason.METADATA_NOT_ALLOWED,
+        ),
+        ({"metadata": {"annotations": {"dev.gvisor.x": ""}}}, [""], Reason.METADATA_NOT_ALLOWED),
+    ],
+)
+def test_refusing(fields: dict[str, Any], prefixes: list[str], reason: Reason | None) -> None:
+    policy = spec(claims={"allowedMetadataPrefixes": prefixes})
+    refusal = decide.refuse(claim(**fields), policy)
+    assert (refusal.reason if refusal else None) == reason
+
+
+# --- Time ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "default", "longest", "ttl"),
+    [
+        (None, None, None, None),
+        (60, None, None, 60),
+        (None, 30, None, 30),
+        (60, 30, None, 60),
+        (None, None, 100, 100),
+        (60, None, 100, 60),
+        (600, 30, 100, 100),
+        (None, 30, 100, 30),
+    ],
+)
+def test_lifetimes(
+    wanted: int | None, default: int | None, longest: int | None, ttl: int | None
+) -> None:
+    policy = spec(claims={"defaultTTLSeconds": default, "maxTTLSeconds": longest})
+    it = claim(ttlSeconds=wanted, status=BOUND)
+    assert decide.ttl_seconds(it, policy) == ttl
+    assert decide.expiry(it, policy) == (None if ttl is None else NOW + ttl)
+
+
+def test_nothing_expires_before_it_is_bound() -> None:
+    assert decide.expiry(claim(ttlSeconds=1), spec()) is None
+    assert decide.expiry(claim(ttlSeconds=1, status={"boundAt": "soon"}), spec()) is None
+
+
+def test_a_pool_that_is_gone_keeps_its_promise() -> None:
+    promised = BOUND | {"expiresAt": timestamp(NOW + 77)}
+    assert decide.expiry(claim(status=promised), None) == NOW + 77
+    assert decide.expiry(claim(status=promised, ttlSeconds=5), None) == NOW + 5
+    assert decide.expiry(claim(status=promised), spec()) is None
+
+
+def test_a_claim_is_kept_from_its_end_on() -> None:
+    ended = claim(age=500, status={"phase": "Failed", "finishedAt": timestamp(NOW)})
+    assert decide.retain_until(ended, spec(claims={"retainSeconds": 7})) == NOW + 7
+    assert decide.retain_until(ended, None) == NOW + 3600
+
+
+# --- Status --------------------------------------------------------------------------------------
+
+
+def condition(status: structs.ClaimStatus, type_: str) -> structs.ClaimCondition:
+    (found,) = [c for c in status.conditions if c.type == type_]
+    return found
+
+
+def bound_status(it: structs.Claim, now: float = NOW, **of_pod: Any) -> structs.ClaimStatus:
+    return decide.bound_status(
+        it, pod(**of_pod), source="Warm", bound_at=NOW, expires=None, now=now
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_pod", "ready", "reason", "says"),
+    [
+        ({}, "True", "PodReady", "ready"),
+        ({"ready": False}, "False", "PodNotReady", "not ready"),
+        ({"deleting": True}, "False", "PodNotReady", "being deleted"),
+        (
+            {"containerStatuses": [{"name": "main", "restartCount": 1}]},
+            "False",
+            "PodRestarted",
+            "main was restarted",
+        ),
+        (
+            {
+                "ready": False,
+                "containerStatuses": [
+                    {"name": "main", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+                ],
+            },
+            "False",
+            "PodNotReady",
+            "CrashLoopBackOff",
+        ),
+    ],
+)
+def test_readiness_of_a_bound_claim(
+    of_pod: dict[str, Any], ready: str, reason: str, says: str
+) -> None:
+    status = bound_status(claim(), **of_pod)
+    found = condition(status, "Ready")
+    assert (found.status, found.reason) == (ready, reason)
+    assert says in found.message
+    assert condition(status, "Bound").status == "True"
+
+
+def test_what_a_claim_had_stays_readable_when_it_ends() -> None:
+    it = claim(status=BOUND | {"expiresAt": timestamp(NOW + 5)})
+    body = decide.finished_status(it, "Expired", Reason.TTL_EXPIRED, "over", NOW + 5).body()
+    kept = {k: v for k, v in BOUND.items() if k not in ("phase", "podIP")}
+    assert body.items() >= (kept | {"phase": "Expired"}).items()
+    assert body["finishedAt"] == timestamp(NOW + 5)
+    assert "podIP" not in body, "the address may be another's soon"
+
+
+def test_transition_times_move_only_with_the_status() -> None:
+    first = bound_status(claim())
+    again = bound_status(claim(status=first.body()), now=NOW + 60)
+    assert again == first
+    worse = bound_status(claim(status=first.body()), now=NOW + 60, ready=False)
+    assert condition(worse, "Ready").lastTransitionTime == timestamp(NOW + 60)
+    assert condition(worse, "Bound").lastTransitionTime == timestamp(NOW)
+
+
+def test_of_several_pods_the_named_one_is_kept_else_the_oldest_that_stays() -> None:
+    old, young = pod("old", age=90), pod("young", age=10)
+    leaving = pod("leaving", age=99, deleting=True)
+    it = claim()
+    assert decide.choose(it, [young, leaving, old]) == (old, [young, leaving])
+    assert decide.choose(claim(status=BOUND | {"podName": "young"}), [old, young])[0] == young
+    assert decide.choose(it, [leaving]) == (leaving, [])
+
+
+def test_a_loss_names_its_cause() -> None:
+    assert "gone" in decide.lost_because(None).message
+    evicted = pod(ready=False, phase="Failed", reason="Evicted", message="low on memory")
+    assert "Evicted" in decide.lost_because(evicted).message

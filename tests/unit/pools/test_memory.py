@@ -1,0 +1,333 @@
+"""What is remembered: expectations, pools, start-up times, and the sorting of pods."""
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandboxpool.api.core import Event, InvolvedObject, Metadata
+from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
+from sandboxpool.kube.errors import ApiError
+from sandboxpool.pools.check import verdict_of
+from sandboxpool.pools.decide import TemplateState
+from sandboxpool.pools.expectations import DEADLINE_SECONDS, Expectations
+from sandboxpool.pools.members import State, claim_uid_of, epoch, member_of, pool_uid_of
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.runtimes.placement import Placement
+from support.builders import NOW, facts, node, pod, pool, pool_body
+
+# --- Expectations --------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_is_expected_is_counted_until_it_is_seen_or_overdue() -> None:
+    clock = Clock()
+    expected = Expectations(clock)
+    expected.creating("a")
+    expected.creating("b")
+    expected.creating("cold", cold=True)
+    expected.deleting("uid")
+    assert expected.count_creating() == (2, 1)
+    assert expected.next_deadline() == DEADLINE_SECONDS
+    expected.settle_create("a")
+    expected.settle_create("never heard of")
+    assert expected.count_creating() == (1, 1)
+    assert expected.is_deleting("uid")
+    clock.now = DEADLINE_SECONDS
+    assert not expected.is_creating("b")
+    assert not expected.is_deleting("uid")
+    assert expected.count_creating() == (0, 0)
+    assert expected.next_deadline() is None
+
+
+def test_a_settled_delete_is_no_longer_expected() -> None:
+    expected = Expectations(Clock())
+    expected.deleting("uid")
+    expected.settle_delete("uid")
+    assert not expected.is_deleting("uid")
+
+
+# --- The pools that exist ------------------------------------------------------------------------
+
+Change = tuple[Pool | None, Pool | None]
+
+
+@pytest.fixture
+def changes() -> list[Change]:
+    return []
+
+
+@pytest.fixture
+def store(changes: list[Change]) -> PoolStore:
+    return PoolStore(lambda old, new: changes.append((old, new)))
+
+
+def test_the_same_state_again_is_no_change(store: PoolStore, changes: list[Change]) -> None:
+    store.observe(pool_body())
+    store.observe(pool_body())
+    assert len(changes) == 1
+    assert store.by_uid("pool-uid") is store.get(("default", "pool"))
+
+
+def test_an_older_state_is_ignored(store: PoolStore) -> None:
+    store.observe(pool_body(version=10, replicas=3, generation=2))
+    store.observe(pool_body(version=9, replicas=2))
+    store.observe(pool_body(version=9), deleted=True)
+    (known,) = store
+    assert known.spec is not None
+    assert known.spec.replicas == 3
+
+
+def test_versions_are_compared_as_numbers(store: PoolStore) -> None:
+    store.observe(pool_body(version=10, replicas=3, generation=2))
+    store.observe(pool_body(version=9, replicas=2))
+    store.observe(pool_body(version=100, replicas=5, generation=3))
+    (known,) = store
+    assert known.version == 100
+
+
+def test_a_pool_made_again_under_its_name_is_another(
+    store: PoolStore, changes: list[Change]
+) -> None:
+    store.observe(pool_body(uid="first", version=1))
+    store.observe(pool_body(uid="second", version=2))
+    store.observe(pool_body(uid="first", version=3), deleted=True)
+    assert store.by_uid("first") is None
+    assert [p.uid for p in store] == ["second"]
+    assert len(changes) == 2
+
+
+def test_a_list_replaces_what_is_not_newer_than_it(store: PoolStore) -> None:
+    store.observe(pool_body("gone", uid="a", version=3))
+    store.observe(pool_body("newer", uid="b", version=12))
+    store.replace([pool_body("listed", uid="c", version=4)], "10")
+    assert sorted(p.name for p in store) == ["listed", "newer"]
+    assert store.by_uid("a") is None
+
+
+def test_a_parsed_spec_is_kept_while_the_generation_stands(store: PoolStore) -> None:
+    store.observe(pool_body(version=1))
+    (first,) = store
+    store.observe(pool_body(version=2, status={"warm": 1}))
+    (second,) = store
+    assert second.spec is first.spec
+    store.observe(pool_body(version=3, generation=2, replicas=7))
+    (third,) = store
+    assert third.spec is not None
+    assert third.spec.replicas == 7
+
+
+def test_an_object_that_does_not_fit_is_held_with_what_is_wrong(store: PoolStore) -> None:
+    store.observe(pool_body(replicas="many"))
+    (known,) = store
+    assert known.spec is None
+    assert "spec.replicas" in known.problem
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["spec", "status", "spec.template", "spec.startup", "metadata.generation"]),
+    junk,
+)
+def test_no_junk_in_an_object_stops_the_others(where: str, value: Any) -> None:
+    store = PoolStore(lambda old, new: None)
+    damaged = copy.deepcopy(pool_body("damaged", uid="damaged"))
+    *path, last = where.split(".")
+    inside = damaged
+    for key in path:
+        inside = inside[key]
+    inside[last] = value
+    store.replace([damaged, pool_body("good", uid="good")], "10")
+    assert store.by_uid("good") is not None
+    known = store.by_uid("damaged")
+    assert known is not None
+    assert known.says()
+
+
+# --- Members -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of_pod", "of_node", "state"),
+    [
+        ({}, {}, State.WARM),
+        ({"ready": False}, {}, State.STARTING),
+        ({"node": "", "ready": False}, None, State.STARTING),
+        ({"phase": "Failed", "ready": False}, {}, State.FAILED),
+        ({"phase": "Succeeded", "ready": False}, {}, State.FAILED),
+        ({}, {"ready": False}, State.STRANDED),
+        ({}, {"unschedulable": True}, State.STRANDED),
+        ({}, {"handlers": ["runc"]}, State.STRANDED),
+        ({}, {"handlers": None}, State.WARM),
+        ({}, None, State.STRANDED),
+        ({"ready": False}, {"handlers": ["runc"]}, State.STRANDED),
+        ({"claim": "c"}, {"ready": False}, State.CLAIMED),
+        ({"claim": "c", "phase": "Failed", "ready": False}, {}, State.CLAIMED),
+        ({"claim": "c", "deleting": True}, {}, State.STOPPING),
+        ({"deleting": True}, None, State.STOPPING),
+    ],
+)
+def test_each_pod_has_one_state(of_pod: Any, of_node: Any, state: State) -> None:
+    node_facts = None if of_node is None else facts(**of_node)
+    found = member_of(
+        pod(**of_pod), node=node_facts, sandbox_event=None, deleting=False, claimed=False
+    )
+    assert found.state is state
+
+
+def test_what_we_asked_for_counts_before_it_is_seen() -> None:
+    asked = {"node": facts(), "sandbox_event": None}
+    assert member_of(pod(), **asked, deleting=True, claimed=True).state is State.STOPPING  # type: ignore[arg-type]
+    assert member_of(pod(), **asked, deleting=False, claimed=True).state is State.CLAIMED  # type: ignore[arg-type]
+
+
+def test_a_pod_is_a_pools_by_its_owner_and_a_claims_by_label_too() -> None:
+    assert (pool_uid_of(pod()), claim_uid_of(pod())) == ("pool-uid", None)
+    claimed = pod(claim="c")
+    assert (pool_uid_of(claimed), claim_uid_of(claimed)) == ("pool-uid", "c-uid")
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2024-13-01T00:00:00Z", "None"])
+def test_what_is_no_time_is_the_beginning_of_time(text: str) -> None:
+    assert epoch(text) == 0.0
+
+
+@given(st.text(max_size=30))
+def test_no_text_breaks_the_reading_of_times(text: str) -> None:
+    epoch(text)
+
+
+# --- Start-up times ------------------------------------------------------------------------------
+
+
+def test_percentiles_of_a_window() -> None:
+    times = StartupTimes()
+    assert times.summary(0.0) is None
+    for i in range(1, 101):
+        times.add("ready", float(i), 0.0)
+    found = times.summary(10.0)
+    assert found is not None
+    assert found["stages"]["ready"] == {
+        "p50Seconds": 50.0,
+        "p95Seconds": 95.0,
+        "p99Seconds": 99.0,
+        "samples": 100,
+    }
+    assert times.summary(WINDOW_SECONDS + 1.0) is None
+
+
+def test_samples_are_bounded() -> None:
+    times = StartupTimes()
+    for i in range(MAX_SAMPLES + 10):
+        times.add("ready", float(i), 0.0)
+    found = times.summary(0.0)
+    assert found is not None
+    assert found["stages"]["ready"]["samples"] == MAX_SAMPLES
+
+
+def test_each_stage_is_measured_once_from_the_creation() -> None:
+    clock = Clock()
+    samples: list[tuple[str, str, float]] = []
+    tracker = StartupTracker(lambda *sample: samples.append(sample), clock)
+    tracker.observe("pool", pod())
+    tracker.began("pod-1-uid", 0.0)
+    for now, conditions in ((1.0, {}), (2.0, {"PodReadyToStartContainers": "True"}), (3.0, {})):
+        clock.now = now
+        tracker.observe("pool", pod(ready=False, conditions=conditions))
+    clock.now = 4.0
+    tracker.observe("pool", pod())
+    tracker.observe("pool", pod())
+    assert samples == [
+        ("pool", "scheduled", 1.0),
+        ("pool", "sandbox", 2.0),
+        ("pool", "ready", 4.0),
+    ]
+    assert not tracker._began
+
+
+# --- The dry run's answer ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "state"),
+    [
+        (422, "Pod is invalid: spec.containers[0].image: Required value", TemplateState.REJECTED),
+        (400, 'strict decoding error: unknown field "spec.foo"', TemplateState.REJECTED),
+        (403, "violates PodSecurity", TemplateState.REJECTED),
+        (403, "exceeded quota: pods", TemplateState.ACCEPTED),
+        (403, 'pod rejected: RuntimeClass "kata" not found', TemplateState.NOT_CHECKED),
+        (403, "conflict: runtimeClass.scheduling.nodeSelector[rt] = kata", TemplateState.REJECTED),
+        (500, "failed calling webhook", TemplateState.NOT_CHECKED),
+        (429, "too many requests", TemplateState.NOT_CHECKED),
+    ],
+)
+def test_a_refused_dry_run(status: int, message: str, state: TemplateState) -> None:
+    verdict = verdict_of(ApiError(status, "", message))
+    assert verdict.state is state
+    if state is not TemplateState.ACCEPTED:
+        assert message in verdict.message
+
+
+# --- The cache of the cluster --------------------------------------------------------------------
+
+
+def test_a_pod_is_found_by_pool_claim_and_node_and_then_no_more() -> None:
+    pods = Cluster().pods
+    free, claimed = pod(version=1), pod(claim="c", version=2, node="node-2")
+    pods.put(None, free)
+    assert (pods.of_pool("pool-uid"), pods.on_node("node-1"), pods.claims()) == ([free], [free], [])
+    pods.put(free, claimed)
+    assert (pods.of_claim("c-uid"), pods.on_node("node-1")) == ([claimed], [])
+    pods.put(claimed, None)
+    assert not pods.all()
+    assert not pods._by_pool
+    assert not pods._by_claim
+    assert not pods._by_node
+
+
+def test_a_heartbeat_is_no_change_and_a_handler_is() -> None:
+    nodes = Cluster().nodes
+    assert nodes.put(None, node(version=1))
+    assert nodes.verdict("runsc", Placement()).serving == ("node-1",)
+    assert not nodes.put(node(version=1), node(version=2))
+    assert nodes.put(node(version=2), node(version=3, handlers=["runc"]))
+    assert nodes.verdict("runsc", Placement()).not_serving == ("node-1",)
+    assert nodes.put(node(version=3), None)
+    assert nodes.verdict("runsc", Placement()).eligible == 0
+
+
+def test_messages_about_pods_are_bounded() -> None:
+    events = SandboxEvents()
+    for i in range(MAX_SANDBOX_EVENTS + 5):
+        meta = Metadata(name=f"e{i}", uid=f"e{i}", resourceVersion="1")
+        assert events.put(Event(meta, InvolvedObject(uid=f"pod-{i}"), message="text"))
+    assert events.get("pod-0") is None
+    assert events.get(f"pod-{MAX_SANDBOX_EVENTS}") == "text"
+    events.forget(f"pod-{MAX_SANDBOX_EVENTS}")
+    assert events.get(f"pod-{MAX_SANDBOX_EVENTS}") is None
+
+
+def test_a_pool_tells_what_its_condition_says() -> None:
+    listed = [{"type": "Ready", "message": "no node"}, {"type": "Warm", "message": "other"}]
+    assert pool(status={"conditions": listed}).says() == "no node"
+    assert pool(status={"conditions": "junk"}).says()
+    assert pool().says()
+    assert NOW

@@ -1,0 +1,110 @@
+"""The operator's shell: kopf's settings, environment variables, logs, conditions."""
+
+import contextlib
+import itertools
+import json
+import logging
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxpool import handlers
+from sandboxpool.logs import JsonFormatter
+from sandboxpool.settings import Settings, SettingsError, load
+
+
+def test_the_delays_between_attempts_grow_are_capped_and_never_end() -> None:
+    backoff = handlers.EndlessBackoff()
+    delays = list(itertools.islice(backoff, 10_000))
+    assert all(earlier <= later for earlier, later in itertools.pairwise(delays))
+    assert delays[0] < 1
+    assert delays[-1] == 15.0
+    assert next(iter(backoff)) == delays[0], "each request begins anew"
+
+
+def test_kopf_is_told_to_write_nothing_and_never_to_give_up() -> None:
+    settings = handlers.settings()
+    assert isinstance(settings.networking.error_backoffs, handlers.EndlessBackoff)
+    assert settings.peering.standalone
+    assert not settings.posting.enabled
+
+
+def test_without_variables_the_defaults_stand() -> None:
+    assert load({}) == Settings()
+
+
+def test_variables() -> None:
+    found = load(
+        {
+            "SANDBOXPOOL_LISTEN": "127.0.0.1:9000",
+            "SANDBOXPOOL_LOG_LEVEL": "debug",
+            "SANDBOXPOOL_CLAIM_WORKERS": "7",
+            "SANDBOXPOOL_POOL_WORKERS": "3",
+            "SANDBOXPOOL_NAMESPACE": "ours",
+        }
+    )
+    assert (found.host, found.port) == ("127.0.0.1", 9000)
+    assert found.log_level == "DEBUG"
+    assert (found.claim_workers, found.pool_workers, found.namespace) == (7, 3, "ours")
+
+
+@pytest.mark.parametrize("listen", [":9000", "9000"])
+def test_a_port_alone_listens_everywhere(listen: str) -> None:
+    assert load({"SANDBOXPOOL_LISTEN": listen}).host == Settings().host
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SANDBOXPOOL_LISTEN", "somewhere"),
+        ("SANDBOXPOOL_LISTEN", "0.0.0.0:99999"),
+        ("SANDBOXPOOL_LISTEN", ""),
+        ("SANDBOXPOOL_LOG_LEVEL", "loud"),
+        ("SANDBOXPOOL_CLAIM_WORKERS", "0"),
+        ("SANDBOXPOOL_CLAIM_WORKERS", "-1"),
+        ("SANDBOXPOOL_POOL_WORKERS", "1.5"),
+        ("SANDBOXPOOL_POOL_WORKERS", "²"),
+    ],
+)
+def test_a_wrong_setting_names_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=variable):
+        load({variable: value})
+
+
+@given(
+    st.sampled_from(["LISTEN", "LOG_LEVEL", "CLAIM_WORKERS", "POOL_WORKERS"]), st.text(max_size=9)
+)
+def test_no_value_of_a_variable_breaks_anything_else(variable: str, value: str) -> None:
+    with contextlib.suppress(SettingsError):
+        load({f"SANDBOXPOOL_{variable}": value})
+
+
+def formatted(**given: object) -> dict[str, object]:
+    record = logging.LogRecord("name", logging.WARNING, "path", 1, "%s fails", ("a",), None)
+    for key, value in given.items():
+        setattr(record, key, value)
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    parsed = json.loads(line)
+    assert isinstance(parsed, dict)
+    return parsed
+
+
+def test_a_log_line_is_one_json_object() -> None:
+    line = formatted()
+    assert (line["level"], line["logger"], line["message"]) == ("WARNING", "name", "a fails")
+    assert str(line["time"]).endswith("Z")
+    assert "object" not in line
+
+
+def test_a_log_line_holds_the_traceback_and_the_object() -> None:
+    reference = {"kind": "SandboxPool", "name": "pool"}
+    try:
+        int("first line\nsecond line")
+    except ValueError:
+        line = formatted(exc_info=sys.exc_info(), object=reference)
+    assert "second line" in str(line["traceback"])
+    assert line["object"] == reference
+    assert formatted(k8s_ref=reference)["object"] == reference

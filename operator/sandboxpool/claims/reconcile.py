@@ -196,10 +196,10 @@ class ClaimReconciler:
         _, not_before = self._cold_failures.get(claim.uid, (0, 0.0))
         if not_before > self._clock():
             return min(left, not_before - self._clock())
-        # Out of the line first: a warm pod that came meanwhile would be a second one.
-        self._step_back(claim.uid)
         refusal = await self._cold.create_cold(pool, decide.reference(claim))
         if refusal is None:
+            # Out of the line: a warm pod, even one that came meanwhile, would be a second one.
+            self._step_back(claim.uid)
             await self._say_pending(
                 claim, Reason.STARTING_COLD, "no sandbox was warm: one is being started"
             )

@@ -87,16 +87,15 @@ class PoolReconciler:
     # --- Told by the caches --------------------------------------------------------------------
 
     def observe_pod(self, pool_uid: str, old: Pod | None, new: Pod | None) -> None:
-        """A pod of a pool has changed in the cache."""
-        expectations = self._states[pool_uid].expectations
+        """A pod of a pool has changed in the cache; None if it is gone, or no longer the pool's."""
         if new is None:
             if old is not None:
-                expectations.settle_delete(old.metadata.uid)
+                self._states.settle_delete(pool_uid, old.metadata.uid)
                 self._tracker.forget(old.metadata.uid)
             return
-        expectations.settle_create(new.metadata.name)
+        self._states.settle_create(pool_uid, new.metadata.name)
         if new.metadata.deletionTimestamp is not None:
-            expectations.settle_delete(new.metadata.uid)
+            self._states.settle_delete(pool_uid, new.metadata.uid)
         self._tracker.observe(pool_uid, new)
 
     def is_leaving(self, pool_uid: str, pod_uid: str) -> bool:

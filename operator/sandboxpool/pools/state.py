@@ -64,6 +64,18 @@ class PoolStates:
         state = self._states.get(pool_uid)
         return state is not None and state.expectations.is_deleting(pod_uid)
 
+    def settle_create(self, pool_uid: str, pod_name: str) -> None:
+        """A pod of this name was seen; pods of a pool that is gone bring no state back."""
+        state = self._states.get(pool_uid)
+        if state is not None:
+            state.expectations.settle_create(pod_name)
+
+    def settle_delete(self, pool_uid: str, pod_uid: str) -> None:
+        """The end of a pod was seen."""
+        state = self._states.get(pool_uid)
+        if state is not None:
+            state.expectations.settle_delete(pod_uid)
+
     def forget(self, pool_uid: str) -> None:
         """The pool is gone."""
         self._states.pop(pool_uid, None)

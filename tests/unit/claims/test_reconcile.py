@@ -454,9 +454,6 @@ async def test_create_without_room_waits_in_line_and_looks_again_soon() -> None:
     assert world.allocator.waiting("pool-uid") == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="each look for room puts the claim at the end of the line again"
-)
 async def test_a_claim_that_waits_for_room_keeps_its_place_in_line() -> None:
     world = World()
     world.cold.refusal = Refusal(Reason.MAX_SANDBOXES_REACHED, "no room: wait")

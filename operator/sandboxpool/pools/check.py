@@ -108,7 +108,9 @@ def verdict_of(error: ApiError) -> TemplateVerdict:
     if "exceeded quota" in error.message or error.already_exists:
         # The template is good; what keeps its pods out is said by the condition Warm.
         return ACCEPTED
-    if error.status >= 500 or error.status in (401, 404, 429) or "RuntimeClass" in error.message:
+    # Admission's own words; a policy that speaks of RuntimeClasses is a refusal like any other.
+    unknown_class = "pod rejected: RuntimeClass" in error.message
+    if error.status >= 500 or error.status in (401, 404, 429) or unknown_class:
         return TemplateVerdict(
             TemplateState.NOT_CHECKED,
             Reason.TEMPLATE_NOT_CHECKED,

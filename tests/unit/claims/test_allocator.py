@@ -202,7 +202,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 AllocatorMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=50, deadline=None
+    max_examples=60, stateful_step_count=40, deadline=None
 )
 TestAllocator = AllocatorMachine.TestCase
 

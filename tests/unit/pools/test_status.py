@@ -245,7 +245,7 @@ damaged = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(damaged, st.sampled_from(sorted(INPUTS)))
 def test_a_damaged_status_never_raises_and_is_mended(before: Any, name: str) -> None:
     SandboxPoolStatus.model_validate(computed(INPUTS[name], before))

@@ -12,7 +12,7 @@ from sandboxpool.runtimes.placement import Placement, allows, placement_of
 from sandboxpool.runtimes.verdict import EXCLUSION_CAP, Answer, answer_of, judge
 from support.builders import facts, node, runtime
 
-moderate = settings(max_examples=40)
+moderate = settings(max_examples=30, deadline=None)
 HANDLERS = ["", "runc", "runsc", "kata-qemu"]
 HOSTNAME = "kubernetes.io/hostname"
 PLACEMENT = placement_of({"nodeSelector": {"zone": "a"}}, runtime())

@@ -222,6 +222,8 @@ class ClaimReconciler:
         waited = f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
         if pool is None or pool.deleting:
             return f"SandboxPool {claim.spec.poolName!r} does not exist in this namespace"
+        if pool.spec is None:
+            return f"SandboxPool {claim.spec.poolName!r} does not fit the API: {pool.problem}"
         return f"{waited}; pool {pool.name!r} says: {pool.says()}"
 
     async def _continue(self, claim: Claim, pool: Pool | None, own: list[Pod]) -> float | None:

@@ -1,6 +1,7 @@
 """Where the API server is and how we prove who we are, for our client and for kopf alike."""
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import kopf
 import yaml
+
+logger = logging.getLogger(__name__)
 
 TOKEN_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 TOKEN_REREAD_SECONDS = 60.0
@@ -64,8 +67,13 @@ def token_source(
         nonlocal headers, read_at
         if rotates and clock() - read_at > TOKEN_REREAD_SECONDS:
             read_at = clock()
-            token = token_file.read_text(encoding="utf-8").strip()
-            headers = {"Authorization": f"Bearer {token}"}
+            try:
+                token = token_file.read_text(encoding="utf-8").strip()
+            except OSError as error:
+                # The old one is good for a while yet, and in a minute this is tried again.
+                logger.warning("service account token: %s", error)
+            else:
+                headers = {"Authorization": f"Bearer {token}"}
         return headers
 
     return current

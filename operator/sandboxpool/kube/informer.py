@@ -146,6 +146,11 @@ class Informer(Generic[T]):
             except KubeError as error:
                 cause = "connection"
                 logger.warning("%s", error)
+            except msgspec.DecodeError as error:
+                # A bookmark or an error that is none: only a list can tell where we are.
+                self._version = ""
+                cause = "unreadable"
+                logger.warning("watch of %s: %s", self._path, error)
             self._on_restart(cause)
             progressed = self._progress > before
             if progressed:

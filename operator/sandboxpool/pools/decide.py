@@ -15,6 +15,8 @@ from sandboxpool.runtimes.verdict import Verdict
 
 # Creation times have whole seconds: what seems so old may be this much younger.
 CLOCK_GRAIN_SECONDS = 1.0
+# A node that is not known, though a pod is on it, counts as gone once the pod is this old.
+NEW_NODE_SECONDS = 60.0
 # After so many failures in a row a pool tries one sandbox at a time.
 CAUTIOUS_AFTER_FAILURES = 2
 # An unschedulable pod whose exclusion is out of date is replaced after this many seconds, so
@@ -175,7 +177,7 @@ def _hopeless_reason(member: Member, given: PoolInput) -> tuple[Reason, str] | N
     if member.state is State.FAILED:
         return Reason.POD_FAILED, failure.message if failure else "it ended"
     if member.state is State.STRANDED:
-        return _stranded_reason(member)
+        return _stranded_reason(member, given.now)
     if member.state is not State.STARTING:
         return None
     age = given.now - member.created
@@ -192,9 +194,12 @@ def _hopeless_reason(member: Member, given: PoolInput) -> tuple[Reason, str] | N
     return None
 
 
-def _stranded_reason(member: Member) -> tuple[Reason, str] | None:
+def _stranded_reason(member: Member, now: float) -> tuple[Reason, str] | None:
     node = member.node
     if node is None:
+        if now - member.created < NEW_NODE_SECONDS:
+            # Pods and nodes are watched apart: one that has just joined may not be seen yet.
+            return None
         return Reason.NODE_LOST, f"node {member.node_name} is gone"
     if not node.ready:
         # A node that comes back brings its pods back; until then a replacement stands in.
@@ -284,7 +289,11 @@ def _ceiling_reason(given: PoolInput) -> Reason:
 
 def _recheck(given: PoolInput, stock: tuple[Member, ...]) -> float | None:
     """When time alone can change the decision."""
-    times = []
+    times = [
+        member.created + NEW_NODE_SECONDS
+        for member in given.members
+        if member.state is State.STRANDED and member.node is None
+    ]
     if given.trouble.until > given.now:
         times.append(given.trouble.until)
     for member in stock:

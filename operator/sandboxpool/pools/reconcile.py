@@ -128,6 +128,9 @@ class PoolReconciler:
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
         template = await self._checker.check(pool, usable, self._wall())
+        if self._pools.get(key) is not pool:
+            # It has changed, or gone, while the API server was asked: start anew.
+            return 0.0
 
         verdict, template = self._judge(pool, resolution, template)
         given = self._gather(pool, resolution, verdict, template)

@@ -1,6 +1,7 @@
 """The pools that exist: fed by kopf's events and by a list every minute, read by everything."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.pools.pool import Pool
 
 logger = logging.getLogger(__name__)
+
+MAX_DEAD = 1000
 
 
 class PoolStore:
@@ -24,6 +27,7 @@ class PoolStore:
         self._on_change = on_change
         self._pools: dict[tuple[str, str], Pool] = {}
         self._by_uid: dict[str, Pool] = {}
+        self._dead: OrderedDict[str, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())
@@ -45,7 +49,9 @@ class PoolStore:
         key = metadata["namespace"], metadata["name"]
         old = self._pools.get(key)
         version = _number(metadata.get("resourceVersion"))
-        if old is not None and version < old.version:
+        if metadata["uid"] in self._dead or (old is not None and version < old.version):
+            # A uid is never used again: what a list has shown to be gone stays gone, even if a
+            # watch that lags behind tells of its last days.
             return
         if deleted:
             if old is not None and old.uid == metadata["uid"]:
@@ -67,6 +73,10 @@ class PoolStore:
         old = self._pools.pop(key, None)
         if old is not None:
             self._by_uid.pop(old.uid, None)
+            if new is None or new.uid != old.uid:
+                self._dead[old.uid] = None
+                if len(self._dead) > MAX_DEAD:
+                    self._dead.popitem(last=False)
         if new is not None:
             self._pools[key] = new
             self._by_uid[new.uid] = new

@@ -59,5 +59,7 @@ class RuntimeStore:
             self.observe(body)
         for name in [name for name in self._classes if name not in listed]:
             if self._versions.get(name, 0) <= int(version or 0):
+                # A watch that lags behind may still tell of its last days.
+                self._versions[name] = int(version or 0) + 1
                 del self._classes[name]
                 self._on_change(name)

@@ -190,7 +190,8 @@ def test_creating(
         (member(state=S, age=9999, failure=UNSCHEDULABLE), None),
         (member(state=S, age=9, failure=UNSCHEDULABLE, exclusion="old"), None),
         (member(state=S, age=12, failure=UNSCHEDULABLE, exclusion="old"), Reason.SANDBOX_REPLACED),
-        (member(state=STRANDED, node_name="gone"), Reason.NODE_LOST),
+        (member(state=STRANDED, node_name="gone", age=62), Reason.NODE_LOST),
+        (member(state=STRANDED, node_name="new", age=9), None),
         (member(state=STRANDED, node=facts(ready=False)), None),
         (member(state=STRANDED, node=facts(unschedulable=True)), Reason.SANDBOX_REPLACED),
         (member(state=STRANDED, node=facts(handlers=["runc"])), Reason.NO_NODE_SERVES),
@@ -224,7 +225,7 @@ def test_the_message_of_a_timeout_names_the_cause() -> None:
     [
         (member(state=F), True),
         (member(state=S, age=400), True),
-        (member(state=STRANDED, node_name="gone"), False),
+        (member(state=STRANDED, node_name="gone", age=62), False),
         (member(state=W, runtime_uid="former"), False),
         (member(state=S, age=60, failure=UNSCHEDULABLE, exclusion="old"), False),
     ],

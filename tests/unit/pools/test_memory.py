@@ -116,9 +116,6 @@ def test_a_list_replaces_what_is_not_newer_than_it(store: PoolStore) -> None:
     assert store.by_uid("a") is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="nothing is remembered of a pool that is gone: a late event revives it"
-)
 def test_a_late_event_does_not_bring_back_a_pool_that_a_list_no_longer_held(
     store: PoolStore,
 ) -> None:

@@ -58,7 +58,6 @@ class Operator:
 
     def __init__(self, settings: Settings, info: kopf.ConnectionInfo) -> None:
         self._settings = settings
-        self._info = info
         self._metrics = Metrics()
         self._client = ApiClient(
             info, user_agent="sandboxpool-operator", observe=self._metrics.request
@@ -200,10 +199,13 @@ class Operator:
             if new is None or new.uid != old.uid:
                 self._pool_reconciler.forget(old.uid)
                 self._metrics.forget_pool(old)
+        # A change of the status alone, which is mostly our own, offers nothing new to anybody.
+        changed = gone or old is None or new is None or old.generation != new.generation
         if new is not None:
-            self._offers.refresh_pool(new)
+            if changed:
+                self._offers.refresh_pool(new)
             self._pool_queue.add(new.key)
-        if gone or old is None or new is None or old.generation != new.generation:
+        if changed:
             key = (new or old).key  # type: ignore[union-attr]
             for claim in self._claims:
                 if not claim.finished and (claim.metadata.namespace, claim.spec.poolName) == key:

@@ -41,12 +41,10 @@ class Reason(StrEnum):
     CEILING_HELD_BY_LOST_NODE = "CeilingHeldByLostNode"
     QUOTA_EXCEEDED = "QuotaExceeded"
     PAUSED = "Paused"
-    BACKING_OFF = "BackingOff"
     CREATE_FAILED = "CreateFailed"
     ROLLING = "Rolling"
     WAITING_FOR_CLAIMS = "WaitingForClaims"
     SANDBOX_WARM = "SandboxWarm"
-    NO_SANDBOX_WARM = "NoSandboxWarm"
 
     # A pod that does not start.
     SANDBOX_CREATE_FAILED = "SandboxCreateFailed"
@@ -59,11 +57,9 @@ class Reason(StrEnum):
 
     # The pool as a whole.
     INVALID_OBJECT = "InvalidObject"
-    POOL_DELETED = "PoolDeleted"
 
     # Claims.
     BOUND = "SandboxBound"
-    WAITING_FOR_SANDBOX = "WaitingForSandbox"
     STARTING_COLD = "StartingCold"
     BINDING_REFUSED = "BindingRefused"
     POOL_NOT_FOUND = "PoolNotFound"
@@ -80,5 +76,4 @@ class Reason(StrEnum):
     POD_NOT_READY = "PodNotReady"
 
     # What the operator did (events).
-    SANDBOX_CREATED = "SandboxCreated"
     SANDBOX_REPLACED = "SandboxReplaced"

@@ -94,7 +94,7 @@ class ClaimReconciler:
         self._clock = clock
         self._seen: dict[str, float] = {}
         # Claims whose binding was written and not yet seen in the cache, by uid.
-        self._written: dict[str, ClaimStatus] = {}
+        self._written: set[str] = set()
         # Pods that were made a claim's and are perhaps not yet so in the cache, by claim uid.
         self._taken: dict[str, Pod] = {}
         self._sending: set[str] = set()
@@ -105,7 +105,7 @@ class ClaimReconciler:
         """The cache has changed; called before the claim is queued."""
         if new is not None:
             if new.status.phase not in ("", "Pending"):
-                self._written.pop(new.uid, None)
+                self._written.discard(new.uid)
                 self._seen.pop(new.uid, None)
             elif old is None:
                 self._seen[new.uid] = self._clock()
@@ -114,7 +114,7 @@ class ClaimReconciler:
 
     def _abandon(self, uid: str) -> None:
         self._seen.pop(uid, None)
-        self._written.pop(uid, None)
+        self._written.discard(uid)
         self._taken.pop(uid, None)
         self._cold_failures.pop(uid, None)
         self._step_back(uid)
@@ -344,17 +344,17 @@ class ClaimReconciler:
             await self._delete_pod(pod, "its claim was deleted while it was being bound")
             return
         self._taken.pop(claim.uid, None)
-        self._remember(claim, status)
+        self._remember(claim)
         if pool is not None and began is not None:
             self._observer.bound(pool, source, self._clock() - began)
 
-    def _remember(self, claim: Claim, status: ClaimStatus) -> None:
+    def _remember(self, claim: Claim) -> None:
         """What was written is known until the watch shows it, if it has not done so already."""
         current = self._get(*claim.key)
         if current is None or current.uid != claim.uid:
             return
         if current.status.phase in ("", "Pending"):
-            self._written[claim.uid] = status
+            self._written.add(claim.uid)
 
     async def _write_status(
         self, claim: Claim, status: ClaimStatus, *, only_if_unchanged: bool = False
@@ -370,7 +370,7 @@ class ClaimReconciler:
                     return False
                 if error.status == 422:
                     # A failed test and an invalid status look alike: ask who has the name now.
-                    if not await self._still_there(claim):
+                    if not await self._exists(*claim.key, claim.uid):
                         return False
                     if only_if_unchanged:
                         return False
@@ -387,15 +387,6 @@ class ClaimReconciler:
                 raise failure
             await asyncio.sleep(0.1 * 2**attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
-
-    async def _still_there(self, claim: Claim) -> bool:
-        try:
-            found = _decode_claim(await self._client.get(_path(claim)))
-        except ApiError as error:
-            if error.not_found:
-                return False
-            raise
-        return found.uid == claim.uid
 
     # --- Bound ---------------------------------------------------------------------------------
 
@@ -456,7 +447,7 @@ class ClaimReconciler:
         self._abandon(claim.uid)
         status = decide.finished_status(claim, phase, reason, message, self._wall())
         if await self._write_status(claim, status):
-            self._remember(claim, status)
+            self._remember(claim)
             self._report(claim, phase, reason, message)
 
     def _report(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
@@ -519,10 +510,11 @@ class ClaimReconciler:
                     continue
                 if uid in self._sending or not name:
                     continue
-                if not await self._claim_exists(pod.metadata.namespace, name, uid):
+                if not await self._exists(pod.metadata.namespace, name, uid):
                     await self._delete_pod(pod, "its claim does not exist any more")
 
-    async def _claim_exists(self, namespace: str, name: str, uid: str) -> bool:
+    async def _exists(self, namespace: str, name: str, uid: str) -> bool:
+        """Whether this very claim is still there, by a live read."""
         path = resource_path(names.API_VERSION, names.CLAIMS, namespace, name)
         try:
             return _decode_claim(await self._client.get(path)).uid == uid

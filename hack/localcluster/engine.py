@@ -32,6 +32,9 @@ STOP_SECONDS = 45.0
 COMMAND_SECONDS = 60.0
 PULL_SECONDS = 900.0
 
+# The engine outlives this process; a Popen that is collected while its child runs is a warning.
+_OUTLIVING: list[subprocess.Popen[bytes]] = []
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -158,6 +161,7 @@ def _start() -> Engine:
                 start_new_session=True,
                 env={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
             )
+        _OUTLIVING.append(daemon)
         deadline = time.monotonic() + START_SECONDS
         while not engine.answers():
             if daemon.poll() is not None or time.monotonic() > deadline:

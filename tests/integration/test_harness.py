@@ -441,6 +441,8 @@ def test_the_operators_process_is_driven_like_a_container(
 ) -> None:
     package = tmp_path / "sandboxpool"
     package.mkdir()
+    # Without it the folder is a namespace package, and the installed one wins over those.
+    (package / "__init__.py").touch()
     (package / "__main__.py").write_text(_STUB)
 
     stub = start_operator(env={"PYTHONPATH": str(tmp_path)})

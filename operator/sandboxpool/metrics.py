@@ -11,10 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from sandboxpool.api.times import epoch
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers
-from sandboxpool.pools.members import State, epoch, member_of
+from sandboxpool.pools.members import State, member_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.status import former_runtime
 from sandboxpool.pools.store import PoolStore

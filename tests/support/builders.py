@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import names
-from sandboxpool.api.conditions import timestamp
 from sandboxpool.api.core import Node, Pod, Taint, Toleration
+from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.claims.claim import Claim
 from sandboxpool.pools.decide import (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sandboxpool.api.conditions import timestamp
+from sandboxpool.api.times import timestamp
 from sandboxpool.kube.client import MERGE_PATCH, ApiClient
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
 

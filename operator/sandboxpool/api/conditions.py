@@ -1,11 +1,11 @@
 """Conditions, with Kubernetes' rule for time: it moves only when the status does."""
 
-import datetime
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sandboxpool.api.times import timestamp
 from sandboxpool.reasons import Reason
 
 MAX_MESSAGE = 1024
@@ -20,11 +20,6 @@ class Finding:
     holds: bool | None
     reason: Reason
     message: str
-
-
-def timestamp(now: float) -> str:
-    """Write seconds since the epoch as the API does, to the second."""
-    return datetime.datetime.fromtimestamp(now, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def conditions(

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 from sandboxpool.api import names
-from sandboxpool.api.conditions import timestamp
 from sandboxpool.api.core import Pod
+from sandboxpool.api.times import epoch, timestamp
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec, is_reserved_metadata_key
 from sandboxpool.claims.claim import Claim, ClaimCondition, ClaimRuntime, ClaimStatus
-from sandboxpool.pools.members import epoch
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose

@@ -14,6 +14,7 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.times import epoch
 from sandboxpool.cache import Cluster
 from sandboxpool.claims import decide
 from sandboxpool.claims.allocator import Allocator, Candidate
@@ -22,7 +23,6 @@ from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.pools.members import epoch
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, handed_over

@@ -1,12 +1,12 @@
 """The pods of a pool, each put into exactly one state."""
 
-import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.diagnosis import Failure, diagnose
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.verdict import Answer, answer_of
@@ -146,14 +146,6 @@ def member_of(
         runtime_uid=metadata.annotations.get(names.ANNOTATION_RUNTIME_UID, ""),
         exclusion=metadata.annotations.get(names.ANNOTATION_EXCLUSION, ""),
     )
-
-
-def epoch(timestamp: str) -> float:
-    """Turn an API timestamp into seconds since the epoch; 0 if it is none."""
-    try:
-        return datetime.datetime.fromisoformat(timestamp).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def oldest_first(member: Member) -> tuple[float, str]:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandboxpool.api import names
-from sandboxpool.api.conditions import Finding, conditions, timestamp
+from sandboxpool.api.conditions import Finding, conditions
+from sandboxpool.api.times import epoch, timestamp
 from sandboxpool.pools.decide import PoolInput, PoolPlan, TemplateState, foreign, outdated
-from sandboxpool.pools.members import Member, State, epoch
+from sandboxpool.pools.members import Member, State
 from sandboxpool.pools.pool import Pool
 from sandboxpool.reasons import Reason
 

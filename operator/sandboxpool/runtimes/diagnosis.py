@@ -38,12 +38,16 @@ class Failure:
         node: where it happened; empty if the pod has no node.
         heals: the kubelet or the scheduler goes on trying by itself, so that replacing the pod
             would win nothing.
+        blames_runtime: it speaks against the node's runtime: enough of them open its breaker.
+        proves_broken: the text leaves no doubt that the runtime cannot work on this node.
     """
 
     reason: Reason
     message: str
     node: str = ""
     heals: bool = False
+    blames_runtime: bool = False
+    proves_broken: bool = False
 
 
 def cut(text: str) -> str:

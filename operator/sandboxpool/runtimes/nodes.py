@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 from sandboxpool.api.core import Node, Taint
 from sandboxpool.api.names import HOSTNAME_LABEL
+from sandboxpool.api.times import epoch
 
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 # Set and removed by Kubernetes itself as a node's state comes and goes.
 TRANSIENT_TAINT_PREFIX = "node.kubernetes.io/"
 AUTOSCALER_REMOVAL_TAINT = "ToBeDeletedByClusterAutoscaler"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One life of one node: a new machine under an old name, or a reboot, is another one."""
+
+    uid: str
+    boot_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +32,9 @@ class NodeFacts:
         handlers: the names it lists; None if it cannot say (containerd before 2.0).
         ready: its Ready condition is True; only then is its list to be trusted.
         schedulable: neither cordoned nor about to be removed.
+        created: epoch seconds at which it joined.
+        container_runtime: name and version, such as ``containerd://2.1.4``.
+        kubelet: version, such as ``v1.36.2``.
     """
 
     name: str
@@ -33,6 +45,14 @@ class NodeFacts:
     schedulable: bool
     handlers: frozenset[str] | None
     boot_id: str
+    created: float = 0.0
+    container_runtime: str = ""
+    kubelet: str = ""
+
+    @property
+    def machine(self) -> Machine:
+        """What a breaker's knowledge is about."""
+        return Machine(self.uid, self.boot_id)
 
     @property
     def hostname(self) -> str | None:
@@ -61,4 +81,7 @@ def facts_of(node: Node) -> NodeFacts:
         schedulable=not node.spec.unschedulable and not leaving,
         handlers=None if listed is None else frozenset(handler.name for handler in listed),
         boot_id=node.status.nodeInfo.bootID,
+        created=epoch(node.metadata.creationTimestamp),
+        container_runtime=node.status.nodeInfo.containerRuntimeVersion,
+        kubelet=node.status.nodeInfo.kubeletVersion,
     )

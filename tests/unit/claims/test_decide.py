@@ -10,8 +10,8 @@ import pydantic
 import pytest
 
 from sandboxpool.api import v1alpha1
-from sandboxpool.api.conditions import timestamp
 from sandboxpool.api.markers import wire_name
+from sandboxpool.api.times import timestamp
 from sandboxpool.claims import claim as structs
 from sandboxpool.claims import decide
 from sandboxpool.reasons import Reason

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sandboxpool.api.conditions import timestamp
 from sandboxpool.api.core import Pod
+from sandboxpool.api.times import timestamp
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.claim import Claim

@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxpool.api.core import Event, InvolvedObject, Metadata
+from sandboxpool.api.times import epoch
 from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.check import verdict_of
 from sandboxpool.pools.decide import TemplateState
 from sandboxpool.pools.expectations import DEADLINE_SECONDS, Expectations
-from sandboxpool.pools.members import State, claim_uid_of, epoch, member_of, pool_uid_of
+from sandboxpool.pools.members import State, claim_uid_of, member_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
 from sandboxpool.pools.store import PoolStore

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from sandboxpool.api import names
-from sandboxpool.api.conditions import timestamp
 from sandboxpool.api.core import Pod
+from sandboxpool.api.times import timestamp
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers

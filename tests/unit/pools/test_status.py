@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.api.conditions import timestamp
+from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxPoolStatus
 from sandboxpool.pools.decide import PoolInput, Trouble, decide
 from sandboxpool.pools.members import Member, State

@@ -30,38 +30,38 @@ def separating_label(serving: Iterable[NodeFacts], others: Iterable[NodeFacts]) 
         Key and value for ``scheduling.nodeSelector``; None if there is no such label, or nothing
         to separate. The same nodes give the same answer, in whatever order they come.
     """
-    found: frozenset[Label] | None = None
-    names: set[str] = set()
-    seen = 0
-    for node in serving:
-        seen += 1
-        found = node.labels if found is None else found & node.labels
-        names |= {node.name, node.name.partition(".")[0]}
-    candidates = {
-        (key, value) for key, value in found or () if key != HOSTNAME_LABEL and value not in names
-    }
-    # What one serving node has may be its own; what several share is not.
-    alone = seen == 1
-    elsewhere: dict[str, Counter[str]] = {key: Counter() for key, _ in candidates}
-    nothing_to_separate = True
-    for node in others:
-        nothing_to_separate = False
-        candidates -= node.labels
-        if alone:
-            for key, value in node.labels:
-                if key in elsewhere:
-                    elsewhere[key][value] += 1
-    if nothing_to_separate:
+    serving, others = list(serving), list(others)
+    if not serving or not others:
         return None
-    if alone:
-        candidates = {label for label in candidates if not _is_id(label[0], elsewhere[label[0]])}
+    shared = set(serving[0].labels)
+    for node in serving[1:]:
+        # Mostly nothing is lost, and to see that is cheaper than to make a set of what is left.
+        if not shared <= node.labels:
+            shared &= node.labels
+    for node in others:
+        shared -= node.labels
+    candidates = {label for label in shared if label[0] != HOSTNAME_LABEL}
+    if len(serving) == 1:
+        # What several nodes share belongs to none; what one has may be its own.
+        candidates -= _ids(candidates, serving[0], others)
     return min(candidates, key=_rank, default=None)
 
 
-def _is_id(key: str, elsewhere: Counter[str]) -> bool:
-    """Whether a key names one machine: by its last word, or by never having a value twice."""
-    last_word = re.split(r"[-_./]", key.lower())[-1]
-    return last_word in _ID_WORDS or len(elsewhere) == elsewhere.total() > 1
+def _ids(labels: Iterable[Label], node: NodeFacts, others: Iterable[NodeFacts]) -> set[Label]:
+    """Those of a node's labels that name this one machine."""
+    elsewhere: dict[str, Counter[str]] = {key: Counter() for key, _ in labels}
+    for other in others:
+        for key, value in other.labels:
+            if key in elsewhere:
+                elsewhere[key][value] += 1
+    return {
+        (key, value)
+        for key, value in labels
+        if value in (node.name, node.name.partition(".")[0])
+        or re.split(r"[-_./]", key.lower())[-1] in _ID_WORDS
+        # Never the same value twice.
+        or len(elsewhere[key]) == elsewhere[key].total() > 1
+    }
 
 
 def _rank(label: Label) -> tuple[bool, bool, int, Label]:

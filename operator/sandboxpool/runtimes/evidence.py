@@ -1,0 +1,278 @@
+"""Evidence that a runtime isolates: what a sandbox reads, held against its node. Pure.
+
+A container that shares the node's kernel reads the node's own boot id; the kernel of gVisor or of
+a virtual machine has another. No answer is no evidence, and never the same as a good one.
+"""
+
+import contextlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from sandboxpool.api import names
+from sandboxpool.api.core import ContainerStatus, Pod, Terminated
+from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.runtimes.nodes import Machine, NodeFacts
+from sandboxpool.runtimes.probe import (
+    ANNOTATION_BOOT_ID,
+    ANNOTATION_NODE_UID,
+    NODES_KERNEL,
+    OWN_KERNEL,
+    PROBE_CONTAINER,
+    SANDBOX_PROBE_CONTAINER,
+    UNREADABLE,
+)
+
+MAX_KERNEL = 120
+MAX_KINDS = 8
+
+
+_BOOT_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Isolation(Enum):
+    """What is known of a runtime's isolation."""
+
+    PROVEN = "Proven"
+    NOT_PROVEN = "NotProven"
+    UNAVAILABLE = "Unavailable"
+
+
+_WORST_FIRST = (Isolation.NOT_PROVEN, Isolation.UNAVAILABLE, Isolation.PROVEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """What evidence is about: a change of any of it asks anew."""
+
+    machine: Machine
+    container_runtime: str
+    kubelet: str
+    handlers: frozenset[str] | None
+
+
+def software_of(node: NodeFacts) -> Software:
+    """Take from a node what evidence is about."""
+    return Software(node.machine, node.container_runtime, node.kubelet, node.handlers)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was learned of one handler on one node, or of one sandbox.
+
+    Attributes:
+        at: epoch seconds at which it was judged.
+        software: what it is about.
+        class_uid: the RuntimeClass by which the sandbox was made.
+        kernel: as ``/proc/version`` names it inside, cut; empty if no message arrived.
+        message: one sentence.
+    """
+
+    isolation: Isolation
+    at: float
+    software: Software
+    class_uid: str
+    kernel: str
+    message: str
+
+
+def no_evidence(node: NodeFacts, class_uid: str, now: float, message: str) -> Evidence:
+    """Say that the question was asked, and why there is no answer."""
+    return Evidence(Isolation.UNAVAILABLE, now, software_of(node), class_uid, "", cut(message))
+
+
+def has_run(pod: Pod) -> bool:
+    """A probe pod's own code has run to its end, so a sandbox started."""
+    ended = _ended(pod.status.containerStatuses, PROBE_CONTAINER)
+    return ended is not None and ended.exitCode in (OWN_KERNEL, NODES_KERNEL, UNREADABLE)
+
+
+def judge_probe(pod: Pod, node: NodeFacts, now: float) -> Evidence | None:
+    """Judge a probe pod by its exit code.
+
+    Returns:
+        None while it has not ended, or if the node is another machine than it was made for.
+    """
+    annotations = pod.metadata.annotations
+    made_for = Machine(
+        uid=annotations.get(ANNOTATION_NODE_UID, ""),
+        boot_id=annotations.get(ANNOTATION_BOOT_ID, ""),
+    )
+    if made_for != node.machine:
+        return None
+    class_uid = annotations.get(names.ANNOTATION_RUNTIME_UID, "")
+    ended = _ended(pod.status.containerStatuses, PROBE_CONTAINER)
+    if ended is None and not pod.finished:
+        return None
+    if ended is None or not has_run(pod):
+        status = pod.status
+        cause = f"{status.reason or status.phase} {status.message}"
+        if ended is not None:
+            cause = f"exit code {ended.exitCode} {ended.reason} {ended.message}"
+        return no_evidence(node, class_uid, now, f"the probe ended before it could answer: {cause}")
+    if ended.exitCode == UNREADABLE:
+        return no_evidence(node, class_uid, now, _unreadable(node))
+    _, kernel = _read(ended)
+    return _judged(ended.exitCode == OWN_KERNEL, kernel, node, class_uid, now)
+
+
+def judge_sandbox(pod: Pod, node: NodeFacts, now: float) -> Evidence | None:
+    """Judge a sandbox by what its own probe container read.
+
+    It was read when the sandbox started: it counts for the node too, but only at that moment, not
+    when an old pod is listed again.
+
+    Returns:
+        None while the probe container has not ended, or if the pod has none.
+    """
+    ended = _ended(pod.status.initContainerStatuses, SANDBOX_PROBE_CONTAINER)
+    if ended is None or pod.spec.nodeName != node.name:
+        return None
+    class_uid = pod.metadata.annotations.get(names.ANNOTATION_RUNTIME_UID, "")
+    seen, kernel = _read(ended)
+    if ended.exitCode != 0:
+        cause = f"exit code {ended.exitCode} {ended.reason} {ended.message}"
+        return no_evidence(node, class_uid, now, f"the sandbox's probe did not run: {cause}")
+    if not node.boot_id:
+        return no_evidence(node, class_uid, now, _unreadable(node))
+    if seen != node.boot_id and not _BOOT_ID.fullmatch(seen):
+        # Also what the kubelet writes when it cannot read the file.
+        return no_evidence(
+            node,
+            class_uid,
+            now,
+            "the sandbox's probe ran, but no boot id arrived: if its runtime hands no termination "
+            f"messages out, use isolationProof: PerNode: {ended.message}",
+        )
+    return _judged(seen != node.boot_id, kernel, node, class_uid, now)
+
+
+def _judged(isolated: bool, kernel: str, node: NodeFacts, class_uid: str, now: float) -> Evidence:
+    if isolated:
+        isolation, message = Isolation.PROVEN, "the sandbox has a kernel of its own"
+    else:
+        isolation = Isolation.NOT_PROVEN
+        message = "the sandbox runs on the node's own kernel: inside, the boot id is the node's"
+    if kernel:
+        message += f" ({kernel})"
+    return Evidence(isolation, now, software_of(node), class_uid, kernel, message)
+
+
+def _unreadable(node: NodeFacts) -> str:
+    if not node.boot_id:
+        return f"node {node.name} does not publish its boot id (status.nodeInfo.bootID)"
+    return "the sandbox started, but /proc/sys/kernel/random/boot_id could not be read in it"
+
+
+def _ended(statuses: list[ContainerStatus], name: str) -> Terminated | None:
+    return next((status.state.terminated for status in statuses if status.name == name), None)
+
+
+def _read(ended: Terminated) -> tuple[str, str]:
+    """The two lines of a probe's message; empty if they did not arrive."""
+    seen, _, kernel = ended.message.partition("\n")
+    return seen.strip(), kernel.strip()[:MAX_KERNEL]
+
+
+_KindKey = tuple[str, str, Isolation, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Nodes that are alike, and what was seen on them.
+
+    Attributes:
+        nodes: how many.
+        example: one of them.
+        at: epoch seconds of the newest evidence.
+        message: the example's.
+    """
+
+    container_runtime: str
+    kubelet: str
+    isolation: Isolation
+    kernel: str
+    nodes: int
+    example: str
+    at: float
+    message: str
+
+
+class EvidenceBook:
+    """What is known of each handler on each node. In memory; for all pools of a handler."""
+
+    def __init__(self) -> None:
+        self._nodes: defaultdict[str, dict[str, Evidence]] = defaultdict(dict)
+
+    def put(self, node: str, handler: str, evidence: Evidence) -> bool:
+        """Take evidence in; return whether anything but its age has changed.
+
+        No answer does not take the place of an answer about the same software.
+        """
+        old = self._nodes[node].get(handler)
+        if (
+            old is not None
+            and evidence.isolation is Isolation.UNAVAILABLE
+            and old.isolation is not Isolation.UNAVAILABLE
+            and old.software == evidence.software
+        ):
+            return False
+        self._nodes[node][handler] = evidence
+        return old is None or replace(old, at=evidence.at) != evidence
+
+    def current(self, node: NodeFacts, handler: str) -> Evidence | None:
+        """What is known of a handler on the node as it is now; None if nothing is."""
+        records = self._nodes.get(node.name)
+        evidence = records.get(handler) if records is not None else None
+        if evidence is None or evidence.software != software_of(node):
+            return None
+        return evidence
+
+    def observe_node(self, name: str, node: NodeFacts | None) -> None:
+        """Forget what is about other software than the node's of now; None: the node is gone."""
+        records = self._nodes.pop(name, None)
+        if node is not None and records:
+            software = software_of(node)
+            left = {h: evidence for h, evidence in records.items() if evidence.software == software}
+            if left:
+                self._nodes[name] = left
+
+    def forget(self, node: str, handler: str) -> None:
+        """Ask again, as after a quarantine."""
+        if node in self._nodes:
+            self._nodes[node].pop(handler, None)
+
+    def kinds(self, handler: str) -> list[Kind]:
+        """Sum up by kind of node, what is worst first, bounded."""
+        groups: defaultdict[_KindKey, list[tuple[str, Evidence]]] = defaultdict(list)
+        for node, records in self._nodes.items():
+            if (seen := records.get(handler)) is not None:
+                software = seen.software
+                key = software.container_runtime, software.kubelet, seen.isolation, seen.kernel
+                groups[key].append((node, seen))
+        kinds = []
+        for key, members in groups.items():
+            example, seen = min(members, key=lambda member: member[0])
+            newest = max(evidence.at for _, evidence in members)
+            kinds.append(Kind(*key, len(members), example, newest, seen.message))
+        kinds.sort(key=lambda k: (_WORST_FIRST.index(k.isolation), -k.nodes, k.example))
+        return kinds[:MAX_KINDS]
+
+    def dump(self, node: str) -> dict[str, Any]:
+        """What is known of a node, to be written down as JSON; the same for the same knowledge."""
+        records = self._nodes.get(node, {})
+        return {
+            handler: msgspec.to_builtins(records[handler], order="deterministic")
+            for handler in sorted(records)
+        }
+
+    def load(self, node: str, data: Mapping[str, Any]) -> None:
+        """Take in what ``dump`` gave, where nothing is known yet; what does not fit is left out."""
+        for handler, written in data.items():
+            with contextlib.suppress(msgspec.ValidationError):
+                self._nodes[node].setdefault(handler, msgspec.convert(written, Evidence))

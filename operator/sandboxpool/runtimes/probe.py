@@ -1,0 +1,167 @@
+"""The pods and containers that read a kernel's boot id from inside a sandbox.
+
+Two questions, one pod: does a sandbox start here, and is its kernel another one than the node's?
+The answer is the exit code, which comes through even where a termination message does not (Kata
+without a shared file system); the message, where it arrives, adds the kernel's name.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxpool.api import names
+from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.resolve import Runtime
+
+LABEL_PROBE = f"{names.GROUP}/probe"
+ANNOTATION_NODE = f"{names.GROUP}/node"
+ANNOTATION_NODE_UID = f"{names.GROUP}/node-uid"
+ANNOTATION_BOOT_ID = f"{names.GROUP}/boot-id"
+
+PROBE_CONTAINER = "probe"
+SANDBOX_PROBE_CONTAINER = "sandboxpool-probe"
+
+# What a probe pod's container says by its exit code.
+OWN_KERNEL = 0
+NODES_KERNEL = 10
+UNREADABLE = 11
+
+# A backstop for when the operator is gone; it ends probes earlier by itself. The kubelet counts
+# from the moment it takes the pod, so one that was never scheduled waits for the next operator.
+ACTIVE_DEADLINE_SECONDS = 300
+
+# Shell builtins only: any image with /bin/sh will do. The message is best effort.
+_READ = """\
+{ read -r seen < /proc/sys/kernel/random/boot_id; read -r kernel < /proc/version; } 2>/dev/null
+{ printf '%s\\n%s\\n' "$seen" "$kernel" > /dev/termination-log; } 2>/dev/null
+"""
+_ANSWER = f"""\
+[ -n "$EXPECTED_BOOT_ID" ] || exit {UNREADABLE}
+case "$seen" in ????????-????-????-????-????????????) ;; *) exit {UNREADABLE} ;; esac
+[ "$seen" = "$EXPECTED_BOOT_ID" ] && exit {NODES_KERNEL}
+exit {OWN_KERNEL}
+"""
+_CARRY_ON = "exit 0\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeImage:
+    """What probe pods run.
+
+    Attributes:
+        name: the image; empty if there is none, and then there is no evidence.
+        pull_policy: as in a container.
+        pull_secrets: names of secrets in the operator's namespace.
+    """
+
+    name: str = ""
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+
+
+def probe_name(node: NodeFacts, runtime: Runtime, seed: str) -> str:
+    """Name a probe pod: the same seed, the same name, so a repeated create cannot double it."""
+    return f"sandboxpool-probe-{_hash(node.uid, runtime.uid, seed)}"
+
+
+def build_probe(
+    name: str, namespace: str, node: NodeFacts, runtime: Runtime, image: ProbeImage
+) -> dict[str, Any]:
+    """Build a probe pod for one node and one class.
+
+    It is pinned by affinity, not by nodeName, so that the scheduler still counts resources.
+    """
+    pinned = {"key": "metadata.name", "operator": "In", "values": [node.name]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {
+                LABEL_PROBE: _hash(node.uid, runtime.uid),
+                "app.kubernetes.io/managed-by": "sandboxpool",
+            },
+            "annotations": {
+                names.ANNOTATION_RUNTIME_UID: runtime.uid,
+                names.ANNOTATION_HANDLER: runtime.handler,
+                names.ANNOTATION_SAFE_TO_EVICT: "true",
+                ANNOTATION_NODE: node.name,
+                ANNOTATION_NODE_UID: node.uid,
+                ANNOTATION_BOOT_ID: node.boot_id,
+            },
+        },
+        "spec": {
+            "runtimeClassName": runtime.class_name,
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [{"matchFields": [pinned]}]
+                    }
+                }
+            },
+            "tolerations": [{"operator": "Exists"}],
+            "restartPolicy": "Never",
+            "activeDeadlineSeconds": ACTIVE_DEADLINE_SECONDS,
+            "terminationGracePeriodSeconds": 1,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "dnsPolicy": "Default",
+            "imagePullSecrets": [{"name": secret} for secret in image.pull_secrets],
+            "containers": [
+                {
+                    **_container(PROBE_CONTAINER, image.name, image.pull_policy, _READ + _ANSWER),
+                    "env": [{"name": "EXPECTED_BOOT_ID", "value": node.boot_id}],
+                    # Requests are what it takes from the node. The limit has to hold a virtual
+                    # machine's monitor too, where the class declares no overhead for it.
+                    "resources": {
+                        "requests": {"cpu": "10m", "memory": "16Mi"},
+                        "limits": {"memory": "256Mi"},
+                    },
+                }
+            ],
+        },
+    }
+
+
+def sandbox_probe_container(
+    image: str,
+    *,
+    pull_policy: str = "IfNotPresent",
+    resources: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Build the init container that proves a single sandbox, to be put before all others.
+
+    The node is not known when the pod is made, so it only tells what it reads, and always lets
+    the pod go on: the operator judges.
+
+    Args:
+        image: the probe image, which the pool's own namespace must be able to pull.
+        pull_policy: as in a container.
+        resources: those of the template's first container. Init containers run before the
+            others, so the pod asks for no more than it did, and its QoS class stays.
+    """
+    container = _container(SANDBOX_PROBE_CONTAINER, image, pull_policy, _READ + _CARRY_ON)
+    return {**container, "resources": dict(resources or {})}
+
+
+def _container(name: str, image: str, pull_policy: str, script: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": pull_policy,
+        "command": ["/bin/sh", "-c", script],
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

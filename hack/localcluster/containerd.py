@@ -11,7 +11,7 @@ from localcluster.engine import Engine
 
 CONFIG = "/etc/containerd/config.toml"
 RUNSC_CONFIG = "/etc/containerd/runsc.toml"
-RESTART_SECONDS = 30.0
+RESTART_SECONDS = 120.0
 
 # The table of a CRI runtime in containerd's configuration, in the form that kind uses.
 _TABLE = 'plugins."io.containerd.grpc.v1.cri".containerd.runtimes'

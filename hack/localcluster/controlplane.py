@@ -30,7 +30,7 @@ import yaml
 
 from localcluster import builds, host, process, progress
 
-READY_SECONDS = 60.0
+READY_SECONDS = 180.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.05
 # Between choosing a free port and listening on it, another process may take it.

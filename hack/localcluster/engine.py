@@ -27,9 +27,9 @@ NAMESPACES = (
     "--containerd-namespace=sandboxpool",
     "--containerd-plugins-namespace=sandboxpool-plugins",
 )
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 STOP_SECONDS = 45.0
-COMMAND_SECONDS = 60.0
+COMMAND_SECONDS = 180.0
 PULL_SECONDS = 900.0
 
 # The engine outlives this process; a Popen that is collected while its child runs is a warning.

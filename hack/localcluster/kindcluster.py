@@ -55,10 +55,10 @@ HANDLERS: dict[str, tuple[str, ...]] = {
 LABELS = {"worker": "gvisor", "worker2": "none", "worker3": "gvisor-kata"}
 
 CREATE_SECONDS = 600
-DELETE_SECONDS = 180
-READY_SECONDS = 120
-CIDR_SECONDS = 60
-KUBECTL_SECONDS = 30
+DELETE_SECONDS = 300
+READY_SECONDS = 300
+CIDR_SECONDS = 300
+KUBECTL_SECONDS = 60
 UP_SECONDS = 7200
 
 

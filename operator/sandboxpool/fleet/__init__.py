@@ -1,1 +1,1 @@
-"""The fleet as it is found to be: probes, what is remembered of nodes, what is shown of runtimes."""
+"""The fleet as it is found to be: what is kept of nodes, probes, what is shown of runtimes."""

@@ -53,7 +53,7 @@ class _Shard:
         self._size = 0
         self._was_full = False
 
-    def set(self, node: str, value: bytes | None) -> bool:
+    def keep(self, node: str, value: bytes | None) -> bool:
         """Replace or remove one value, for which there may be no room; whether that is a change.
 
         What is not kept is found out again; an object that is too large could not be written.
@@ -112,7 +112,7 @@ class NodeRecords:
                     continue
                 try:
                     records[node] = msgspec.json.decode(value, type=dict[str, Any])
-                    shard.set(node, value.encode())
+                    shard.keep(node, value.encode())
                 except msgspec.DecodeError as error:
                     logger.warning("%s: the record of node %s: %s", shard.name, node, error)
                     self._change(shard, node)
@@ -121,7 +121,7 @@ class NodeRecords:
     def put(self, node: str, record: Mapping[str, Any] | None) -> None:
         """Remember what is to be written, None to remove it; the same again costs nothing."""
         shard = self._shards[zlib.crc32(node.encode()) % SHARDS]
-        if shard.set(node, _encode(record) if record is not None else None):
+        if shard.keep(node, _encode(record) if record is not None else None):
             self._change(shard, node)
 
     def _change(self, shard: _Shard, node: str) -> None:

@@ -35,7 +35,7 @@ def custom_resource_definition(model: Kind) -> dict[str, Any]:
                 "shortNames": list(resource.short_names),
                 "categories": list(resource.categories),
             },
-            "scope": "Namespaced",
+            "scope": resource.scope,
             "versions": [
                 {
                     "name": names.VERSION,
@@ -57,9 +57,11 @@ def root_schema(model: Kind) -> Schema:
     properties = {
         name: child for name, child in schema["properties"].items() if name not in _STANDARD
     }
-    for name in ("spec", "status"):
-        # Defaults of these two would turn an absent object into an empty one.
-        properties[name] = {k: v for k, v in properties[name].items() if k != "default"}
+    # Defaults of spec and status would turn an absent object into an empty one.
+    properties = {
+        name: {k: v for k, v in child.items() if k != "default"}
+        for name, child in properties.items()
+    }
     required = [name for name in schema.get("required", []) if name not in _STANDARD]
     schema = {**schema, "properties": properties, "required": required}
     if not required:

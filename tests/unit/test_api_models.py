@@ -20,6 +20,7 @@ from sandboxpool.api.v1alpha1 import (
     SandboxClaim,
     SandboxClaimStatus,
     SandboxPool,
+    SandboxRuntime,
     UpdateType,
     is_reserved_metadata_key,
 )
@@ -190,6 +191,65 @@ def test_a_status_on_the_wire_has_no_nulls_and_reads_back_the_same() -> None:
         ],
     }
     assert SandboxClaimStatus.model_validate(wire) == status
+
+
+def test_a_runtime_has_no_namespace_and_reads_back_the_same() -> None:
+    status = {
+        "exists": True,
+        "classUID": "u",
+        "handler": "runsc",
+        "overhead": {"memory": "20Mi"},
+        "nodes": {
+            "eligible": 3,
+            "serving": 1,
+            "notServing": 1,
+            "unknown": 0,
+            "quarantined": 1,
+            "unproven": 0,
+        },
+        "servingOfEligible": "1/3",
+        "issues": [
+            {
+                "reason": "ShimMissing",
+                "handler": "runsc",
+                "count": 1,
+                "nodes": ["node-1"],
+                "firstSeen": "2026-01-02T03:04:05Z",
+                "lastSeen": "2026-01-02T03:04:06Z",
+                "message": "binary not installed",
+            }
+        ],
+        "pools": ["team/pool"],
+        "poolCount": 1,
+        "sandboxes": {
+            "warm": 2,
+            "starting": 0,
+            "unproven": 0,
+            "stranded": 1,
+            "failed": 0,
+            "claimed": 0,
+            "stopping": 0,
+        },
+        "evidence": [
+            {
+                "containerRuntime": "containerd://2.1.4",
+                "kubelet": "v1.36.2",
+                "isolation": "Proven",
+                "kernel": "4.19.0-gvisor",
+                "nodes": 1,
+                "exampleNode": "node-2",
+                "lastProbed": "2026-01-02T03:04:05Z",
+                "message": "the sandbox has a kernel of its own",
+            }
+        ],
+        "advice": {"nodeSelector": {"example.com/gvisor": "true"}},
+        "conditions": [],
+    }
+    parsed = SandboxRuntime.model_validate(
+        {"metadata": {"name": "gvisor", "uid": "1234"}, "status": status}
+    )
+    assert parsed.metadata.namespace == ""
+    assert parsed.to_wire()["status"] == status
 
 
 def test_a_time_without_a_zone_is_refused() -> None:

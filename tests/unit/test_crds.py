@@ -1,5 +1,6 @@
 """The generator of the CRDs, and that what is checked in is what it makes."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -11,7 +12,7 @@ from crdgen.crd import custom_resource_definition
 from crdgen.output import DIRECTORIES, render, stale, write
 from crdgen.structural import VALIDATIONS, Schema, UnsupportedSchemaError, structural
 from sandboxpool.api.markers import CEL, LIST_SET, Model, immutable, must_set
-from sandboxpool.api.v1alpha1 import KINDS, SandboxClaim, SandboxPool
+from sandboxpool.api.v1alpha1 import KINDS, SandboxClaim, SandboxPool, SandboxRuntime
 
 
 def convert(model: type[BaseModel]) -> Schema:
@@ -218,7 +219,7 @@ def test_every_field_is_described(model: Any) -> None:
 @pytest.mark.parametrize("model", KINDS)
 def test_everything_that_people_write_is_bounded(model: Any) -> None:
     unbounded = []
-    for path, schema in nodes(root(model)["properties"]["spec"], "spec"):
+    for path, schema in nodes(root(model)["properties"].get("spec", {}), "spec"):
         match schema.get("type"):
             case "array":
                 bounded = "maxItems" in schema
@@ -259,11 +260,15 @@ def test_all_of_a_claim_but_its_lifetime_is_immutable() -> None:
 def test_how_the_kinds_are_listed() -> None:
     pools = custom_resource_definition(SandboxPool)
     claims = custom_resource_definition(SandboxClaim)
+    runtimes = custom_resource_definition(SandboxRuntime)
     assert pools["metadata"]["name"] == "sandboxpools.sandboxpool.io"
     assert pools["spec"]["names"]["shortNames"] == ["sbp"]
     assert claims["spec"]["names"]["shortNames"] == ["sbc"]
-    assert pools["spec"]["names"]["categories"] == ["sandboxes"]
-    assert claims["spec"]["names"]["categories"] == ["sandboxes"]
+    assert runtimes["spec"]["names"]["shortNames"] == ["sbr"]
+    for crd in (pools, claims, runtimes):
+        assert crd["spec"]["names"]["categories"] == ["sandboxes"]
+    scopes = [crd["spec"]["scope"] for crd in (pools, claims, runtimes)]
+    assert scopes == ["Namespaced", "Namespaced", "Cluster"]
     subresources = pools["spec"]["versions"][0]["subresources"]
     assert subresources == {
         "status": {},
@@ -274,11 +279,36 @@ def test_how_the_kinds_are_listed() -> None:
         },
     }
     assert claims["spec"]["versions"][0]["subresources"] == {"status": {}}
+    assert runtimes["spec"]["versions"][0]["subresources"] == {"status": {}}
+
+
+def test_a_runtime_has_nothing_to_set() -> None:
+    assert set(root(SandboxRuntime)["properties"]) == {"apiVersion", "kind", "metadata", "status"}
+
+
+def test_an_sre_sees_at_once_how_a_runtime_stands() -> None:
+    version = custom_resource_definition(SandboxRuntime)["spec"]["versions"][0]
+    columns = version["additionalPrinterColumns"]
+    assert [column["name"] for column in columns if not column.get("priority")] == [
+        "Handler",
+        "Nodes",
+        "Quarantined",
+        "Pools",
+        "Warm",
+        "P50 Ready",
+        "Working",
+        "Reason",
+        "Evidence",
+        "Age",
+    ]
 
 
 @pytest.mark.parametrize("model", KINDS)
 def test_columns_point_at_fields_that_exist(model: Any) -> None:
-    paths = {path.replace("[]", "") for path, _ in nodes(root(model))}
+    paths = {
+        path.replace(".stages[]", ".stages.ready").replace("[]", "")
+        for path, _ in nodes(root(model))
+    }
     for column in model.resource.columns:
-        plain = column.json_path.replace('[?(@.type=="Ready")]', "")
+        plain = re.sub(r'\[\?\(@\.type=="\w+"\)\]', "", column.json_path)
         assert plain in paths | {".metadata.creationTimestamp"}, column

@@ -7,7 +7,7 @@ pydantic makes. The operator never evaluates a rule: the API server does, before
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -171,6 +171,7 @@ class Resource:
     singular: str
     short_names: Sequence[str]
     categories: Sequence[str]
+    scope: Literal["Namespaced", "Cluster"] = "Namespaced"
     columns: Sequence[Column] = field(default_factory=tuple)
     scale: Scale | None = None
     # What the status of a new object is before the operator has looked at it.

@@ -10,8 +10,10 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 POOL_KIND = "SandboxPool"
 CLAIM_KIND = "SandboxClaim"
+RUNTIME_KIND = "SandboxRuntime"
 POOLS = "sandboxpools"
 CLAIMS = "sandboxclaims"
+RUNTIMES = "sandboxruntimes"
 
 LABEL_POOL = f"{GROUP}/pool"
 LABEL_POOL_UID = f"{GROUP}/pool-uid"

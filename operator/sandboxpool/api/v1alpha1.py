@@ -167,7 +167,7 @@ class ObjectMeta(Model):
     """The part of an object's metadata that the operator reads."""
 
     name: str
-    namespace: str
+    namespace: str = ""
     uid: str
     resource_version: str = ""
     generation: int = 0
@@ -442,9 +442,12 @@ class SandboxPoolSpec(Model):
     max_age_seconds: Annotated[int, Field(ge=60, le=YEAR_SECONDS)] | None = None
     """Age in seconds at which a warm sandbox is replaced, a few at a time. Unset: never."""
     isolation_proof: IsolationProof = IsolationProof.PER_NODE
-    """How much proof is wanted that the runtime isolates: `Off` for a runtime that shares the
-    node's kernel on purpose, `PerNode` for a probe on each node, `PerSandbox` for one in each
-    sandbox. Not yet acted on in this version: it arrives with the next release."""
+    """How much proof is wanted that the runtime isolates. Proof is that a container reads another
+    boot id than its node's, for it runs on a kernel of its own. `PerNode`: a probe pod reads it on
+    each node, and again after a reboot or a change of the node's software. `PerSandbox`: an init
+    container that the operator adds reads it in each sandbox. Without the proof a sandbox is not
+    handed out. `Off`: nothing is proven, which is for runtimes that share the node's kernel on
+    purpose."""
     claims: ClaimsPolicy = ClaimsPolicy()
     """What the pool grants to claims."""
     paused: bool = False
@@ -456,10 +459,10 @@ class SandboxPoolSpec(Model):
 
 
 class NodeCounts(Model):
-    """The pool's nodes, by what they say of the handler."""
+    """Nodes, by what they say of the handler; what is known better counts instead."""
 
     eligible: Count = 0
-    """Ready, schedulable nodes that the class's and the template's constraints admit."""
+    """Ready, schedulable nodes that the constraints of the class, and of the template, admit."""
     serving: Count = 0
     """Eligible nodes whose container runtime has the handler configured."""
     not_serving: Count = 0
@@ -469,6 +472,8 @@ class NodeCounts(Model):
     2.0)."""
     quarantined: Count = 0
     """Eligible nodes that are kept out because sandboxes failed on them."""
+    unproven: Count = 0
+    """Eligible nodes that are kept out because sandboxes were seen to share the node's kernel."""
 
 
 class Issue(Model):
@@ -543,6 +548,8 @@ class SandboxPoolStatus(Model):
     """Unclaimed sandboxes that can be handed out."""
     starting: Count = 0
     """Unclaimed sandboxes that are not ready yet."""
+    unproven: Count = 0
+    """Ready sandboxes that lack the proof of isolation that the pool wants: not handed out."""
     claimed: Count = 0
     """Sandboxes that belong to a claim."""
     stopping: Count = 0
@@ -556,8 +563,8 @@ class SandboxPoolStatus(Model):
     startup: PoolStartup | None = None
     """Measured start-up times of the pool's sandboxes."""
     conditions: Conditions = ()
-    """`RuntimeResolved`, `NodesServing`, `TemplateAccepted`, `Warm`, `UpToDate` and their summary
-    `Ready`."""
+    """`RuntimeResolved`, `NodesServing`, `TemplateAccepted`, `IsolationProven` (where proof is
+    wanted), `Warm`, `UpToDate` and their summary `Ready`."""
 
 
 # --- SandboxClaim --------------------------------------------------------------------------------
@@ -726,9 +733,121 @@ class SandboxClaimStatus(Model):
     """`Bound` and `Ready`, with reasons."""
 
 
+# --- SandboxRuntime ------------------------------------------------------------------------------
+
+
+class RuntimeIssue(Model):
+    """A cause of trouble of the runtime, with some of the nodes it was seen on."""
+
+    reason: Annotated[str, Field(max_length=128)]
+    """The cause, as one word from the operator's vocabulary."""
+    handler: Annotated[str, Field(max_length=63)]
+    """The handler that failed."""
+    count: Count
+    """How many nodes are affected."""
+    nodes: Annotated[tuple[str, ...], Field(max_length=5), LIST_ATOMIC] = ()
+    """Examples of affected nodes."""
+    first_seen: Timestamp
+    """Since when the trouble has stood."""
+    last_seen: Timestamp
+    """When it showed last. It is forgotten an hour later, or once a sandbox works there again."""
+    message: Annotated[str, Field(max_length=512)] = ""
+    """What Kubernetes said last, in its own words, cut."""
+
+
+class SandboxCounts(Model):
+    """The sandboxes of all pools of the class, by state."""
+
+    warm: Count = 0
+    """Unclaimed sandboxes that can be handed out."""
+    starting: Count = 0
+    """Unclaimed sandboxes that are not ready yet."""
+    unproven: Count = 0
+    """Ready sandboxes that lack the proof of isolation that their pool wants."""
+    stranded: Count = 0
+    """Unclaimed sandboxes that their node keeps from being handed out: it is lost, cordoned or
+    quarantined, or its runtime does not serve or does not isolate."""
+    failed: Count = 0
+    """Unclaimed sandboxes that failed and are not yet removed."""
+    claimed: Count = 0
+    """Sandboxes that belong to a claim."""
+    stopping: Count = 0
+    """Sandboxes that are terminating."""
+
+
+class IsolationEvidence(Model):
+    """What was seen on nodes that are alike."""
+
+    container_runtime: Annotated[str, Field(max_length=256)] = ""
+    """Name and version of the nodes' container runtime."""
+    kubelet: Annotated[str, Field(max_length=256)] = ""
+    """Version of the nodes' kubelet."""
+    isolation: Literal["Proven", "NotProven", "Unavailable"]
+    """`Proven`: a sandbox has another kernel than its node. `NotProven`: it has the node's own.
+    `Unavailable`: there is no answer."""
+    kernel: Annotated[str, Field(max_length=256)] = ""
+    """The kernel that the sandbox sees, where it could say."""
+    nodes: Count
+    """How many nodes showed it."""
+    example_node: Annotated[str, Field(max_length=253)] = ""
+    """One of them."""
+    last_probed: Timestamp
+    """When it was seen last."""
+    message: Annotated[str, Field(max_length=256)] = ""
+    """What was seen on the example, or why there is no answer."""
+
+
+class RuntimeAdvice(Model):
+    """What to change in the RuntimeClass."""
+
+    node_selector: Annotated[dict[str, str], Field(max_length=1)]
+    """A label that every serving node has and none of the others: as `scheduling.nodeSelector` of
+    the RuntimeClass it keeps sandboxes away from nodes that do not serve the handler."""
+
+
+class SandboxRuntimeStatus(Model):
+    """What the fleet showed of the runtime."""
+
+    exists: bool = False
+    """Whether the RuntimeClass exists. False: it is missing, and pools name it."""
+    class_uid: str = ""
+    """The uid of the RuntimeClass, or of the last there was: one that was deleted and made again is
+    another one."""
+    handler: str = ""
+    """The handler that container runtimes know it by."""
+    overhead: dict[str, str] = Field(default_factory=dict)
+    """What the class adds to each sandbox's resources, by resource name."""
+    nodes: NodeCounts = NodeCounts()
+    """The nodes that the constraints of the class admit, by what they say of the handler."""
+    serving_of_eligible: str = ""
+    """`serving/eligible` nodes, for the column NODES."""
+    issues: Annotated[tuple[RuntimeIssue, ...], Field(max_length=16), LIST_ATOMIC] = ()
+    """What goes wrong with the runtime, by cause, the worst first."""
+    pools: Annotated[tuple[str, ...], Field(max_length=20), LIST_ATOMIC] = ()
+    """Pools that use the class, as namespace/name, the first by name."""
+    pool_count: Count = 0
+    """How many pools use the class."""
+    sandboxes: SandboxCounts = SandboxCounts()
+    """The sandboxes of all pools of the class, by state."""
+    startup: PoolStartup | None = None
+    """Measured start-up times of the sandboxes of all pools of the class."""
+    evidence: Annotated[tuple[IsolationEvidence, ...], Field(max_length=8), LIST_ATOMIC] = ()
+    """What sandboxes showed of their isolation, by kind of node, the worst first."""
+    advice: RuntimeAdvice | None = None
+    """What to change in the RuntimeClass, if a label separates the nodes that serve it."""
+    conditions: Conditions = ()
+    """`Working`: sandboxes can be started somewhere. `Healthy`: and nothing speaks against it
+    anywhere. `IsolationProven`: they were seen to have kernels of their own."""
+
+
 # --- The kinds -----------------------------------------------------------------------------------
 
-_READY = '.status.conditions[?(@.type=="Ready")]'
+
+def _condition(type_: str) -> str:
+    return f'.status.conditions[?(@.type=="{type_}")]'
+
+
+_READY = _condition("Ready")
 _AGE = Column("Age", ".metadata.creationTimestamp", type="date")
 
 
@@ -813,5 +932,66 @@ class SandboxClaim(Model):
     """What the claim got."""
 
 
-Kind = type[SandboxPool] | type[SandboxClaim]
-KINDS: tuple[Kind, ...] = (SandboxPool, SandboxClaim)
+class SandboxRuntime(Model):
+    """What the fleet shows of the RuntimeClass of the same name; written by the operator alone."""
+
+    resource: ClassVar[Resource] = Resource(
+        kind=names.RUNTIME_KIND,
+        plural=names.RUNTIMES,
+        singular="sandboxruntime",
+        short_names=("sbr",),
+        categories=("sandboxes",),
+        scope="Cluster",
+        columns=(
+            Column("Handler", ".status.handler", description="What the class resolves to"),
+            Column(
+                "Nodes",
+                ".status.servingOfEligible",
+                description="Nodes that serve the handler, of those that could take a sandbox",
+            ),
+            Column(
+                "Quarantined",
+                ".status.nodes.quarantined",
+                type="integer",
+                description="Nodes that are kept out because sandboxes failed on them",
+            ),
+            Column(
+                "Pools", ".status.poolCount", type="integer", description="Pools that use the class"
+            ),
+            Column(
+                "Warm", ".status.sandboxes.warm", type="integer", description="Ready to be claimed"
+            ),
+            Column(
+                "P50 Ready",
+                ".status.startup.stages.ready.p50Seconds",
+                type="number",
+                description="Seconds within which half of the sandboxes are ready",
+            ),
+            Column(
+                "Working",
+                f"{_condition('Working')}.status",
+                description="Whether sandboxes can be started somewhere",
+            ),
+            Column(
+                "Reason",
+                f"{_condition('Healthy')}.reason",
+                description="What speaks against the runtime, if anything does",
+            ),
+            Column(
+                "Evidence",
+                f"{_condition('IsolationProven')}.reason",
+                description="Whether sandboxes were seen to have kernels of their own",
+            ),
+            _AGE,
+        ),
+    )
+
+    api_version: Literal["sandboxpool.io/v1alpha1"] = "sandboxpool.io/v1alpha1"
+    kind: Literal["SandboxRuntime"] = "SandboxRuntime"
+    metadata: ObjectMeta
+    status: SandboxRuntimeStatus = SandboxRuntimeStatus()
+    """What the fleet showed of the runtime."""
+
+
+Kind = type[SandboxPool] | type[SandboxClaim] | type[SandboxRuntime]
+KINDS: tuple[Kind, ...] = (SandboxPool, SandboxClaim, SandboxRuntime)

@@ -1,0 +1,400 @@
+"""Probe pods: made within limits, watched, judged and removed.
+
+At most ``MAX_IN_FLIGHT`` at once, ``PER_SECOND`` a second, and one for each node and handler. What
+to probe next is asked for whenever there is room, so it is always what is most urgent then. Every
+probe ends: with an answer, with a failure that leaves no doubt, or at its deadline. The operator
+keeps nothing for its next start: probe pods that it does not know are deleted.
+"""
+
+import asyncio
+import contextlib
+import logging
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sandboxpool.api import names
+from sandboxpool.api.core import Pod
+from sandboxpool.kube.client import ApiClient, resource_path
+from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.diagnosis import Failure, diagnose
+from sandboxpool.runtimes.evidence import (
+    Evidence,
+    Isolation,
+    Software,
+    has_run,
+    judge_probe,
+    no_evidence,
+    software_of,
+)
+from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.probe import ANNOTATION_NODE, ProbeImage, build_probe, probe_name
+from sandboxpool.runtimes.resolve import Runtime
+
+logger = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 10
+PER_SECOND = 2.0
+# Virtual machines take long to start, above all many at once.
+DEADLINE_SECONDS = 120.0
+# Nothing that a probe waits for makes room on a full node.
+UNSCHEDULABLE_SECONDS = 15.0
+# Events about a probe's pod do not wake it, so it looks by itself.
+LOOK_SECONDS = 1.0
+# Wishes come with time, too.
+IDLE_SECONDS = 5.0
+CREATE_ATTEMPTS = 3
+# Where a probe brought no proof the next one waits, each time longer.
+FIRST_PAUSE_SECONDS = 30.0
+LONGEST_PAUSE_SECONDS = 600.0
+MAX_PAUSES = 10_000
+
+NO_IMAGE = (
+    "the operator has no probe image: set SANDBOXPOOL_PROBE_IMAGE (Helm: probe.image), "
+    "or isolationProof: Off on pools that need no proof"
+)
+
+Pair = tuple[str, str]
+Why = Literal["evidence", "scout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A probe that would tell something new.
+
+    Attributes:
+        node: the node as it is now.
+        runtime: the class to start a sandbox of.
+        why: whether the runtime isolates there, or whether it works again.
+    """
+
+    node: NodeFacts
+    runtime: Runtime
+    why: Why
+
+    @property
+    def pair(self) -> Pair:
+        """Node and handler."""
+        return self.node.name, self.runtime.handler
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """How a probe ended.
+
+    Attributes:
+        evidence: what was learned; None if what it was to tell of is no more.
+        failure: why no sandbox started, as far as that is known.
+        made_at: epoch seconds; it says nothing of the time before.
+        started: a sandbox started, and a container ran in it.
+    """
+
+    evidence: Evidence | None
+    failure: Failure | None
+    made_at: float
+    started: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """One word for logs and metrics."""
+        return self.evidence.isolation.value if self.evidence is not None else "Superseded"
+
+
+OnResult = Callable[[str, str, Runtime, ProbeResult], None]
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A probe under way; ``began`` is in seconds of the event loop's clock."""
+
+    wish: Wish
+    name: str
+    made_at: float
+    began: float
+    pod: Pod | None = None
+    gone: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """No such probe before this time of the event loop's clock, unless the software changes."""
+
+    software: Software
+    tries: int
+    until: float
+
+
+class Prober:
+    """Runs probes.
+
+    Args:
+        client: the API client.
+        namespace: the operator's own, in which probe pods are made.
+        image: what they run.
+        wishes: asked whenever there is room for another probe; the most urgent come first.
+        nodes: the facts of a node now.
+        classes: a RuntimeClass now, by name.
+        sandbox_event: the last FailedCreatePodSandBox message of a pod, by uid.
+        on_result: told of each probe's end, with the names of node and handler.
+        wall: seconds since the epoch.
+        seed: a string that was never given before, for names.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: ApiClient,
+        namespace: str,
+        image: ProbeImage,
+        wishes: Callable[[], Iterable[Wish]],
+        nodes: Callable[[str], NodeFacts | None],
+        classes: Callable[[str], Runtime | None],
+        sandbox_event: Callable[[str], str | None],
+        on_result: OnResult,
+        wall: Callable[[], float],
+        seed: Callable[[], str],
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._image = image
+        self._wishes = wishes
+        self._nodes = nodes
+        self._classes = classes
+        self._sandbox_event = sandbox_event
+        self._on_result = on_result
+        self._wall = wall
+        self._seed = seed
+        self._woken = asyncio.Event()
+        self._flights: dict[str, _Flight] = {}
+        self._pods: dict[str, Pod] = {}
+        self._deleted: set[str] = set()
+        self._pauses: dict[tuple[Pair, Why], _Pause] = {}
+
+    def wake(self) -> None:
+        """There may be new wishes."""
+        self._woken.set()
+
+    def observe(self, old: Pod | None, new: Pod | None) -> None:
+        """A probe pod has changed."""
+        pod = new or old
+        assert pod is not None, "a change has a before or an after"
+        if new is not None:
+            self._pods[new.metadata.uid] = new
+        else:
+            self._pods.pop(pod.metadata.uid, None)
+            self._deleted.discard(pod.metadata.uid)
+        flight = self._flights.get(pod.metadata.name)
+        if flight is None:
+            self.wake()
+        else:
+            flight.pod, flight.gone = pod, new is None
+            flight.changed.set()
+
+    async def run(self) -> None:
+        """Probe until cancelled; probes that are under way then are left to the next start."""
+        async with asyncio.TaskGroup() as flights:
+            while True:
+                self._woken.clear()
+                await self._sweep()
+                wish = self._next_wish()
+                if wish is not None:
+                    flight = self._take_off(wish)
+                    flights.create_task(self._fly(flight))
+                else:
+                    await _within(IDLE_SECONDS, self._woken)
+                # Also after waking up: what wakes us comes in bursts.
+                await asyncio.sleep(1 / PER_SECOND)
+
+    # --- What to probe ---------------------------------------------------------------------------
+
+    def _next_wish(self) -> Wish | None:
+        if len(self._flights) >= MAX_IN_FLIGHT:
+            return None
+        if not self._image.name:
+            for wish in list(self._wishes()):
+                if not self._is_held(wish):
+                    made_at = self._wall()
+                    evidence = no_evidence(wish.node, wish.runtime.uid, made_at, NO_IMAGE)
+                    self._conclude(wish, ProbeResult(evidence, None, made_at))
+            return None
+        busy = {flight.wish.pair for flight in self._flights.values()}
+        # Those on their way out too: a node that cannot get rid of one gets no other.
+        busy |= {_pair_of(pod) for pod in self._pods.values()}
+        return next(
+            (w for w in self._wishes() if w.pair not in busy and not self._is_held(w)), None
+        )
+
+    def _is_held(self, wish: Wish) -> bool:
+        pause = self._pauses.get((wish.pair, wish.why))
+        return (
+            pause is not None
+            and pause.software == software_of(wish.node)
+            and asyncio.get_running_loop().time() < pause.until
+        )
+
+    def _conclude(self, wish: Wish, result: ProbeResult) -> None:
+        name, handler = wish.pair
+        logger.info("probe of handler %s on node %s: %s", handler, name, result.outcome)
+        if result.evidence is not None:
+            self._set_pause(wish, result, result.evidence)
+        self._on_result(name, handler, wish.runtime, result)
+
+    def _set_pause(self, wish: Wish, result: ProbeResult, evidence: Evidence) -> None:
+        key = wish.pair, wish.why
+        # Taken out even if it comes back: the oldest stand first.
+        old = self._pauses.pop(key, None)
+        blames_runtime = result.failure is not None and result.failure.blames_runtime
+        if evidence.isolation is Isolation.PROVEN:
+            return
+        if wish.why == "scout" and (result.started or blames_runtime):
+            # The breaker hears of it, and says when the next one is due.
+            return
+        again = old is not None and old.software == evidence.software
+        tries = old.tries + 1 if old is not None and again else 1
+        until = asyncio.get_running_loop().time() + _pause_seconds(wish.pair, tries)
+        self._pauses[key] = _Pause(evidence.software, tries, until)
+        if len(self._pauses) > MAX_PAUSES:
+            del self._pauses[next(iter(self._pauses))]
+
+    # --- One probe -------------------------------------------------------------------------------
+
+    def _take_off(self, wish: Wish) -> _Flight:
+        name = probe_name(wish.node, wish.runtime, self._seed())
+        began = asyncio.get_running_loop().time()
+        flight = _Flight(wish, name, made_at=self._wall(), began=began)
+        self._flights[name] = flight
+        return flight
+
+    async def _fly(self, flight: _Flight) -> None:
+        try:
+            refusal = await self._create(flight)
+            if refusal is None:
+                result = await self._landing(flight)
+            else:
+                text = f"the probe pod was refused: {refusal}"
+                result = self._unanswered(flight, flight.wish.node, text)
+            self._conclude(flight.wish, result)
+            if flight.pod is not None and not flight.gone:
+                await self._delete(flight.pod)
+        finally:
+            del self._flights[flight.name]
+            self.wake()
+
+    async def _create(self, flight: _Flight) -> str | None:
+        """Create the pod; return why the API server refused it, if it did."""
+        path = resource_path("v1", "pods", self._namespace)
+        wish = flight.wish
+        body = build_probe(flight.name, self._namespace, wish.node, wish.runtime, self._image)
+        for attempt in range(1, CREATE_ATTEMPTS + 1):
+            try:
+                await self._client.create(path, body)
+            except ApiError as error:
+                if error.already_exists:
+                    # By an attempt before this one, whose outcome was unknown.
+                    return None
+                if error.status < 500 or attempt == CREATE_ATTEMPTS:
+                    return str(error)
+            except UnknownOutcomeError as error:
+                logger.warning("%s", error)
+            else:
+                return None
+            await asyncio.sleep(0.2 * attempt)
+        # If it was made after all, the watch shows it.
+        return None
+
+    async def _landing(self, flight: _Flight) -> ProbeResult:
+        while True:
+            flight.changed.clear()
+            result = self._look(flight)
+            if result is not None:
+                return result
+            await _within(LOOK_SECONDS, flight.changed)
+
+    def _look(self, flight: _Flight) -> ProbeResult | None:
+        """Judge a probe as it is now; None while it is worth waiting for."""
+        wish, pod = flight.wish, flight.pod
+        node, runtime = self._nodes(wish.node.name), self._classes(wish.runtime.class_name)
+        if node is None or software_of(node) != software_of(wish.node):
+            return ProbeResult(None, None, flight.made_at)
+        if runtime is None or runtime.uid != wish.runtime.uid:
+            return ProbeResult(None, None, flight.made_at)
+        if flight.gone:
+            return self._unanswered(flight, node, "the probe pod was deleted by somebody else")
+        failure = None
+        if pod is not None:
+            if pod.spec.runtimeClassName != runtime.class_name:
+                text = f"admission gave the probe pod the class {pod.spec.runtimeClassName!r}"
+                return self._unanswered(flight, node, text)
+            evidence = judge_probe(pod, node, self._wall())
+            if evidence is not None and has_run(pod):
+                return ProbeResult(evidence, None, flight.made_at, started=True)
+            failure = diagnose(pod, self._sandbox_event(pod.metadata.uid))
+            if evidence is not None:
+                return ProbeResult(evidence, failure, flight.made_at)
+        waited = asyncio.get_running_loop().time() - flight.began
+        if failure is not None and failure.proves_broken:
+            return self._unanswered(flight, node, f"{failure.reason}: {failure.message}", failure)
+        unschedulable = failure is not None and failure.reason is Reason.UNSCHEDULABLE
+        limit = UNSCHEDULABLE_SECONDS if unschedulable else DEADLINE_SECONDS
+        if waited < limit:
+            return None
+        if failure is None and pod is not None:
+            # It blames nobody: an image that is pulled slowly looks the same.
+            text = "no cause was reported"
+            failure = Failure(Reason.SANDBOX_START_TIMEOUT, text, pod.spec.nodeName)
+        cause = f"{failure.reason}: {failure.message}" if failure else "its pod was never seen"
+        return self._unanswered(flight, node, f"no answer after {limit:.0f} s: {cause}", failure)
+
+    def _unanswered(
+        self, flight: _Flight, node: NodeFacts, message: str, failure: Failure | None = None
+    ) -> ProbeResult:
+        evidence = no_evidence(node, flight.wish.runtime.uid, self._wall(), message)
+        return ProbeResult(evidence, failure, flight.made_at)
+
+    # --- Leftovers -------------------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
+        """Delete the probe pods that belong to no probe under way."""
+        for pod in list(self._pods.values()):
+            known = pod.metadata.name in self._flights or pod.metadata.uid in self._deleted
+            if known or pod.metadata.deletionTimestamp is not None:
+                continue
+            if not await self._delete(pod):
+                return
+
+    async def _delete(self, pod: Pod) -> bool:
+        """Delete a probe pod; return whether that is done. If not, the sweep does it again."""
+        path = resource_path("v1", "pods", self._namespace, pod.metadata.name)
+        try:
+            await self._client.delete(path, uid=pod.metadata.uid)
+        except ApiError as error:
+            if not (error.not_found or error.conflict):
+                logger.warning("probe pod %s was not deleted: %s", pod.metadata.name, error)
+                return False
+        except UnknownOutcomeError as error:
+            logger.warning("%s", error)
+            return False
+        if pod.metadata.uid in self._pods:
+            self._deleted.add(pod.metadata.uid)
+        return True
+
+
+def _pair_of(pod: Pod) -> Pair:
+    annotations = pod.metadata.annotations
+    return annotations.get(ANNOTATION_NODE, ""), annotations.get(names.ANNOTATION_HANDLER, "")
+
+
+def _pause_seconds(pair: Pair, tries: int) -> float:
+    """Spread by the pair itself, so that a fleet does not ask all at once."""
+    longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries - 1, 16), LONGEST_PAUSE_SECONDS)
+    share = zlib.crc32(f"{pair}{tries}".encode()) / 2**32
+    return longest * (0.5 + share / 2)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

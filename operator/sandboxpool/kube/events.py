@@ -17,9 +17,13 @@ MAX_QUEUED = 1000
 REPEAT_SECONDS = 600.0
 MAX_REMEMBERED = 4096
 MAX_MESSAGE = 1024
+# An event's name holds 253 characters, of which we add some to its object's.
+MAX_NAME = 230
 # client-go's spam filter lets a component post this many at once and this many a second.
 BURST = 25
 PER_SECOND = 5.0
+# Events have a namespace even where their object has none; this is where kubectl looks for them.
+NAMESPACE_OF_CLUSTER_SCOPED = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,10 @@ class EventRecorder:
             if tokens < 1:
                 await asyncio.sleep((1 - tokens) / PER_SECOND)
             tokens -= 1
+            namespace = event.about.namespace or NAMESPACE_OF_CLUSTER_SCOPED
             try:
                 await self._client.create(
-                    resource_path("v1", "events", event.about.namespace), self._body(event)
+                    resource_path("v1", "events", namespace), self._body(event, namespace)
                 )
             except ApiError as error:
                 if not error.namespace_terminating:
@@ -88,14 +93,14 @@ class EventRecorder:
             except KubeError as error:
                 logger.warning("event %s was not posted: %s", event.reason, error)
 
-    def _body(self, event: _Pending) -> dict[str, object]:
+    def _body(self, event: _Pending, namespace: str) -> dict[str, object]:
         at = event.at.strftime("%Y-%m-%dT%H:%M:%SZ")
         return {
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{event.about.name}.{uuid.uuid4().hex[:16]}",
-                "namespace": event.about.namespace,
+                "name": f"{event.about.name[:MAX_NAME].rstrip('-.')}.{uuid.uuid4().hex[:16]}",
+                "namespace": namespace,
             },
             "involvedObject": {
                 "apiVersion": event.about.api_version,

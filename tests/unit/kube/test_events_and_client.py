@@ -1,6 +1,8 @@
 """Events, bounded; and the client's errors and what it repeats."""
 
 import asyncio
+import dataclasses
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -42,6 +44,28 @@ async def test_an_event_is_about_its_object() -> None:
     assert (body["type"], body["reason"]) == ("Warning", "QuotaExceeded")
     assert body["metadata"]["namespace"] == "default"
     assert len(body["message"]) == 1024
+
+
+@pytest.mark.looptime
+async def test_an_event_about_a_cluster_scoped_object_goes_where_kubectl_looks() -> None:
+    events_, api = recorder()
+    events_.warning(dataclasses.replace(ABOUT, namespace=""), "NodeQuarantined", "text")
+    (body,) = await posted(events_, api)
+    assert body["metadata"]["namespace"] == "default"
+    # The API server holds the two against each other: a cluster-scoped object has none.
+    assert body["involvedObject"]["namespace"] == ""
+    assert api.sent("POST", "/api/v1/namespaces/default/events")
+
+
+@pytest.mark.looptime
+async def test_an_event_about_an_object_with_a_long_name_has_a_valid_one() -> None:
+    events_, api = recorder()
+    long = "a" * (events.MAX_NAME - 1) + "-" + "b" * 20
+    events_.warning(dataclasses.replace(ABOUT, name=long), "NodeQuarantined", "text")
+    (body,) = await posted(events_, api)
+    assert re.fullmatch(r"a+\.[0-9a-f]{16}", body["metadata"]["name"])
+    assert len(body["metadata"]["name"]) <= 253
+    assert body["involvedObject"]["name"] == long
 
 
 @pytest.mark.looptime

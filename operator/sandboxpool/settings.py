@@ -33,6 +33,17 @@ class Settings:
     """Pools worked on at once; fewer than claims, so that refill never crowds them out
     (SANDBOXPOOL_POOL_WORKERS)."""
 
+    probe_image: str = ""
+    """Image whose /bin/sh proves isolation; empty: there is no evidence
+    (SANDBOXPOOL_PROBE_IMAGE)."""
+
+    probe_pull_policy: str = "IfNotPresent"
+    """Always, IfNotPresent or Never (SANDBOXPOOL_PROBE_PULL_POLICY)."""
+
+    probe_pull_secrets: tuple[str, ...] = ()
+    """Secrets of our own namespace for pulling the probe image
+    (SANDBOXPOOL_PROBE_PULL_SECRETS, names separated by commas)."""
+
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings.
@@ -46,6 +57,12 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     level = environ.get("SANDBOXPOOL_LOG_LEVEL", default.log_level).upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError(f"SANDBOXPOOL_LOG_LEVEL={level}: use DEBUG, INFO, WARNING or ERROR")
+    pull_policy = environ.get("SANDBOXPOOL_PROBE_PULL_POLICY", default.probe_pull_policy)
+    if pull_policy not in ("Always", "IfNotPresent", "Never"):
+        raise SettingsError(
+            f"SANDBOXPOOL_PROBE_PULL_POLICY={pull_policy}: use Always, IfNotPresent or Never"
+        )
+    secrets = environ.get("SANDBOXPOOL_PROBE_PULL_SECRETS", "").split(",")
     return Settings(
         namespace=environ.get("SANDBOXPOOL_NAMESPACE", default.namespace),
         host=host or default.host,
@@ -63,6 +80,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             1,
             1000,
         ),
+        probe_image=environ.get("SANDBOXPOOL_PROBE_IMAGE", default.probe_image).strip(),
+        probe_pull_policy=pull_policy,
+        probe_pull_secrets=tuple(name.strip() for name in secrets if name.strip()),
     )
 
 

@@ -15,6 +15,7 @@ import yaml
 from crdgen.__main__ import REPOSITORY
 from localcluster import builds
 from sandboxpool.api import names
+from sandboxpool.settings import Settings, load
 
 CHART = REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"
@@ -125,6 +126,8 @@ def test_the_operator_may_do_no_more_than_it_needs(render: Render) -> None:
         *grant(f"{group}/sandboxclaims", "get list watch delete"),
         *grant(f"{group}/sandboxpools/status", "get patch update"),
         *grant(f"{group}/sandboxclaims/status", "get patch update"),
+        *grant(f"{group}/sandboxruntimes", "get list watch create patch update delete"),
+        *grant(f"{group}/sandboxruntimes/status", "get patch update"),
         *grant("pods", "get list watch create patch delete"),
         *grant("nodes", "get list watch"),
         *grant("events", "get list watch create patch"),
@@ -133,11 +136,27 @@ def test_the_operator_may_do_no_more_than_it_needs(render: Render) -> None:
     }
 
 
-def test_the_role_is_bound_to_the_account_that_the_pod_uses(render: Render) -> None:
+def test_in_its_own_namespace_it_probes_and_remembers(render: Render) -> None:
+    role = only(render(), "Role")
+    assert role["metadata"]["namespace"] == NAMESPACE
+    assert rights(role) == {
+        *grant("pods", "get list watch create delete"),
+        *grant("configmaps", "get list create patch update"),
+    }
+
+
+@pytest.mark.parametrize("scope", ["Cluster", ""])
+def test_the_roles_are_bound_to_the_account_that_the_pod_uses(render: Render, scope: str) -> None:
     manifests = render()
     account = only(manifests, "ServiceAccount")["metadata"]
-    binding = only(manifests, "ClusterRoleBinding")
-    assert binding["roleRef"]["name"] == only(manifests, "ClusterRole", RELEASE)["metadata"]["name"]
+    binding = only(manifests, f"{scope}RoleBinding")
+    role = only(manifests, f"{scope}Role", RELEASE)
+    assert binding["metadata"].get("namespace") == role["metadata"].get("namespace")
+    assert binding["roleRef"] == {
+        "apiGroup": "rbac.authorization.k8s.io",
+        "kind": f"{scope}Role",
+        "name": role["metadata"]["name"],
+    }
     assert binding["subjects"] == [
         {"kind": "ServiceAccount", "name": account["name"], "namespace": NAMESPACE}
     ]
@@ -167,6 +186,15 @@ def test_applications_cannot_edit_pools(render: Render) -> None:
         | grant(f"{pools}/scale", "update patch"),
     )
     assert role("sandboxpool-viewer") == ({"view"}, set())
+
+
+def test_whoever_may_look_sees_all_three_kinds(render: Render) -> None:
+    kinds = ("sandboxpools", "sandboxclaims", "sandboxruntimes")
+    assert rights(only(render(), "ClusterRole", "sandboxpool-viewer")) == {
+        *(pair for kind in kinds for pair in grant(f"{names.GROUP}/{kind}", "get list watch")),
+        *(pair for kind in kinds for pair in grant(f"{names.GROUP}/{kind}/status", "get")),
+        *grant(f"{names.GROUP}/sandboxpools/scale", "get"),
+    }
 
 
 def test_there_is_one_operator_and_never_two_during_an_update(render: Render) -> None:
@@ -225,6 +253,34 @@ def test_the_image_and_the_log_level_come_from_the_values(render: Render) -> Non
     }
 
 
+def settings_of(manifests: list[Manifest]) -> Settings:
+    """Read what the operator would read."""
+    (container,) = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return load({entry["name"]: entry["value"] for entry in container["env"] if "value" in entry})
+
+
+def test_probes_run_the_operators_own_image_with_its_secrets(render: Render) -> None:
+    settings = settings_of(
+        render(
+            *("--set", "image.repository=registry.example/sandboxpool", "--set", "image.tag=1.2"),
+            *("--set", "image.pullPolicy=Always"),
+            *("--set", "imagePullSecrets[0].name=one", "--set", "imagePullSecrets[1].name=two"),
+        )
+    )
+    assert settings.probe_image == "registry.example/sandboxpool:1.2"
+    assert settings.probe_pull_policy == "Always"
+    assert settings.probe_pull_secrets == ("one", "two")
+
+
+def test_probes_can_run_another_image(render: Render) -> None:
+    settings = settings_of(
+        render("--set", "probe.image=busybox:1.37", "--set", "probe.imagePullPolicy=Never")
+    )
+    assert settings.probe_image == "busybox:1.37"
+    assert settings.probe_pull_policy == "Never"
+    assert settings.probe_pull_secrets == ()
+
+
 def test_optional_parts_can_be_left_out(render: Render) -> None:
     manifests = render(
         *("--set", "rbac.create=false", "--set", "rbac.aggregate=false"),
@@ -270,6 +326,8 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
         ("image.repository=", "repository"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("logLevel=loud", "logLevel"),
+        ("probe.imagePullPolicy=Sometimes", "imagePullPolicy"),
+        ("probe.pullPolicy=Never", "pullPolicy"),
         ("port=80", "port"),
         ("resource.limits=1", "resource"),
     ],

@@ -264,11 +264,11 @@ class EvidenceBook:
         return kinds[:MAX_KINDS]
 
     def dump(self, node: str) -> dict[str, Any]:
-        """What is known of a node, to be written down as JSON; the same for the same knowledge."""
-        records = self._nodes.get(node, {})
+        """What is known of a node, as plain JSON; a question without an answer is not."""
         return {
-            handler: msgspec.to_builtins(records[handler], order="deterministic")
-            for handler in sorted(records)
+            handler: msgspec.to_builtins(evidence, order="deterministic")
+            for handler, evidence in sorted(self._nodes.get(node, {}).items())
+            if evidence.isolation is not Isolation.UNAVAILABLE
         }
 
     def load(self, node: str, data: Mapping[str, Any]) -> None:

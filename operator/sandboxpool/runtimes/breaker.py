@@ -43,7 +43,7 @@ import msgspec
 
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.nodes import Machine, NodeFacts
-from sandboxpool.runtimes.suspects import SUSPECT_NODES, Suspects
+from sandboxpool.runtimes.suspects import Suspects
 
 logger = logging.getLogger(__name__)
 
@@ -187,16 +187,18 @@ class Breakers:
         if strike.proves:
             self._trip(node.name, handler, breaker, (strike,))
             return True
-        if self._suspects.ignores(strike.template, node.name, now):
+        if self._ignores(node.name, strike):
             return False
         if not any(_same_pod(strike, other) for other in breaker.strikes):
-            latest = sorted((*breaker.strikes, strike), key=lambda s: (s.at, s.pod))
-            breaker = replace(breaker, strikes=tuple(latest[-STRIKES_TO_OPEN:]))
+            others = {other.template for other in breaker.strikes} - {strike.template}
+            self._suspects.failed(strike.template, node.name, strike.reason, others, now)
+            # Where there is no room for all, those go first that do not count.
+            ranked = sorted(
+                (*breaker.strikes, strike), key=lambda s: (not self._ignores(node.name, s), s.at)
+            )
+            breaker = replace(breaker, strikes=tuple(ranked[-STRIKES_TO_OPEN:]))
             self._put(node.name, handler, breaker)
-            self._consider_template(node.name, handler, strike)
-        counting = tuple(
-            s for s in breaker.strikes if not self._suspects.ignores(s.template, node.name, now)
-        )
+        counting = tuple(s for s in breaker.strikes if not self._ignores(node.name, s))
         if len(counting) < STRIKES_TO_OPEN or self._uncertain[handler] >= max(1, serving // 2):
             return False
         self._trip(node.name, handler, breaker, counting)
@@ -385,17 +387,8 @@ class Breakers:
         )
         self._put(node, handler, replace(failed, retry_at=self._now + self._delay(failed)))
 
-    def _consider_template(self, node: str, handler: str, strike: Strike) -> None:
-        if not strike.template:
-            return
-        alone = [
-            name
-            for name in self._suspects.failed(strike.template, node, strike.reason)
-            if (breaker := self.get(name, handler)) is None
-            or all(other.template == strike.template for other in breaker.strikes)
-        ]
-        if len(alone) >= SUSPECT_NODES:
-            self._suspects.suspect_everywhere(strike.template, self._now)
+    def _ignores(self, node: str, strike: Strike) -> bool:
+        return self._suspects.ignores(strike.template, node, self._now)
 
     def _delay(self, breaker: Breaker) -> float:
         first = FIRST_DELAY_AFTER_PROOF_SECONDS if breaker.proven else FIRST_DELAY_SECONDS

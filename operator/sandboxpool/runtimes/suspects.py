@@ -8,7 +8,9 @@ probe. On a node that was cleared by a probe it has to work on that very node: a
 work on large nodes and never on small ones, and those must not be quarantined over and over.
 """
 
+import math
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from sandboxpool.reasons import Reason
@@ -25,7 +27,7 @@ EVERYWHERE = ""
 
 @dataclass(slots=True)
 class _History:
-    """How a template has fared; node by node only as long as it has never worked."""
+    """How a template has fared: whether it ever worked, if not where it failed, and it alone."""
 
     worked: bool = False
     failed_on: dict[str, Reason] = field(default_factory=dict)
@@ -44,16 +46,32 @@ class Suspects:
         self._histories: OrderedDict[str, _History] = OrderedDict()
         self._suspicions: OrderedDict[tuple[str, str], _Suspicion] = OrderedDict()
 
-    def failed(self, template: str, node: str, reason: Reason) -> list[str]:
-        """Take in a failure; return the nodes that saw this reason, none if it ever worked."""
+    def failed(
+        self, template: str, node: str, reason: Reason, others: Collection[str], now: float
+    ) -> None:
+        """Take in a failure that proves nothing; those of the probe speak for the templates.
+
+        Args:
+            template: who made the sandbox.
+            node: where it failed.
+            reason: the cause.
+            others: who else has failed on the node since anything worked there.
+            now: seconds since the epoch.
+        """
+        for shared in (template, *others) if others else ():
+            if shared in self._histories:
+                self._histories[shared].failed_on.pop(node, None)
+        if not template or others:
+            return
         history = self._history(template)
         if history.worked:
-            return []
-        history.failed_on.pop(node, None)
+            return
         history.failed_on[node] = reason
         if len(history.failed_on) > MAX_NODES_OF_A_TEMPLATE:
             del history.failed_on[next(iter(history.failed_on))]
-        return [name for name, seen in history.failed_on.items() if seen is reason]
+        if sum(seen is reason for seen in history.failed_on.values()) >= SUSPECT_NODES:
+            # Whatever works of it, however old, will show that this was wrong.
+            self._put(template, EVERYWHERE, _Suspicion(-math.inf, now + SUSPECT_SECONDS))
 
     def worked(self, template: str, node: str, made_at: float) -> None:
         """A sandbox of the template, made at this time, works on a node."""
@@ -64,11 +82,6 @@ class Suspects:
             suspicion = self._suspicions.get(key)
             if suspicion is not None and made_at > suspicion.since:
                 del self._suspicions[key]
-
-    def suspect_everywhere(self, template: str, now: float) -> None:
-        """It has never worked and fails on nodes that are well otherwise."""
-        # Whatever works of it, however old, shows that this was wrong.
-        self._put(template, EVERYWHERE, _Suspicion(0.0, now + SUSPECT_SECONDS))
 
     def cleared(self, node: str, template: str, now: float) -> None:
         """A probe works on a node where sandboxes of the template did not."""

@@ -1,0 +1,360 @@
+"""What counts as proof of isolation, and what is known of a fleet."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandboxpool.api.core import Pod
+from sandboxpool.runtimes import probe
+from sandboxpool.runtimes.evidence import (
+    MAX_KERNEL,
+    MAX_KINDS,
+    Evidence,
+    EvidenceBook,
+    Isolation,
+    has_run,
+    judge_probe,
+    judge_sandbox,
+    no_evidence,
+    software_of,
+)
+from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.probe import ProbeImage, build_probe
+from support.builders import CLASS_UID, NOW, facts, pod, runtime
+
+PROVEN, NOT_PROVEN, UNAVAILABLE = Isolation.PROVEN, Isolation.NOT_PROVEN, Isolation.UNAVAILABLE
+BOOT_ID = "69ddd3ce-d621-4a50-b5f7-2d50f0a22f4c"
+GUEST_BOOT_ID = "011ce030-7d56-422d-8585-9915f6b3f10a"
+GVISOR = "Linux version 4.19.0-gvisor #1 SMP Sun Jan 10 15:06:54 PST 2016"
+# As the kubelet writes it when it cannot read the file (1.36).
+NOT_READ = "Error on reading termination log /var/lib/kubelet/pods/x: permission denied"
+NODE = replace(facts(), boot_id=BOOT_ID, container_runtime="containerd://2.1.4", kubelet="v1.36.2")
+
+# Everything that asks the question anew.
+OTHER_SOFTWARE = {
+    "another machine": {"uid": "another"},
+    "a reboot": {"boot_id": GUEST_BOOT_ID},
+    "another container runtime": {"container_runtime": "containerd://2.2.0"},
+    "another kubelet": {"kubelet": "v1.37.0"},
+    "another list of handlers": {"handlers": frozenset({"runc"})},
+    "no list of handlers": {"handlers": None},
+}
+
+
+def terminated(code: int, message: str = "", reason: str = "Completed") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "message": message, "reason": reason}}
+
+
+def probed(state: dict[str, Any] | None, *, made_for: NodeFacts = NODE, **status: Any) -> Pod:
+    """A probe pod as the kubelet has left it."""
+    body = build_probe("probe-1", "ours", made_for, runtime(), ProbeImage("image"))
+    body["metadata"] |= {"uid": "probe-1-uid", "resourceVersion": "1"}
+    body["spec"]["nodeName"] = made_for.name
+    listed = [] if state is None else [{"name": probe.PROBE_CONTAINER, "state": state}]
+    body["status"] = {"phase": "Running", "containerStatuses": listed, **status}
+    return msgspec.convert(body, Pod)
+
+
+def sandbox(state: dict[str, Any], name: str = probe.SANDBOX_PROBE_CONTAINER) -> Pod:
+    return pod(initContainerStatuses=[{"name": name, "state": state}])
+
+
+def known(isolation: Isolation = PROVEN, node: NodeFacts = NODE, **changed: Any) -> Evidence:
+    evidence = Evidence(isolation, NOW, software_of(node), CLASS_UID, GVISOR, "as seen")
+    return replace(evidence, **changed)
+
+
+# --- Probe pods ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "isolation"),
+    [(0, PROVEN), (10, NOT_PROVEN), (11, UNAVAILABLE), (1, UNAVAILABLE), (128, UNAVAILABLE)],
+)
+@pytest.mark.parametrize("message", ["", f"{GUEST_BOOT_ID}\n{GVISOR}\n", NOT_READ])
+def test_a_probe_is_judged_by_its_exit_code(code: int, isolation: Isolation, message: str) -> None:
+    evidence = judge_probe(probed(terminated(code, message)), NODE, NOW)
+    assert evidence is not None
+    assert evidence.isolation is isolation
+    assert (evidence.at, evidence.class_uid) == (NOW, CLASS_UID)
+    assert evidence.software == software_of(NODE)
+
+
+@pytest.mark.parametrize("code", [0, 10])
+def test_the_message_adds_the_kernels_name(code: int) -> None:
+    evidence = judge_probe(probed(terminated(code, f"{BOOT_ID}\n{GVISOR}\n")), NODE, NOW)
+    assert evidence is not None
+    assert evidence.kernel == GVISOR
+    assert GVISOR in evidence.message
+    bare = judge_probe(probed(terminated(code)), NODE, NOW)
+    assert bare is not None
+    assert (bare.kernel, "()" in bare.message) == ("", False)
+
+
+def test_a_kernels_name_is_bounded() -> None:
+    evidence = judge_probe(probed(terminated(0, f"{BOOT_ID}\n{'x' * 4000}")), NODE, NOW)
+    assert evidence is not None
+    assert len(evidence.kernel) == MAX_KERNEL
+    assert len(evidence.message) < 2 * MAX_KERNEL
+
+
+@pytest.mark.parametrize("state", [None, {"waiting": {"reason": "ContainerCreating"}}, {}])
+def test_a_probe_that_has_not_ended_says_nothing(state: dict[str, Any] | None) -> None:
+    assert judge_probe(probed(state), NODE, NOW) is None
+    assert not has_run(probed(state))
+
+
+@pytest.mark.parametrize("change", ["another machine", "a reboot"])
+def test_a_probe_of_another_machine_says_nothing(change: str) -> None:
+    now = replace(NODE, **OTHER_SOFTWARE[change])
+    assert judge_probe(probed(terminated(0)), now, NOW) is None
+    assert judge_probe(probed(terminated(0), made_for=now), now, NOW) is not None
+
+
+def test_an_injected_container_that_runs_on_does_not_hold_the_answer_back() -> None:
+    evidence = judge_probe(probed(terminated(0), phase="Running"), NODE, NOW)
+    assert evidence is not None
+    assert evidence.isolation is PROVEN
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (probed(None, phase="Failed", reason="Evicted", message="low on memory"), "low on memory"),
+        (probed(None, phase="Failed", reason="DeadlineExceeded"), "DeadlineExceeded"),
+        (
+            probed(terminated(128, 'exec: "/bin/sh": no such file', "StartError"), phase="Failed"),
+            '/bin/sh": no such file',
+        ),
+    ],
+)
+def test_a_probe_that_ended_before_it_could_answer_says_why(found: Pod, says: str) -> None:
+    evidence = judge_probe(found, NODE, NOW)
+    assert evidence is not None
+    assert evidence.isolation is UNAVAILABLE
+    assert says in evidence.message
+    assert not has_run(found)
+
+
+@pytest.mark.parametrize("code", [0, 10, 11])
+def test_a_probe_that_answers_has_run_whatever_it_says(code: int) -> None:
+    assert has_run(probed(terminated(code)))
+
+
+def test_a_node_without_a_boot_id_is_named_as_the_cause() -> None:
+    node = replace(NODE, boot_id="")
+    for evidence in (
+        judge_probe(probed(terminated(11), made_for=node), node, NOW),
+        judge_sandbox(sandbox(terminated(0, f"{GUEST_BOOT_ID}\n")), node, NOW),
+    ):
+        assert evidence is not None
+        assert evidence.isolation is UNAVAILABLE
+        assert "bootID" in evidence.message
+
+
+# --- Sandboxes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "isolation"),
+    [
+        (f"{GUEST_BOOT_ID}\n{GVISOR}\n", PROVEN),
+        (f"{BOOT_ID}\n{GVISOR}\n", NOT_PROVEN),
+        ("", UNAVAILABLE),
+        ("\n\n", UNAVAILABLE),
+        (f"\n{GVISOR}\n", UNAVAILABLE),
+        (NOT_READ, UNAVAILABLE),
+        (GUEST_BOOT_ID[:-1], UNAVAILABLE),
+    ],
+)
+def test_a_sandbox_is_judged_by_what_it_read(message: str, isolation: Isolation) -> None:
+    evidence = judge_sandbox(sandbox(terminated(0, message)), NODE, NOW)
+    assert evidence is not None
+    assert evidence.isolation is isolation
+    assert evidence.class_uid == CLASS_UID
+
+
+@given(st.text(max_size=80))
+def test_no_text_but_another_boot_id_proves_a_sandbox(message: str) -> None:
+    evidence = judge_sandbox(sandbox(terminated(0, message)), NODE, NOW)
+    assert evidence is not None
+    assert evidence.isolation is UNAVAILABLE
+
+
+def test_a_sandboxs_probe_that_failed_proves_nothing() -> None:
+    evidence = judge_sandbox(sandbox(terminated(137, f"{GUEST_BOOT_ID}\n{GVISOR}")), NODE, NOW)
+    assert evidence is not None
+    assert evidence.isolation is UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        sandbox({"running": {}}),
+        sandbox(terminated(0, f"{GUEST_BOOT_ID}\n"), name="somebody-elses"),
+        pod(containerStatuses=[{"name": probe.SANDBOX_PROBE_CONTAINER, "state": terminated(0)}]),
+        pod(),
+    ],
+)
+def test_a_sandbox_whose_probe_has_not_ended_says_nothing(found: Pod) -> None:
+    assert judge_sandbox(found, NODE, NOW) is None
+
+
+def test_a_sandbox_says_nothing_of_a_node_that_it_is_not_on() -> None:
+    found = sandbox(terminated(0, f"{GUEST_BOOT_ID}\n"))
+    assert judge_sandbox(found, replace(NODE, name="node-2"), NOW) is None
+
+
+# --- The book ------------------------------------------------------------------------------------
+
+
+def test_what_is_known_is_found() -> None:
+    book = EvidenceBook()
+    assert book.current(NODE, "runsc") is None
+    assert book.put("node-1", "runsc", known())
+    assert book.current(NODE, "runsc") == known()
+    assert book.current(NODE, "kata") is None
+    assert book.current(replace(NODE, name="node-2"), "runsc") is None
+
+
+@pytest.mark.parametrize("change", OTHER_SOFTWARE.values(), ids=OTHER_SOFTWARE)
+def test_evidence_is_about_the_software_that_was_there(change: dict[str, Any]) -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    changed = replace(NODE, **change)
+    assert book.current(changed, "runsc") is None
+    book.observe_node("node-1", changed)
+    assert book.current(NODE, "runsc") is None, "what is forgotten does not come back"
+    assert book.kinds("runsc") == []
+
+
+def test_what_does_not_matter_asks_nothing_anew() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    shuffled = replace(NODE, handlers=frozenset(sorted(NODE.handlers or (), reverse=True)))
+    busy = replace(shuffled, labels=frozenset(), taints=(), ready=False, schedulable=False)
+    book.observe_node("node-1", busy)
+    assert book.current(busy, "runsc") == known()
+
+
+def test_age_alone_is_no_change() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    assert not book.put("node-1", "runsc", known(at=NOW + 60))
+    assert book.current(NODE, "runsc") == known(at=NOW + 60)
+    assert book.put("node-1", "runsc", known(NOT_PROVEN))
+    assert book.put("node-1", "runsc", known(kernel="another"))
+
+
+@pytest.mark.parametrize("answer", [PROVEN, NOT_PROVEN])
+def test_no_answer_takes_no_answers_place(answer: Isolation) -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known(answer))
+    assert not book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW, "no room"))
+    assert book.current(NODE, "runsc") == known(answer)
+    rebooted = replace(NODE, boot_id=GUEST_BOOT_ID)
+    assert book.put("node-1", "runsc", no_evidence(rebooted, CLASS_UID, NOW, "no room"))
+
+
+def test_a_later_answer_takes_an_earlier_ones_place() -> None:
+    book = EvidenceBook()
+    for isolation in (UNAVAILABLE, NOT_PROVEN, PROVEN, NOT_PROVEN):
+        assert book.put("node-1", "runsc", known(isolation))
+        assert book.current(NODE, "runsc") == known(isolation)
+
+
+def test_what_is_forgotten_is_asked_anew() -> None:
+    book = EvidenceBook()
+    for handler in ("runsc", "kata"):
+        book.put("node-1", handler, known())
+    book.forget("node-1", "runsc")
+    book.forget("node-9", "runsc")
+    assert book.current(NODE, "runsc") is None
+    assert book.current(NODE, "kata") is not None
+    book.observe_node("node-1", None)
+    assert book.current(NODE, "kata") is None
+
+
+def test_kinds_of_nodes_are_summed_up_the_worst_first() -> None:
+    book = EvidenceBook()
+    for i in range(5):
+        book.put(f"node-{i}", "runsc", known(at=NOW + i))
+    book.put("node-5", "runsc", known(NOT_PROVEN, kernel="6.1", message="shared"))
+    book.put("node-6", "runsc", known(UNAVAILABLE, kernel=""))
+    book.put("node-7", "kata", known())
+    kinds = book.kinds("runsc")
+    assert [(k.isolation, k.nodes, k.example) for k in kinds] == [
+        (NOT_PROVEN, 1, "node-5"),
+        (UNAVAILABLE, 1, "node-6"),
+        (PROVEN, 5, "node-0"),
+    ]
+    assert kinds[0].message == "shared"
+    assert (kinds[2].at, kinds[2].kernel) == (NOW + 4, GVISOR)
+    assert (kinds[2].container_runtime, kinds[2].kubelet) == ("containerd://2.1.4", "v1.36.2")
+
+
+def test_however_many_kinds_there_are_the_worst_are_shown() -> None:
+    book = EvidenceBook()
+    for i in range(50):
+        book.put(f"node-{i:02}", "runsc", known(kernel=f"kernel {i}"))
+    book.put("node-99", "runsc", known(NOT_PROVEN))
+    kinds = book.kinds("runsc")
+    assert len(kinds) == MAX_KINDS
+    assert kinds[0].isolation is NOT_PROVEN
+
+
+def test_what_is_written_down_can_be_read_again() -> None:
+    book, other = EvidenceBook(), EvidenceBook()
+    book.put("node-1", "runsc", known())
+    book.put("node-1", "runc", known(NOT_PROVEN))
+    book.put("node-1", "kata", known(UNAVAILABLE))
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    assert other.current(NODE, "runsc") == known()
+    assert other.current(NODE, "runc") == known(NOT_PROVEN)
+    assert other.current(NODE, "kata") is None, "no answer is not worth keeping"
+    assert json.dumps(other.dump("node-1")) == json.dumps(book.dump("node-1"))
+    assert book.dump("node-9") == {}
+
+
+def test_a_node_that_cannot_list_handlers_survives_writing() -> None:
+    silent = replace(NODE, handlers=None)
+    book, other = EvidenceBook(), EvidenceBook()
+    book.put("node-1", "runsc", known(node=silent))
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    assert other.current(silent, "runsc") is not None
+    assert other.current(replace(NODE, handlers=frozenset()), "runsc") is None
+
+
+def test_what_was_written_down_takes_nothings_place() -> None:
+    written, book = EvidenceBook(), EvidenceBook()
+    written.put("node-1", "runsc", known())
+    book.put("node-1", "runsc", known(NOT_PROVEN))
+    book.load("node-1", written.dump("node-1"))
+    assert book.current(NODE, "runsc") == known(NOT_PROVEN)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(st.text(max_size=5), anything, max_size=3),
+    st.sampled_from(["isolation", "software", "at", "kernel"]),
+    anything,
+)
+def test_damage_is_left_out_and_the_rest_kept(data: dict[str, Any], field: str, value: Any) -> None:
+    book, fresh = EvidenceBook(), EvidenceBook()
+    book.put("node-1", "good", known())
+    good = book.dump("node-1")["good"]
+    fresh.load("node-1", {**data, "good": good, "bad": {**good, field: value}})
+    assert fresh.current(NODE, "good") == known()
+    bad = fresh.current(NODE, "bad")
+    assert bad is None or bad.isolation is PROVEN

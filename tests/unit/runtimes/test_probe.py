@@ -1,0 +1,165 @@
+"""The probe's pod and container; its script is run by a real shell."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxpool.api import names
+from sandboxpool.runtimes import probe
+from sandboxpool.runtimes.probe import ProbeImage, build_probe, probe_name, sandbox_probe_container
+from support.builders import facts, runtime
+
+IMAGE = ProbeImage("registry.example/probe:1", "Never", ("one", "two"))
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+OTHER_BOOT_ID = "00000000-0000-4000-8000-000000000000"
+KERNEL = Path("/proc/version").read_text().strip()
+LOG = "/dev/termination-log"
+
+SHELLS = [
+    pytest.param(
+        [*shell, "-c"], marks=pytest.mark.skipif(not shutil.which(shell[0]), reason="not here")
+    )
+    for shell in (["/bin/sh"], ["bash"], ["busybox", "sh"])
+]
+
+
+def built(**image: Any) -> dict[str, Any]:
+    return build_probe(
+        "probe-1", "ours", facts(), runtime(), ProbeImage(**image) if image else IMAGE
+    )
+
+
+def ran(shell: list[str], script: str, expected: str | None = None) -> int:
+    """Run a script without a PATH, so that only the shell's own commands are found."""
+    environment = {"PATH": ""} | ({} if expected is None else {"EXPECTED_BOOT_ID": expected})
+    command = [shutil.which(shell[0]) or shell[0], *shell[1:], script]
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=10, check=False)
+    assert done.stderr == b""
+    return done.returncode
+
+
+def test_it_runs_with_no_privileges() -> None:
+    spec = built()["spec"]
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert not {"volumes", "hostNetwork", "hostPID", "hostIPC", "nodeName"} & set(spec)
+
+
+def test_it_is_pinned_to_its_node_and_goes_through_the_scheduler() -> None:
+    spec = built()["spec"]
+    assert spec["runtimeClassName"] == "gvisor"
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert required["nodeSelectorTerms"] == [
+        {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-1"]}]}
+    ]
+    assert spec["tolerations"] == [{"operator": "Exists"}]
+    assert spec["containers"][0]["resources"]["requests"]
+
+
+def test_it_ends_even_if_nobody_looks_after_it() -> None:
+    spec = built()["spec"]
+    assert spec["restartPolicy"] == "Never"
+    assert 120 < spec["activeDeadlineSeconds"] <= 600
+    assert spec["terminationGracePeriodSeconds"] <= 1
+
+
+def test_it_says_what_it_is_about() -> None:
+    metadata = built()["metadata"]
+    assert metadata["annotations"] == {
+        names.ANNOTATION_RUNTIME_UID: "class-uid",
+        names.ANNOTATION_HANDLER: "runsc",
+        names.ANNOTATION_SAFE_TO_EVICT: "true",
+        probe.ANNOTATION_NODE: "node-1",
+        probe.ANNOTATION_NODE_UID: "node-1-uid",
+        probe.ANNOTATION_BOOT_ID: "node-1-boot",
+    }
+    assert len(metadata["labels"][probe.LABEL_PROBE]) <= names.MAX_LABEL_VALUE
+
+
+def test_the_image_is_pulled_as_told() -> None:
+    spec = built()["spec"]
+    assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+    assert spec["containers"][0]["image"] == "registry.example/probe:1"
+    assert spec["containers"][0]["imagePullPolicy"] == "Never"
+
+
+def test_the_name_is_the_same_for_the_same_seed_only() -> None:
+    node, other = facts(), facts("node-2")
+    names_ = [
+        probe_name(node, runtime(), "1"),
+        probe_name(node, runtime(), "2"),
+        probe_name(other, runtime(), "1"),
+        probe_name(node, runtime(uid="another"), "1"),
+    ]
+    assert len(set(names_)) == 4
+    assert probe_name(node, runtime(), "1") == names_[0]
+    assert all(len(name) <= 63 for name in names_)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("expected", "code"),
+    [
+        (BOOT_ID, probe.NODES_KERNEL),
+        (OTHER_BOOT_ID, probe.OWN_KERNEL),
+        ("", probe.UNREADABLE),
+        (None, probe.UNREADABLE),
+    ],
+)
+def test_the_exit_code_is_the_answer(
+    shell: list[str], expected: str | None, code: int, tmp_path: Path
+) -> None:
+    script = built()["spec"]["containers"][0]["command"][-1].replace(LOG, str(tmp_path / "log"))
+    assert ran(shell, script, expected) == code
+    assert (tmp_path / "log").read_text() == f"{BOOT_ID}\n{KERNEL}\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_answer_needs_no_message(shell: list[str], tmp_path: Path) -> None:
+    script = built()["spec"]["containers"][0]["command"][-1]
+    script = script.replace(LOG, str(tmp_path / "no" / "such" / "directory"))
+    assert ran(shell, script, OTHER_BOOT_ID) == probe.OWN_KERNEL
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("content", [None, "", "\n", "no boot id\n"])
+def test_what_cannot_be_read_is_no_answer(
+    shell: list[str], content: str | None, tmp_path: Path
+) -> None:
+    source = tmp_path / "boot_id"
+    if content is not None:
+        source.write_text(content)
+    script = built()["spec"]["containers"][0]["command"][-1].replace(LOG, str(tmp_path / "log"))
+    script = script.replace("/proc/sys/kernel/random/boot_id", str(source))
+    assert ran(shell, script, OTHER_BOOT_ID) == probe.UNREADABLE
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("log", ["log", "no/such/directory"])
+def test_a_sandboxs_own_probe_tells_and_never_fails(
+    shell: list[str], log: str, tmp_path: Path
+) -> None:
+    container = sandbox_probe_container("registry.example/probe:1")
+    assert ran(shell, container["command"][-1].replace(LOG, str(tmp_path / log))) == 0
+    if (tmp_path / log).exists():
+        assert (tmp_path / log).read_text() == f"{BOOT_ID}\n{KERNEL}\n"
+
+
+def test_a_sandboxs_own_probe_is_as_restricted_and_takes_what_the_sandbox_takes() -> None:
+    resources = {"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}
+    container = sandbox_probe_container("a", pull_policy="Never", resources=resources)
+    assert container["securityContext"] == built()["spec"]["containers"][0]["securityContext"]
+    assert (container["imagePullPolicy"], container["resources"]) == ("Never", resources)
+    assert container["name"] == probe.SANDBOX_PROBE_CONTAINER

@@ -1,18 +1,49 @@
 """Why a pod does not start: from its conditions, its containers and its events to a reason.
 
 The kubelet says why a sandbox could not be made only in an event, and pods have a budget of
-events, so the absence of one proves nothing. The raw text is kept, cut to a bound: a text that
-nobody understands yet is worth more than a guess.
+events, so the absence of one proves nothing. What a text means stands in ``patterns``. A text that
+nobody understands yet is kept raw: it is worth more than a guess.
+
+Only what kubelets, runtimes and schedulers say is looked up there, never what a container left as
+its last message: that is the application's.
 """
 
 from dataclasses import dataclass
 
-from sandboxpool.api.core import Pod
+from sandboxpool.api.core import ContainerStatus, Pod
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.patterns import Cause, match
 
 MAX_TEXT = 512
 FAILED_CREATE_SANDBOX = "FailedCreatePodSandBox"
 _EVENT_PREFIX = "Failed to create pod sandbox: "
+
+# Every reason that a Failure can have, the one an SRE should hear of first at the front: nodes
+# that need a hand, then what may pass or concerns one pod, then what heals.
+SEVERITY: tuple[Reason, ...] = (
+    Reason.HANDLER_NOT_CONFIGURED,
+    Reason.SHIM_MISSING,
+    Reason.OCI_RUNTIME_MISSING,
+    Reason.KVM_UNAVAILABLE,
+    Reason.VSOCK_UNAVAILABLE,
+    Reason.SNAPSHOTTER_MISSING,
+    Reason.CGROUP_DRIVER_MISMATCH,
+    Reason.VMM_START_FAILED,
+    Reason.VM_LOST,
+    Reason.VM_START_TIMEOUT,
+    Reason.SANDBOX_CREATE_FAILED,
+    Reason.SANDBOX_START_TIMEOUT,
+    Reason.POD_NETWORK_FAILED,
+    Reason.USER_NAMESPACES_UNSUPPORTED,
+    Reason.CONTAINER_FAILED,
+    Reason.POD_FAILED,
+    Reason.EVICTED,
+    Reason.CONTAINER_CONFIG_ERROR,
+    Reason.RUNTIME_CLASS_NOT_FOUND,
+    Reason.IMAGE_PULL_FAILED,
+    Reason.RUNTIME_RESTARTING,
+    Reason.UNSCHEDULABLE,
+)
 
 _IMAGE_REASONS = frozenset(
     {
@@ -34,7 +65,7 @@ class Failure:
 
     Attributes:
         reason: from the shared vocabulary.
-        message: what Kubernetes said, cut to a bound.
+        message: what Kubernetes said, cut to a bound, after what to do where that is known.
         node: where it happened; empty if the pod has no node.
         heals: the kubelet or the scheduler goes on trying by itself, so that replacing the pod
             would win nothing.
@@ -50,18 +81,12 @@ class Failure:
     proves_broken: bool = False
 
 
-def cut(text: str) -> str:
+def cut(text: str, limit: int = MAX_TEXT) -> str:
     """Bound a text that came from outside, keeping both ends: the cause is often the last part."""
     text = " ".join(text.split())
-    if len(text) <= MAX_TEXT:
+    if len(text) <= limit:
         return text
-    return f"{text[: MAX_TEXT // 2 - 3]} ... {text[-MAX_TEXT // 2 + 2 :]}"
-
-
-def sandbox_failure(event_message: str) -> str:
-    """Take the container runtime's words out of a FailedCreatePodSandBox event."""
-    _, found, rest = event_message.partition(_EVENT_PREFIX)
-    return cut(rest if found else event_message)
+    return f"{text[: limit // 2 - 3]} ... {text[-(limit // 2) + 2 :]}"
 
 
 def diagnose(pod: Pod, sandbox_event: str | None) -> Failure | None:
@@ -71,43 +96,76 @@ def diagnose(pod: Pod, sandbox_event: str | None) -> Failure | None:
         pod: the pod.
         sandbox_event: the message of its last FailedCreatePodSandBox event, if one was seen.
     """
-    status = pod.status
     node = pod.spec.nodeName
     if pod.finished:
-        all_ended = [
-            c.state.terminated
-            for c in (*status.initContainerStatuses, *status.containerStatuses)
-            if c.state.terminated
-        ]
-        # One that failed says more than one that did its work.
-        ended = min(all_ended, key=lambda state: state.exitCode == 0, default=None)
-        text = status.message or (ended.message if ended else "")
-        exit_code = f"exit code {ended.exitCode}" if ended else ""
-        cause = status.reason or (ended.reason if ended else "") or status.phase
-        said = ", ".join(part for part in (cause, exit_code, text) if part)
-        return Failure(Reason.POD_FAILED, cut(said), node)
+        return _ended(pod)
     scheduled = pod.condition("PodScheduled")
     if scheduled is not None and scheduled.status == "False":
         if scheduled.reason == "Unschedulable":
             return Failure(Reason.UNSCHEDULABLE, cut(scheduled.message), heals=True)
         return None
-    for container in (*status.initContainerStatuses, *status.containerStatuses):
-        state = container.state
-        if state.waiting is not None:
-            words = cut(f"{container.name}: {state.waiting.reason}: {state.waiting.message}")
-            if state.waiting.reason in _IMAGE_REASONS:
-                return Failure(Reason.IMAGE_PULL_FAILED, words, node, heals=True)
-            if state.waiting.reason == "CreateContainerConfigError":
-                return Failure(Reason.CONTAINER_CONFIG_ERROR, words, node, heals=True)
-            if state.waiting.reason in _CONTAINER_REASONS:
-                return Failure(Reason.CONTAINER_FAILED, words, node)
-        if state.terminated is not None and state.terminated.exitCode != 0:
-            words = cut(
-                f"{container.name}: exit code {state.terminated.exitCode} "
-                f"{state.terminated.reason} {state.terminated.message}"
-            )
-            return Failure(Reason.CONTAINER_FAILED, words, node)
+    for container in (*pod.status.initContainerStatuses, *pod.status.containerStatuses):
+        failure = _container_failure(container, node)
+        if failure is not None:
+            return failure
     sandbox = pod.condition("PodReadyToStartContainers")
-    if sandbox_event is not None and not (sandbox is not None and sandbox.status == "True"):
-        return Failure(Reason.SANDBOX_CREATE_FAILED, sandbox_failure(sandbox_event), node)
+    made = sandbox is not None and sandbox.status == "True"
+    if sandbox_event is None or made:
+        return None
+    _, prefixed, rest = sandbox_event.partition(_EVENT_PREFIX)
+    said = rest if prefixed else sandbox_event
+    known = match(sandbox_event)
+    if known is None:
+        return Failure(Reason.SANDBOX_CREATE_FAILED, cut(said), node, blames_runtime=True)
+    return _explained(known.cause, said, node)
+
+
+def _explained(cause: Cause, said: str, node: str) -> Failure:
+    cure = f"{cause.cure}; the node said: "
+    return Failure(
+        cause.reason,
+        cure + cut(said, MAX_TEXT - len(cure)),
+        node,
+        heals=cause.heals,
+        blames_runtime=cause.blames_runtime,
+        proves_broken=cause.proves_broken,
+    )
+
+
+def _ended(pod: Pod) -> Failure:
+    status = pod.status
+    all_ended = [
+        c.state.terminated
+        for c in (*status.initContainerStatuses, *status.containerStatuses)
+        if c.state.terminated
+    ]
+    # One that failed says more than one that did its work.
+    ended = min(all_ended, key=lambda state: state.exitCode == 0, default=None)
+    text = status.message or (ended.message if ended else "")
+    exit_code = f"exit code {ended.exitCode}" if ended else ""
+    cause = status.reason or (ended.reason if ended else "") or status.phase
+    said = ", ".join(part for part in (cause, exit_code, text) if part)
+    reason = Reason.EVICTED if status.reason == "Evicted" else Reason.POD_FAILED
+    return Failure(reason, cut(said), pod.spec.nodeName)
+
+
+def _container_failure(container: ContainerStatus, node: str) -> Failure | None:
+    waiting, terminated = container.state.waiting, container.state.terminated
+    if waiting is not None:
+        said = f"{container.name}: {waiting.reason}: {waiting.message}"
+        if waiting.reason in _IMAGE_REASONS:
+            return Failure(Reason.IMAGE_PULL_FAILED, cut(said), node, heals=True)
+        if waiting.reason == "CreateContainerConfigError":
+            return Failure(Reason.CONTAINER_CONFIG_ERROR, cut(said), node, heals=True)
+        if waiting.reason == "CreateContainerError":
+            # The handler can be taken away from under a sandbox. Nothing else that is known of
+            # runtimes shows only here, and much that concerns the image or the template does.
+            known = match(waiting.message)
+            if known is not None and known.cause.reason is Reason.HANDLER_NOT_CONFIGURED:
+                return _explained(known.cause, said, node)
+        if waiting.reason in _CONTAINER_REASONS:
+            return Failure(Reason.CONTAINER_FAILED, cut(said), node)
+    if terminated is not None and terminated.exitCode != 0:
+        said = f"{container.name}: exit code {terminated.exitCode} {terminated.reason} "
+        return Failure(Reason.CONTAINER_FAILED, cut(said + terminated.message), node)
     return None

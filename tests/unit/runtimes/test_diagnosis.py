@@ -1,5 +1,7 @@
 """Why a pod does not start, in the very words of kubelets, container runtimes and schedulers."""
 
+import inspect
+import re
 from typing import Any
 
 import msgspec
@@ -8,39 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxpool.api.core import Pod
-from sandboxpool.pools import status
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.diagnosis import MAX_TEXT, cut, diagnose, sandbox_failure
+from sandboxpool.runtimes import diagnosis
+from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY, Failure, cut, diagnose
+from sandboxpool.runtimes.patterns import TABLE
 from support.builders import pod, pod_body
 
 PREFIX = "Failed to create pod sandbox: "
+FOLDED = "(combined from similar events): "
 RPC = "rpc error: code = Unknown desc = "
-SANDBOX = "d" * 64
-
-# What follows the prefix, as it was seen: containerd 1.6, 1.7 and 2.x, CRI-O, shims, VMMs, runsc.
-TEXTS = [
-    f'{RPC}failed to get sandbox runtime: no runtime for "not-configured" is configured',
-    f'{RPC}unable to get OCI runtime for sandbox "{SANDBOX}": '
-    'no runtime for "not-configured" is configured',
-    f"{RPC}failed to find runtime handler kata from runtime list map[crun:0xc0001 runc:0xc0002]",
-    'RuntimeHandler "runsc" not supported',
-    f'{RPC}failed to start sandbox "{SANDBOX}": failed to create containerd task: failed to start '
-    'shim: failed to resolve runtime path: runtime "io.containerd.runsc.v1" binary not installed '
-    '"containerd-shim-runsc-v1": file does not exist',
-    f"{RPC}failed to create containerd task: failed to start shim: failed to resolve runtime path: "
-    'runtime "io.containerd.runsc.v1" binary not installed "containerd-shim-runsc-v1": '
-    "file does not exist: unknown",
-    f"{RPC}failed to create containerd task: failed to start shim: failed to resolve runtime path: "
-    "invalid custom binary path: stat /opt/kata/bin/containerd-shim-kata-v2: "
-    "no such file or directory",
-    'rpc error: code = Unavailable desc = connection error: desc = "transport: Error while '
-    'dialing: dial unix /run/containerd/containerd.sock: connect: no such file or directory"',
-    "rpc error: code = DeadlineExceeded desc = context deadline exceeded",
-    "failed to create containerd task: failed to create shim: open /dev/vhost-vsock: "
-    "no such device: unknown",
-    'opening device file for platform "kvm": error opening KVM device file (/dev/kvm): '
-    "no such file or directory",
-]
+NO_HANDLER = f'{RPC}failed to get sandbox runtime: no runtime for "runsc" is configured'
+NEW = f"{RPC}failed to create containerd task: something that nobody has seen before"
 
 
 def starting(**given: Any) -> Pod:
@@ -53,25 +33,63 @@ def starting(**given: Any) -> Pod:
     )
 
 
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("before", ["", "(combined from similar events): "])
-def test_a_failed_sandbox_keeps_the_runtimes_own_words(text: str, before: str) -> None:
-    failure = diagnose(starting(), before + PREFIX + text)
+def found(pod: Pod, event: str | None = None) -> Failure:
+    failure = diagnose(pod, event)
     assert failure is not None
-    assert failure.reason is Reason.SANDBOX_CREATE_FAILED
-    assert failure.message == text
+    return failure
+
+
+def flags(failure: Failure) -> tuple[bool, bool, bool]:
+    return failure.blames_runtime, failure.proves_broken, failure.heals
+
+
+@pytest.mark.parametrize("before", ["", PREFIX, FOLDED + PREFIX])
+def test_a_known_text_brings_its_reason_and_its_cure(before: str) -> None:
+    failure = found(starting(), before + NO_HANDLER)
+    assert failure.reason is Reason.HANDLER_NOT_CONFIGURED
     assert failure.node == "node-1"
-    assert not failure.heals
+    assert flags(failure) == (True, True, False)
+    assert failure.message == (
+        "configure the handler in the node's container runtime and restart that; the node said: "
+        + NO_HANDLER
+    )
 
 
-def test_a_text_without_the_prefix_is_kept_whole() -> None:
-    assert sandbox_failure("something new") == "something new"
+@pytest.mark.parametrize("before", ["", PREFIX, FOLDED + PREFIX])
+def test_an_unknown_text_is_kept_raw_and_speaks_against_the_runtime(before: str) -> None:
+    failure = found(starting(), before + NEW)
+    assert failure == Failure(
+        Reason.SANDBOX_CREATE_FAILED, NEW, "node-1", blames_runtime=True, proves_broken=False
+    )
 
 
-def test_runtime_rs_errors_of_several_lines_become_one() -> None:
-    text = 'Others("failed to handler message\n\nCaused by:\n    0: init runtime\n    1: start vm")'
-    assert sandbox_failure(PREFIX + text) == (
-        'Others("failed to handler message Caused by: 0: init runtime 1: start vm")'
+def test_the_flags_of_a_cause_reach_the_failure() -> None:
+    away = 'rpc error: code = Unavailable desc = connection error: desc = "transport: Error"'
+    assert flags(found(starting(), PREFIX + away)) == (False, False, True)
+    network = f'{RPC}failed to setup network for sandbox "1": no runtime for "runsc" is configured'
+    failure = found(starting(), PREFIX + network)
+    assert (failure.reason, flags(failure)) == (Reason.POD_NETWORK_FAILED, (False, False, False))
+
+
+def test_a_class_that_vanished_under_a_pod_heals_when_it_is_back() -> None:
+    failure = found(starting(), PREFIX + 'runtimeclass.node.k8s.io "gvisor" not found')
+    assert failure.reason is Reason.RUNTIME_CLASS_NOT_FOUND
+    assert flags(failure) == (False, False, True)
+
+
+@pytest.mark.parametrize("text", [NEW, NO_HANDLER])
+def test_a_long_text_is_cut_and_its_cure_is_not(text: str) -> None:
+    failure = found(starting(), f"{PREFIX}{text} {'x' * 5000} the end")
+    assert len(failure.message) <= MAX_TEXT
+    assert failure.message.endswith("the end")
+    if text == NO_HANDLER:
+        assert failure.message.startswith("configure the handler")
+
+
+def test_lines_become_one() -> None:
+    text = 'Others("failed to handle it\n\nCaused by:\n    0: init runtime\n    1: start it")'
+    assert found(starting(), PREFIX + text).message == (
+        'Others("failed to handle it Caused by: 0: init runtime 1: start it")'
     )
 
 
@@ -91,12 +109,12 @@ def test_no_event_proves_nothing() -> None:
 
 def test_a_sandbox_that_was_made_after_all_makes_its_event_history() -> None:
     made = pod(ready=False, conditions={"PodReadyToStartContainers": "True"})
-    assert diagnose(made, PREFIX + TEXTS[0]) is None
+    assert diagnose(made, PREFIX + NO_HANDLER) is None
 
 
 def test_a_ready_pod_has_no_failure() -> None:
     made = pod(conditions={"PodReadyToStartContainers": "True"})
-    assert diagnose(made, PREFIX + TEXTS[0]) is None
+    assert diagnose(made, PREFIX + NO_HANDLER) is None
 
 
 def unscheduled(reason: str) -> Pod:
@@ -167,7 +185,7 @@ def ended(code: int, reason: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"reason": "Evicted", "message": "The node was low on memory."}, "Evicted"),
+        ({"reason": "NodeShutdown", "message": "Pod was terminated"}, "NodeShutdown"),
         ({"containerStatuses": [ended(3, "Error")]}, "exit code 3"),
         ({"containerStatuses": [ended(0, "Completed"), ended(3, "Error")]}, "exit code 3"),
         ({"initContainerStatuses": [ended(9, "Error")]}, "exit code 9"),
@@ -181,14 +199,66 @@ def test_a_pod_that_ended_says_what_of(found: dict[str, Any], said: str) -> None
     assert said in failure.message
 
 
+def test_an_evicted_pod_is_said_to_be() -> None:
+    text = "The node was low on resource: memory. "
+    failure = found(pod(ready=False, phase="Failed", reason="Evicted", message=text))
+    assert failure == Failure(
+        Reason.EVICTED, "Evicted, The node was low on resource: memory.", "node-1"
+    )
+
+
+def waiting(reason: str, message: str) -> dict[str, Any]:
+    return {"name": "main", "state": {"waiting": {"reason": reason, "message": message}}}
+
+
+def test_a_handler_taken_away_under_a_sandbox_is_the_runtimes_fault() -> None:
+    """As it was seen with containerd 2.1.9: only the container's state says so."""
+    text = 'failed to get sandbox runtime: no runtime for "gone" is configured'
+    failure = found(
+        pod(
+            ready=False,
+            phase="Pending",
+            conditions={"PodReadyToStartContainers": "True"},
+            containerStatuses=[waiting("CreateContainerError", text)],
+        )
+    )
+    assert failure.reason is Reason.HANDLER_NOT_CONFIGURED
+    assert flags(failure) == (True, True, False)
+    assert failure.message.endswith(f"main: CreateContainerError: {text}")
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        # What an image or a template can bring about blames nobody's runtime.
+        ("RunContainerError", 'exec: "no runtime for \\"x\\" is configured": not found'),
+        ("CrashLoopBackOff", 'no runtime for "x" is configured'),
+        ("CreateContainerError", "error opening KVM device file (/dev/kvm)"),
+    ],
+)
+def test_other_words_of_a_container_do_not_blame_the_runtime(reason: str, message: str) -> None:
+    failure = found(pod(ready=False, containerStatuses=[waiting(reason, message)]))
+    assert (failure.reason, failure.blames_runtime) == (Reason.CONTAINER_FAILED, False)
+
+
+def test_an_applications_last_message_is_never_looked_up() -> None:
+    last = {"exitCode": 1, "reason": "Error", "message": 'no runtime for "x" is configured'}
+    status = [{"name": "main", "state": {"terminated": last}}]
+    for phase, reason in (
+        ("Failed", Reason.POD_FAILED),
+        ("Running", Reason.CONTAINER_FAILED),
+    ):
+        failure = found(pod(ready=False, phase=phase, containerStatuses=status))
+        assert (failure.reason, failure.blames_runtime) == (reason, False)
+
+
 def test_every_reason_of_a_failure_has_its_place_in_the_order_of_severity() -> None:
-    """The status sorts by it, and must not stumble over a reason that it does not know."""
-    known = set(status._SEVERITY)
-    assert {
-        Reason.SANDBOX_CREATE_FAILED,
-        Reason.CONTAINER_FAILED,
-        Reason.POD_FAILED,
-        Reason.CONTAINER_CONFIG_ERROR,
-        Reason.IMAGE_PULL_FAILED,
-        Reason.UNSCHEDULABLE,
-    } <= known
+    """Whoever sorts by it must not stumble over a reason that it does not know."""
+    code = inspect.getsource(diagnosis).split("_IMAGE_REASONS = ", 1)[1]
+    used = {Reason[name] for name in re.findall(r"Reason\.([A-Z_]+)", code)}
+    assert used >= {Reason.SANDBOX_CREATE_FAILED, Reason.EVICTED, Reason.UNSCHEDULABLE}
+    assert len(set(SEVERITY)) == len(SEVERITY)
+    # The last comes from a pool that gives up waiting.
+    assert set(SEVERITY) == (
+        used | {row.cause.reason for row in TABLE} | {Reason.SANDBOX_START_TIMEOUT}
+    )

@@ -47,6 +47,24 @@ def separating_label(serving: Iterable[NodeFacts], others: Iterable[NodeFacts]) 
     return min(candidates, key=_rank, default=None)
 
 
+def cure(label: Label | None) -> str:
+    """What to do about nodes that do not serve the handler, as the end of a sentence.
+
+    Args:
+        label: the label that separates the serving nodes; None if there is none.
+    """
+    if label is None:
+        return (
+            "label the nodes that serve it, and set scheduling.nodeSelector of the RuntimeClass "
+            "to that label"
+        )
+    key, value = label
+    return (
+        f"set scheduling.nodeSelector of the RuntimeClass to {{{key}: {value!r}}}, a label that "
+        "exactly the serving nodes carry"
+    )
+
+
 def _ids(labels: Iterable[Label], node: NodeFacts, others: Iterable[NodeFacts]) -> set[Label]:
     """Those of a node's labels that name this one machine."""
     elsewhere: dict[str, Counter[str]] = {key: Counter() for key, _ in labels}

@@ -1,0 +1,330 @@
+"""What is shown of one RuntimeClass, from everything that is known of it. Pure.
+
+The status is bounded: it counts nodes and gives examples, so that it is as small for five thousand
+nodes as for five.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandboxpool.api.conditions import Finding, conditions
+from sandboxpool.api.times import epoch, timestamp
+from sandboxpool.pools.members import State
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.advice import cure
+from sandboxpool.runtimes.evidence import Isolation, Kind
+from sandboxpool.runtimes.issues import WINDOW_SECONDS, IssueRow
+from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.runtimes.verdict import Verdict
+
+MAX_ISSUES = 16
+MAX_EXAMPLES = 5
+# Node names can have 253 characters each, though few have more than 60.
+MAX_EXAMPLES_TEXT = 300
+MAX_POOLS = 20
+MAX_EVIDENCE_TEXT = 256
+# Nothing that counts as a change of the object's content but its status: it is never edited.
+GENERATION = 1
+
+_MEND_ISOLATION = (
+    "Mend the handler's configuration there, or, if that is what is wanted, set "
+    "spec.isolationProof of its pools to Off"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetInput:
+    """Everything that the status of one RuntimeClass depends on.
+
+    Attributes:
+        runtime: the class; None if it does not exist, which is of interest while pools name it.
+        verdict: how the nodes stand to it, by the constraints of the class alone.
+        issues: what goes wrong with its handler, the worst first.
+        evidence: what was seen of its isolation, by kind of node, the worst first.
+        pools: namespace/name of the pools that name the class.
+        sandboxes: how many sandboxes these pools have in each state.
+        startup: the start-up times of these sandboxes as the API has them; None without samples.
+        proof_wanted: some pool wants proof of isolation.
+        now: seconds since the epoch.
+    """
+
+    class_name: str
+    runtime: Runtime | None
+    verdict: Verdict
+    now: float
+    issues: Sequence[IssueRow] = ()
+    evidence: Sequence[Kind] = ()
+    pools: Sequence[str] = ()
+    sandboxes: Mapping[State, int] = field(default_factory=dict)
+    startup: Mapping[str, Any] | None = None
+    proof_wanted: bool = False
+
+    @property
+    def handler(self) -> str:
+        """What the class resolves to; empty if it does not exist."""
+        return self.runtime.handler if self.runtime is not None else ""
+
+
+def runtime_status(given: FleetInput, former: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the whole status.
+
+    Args:
+        given: what is known.
+        former: the status as it stands on the server, possibly damaged by others. It says since
+            when conditions and issues have stood, and what a class that is missing was.
+    """
+    verdict = given.verdict
+    status: dict[str, Any] = {
+        **_identity(given, former),
+        "nodes": {
+            "eligible": verdict.eligible,
+            "serving": len(verdict.serving),
+            "notServing": len(verdict.not_serving),
+            "unknown": len(verdict.unknown),
+            "quarantined": len(verdict.quarantined),
+            "unproven": len(verdict.unproven),
+        },
+        "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
+        "issues": _issues(given, former),
+        "pools": sorted(given.pools)[:MAX_POOLS],
+        "poolCount": len(given.pools),
+        "sandboxes": {state.value: given.sandboxes.get(state, 0) for state in State},
+        "evidence": [_evidence(kind) for kind in given.evidence],
+        "conditions": conditions(_findings(given), former, GENERATION, given.now),
+    }
+    if given.startup is not None:
+        status["startup"] = dict(given.startup)
+    if verdict.advice is not None:
+        status["advice"] = {"nodeSelector": dict([verdict.advice])}
+    return status
+
+
+def essence(status: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a status that people wait for.
+
+    What is left out changes with every sandbox and every failure: counts of sandboxes, start-up
+    times, the times and texts of what was seen before.
+    """
+    parts = {k: v for k, v in status.items() if k not in ("sandboxes", "startup")}
+    for name, restless in (
+        ("conditions", ("message",)),
+        ("issues", ("lastSeen", "message")),
+        ("evidence", ("lastProbed", "message")),
+    ):
+        parts[name] = [
+            {k: v for k, v in part.items() if k not in restless} for part in listed(status, name)
+        ]
+    return parts
+
+
+def listed(status: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The objects of a list in a status; damage counts as absence."""
+    found = status.get(name)
+    return [part for part in found if isinstance(part, dict)] if isinstance(found, list) else []
+
+
+def _identity(given: FleetInput, former: Mapping[str, Any]) -> dict[str, Any]:
+    """The class's uid and handler; while it is missing, what they were last."""
+    runtime = given.runtime
+    if runtime is None:
+        return {
+            "exists": False,
+            "classUID": str(former.get("classUID", "")),
+            "handler": str(former.get("handler", "")),
+            "overhead": {},
+        }
+    return {
+        "exists": True,
+        "classUID": runtime.uid,
+        "handler": runtime.handler,
+        "overhead": dict(runtime.overhead),
+    }
+
+
+def _issues(given: FleetInput, former: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The issues; one that stood before the operator's own memory began keeps its beginning."""
+    stood = {(i.get("handler"), i.get("reason")): i for i in listed(former, "issues")}
+    issues = []
+    for row in given.issues[:MAX_ISSUES]:
+        before = stood.get((row.handler, str(row.reason)), {})
+        since, until = (epoch(str(before.get(key, ""))) for key in ("firstSeen", "lastSeen"))
+        goes_on = 0 < since < row.first_seen <= until + WINDOW_SECONDS
+        issues.append(
+            {
+                "reason": str(row.reason),
+                "handler": row.handler,
+                "count": row.count,
+                "nodes": _examples(row.nodes),
+                "firstSeen": timestamp(since if goes_on else row.first_seen),
+                "lastSeen": timestamp(row.last_seen),
+                "message": row.message,
+            }
+        )
+    return issues
+
+
+def _evidence(kind: Kind) -> dict[str, Any]:
+    return {
+        "containerRuntime": kind.container_runtime[:MAX_EVIDENCE_TEXT],
+        "kubelet": kind.kubelet[:MAX_EVIDENCE_TEXT],
+        "isolation": kind.isolation.value,
+        "kernel": kind.kernel,
+        "nodes": kind.nodes,
+        "exampleNode": kind.example,
+        "lastProbed": timestamp(kind.at),
+        "message": kind.message[:MAX_EVIDENCE_TEXT],
+    }
+
+
+def _examples(nodes: Sequence[str]) -> list[str]:
+    """The first few names: always one, and no more than fit the bound."""
+    few = list(nodes[:MAX_EXAMPLES])
+    while len(few) > 1 and sum(map(len, few)) > MAX_EXAMPLES_TEXT:
+        few.pop()
+    return few
+
+
+def _named(some: Sequence[str], count: int) -> str:
+    """Names in a sentence, of which there are more than are named."""
+    few = _examples(some)
+    more = f" and {count - len(few)} more" if count > len(few) else ""
+    return ", ".join(few) + more
+
+
+# --- Conditions ----------------------------------------------------------------------------------
+
+
+def _findings(given: FleetInput) -> list[Finding]:
+    working, isolation = _working(given), _isolation_proven(given)
+    return [working, _healthy(given, working, isolation), isolation]
+
+
+def _working(given: FleetInput) -> Finding:
+    """Whether sandboxes can be started somewhere."""
+    verdict, type_ = given.verdict, "Working"
+    if given.runtime is None:
+        pools = _named(sorted(given.pools), len(given.pools))
+        return Finding(
+            type_,
+            False,
+            Reason.RUNTIME_CLASS_NOT_FOUND,
+            f"RuntimeClass {given.class_name!r} does not exist, but pools name it ({pools}): "
+            "create it, or set spec.runtimeClassName of the pools to one that does",
+        )
+    if not verdict.eligible:
+        return Finding(
+            type_,
+            False,
+            Reason.NO_ELIGIBLE_NODE,
+            "no Ready, schedulable node satisfies the scheduling of the RuntimeClass: correct it, "
+            "or add such a node",
+        )
+    if not verdict.serving:
+        return _none_serves(given)
+    if verdict.not_excluded:
+        return Finding(
+            type_,
+            True,
+            Reason.EXCLUSION_CAP_EXCEEDED,
+            f"{_so_far(given)}, and {verdict.not_excluded} more do not than a pod can be told to "
+            f"avoid: {cure(verdict.advice)}",
+        )
+    if verdict.not_serving:
+        return Finding(
+            type_,
+            True,
+            Reason.SOME_NODES_NOT_SERVING,
+            f"{_so_far(given)}; new sandboxes keep away from the others. To let the scheduler do "
+            f"so by itself, {cure(verdict.advice)}",
+        )
+    return Finding(type_, True, Reason.HANDLER_SERVED, _so_far(given))
+
+
+def _so_far(given: FleetInput) -> str:
+    verdict = given.verdict
+    return (
+        f"{len(verdict.serving)} of {verdict.eligible} eligible nodes serve the handler "
+        f"{given.handler!r}"
+    )
+
+
+def _none_serves(given: FleetInput) -> Finding:
+    verdict, type_, handler = given.verdict, "Working", given.handler
+    if verdict.unknown:
+        running = sum(given.sandboxes.get(state, 0) for state in (State.WARM, State.CLAIMED))
+        return Finding(
+            type_,
+            True if running else None,
+            Reason.HANDLERS_UNKNOWN,
+            f"no eligible node reports that it serves {handler!r}, and {len(verdict.unknown)} of "
+            f"{verdict.eligible} report no handlers, which needs Kubernetes 1.31 with containerd "
+            f"2.0 or CRI-O 1.30; {running} sandboxes run",
+        )
+    if verdict.quarantined:
+        return Finding(
+            type_,
+            False,
+            Reason.ALL_NODES_QUARANTINED,
+            f"every eligible node that lists {handler!r} is kept out: {_quarantine(given)}",
+        )
+    if verdict.unproven:
+        return Finding(
+            type_,
+            False,
+            Reason.ISOLATION_NOT_PROVEN,
+            f"on every eligible node that lists {handler!r} a sandbox was seen to share the node's "
+            f"kernel: {_named(verdict.unproven, len(verdict.unproven))}. {_MEND_ISOLATION}",
+        )
+    return Finding(
+        type_,
+        False,
+        Reason.NO_NODE_SERVES,
+        f"none of {verdict.eligible} eligible nodes lists the handler {handler!r}: configure it in "
+        "the nodes' container runtime (and restart that), or add nodes that have it",
+    )
+
+
+def _healthy(given: FleetInput, working: Finding, isolation: Finding) -> Finding:
+    """Whether nothing speaks against the runtime, anywhere."""
+    type_, verdict = "Healthy", given.verdict
+    if working.holds is not True:
+        return Finding(type_, working.holds, working.reason, working.message)
+    if isolation.holds is False:
+        return Finding(type_, False, isolation.reason, isolation.message)
+    if verdict.quarantined:
+        return Finding(type_, False, Reason.NODE_QUARANTINED, _quarantine(given))
+    if given.issues:
+        return Finding(type_, False, given.issues[0].reason, _worst(given.issues[0]))
+    if verdict.not_excluded:
+        return Finding(type_, False, working.reason, working.message)
+    return Finding(type_, True, Reason.OK, "no trouble was seen within the hour")
+
+
+def _quarantine(given: FleetInput) -> str:
+    nodes = given.verdict.quarantined
+    why = f"; {_worst(given.issues[0])}" if given.issues else ""
+    return f"quarantined after failures: {_named(nodes, len(nodes))}{why}"
+
+
+def _worst(row: IssueRow) -> str:
+    return f"{row.reason} on {_named(row.nodes, row.count)}: {row.message}"
+
+
+def _isolation_proven(given: FleetInput) -> Finding:
+    """Whether sandboxes were seen to have kernels of their own, where proof is wanted."""
+    type_ = "IsolationProven"
+    if not given.proof_wanted:
+        return Finding(type_, None, Reason.PROOF_NOT_WANTED, "no pool of the class wants proof")
+    worst = next(iter(given.evidence), None)
+    if worst is None:
+        return Finding(type_, None, Reason.EVIDENCE_PENDING, "no node has been probed yet")
+    nodes = sum(kind.nodes for kind in given.evidence if kind.isolation is worst.isolation)
+    seen = f"on {_named([worst.example], nodes)}: {worst.message}"
+    if worst.isolation is Isolation.NOT_PROVEN:
+        text = f"{seen}. Such sandboxes are not handed out. {_MEND_ISOLATION}"
+        return Finding(type_, False, Reason.ISOLATION_NOT_PROVEN, text)
+    if worst.isolation is Isolation.UNAVAILABLE:
+        text = f"there is no evidence {seen}"
+        return Finding(type_, False, Reason.EVIDENCE_UNAVAILABLE, text)
+    return Finding(type_, True, Reason.ISOLATION_PROVEN, seen)

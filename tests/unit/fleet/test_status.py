@@ -1,0 +1,418 @@
+"""What is shown of a RuntimeClass: total, truthful and bounded."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandboxpool.api.times import timestamp
+from sandboxpool.api.v1alpha1 import SandboxCounts, SandboxRuntimeStatus
+from sandboxpool.fleet.status import FleetInput, essence, runtime_status
+from sandboxpool.pools.members import State
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.evidence import Isolation, Kind
+from sandboxpool.runtimes.issues import IssueRow
+from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.runtimes.verdict import Verdict
+from support.builders import NOW
+
+RUNTIME = Runtime("gvisor", "class-uid", "runsc", overhead=(("memory", "20Mi"),))
+STARTUP = {
+    "stages": {
+        "ready": {"p50Seconds": 0.3, "p95Seconds": 0.5, "p99Seconds": 0.9, "samples": 7},
+    },
+    "windowSeconds": 3600,
+}
+
+
+def fleet(verdict: Verdict | None = None, **changes: Any) -> FleetInput:
+    given: dict[str, Any] = {
+        "class_name": "gvisor",
+        "runtime": RUNTIME,
+        "verdict": verdict or Verdict(serving=("a", "b")),
+        "pools": ("team/pool",),
+        "now": NOW,
+    }
+    return FleetInput(**{**given, **changes})
+
+
+def issue(**changes: Any) -> IssueRow:
+    given: dict[str, Any] = {
+        "reason": Reason.SHIM_MISSING,
+        "handler": "runsc",
+        "count": 1,
+        "nodes": ("c",),
+        "first_seen": NOW - 60,
+        "last_seen": NOW,
+        "message": "binary not installed",
+    }
+    return IssueRow(**{**given, **changes})
+
+
+def kind(isolation: Isolation = Isolation.PROVEN, **changes: Any) -> Kind:
+    given: dict[str, Any] = {
+        "container_runtime": "containerd://2.1.4",
+        "kubelet": "v1.36.2",
+        "isolation": isolation,
+        "kernel": "4.19.0-gvisor",
+        "nodes": 2,
+        "example": "a",
+        "at": NOW - 5,
+        "message": "what was seen",
+    }
+    return Kind(**{**given, **changes})
+
+
+def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
+    found: dict[str, Any]
+    (found,) = [c for c in status["conditions"] if c["type"] == type_]
+    return found
+
+
+def says(given: FleetInput, type_: str) -> tuple[str, str]:
+    found = condition(runtime_status(given, {}), type_)
+    return found["status"], found["reason"]
+
+
+def test_a_runtime_that_is_well() -> None:
+    status = runtime_status(
+        fleet(
+            Verdict(serving=("a", "b"), unknown=("c",)),
+            sandboxes={State.WARM: 3, State.CLAIMED: 1},
+            startup=STARTUP,
+            evidence=[kind()],
+            proof_wanted=True,
+        ),
+        {},
+    )
+    conditions = status.pop("conditions")
+    assert status == {
+        "exists": True,
+        "classUID": "class-uid",
+        "handler": "runsc",
+        "overhead": {"memory": "20Mi"},
+        "nodes": {
+            "eligible": 3,
+            "serving": 2,
+            "notServing": 0,
+            "unknown": 1,
+            "quarantined": 0,
+            "unproven": 0,
+        },
+        "servingOfEligible": "2/3",
+        "issues": [],
+        "pools": ["team/pool"],
+        "poolCount": 1,
+        "sandboxes": {
+            "warm": 3,
+            "starting": 0,
+            "unproven": 0,
+            "stranded": 0,
+            "failed": 0,
+            "claimed": 1,
+            "stopping": 0,
+        },
+        "startup": STARTUP,
+        "evidence": [
+            {
+                "containerRuntime": "containerd://2.1.4",
+                "kubelet": "v1.36.2",
+                "isolation": "Proven",
+                "kernel": "4.19.0-gvisor",
+                "nodes": 2,
+                "exampleNode": "a",
+                "lastProbed": timestamp(NOW - 5),
+                "message": "what was seen",
+            }
+        ],
+    }
+    assert [(c["type"], c["status"], c["reason"]) for c in conditions] == [
+        ("Working", "True", "HandlerServed"),
+        ("Healthy", "True", "AsExpected"),
+        ("IsolationProven", "True", "IsolationProven"),
+    ]
+
+
+def test_every_state_of_a_sandbox_has_a_field() -> None:
+    assert set(SandboxCounts.model_fields) == {state.value for state in State}
+
+
+@pytest.mark.parametrize(
+    ("given", "working", "healthy"),
+    [
+        (
+            fleet(Verdict(), runtime=None),
+            ("False", "RuntimeClassNotFound"),
+            ("False", "RuntimeClassNotFound"),
+        ),
+        (fleet(Verdict()), ("False", "NoEligibleNode"), ("False", "NoEligibleNode")),
+        (
+            fleet(Verdict(not_serving=("a",))),
+            ("False", "NoNodeServes"),
+            ("False", "NoNodeServes"),
+        ),
+        (
+            fleet(Verdict(not_serving=("a",), unknown=("b",))),
+            ("Unknown", "HandlersUnknown"),
+            ("Unknown", "HandlersUnknown"),
+        ),
+        (
+            fleet(Verdict(unknown=("b",)), sandboxes={State.CLAIMED: 1}),
+            ("True", "HandlersUnknown"),
+            ("True", "AsExpected"),
+        ),
+        (
+            fleet(Verdict(quarantined=("a",), unproven=("b",), not_serving=("c",))),
+            ("False", "AllNodesQuarantined"),
+            ("False", "AllNodesQuarantined"),
+        ),
+        (
+            fleet(Verdict(unproven=("b",), not_serving=("c",))),
+            ("False", "IsolationNotProven"),
+            ("False", "IsolationNotProven"),
+        ),
+        (
+            fleet(Verdict(serving=("a",), not_serving=("b",))),
+            ("True", "SomeNodesNotServing"),
+            ("True", "AsExpected"),
+        ),
+        (
+            fleet(Verdict(serving=("a",), not_serving=("b",), not_excluded=7)),
+            ("True", "ExclusionCapExceeded"),
+            ("False", "ExclusionCapExceeded"),
+        ),
+        (
+            fleet(Verdict(serving=("a",), quarantined=("b",)), issues=[issue()]),
+            ("True", "HandlerServed"),
+            ("False", "NodeQuarantined"),
+        ),
+        (
+            fleet(issues=[issue(), issue(reason=Reason.KVM_UNAVAILABLE)]),
+            ("True", "HandlerServed"),
+            ("False", "ShimMissing"),
+        ),
+        (
+            fleet(evidence=[kind(Isolation.NOT_PROVEN)], issues=[issue()], proof_wanted=True),
+            ("True", "HandlerServed"),
+            ("False", "IsolationNotProven"),
+        ),
+        (
+            fleet(evidence=[kind(Isolation.NOT_PROVEN)]),
+            ("True", "HandlerServed"),
+            ("True", "AsExpected"),
+        ),
+    ],
+)
+def test_whether_it_works_and_is_well(
+    given: FleetInput, working: tuple[str, str], healthy: tuple[str, str]
+) -> None:
+    assert says(given, "Working") == working
+    assert says(given, "Healthy") == healthy
+
+
+@pytest.mark.parametrize(
+    ("evidence", "wanted", "expected"),
+    [
+        ([kind(Isolation.NOT_PROVEN)], False, ("Unknown", "ProofNotWanted")),
+        ([], True, ("Unknown", "EvidencePending")),
+        ([kind()], True, ("True", "IsolationProven")),
+        ([kind(Isolation.UNAVAILABLE), kind()], True, ("False", "EvidenceUnavailable")),
+        (
+            [kind(Isolation.NOT_PROVEN), kind(Isolation.UNAVAILABLE), kind()],
+            True,
+            ("False", "IsolationNotProven"),
+        ),
+    ],
+)
+def test_whether_it_isolates(evidence: list[Kind], wanted: bool, expected: tuple[str, str]) -> None:
+    assert says(fleet(evidence=evidence, proof_wanted=wanted), "IsolationProven") == expected
+
+
+def test_messages_name_cause_place_and_cure() -> None:
+    def message(given: FleetInput, type_: str) -> str:
+        return str(condition(runtime_status(given, {}), type_)["message"])
+
+    missing = message(fleet(Verdict(), runtime=None, pools=("b/y", "a/x")), "Working")
+    assert "'gvisor' does not exist, but pools name it (a/x, b/y): create it" in missing
+    unequal = Verdict(serving=("a",), not_serving=("b",), advice=("example.com/gvisor", "yes"))
+    assert "1 of 2 eligible nodes" in message(fleet(unequal), "Working")
+    assert "scheduling.nodeSelector of the RuntimeClass to {example.com/gvisor: 'yes'}" in message(
+        fleet(unequal), "Working"
+    )
+    broken = fleet(Verdict(serving=("a",), quarantined=("c", "d")), issues=[issue(count=4)])
+    assert message(broken, "Healthy") == (
+        "quarantined after failures: c, d; ShimMissing on c and 3 more: binary not installed"
+    )
+    shared = fleet(evidence=[kind(Isolation.NOT_PROVEN), kind()], proof_wanted=True)
+    assert "on a and 1 more: what was seen. Such" in message(shared, "IsolationProven")
+    assert "isolationProof" in message(shared, "IsolationProven")
+
+
+def test_the_advice_is_a_node_selector() -> None:
+    advised = Verdict(serving=("a",), not_serving=("b",), advice=("k", "v"))
+    assert runtime_status(fleet(advised), {})["advice"] == {"nodeSelector": {"k": "v"}}
+    assert "advice" not in runtime_status(fleet(), {})
+
+
+def test_a_class_that_is_missing_is_remembered_as_it_was() -> None:
+    before = runtime_status(fleet(), {})
+    missing = runtime_status(fleet(Verdict(), runtime=None), before)
+    assert (missing["exists"], missing["classUID"], missing["handler"]) == (
+        False,
+        "class-uid",
+        "runsc",
+    )
+    assert missing["overhead"] == {}
+
+
+def test_trouble_keeps_its_beginning_over_a_restart_of_the_operator() -> None:
+    long_ago = runtime_status(fleet(issues=[issue(first_seen=NOW - 5000, last_seen=NOW - 100)]), {})
+    restarted = fleet(issues=[issue(first_seen=NOW - 10)])
+    assert runtime_status(restarted, long_ago)["issues"][0]["firstSeen"] == timestamp(NOW - 5000)
+    other = fleet(issues=[issue(first_seen=NOW - 10, reason=Reason.KVM_UNAVAILABLE)])
+    assert runtime_status(other, long_ago)["issues"][0]["firstSeen"] == timestamp(NOW - 10)
+
+
+def test_trouble_that_comes_back_begins_anew() -> None:
+    over = runtime_status(fleet(issues=[issue(first_seen=NOW - 9000, last_seen=NOW - 8000)]), {})
+    back = runtime_status(fleet(issues=[issue(first_seen=NOW - 10)]), over)
+    assert back["issues"][0]["firstSeen"] == timestamp(NOW - 10)
+
+
+@pytest.mark.parametrize(
+    "former",
+    [
+        {"issues": 3, "conditions": "x", "handler": None, "classUID": 7},
+        {"issues": [None, {}, {"handler": "runsc", "reason": "ShimMissing", "firstSeen": 5}]},
+        {"issues": [{"handler": "runsc", "reason": "ShimMissing", "firstSeen": "soon"}]},
+        {"conditions": [{}, None, {"type": "Working"}]},
+    ],
+)
+def test_a_damaged_status_is_no_obstacle(former: dict[str, Any]) -> None:
+    given = fleet(issues=[issue()])
+    assert runtime_status(given, former) == runtime_status(given, {})
+
+
+def test_times_move_only_with_what_they_are_about() -> None:
+    first = runtime_status(fleet(issues=[issue()]), {})
+    later = fleet(issues=[issue()], now=NOW + 100)
+    assert runtime_status(later, first) == first
+
+
+def test_restless_parts_are_not_of_the_essence() -> None:
+    def of(**changes: Any) -> dict[str, Any]:
+        given: dict[str, Any] = {"issues": [issue()], "evidence": [kind()], "proof_wanted": True}
+        return essence(runtime_status(fleet(**{**given, **changes}), {}))
+
+    quiet = of()
+    assert of(startup=STARTUP) == quiet
+    assert of(sandboxes={State.WARM: 1}) == quiet
+    assert of(issues=[issue(last_seen=NOW + 1, message="another id")]) == quiet
+    assert of(evidence=[kind(at=NOW + 1)]) == quiet
+    assert of(issues=[issue(count=2)]) != quiet
+    assert of(issues=[]) != quiet
+    assert of(evidence=[kind(Isolation.NOT_PROVEN)]) != quiet
+    assert of(verdict=Verdict(serving=("a",), quarantined=("b",))) != quiet
+    assert of(pools=()) != quiet
+
+
+def long(prefix: str, i: int) -> str:
+    return f"{prefix}-{i:04}-".ljust(253, "x")
+
+
+def test_it_is_as_small_for_five_thousand_nodes_as_for_five() -> None:
+    names = [long("node", i) for i in range(5000)]
+    reasons = list(Reason)[:30]
+    given = fleet(
+        Verdict(
+            serving=tuple(names[:1000]),
+            not_serving=tuple(names[1000:2000]),
+            unknown=tuple(names[2000:3000]),
+            quarantined=tuple(names[3000:4000]),
+            unproven=tuple(names[4000:]),
+            not_excluded=500,
+            advice=("d" * 253 + "/" + "n" * 63, "v" * 63),
+        ),
+        pools=[f"{'n' * 59}{i:04}/{'p' * 63}" for i in range(500)],
+        issues=[
+            issue(reason=reason, count=5000, nodes=tuple(names[:5]), message="m" * 512)
+            for reason in reasons
+        ],
+        evidence=[
+            kind(
+                isolation=Isolation.NOT_PROVEN,
+                container_runtime="c" * 300,
+                kubelet="k" * 64,
+                kernel="l" * 120,
+                example=names[i],
+                message="m" * 512,
+            )
+            for i in range(8)
+        ],
+        startup={"stages": dict.fromkeys(("scheduled", "sandbox", "started", "ready"), STARTUP)},
+        proof_wanted=True,
+    )
+    status = runtime_status(given, {})
+    assert len(msgspec.json.encode(status)) < 32 * 1024
+    assert status["poolCount"] == 500
+    assert len(status["pools"]) == 20
+    assert len(status["issues"]) == 16
+    assert all(len(row["nodes"]) == 1 for row in status["issues"])
+    assert status["nodes"]["eligible"] == 5000
+
+
+def test_names_of_ordinary_length_are_all_given() -> None:
+    nodes = tuple(f"ip-10-0-0-{i}.eu-central-1.compute.internal" for i in range(5))
+    status = runtime_status(fleet(issues=[issue(count=9, nodes=nodes)]), {})
+    assert status["issues"][0]["nodes"] == list(nodes)
+
+
+_NAMES = st.lists(st.text("abc", min_size=1, max_size=3), max_size=4).map(tuple)
+_VERDICTS = st.builds(
+    Verdict,
+    serving=_NAMES,
+    not_serving=_NAMES,
+    unknown=_NAMES,
+    quarantined=_NAMES,
+    unproven=_NAMES,
+    not_excluded=st.integers(0, 3),
+    advice=st.none() | st.just(("key", "value")),
+)
+_ISSUES = st.lists(
+    st.builds(
+        issue,
+        reason=st.sampled_from(Reason),
+        count=st.integers(1, 9000),
+        nodes=_NAMES.filter(bool),
+        first_seen=st.floats(0, NOW),
+        message=st.text(max_size=512),
+    ),
+    max_size=20,
+    unique_by=lambda row: row.reason,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(
+        fleet,
+        _VERDICTS,
+        runtime=st.none() | st.just(RUNTIME),
+        issues=_ISSUES,
+        evidence=st.lists(st.builds(kind, st.sampled_from(Isolation)), max_size=8),
+        pools=_NAMES,
+        sandboxes=st.dictionaries(st.sampled_from(State), st.integers(0, 9)),
+        startup=st.none() | st.just(STARTUP),
+        proof_wanted=st.booleans(),
+    )
+)
+def test_it_always_fits_the_api_and_stands_still(given: FleetInput) -> None:
+    status = runtime_status(given, {})
+    assert SandboxRuntimeStatus.model_validate(status).to_wire() == status
+    assert runtime_status(given, status) == status
+    nodes = dict(status["nodes"])
+    assert nodes.pop("eligible") == sum(nodes.values())
+    working, healthy = (condition(status, type_)["status"] for type_ in ("Working", "Healthy"))
+    assert working == "True" or healthy == working

@@ -1,13 +1,13 @@
 """The composition root: builds the parts, connects them, runs them, stops them.
 
-Nothing else knows all the parts. The wiring of changes to work is here, and only here: which
-change of which object puts which key into which queue.
+Nothing else knows all the parts. What a change of an object sets in motion is in ``reactions``.
 """
 
 import asyncio
 import logging
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +22,11 @@ from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.fleet.gather import FleetGatherer
+from sandboxpool.fleet.health import Health
+from sandboxpool.fleet.prober import Prober
+from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
+from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.credentials import connection_info
 from sandboxpool.kube.errors import KubeError
@@ -29,25 +34,23 @@ from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import ClusterCollector, Metrics
-from sandboxpool.pools.members import claim_uid_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
+from sandboxpool.reactions import Queues, Reactions
 from sandboxpool.runtimes.diagnosis import FAILED_CREATE_SANDBOX
+from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.probe import LABEL_PROBE, ProbeImage
 from sandboxpool.runtimes.store import RuntimeStore
 from sandboxpool.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[str, str]
-
-# Changes that come in bursts are gathered for a moment before a pool is looked at.
-POD_BURST_SECONDS = 0.05
-NODE_BURST_SECONDS = 0.1
 LIST_SECONDS = 60.0
 SWEEP_SECONDS = 60.0
 LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
+FLUSH_SECONDS = 3.0
 
 POOLS_PATH = resource_path(names.API_VERSION, names.POOLS)
 CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
@@ -64,18 +67,26 @@ class Operator:
         )
         self._cluster = Cluster()
         self._allocator = Allocator()
-        self._pool_queue: WorkQueue[Key] = WorkQueue("pools", self._metrics.queue("pools"))
-        self._claim_queue: WorkQueue[Key] = WorkQueue("claims", self._metrics.queue("claims"))
-        self._pools = PoolStore(self._on_pool)
-        self._classes = RuntimeStore(self._cluster.classes, self._on_class)
+        self._queues = Queues(
+            pools=WorkQueue("pools", self._metrics.queue("pools")),
+            claims=WorkQueue("claims", self._metrics.queue("claims")),
+            runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes")),
+        )
+        # What the parts call when something has changed; each call comes long after this line.
+        self._pools = PoolStore(lambda old, new: self._reactions.pool(old, new))
+        self._classes = RuntimeStore(
+            self._cluster.classes, lambda name: self._reactions.runtime_class(name)
+        )
         self._offers = Offers(
             self._cluster,
             self._pools,
             self._allocator,
             is_leaving=lambda pool, pod: self._pool_reconciler.is_leaving(pool, pod),
-            on_granted=self._on_granted,
+            on_granted=lambda claim: self._reactions.granted(claim),
         )
         self._events = EventRecorder(self._client, "sandboxpool", socket.gethostname())
+        self._issues = IssueBook()
+        self._records = NodeRecords(self._client, settings.namespace, time.monotonic)
         self._pool_reconciler = PoolReconciler(
             client=self._client,
             cluster=self._cluster,
@@ -85,22 +96,14 @@ class Operator:
             events=self._events,
             observer=self._metrics,
             on_startup_sample=self._on_startup_sample,
+            on_start_timeout=lambda pod: self._health.observe_timeout(pod),
+            probe_image=settings.probe_image,
             wall=time.time,
             clock=time.monotonic,
         )
-        self._pods = self._informer(
-            "v1", "pods", Pod, self._on_pod, label_selector=names.LABEL_POOL_UID
+        self._claims = self._informer(
+            names.API_VERSION, names.CLAIMS, Claim, lambda o, n: self._reactions.claim(o, n)
         )
-        self._nodes = self._informer("v1", "nodes", Node, self._on_node)
-        self._sandbox_events = self._informer(
-            "v1",
-            "events",
-            Event,
-            self._on_event,
-            field_selector=f"reason={FAILED_CREATE_SANDBOX},involvedObject.kind=Pod",
-        )
-        self._claims = self._informer(names.API_VERSION, names.CLAIMS, Claim, self._on_claim)
-        self._claim_names: dict[str, Key] = {}
         self._claim_reconciler = ClaimReconciler(
             client=self._client,
             get=self._claims.get,
@@ -114,6 +117,88 @@ class Operator:
             wall=time.time,
             clock=time.monotonic,
         )
+        self._prober = Prober(
+            client=self._client,
+            namespace=settings.namespace,
+            image=ProbeImage(
+                settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets
+            ),
+            wishes=lambda: self._health.wishes(),
+            nodes=self._cluster.nodes.get,
+            classes=self._cluster.classes.get,
+            sandbox_event=self._cluster.events.message,
+            on_result=lambda *result: self._health.observe_probe(*result),
+            wall=time.time,
+            seed=lambda: uuid.uuid4().hex,
+        )
+        self._reactions = Reactions(
+            cluster=self._cluster,
+            pools=self._pools,
+            allocator=self._allocator,
+            offers=self._offers,
+            pool_reconciler=self._pool_reconciler,
+            claim_reconciler=self._claim_reconciler,
+            claims=self._claims,
+            health=lambda: self._health,
+            prober=self._prober,
+            events=self._events,
+            metrics=self._metrics,
+            queues=self._queues,
+        )
+        self._health = Health(
+            cluster=self._cluster,
+            issues=self._issues,
+            records=self._records,
+            listener=self._reactions,
+            pools=self._pools,
+            wall=time.time,
+        )
+        self._fleet = FleetGatherer(
+            cluster=self._cluster,
+            pools=self._pools,
+            issues=self._issues,
+            wall=time.time,
+            clock=time.monotonic,
+        )
+        self._runtime_reconciler = RuntimeReconciler(
+            client=self._client,
+            gather=self._fleet.gather,
+            events=self._events,
+            clock=time.monotonic,
+        )
+        self._pods = self._informer(
+            "v1", "pods", Pod, self._reactions.pod, label_selector=names.LABEL_POOL_UID
+        )
+        self._probes = self._informer(
+            "v1",
+            "pods",
+            Pod,
+            self._prober.observe,
+            namespace=settings.namespace,
+            label_selector=LABEL_PROBE,
+        )
+        self._nodes = self._informer("v1", "nodes", Node, self._reactions.node)
+        self._sandbox_events = self._informer(
+            "v1",
+            "events",
+            Event,
+            self._reactions.sandbox_event,
+            field_selector=f"reason={FAILED_CREATE_SANDBOX},involvedObject.kind=Pod",
+        )
+        self._runtimes = self._informer(
+            names.API_VERSION,
+            names.RUNTIMES,
+            StoredRuntime,
+            self._on_runtime,
+        )
+        self._informers = (
+            self._pods,
+            self._probes,
+            self._nodes,
+            self._sandbox_events,
+            self._claims,
+            self._runtimes,
+        )
         self._listed = asyncio.Event()
         self._metrics.registry.register(
             ClusterCollector(self._cluster, self._pools, self._allocator, self._offers, time.time)
@@ -125,118 +210,39 @@ class Operator:
         resource: str,
         type_: type[Any],
         on_change: Callable[[Any, Any], None],
+        namespace: str | None = None,
         **selectors: str,
     ) -> Informer[Any]:
         return Informer(
             self._client,
-            resource_path(api_version, resource),
+            resource_path(api_version, resource, namespace),
             type_,
             on_change,
             on_restart=lambda cause: self._metrics.watch_restarted(resource, cause),
             **selectors,
         )
 
-    # --- What a change of an object sets in motion -----------------------------------------------
-
-    def _on_pod(self, old: Pod | None, new: Pod | None) -> None:
-        self._cluster.pods.put(old, new)
-        pod = new or old
-        assert pod is not None, "a change has a before or an after"
-        was, is_now = (pool_uid_of(state) if state is not None else None for state in (old, new))
-        for pool_uid in {was, is_now} - {None}:
-            assert pool_uid is not None
-            self._pool_reconciler.observe_pod(pool_uid, old, new if pool_uid == is_now else None)
-            pool = self._pools.by_uid(pool_uid)
-            if pool is not None:
-                self._pool_queue.add_after(pool.key, POD_BURST_SECONDS)
-        if new is None:
-            self._allocator.release(pod.metadata.uid)
-            self._cluster.events.forget(pod.metadata.uid)
-        else:
-            if was is not None and is_now is None:
-                logger.warning(
-                    "pod %s/%s has left its pool: somebody else has changed its owner",
-                    pod.metadata.namespace,
-                    pod.metadata.name,
-                )
-            self._offers.refresh([new])
-        for state in (old, new):
-            claim_uid = claim_uid_of(state) if state is not None else None
-            key = self._claim_names.get(claim_uid) if claim_uid is not None else None
-            if key is not None:
-                self._claim_queue.add(key)
-
-    def _on_node(self, old: Node | None, new: Node | None) -> None:
-        if not self._cluster.nodes.put(old, new):
-            return
-        node = new or old
-        assert node is not None, "a change has a before or an after"
-        self._offers.refresh(self._cluster.pods.on_node(node.metadata.name))
-        for pool in self._pools:
-            self._pool_queue.add_after(pool.key, NODE_BURST_SECONDS)
-
-    def _on_event(self, old: Event | None, new: Event | None) -> None:
-        del old
-        if new is None or not self._cluster.events.put(new):
-            return
-        pod = self._cluster.pods.get(new.involvedObject.uid)
-        pool = self._pools.by_uid(pool_uid_of(pod) or "") if pod is not None else None
-        if pool is not None:
-            self._pool_queue.add(pool.key)
-
-    def _on_claim(self, old: Claim | None, new: Claim | None) -> None:
-        self._claim_reconciler.seen(old, new)
-        if new is not None:
-            self._claim_names[new.uid] = new.key
-            self._claim_queue.add(new.key)
-        elif old is not None:
-            self._claim_names.pop(old.uid, None)
-
-    def _on_pool(self, old: Pool | None, new: Pool | None) -> None:
-        gone = old is not None and (new is None or new.deleting or new.uid != old.uid)
-        if old is not None and gone:
-            self._allocator.forget_pool(old.uid)
-            if new is None or new.uid != old.uid:
-                self._pool_reconciler.forget(old.uid)
-                self._metrics.forget_pool(old)
-        # A change of the status alone, which is mostly our own, offers nothing new to anybody.
-        changed = gone or old is None or new is None or old.generation != new.generation
-        if new is not None:
-            if changed:
-                self._offers.refresh_pool(new)
-            self._pool_queue.add(new.key)
-        if changed:
-            key = (new or old).key  # type: ignore[union-attr]
-            for claim in self._claims:
-                if not claim.finished and (claim.metadata.namespace, claim.spec.poolName) == key:
-                    self._claim_queue.add(claim.key)
-
-    def _on_class(self, name: str) -> None:
-        for pool in self._pools:
-            if pool.spec is not None and pool.spec.runtime_class_name == name:
-                self._offers.refresh_pool(pool)
-                self._pool_queue.add(pool.key)
-
-    def _on_granted(self, claim_uid: str) -> None:
-        key = self._claim_names.get(claim_uid)
-        if key is not None:
-            self._claim_queue.add(key)
-        else:
-            self._allocator.abandon(claim_uid)
-
     def _on_startup_sample(self, pool: Pool, stage: str, seconds: float) -> None:
-        resolution = self._offers.resolution(pool)
-        handler = resolution.runtime.handler if resolution and resolution.runtime else ""
-        self._metrics.startup(pool, handler, stage, seconds)
+        resolution = self._cluster.resolution(pool)
+        if resolution is not None and resolution.runtime is not None:
+            runtime = resolution.runtime
+            self._metrics.startup(pool, runtime.handler, stage, seconds)
+            self._fleet.measured(runtime.class_name, stage, seconds)
+
+    def _on_runtime(self, old: StoredRuntime | None, new: StoredRuntime | None) -> None:
+        if self._runtime_reconciler.observe(old, new):
+            self._queues.runtimes.add((new or old).metadata.name)  # type: ignore[union-attr]
 
     # --- Running ---------------------------------------------------------------------------------
 
     def _not_synced(self) -> list[str]:
         synced = {
             "pods": self._pods.synced,
+            "probe pods": self._probes.synced,
             "nodes": self._nodes.synced,
             "events": self._sandbox_events.synced,
             "sandboxclaims": self._claims.synced,
+            "sandboxruntimes": self._runtimes.synced,
             "sandboxpools, runtimeclasses": self._listed,
         }
         return [name for name, event in synced.items() if not event.is_set()]
@@ -250,8 +256,9 @@ class Operator:
                     store.replace(listed["items"], listed["metadata"]["resourceVersion"])
                 self._listed.set()
                 wait = LIST_SECONDS
-            except KubeError as error:
-                logger.warning("%s", error)
+            except (KubeError, msgspec.DecodeError, LookupError, TypeError) as error:
+                # Also where something between us and the API server answers in its place.
+                logger.warning("list of pools and classes: %r", error)
                 wait = LIST_SECONDS if self._listed.is_set() else 1.0
             await asyncio.sleep(wait)
 
@@ -274,8 +281,19 @@ class Operator:
             window = [*window[1 - LAG_WINDOW :], loop.time() - began - LAG_PROBE_SECONDS]
             self._metrics.loop_lag.set(max(window))
 
+    async def _load_records(self) -> None:
+        """Know what the last process knew before anything is judged."""
+        while True:
+            try:
+                await self._health.load()
+            except (KubeError, msgspec.DecodeError) as error:
+                logger.warning("records of the nodes: %s", error)
+                await asyncio.sleep(1.0)
+            else:
+                return
+
     async def _all_synced(self) -> None:
-        for cache in (self._pods, self._nodes, self._sandbox_events, self._claims):
+        for cache in self._informers:
             await cache.synced.wait()
         await self._listed.wait()
 
@@ -293,16 +311,21 @@ class Operator:
             len(self._pods),
             len(self._nodes),
         )
+        self._health.forget_missing()
+        queues = self._queues
         async with asyncio.TaskGroup() as parts:
             workers = [
                 *(
-                    parts.create_task(self._claim_queue.work(self._claim_reconciler.reconcile))
+                    parts.create_task(queues.claims.work(self._claim_reconciler.reconcile))
                     for _ in range(self._settings.claim_workers)
                 ),
                 *(
-                    parts.create_task(self._pool_queue.work(self._pool_reconciler.reconcile))
+                    parts.create_task(queues.pools.work(self._pool_reconciler.reconcile))
                     for _ in range(self._settings.pool_workers)
                 ),
+                parts.create_task(queues.runtimes.work(self._runtime_reconciler.reconcile)),
+                parts.create_task(self._prober.run()),
+                parts.create_task(self._records.run()),
                 parts.create_task(self._sweep()),
             ]
             await parts.create_task(self._kopf())
@@ -316,24 +339,23 @@ class Operator:
         )
         try:
             async with self._client, asyncio.TaskGroup() as parts:
+                await self._load_records()
                 feeding = [
                     parts.create_task(part)
                     for part in (
-                        self._pods.run(),
-                        self._nodes.run(),
-                        self._sandbox_events.run(),
-                        self._claims.run(),
+                        *(informer.run() for informer in self._informers),
                         self._list_what_kopf_watches(),
                         self._events.run(),
                         self._measure_lag(),
                     )
                 ]
                 await parts.create_task(self._work())
+                await self._records.flush(FLUSH_SECONDS)
                 for task in feeding:
                     task.cancel()
         finally:
-            self._claim_queue.close()
-            self._pool_queue.close()
+            for queue in (self._queues.claims, self._queues.pools, self._queues.runtimes):
+                queue.close()
             await server.cleanup()
 
     async def _kopf(self) -> None:

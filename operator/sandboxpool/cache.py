@@ -4,16 +4,27 @@ Fed by the informers, read by the reconcilers; it writes nothing and decides not
 is kept up to date by the change itself, so no reader ever scans what is not its own.
 """
 
+import random
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
+from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.members import claim_uid_of, pool_uid_of
+from sandboxpool.pools.pool import Pool
+from sandboxpool.runtimes.breaker import Breakers
+from sandboxpool.runtimes.evidence import Evidence, EvidenceBook, Isolation, judge_sandbox
+from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
-from sandboxpool.runtimes.placement import Placement
-from sandboxpool.runtimes.resolve import Runtime
-from sandboxpool.runtimes.verdict import Verdict, judge
+from sandboxpool.runtimes.placement import Placement, placement_of
+from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
+from sandboxpool.runtimes.verdict import Standing, Verdict, judge, stand
 
 MAX_SANDBOX_EVENTS = 5000
+VIEW_REVIEW_CHANGES = 1000
 
 
 class PodIndex:
@@ -72,12 +83,34 @@ class PodIndex:
         return list(self._by_claim)
 
 
-class NodeIndex:
-    """The facts of all nodes, and verdicts over them, computed once for each change."""
+class _View:
+    """One handler and placement over all nodes, kept up to date node by node."""
 
-    def __init__(self) -> None:
+    def __init__(self, handler: str, placement: Placement, *, proof_wanted: bool) -> None:
+        self.handler = handler
+        self.placement = placement
+        self.proof_wanted = proof_wanted
+        self.standings: dict[str, Standing] = {}
+        self.verdict: Verdict | None = None
+        self.read = True
+
+
+class NodeIndex:
+    """The facts of all nodes, and verdicts over them.
+
+    A change of one node costs one look at it for each view, however large the fleet is; the
+    verdict is summed up when it is next read.
+    """
+
+    def __init__(self, breakers: Breakers, evidence: EvidenceBook) -> None:
+        self._breakers = breakers
+        self._evidence = evidence
         self._facts: dict[str, NodeFacts] = {}
-        self._verdicts: dict[tuple[str, Placement], Verdict] = {}
+        self._views: dict[tuple[str, Placement, bool], _View] = {}
+        self._changes = 0
+
+    def __iter__(self) -> Iterator[NodeFacts]:
+        return iter(self._facts.values())
 
     def get(self, name: str) -> NodeFacts | None:
         """The node's facts; None if there is no such node."""
@@ -94,40 +127,90 @@ class NodeIndex:
             del self._facts[name]
         else:
             self._facts[name] = after
-        self._verdicts.clear()
+        self.reconsider(name)
+        self._changes += 1
+        if self._changes % VIEW_REVIEW_CHANGES == 0:
+            # Views that nobody has read for so long are of pools that are gone.
+            self._views = {key: view for key, view in self._views.items() if view.read}
+            for view in self._views.values():
+                view.read = False
         return True
 
-    def verdict(self, handler: str, placement: Placement) -> Verdict:
+    def reconsider(self, name: str) -> None:
+        """A node has changed, or what is known of its runtimes."""
+        for view in self._views.values():
+            self._stand(view, name)
+
+    def _stand(self, view: _View, name: str) -> None:
+        node = self._facts.get(name)
+        standing = None
+        if node is not None:
+            seen = self._evidence.current(node, view.handler) if view.proof_wanted else None
+            standing = stand(
+                node,
+                view.handler,
+                view.placement,
+                quarantined=self._breakers.is_open(name, view.handler),
+                unproven=seen is not None and seen.isolation is Isolation.NOT_PROVEN,
+            )
+        if view.standings.get(name) != standing:
+            view.verdict = None
+            if standing is None:
+                del view.standings[name]
+            else:
+                view.standings[name] = standing
+
+    def verdict(self, handler: str, placement: Placement, *, proof_wanted: bool) -> Verdict:
         """Judge a handler over all nodes; pools of one class and placement share the answer."""
-        key = handler, placement
-        if key not in self._verdicts:
-            self._verdicts[key] = judge(handler, placement, self._facts.values())
-        return self._verdicts[key]
+        key = handler, placement, proof_wanted
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = _View(handler, placement, proof_wanted=proof_wanted)
+            for name in self._facts:
+                self._stand(view, name)
+        view.read = True
+        if view.verdict is None:
+            view.verdict = judge(view.standings.values())
+        return view.verdict
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxEvent:
+    """What the kubelet said when it could not make a sandbox, and when (epoch seconds)."""
+
+    message: str
+    at: float
 
 
 class SandboxEvents:
-    """The last FailedCreatePodSandBox message of each pod, bounded."""
+    """The last FailedCreatePodSandBox event of each pod, bounded."""
 
     def __init__(self) -> None:
-        self._messages: OrderedDict[str, str] = OrderedDict()
+        self._events: OrderedDict[str, SandboxEvent] = OrderedDict()
 
     def put(self, event: Event) -> bool:
-        """Take in an event; return whether it says anything new about its pod."""
+        """Take in an event; return whether it is the first about its pod."""
         uid = event.involvedObject.uid
-        first = uid not in self._messages
-        self._messages[uid] = event.message
-        self._messages.move_to_end(uid)
-        if len(self._messages) > MAX_SANDBOX_EVENTS:
-            self._messages.popitem(last=False)
+        first = uid not in self._events
+        at = epoch(event.lastTimestamp or event.metadata.creationTimestamp)
+        self._events[uid] = SandboxEvent(event.message, at)
+        self._events.move_to_end(uid)
+        if len(self._events) > MAX_SANDBOX_EVENTS:
+            self._events.popitem(last=False)
         return first
 
-    def get(self, pod_uid: str) -> str | None:
-        """The last message about a pod."""
-        return self._messages.get(pod_uid)
+    def get(self, pod_uid: str) -> SandboxEvent | None:
+        """The last event about a pod."""
+        return self._events.get(pod_uid)
+
+    def message(self, pod_uid: str) -> str | None:
+        """What the last event about a pod says."""
+        event = self._events.get(pod_uid)
+        return event.message if event is not None else None
 
     def forget(self, pod_uid: str) -> None:
         """The pod is gone."""
-        self._messages.pop(pod_uid, None)
+        self._events.pop(pod_uid, None)
 
 
 class Cluster:
@@ -135,10 +218,49 @@ class Cluster:
 
     def __init__(self) -> None:
         self.pods = PodIndex()
-        self.nodes = NodeIndex()
+        self.breakers = Breakers(random.random)
+        self.evidence = EvidenceBook()
+        self.nodes = NodeIndex(self.breakers, self.evidence)
         self.events = SandboxEvents()
         self.classes: dict[str, Runtime] = {}
 
-    def node_of(self, pod: Pod) -> NodeFacts | None:
-        """The facts of a pod's node."""
-        return self.nodes.get(pod.spec.nodeName) if pod.spec.nodeName else None
+    def resolution(self, pool: Pool) -> Resolution | None:
+        """What the pool's class stands for now; None for a pool that does not fit the API."""
+        if pool.spec is None:
+            return None
+        return resolve(pool.spec.runtime_class_name, pool.spec.expected_handler, self.classes)
+
+    def verdict(self, pool: Pool, runtime: Runtime) -> Verdict:
+        """How the fleet stands to a pool.
+
+        Raises:
+            PlacementError: its template is malformed.
+        """
+        placement = placement_of(pool.template.get("spec") or {}, runtime)
+        proof_wanted = pool.proof is not IsolationProof.OFF
+        return self.nodes.verdict(runtime.handler, placement, proof_wanted=proof_wanted)
+
+    def ground(self, pod: Pod, proof: IsolationProof) -> Ground:
+        """What a pod stands on, with as much proof as its pool wants."""
+        handler = pod.metadata.annotations.get(names.ANNOTATION_HANDLER, "")
+        node = self.nodes.get(pod.spec.nodeName) if pod.spec.nodeName else None
+        found = self._evidence_for(pod, node, handler, proof) if node is not None else None
+        return Ground(
+            node=node,
+            handler=handler,
+            quarantined=node is not None and self.breakers.is_open(node.name, handler),
+            isolation=found.isolation if found is not None else None,
+            proof_wanted=proof is not IsolationProof.OFF,
+            evidence=found.message if found is not None else "",
+        )
+
+    def _evidence_for(
+        self, pod: Pod, node: NodeFacts, handler: str, proof: IsolationProof
+    ) -> Evidence | None:
+        if proof is IsolationProof.OFF:
+            return None
+        of_node = self.evidence.current(node, handler)
+        refuted = of_node is not None and of_node.isolation is Isolation.NOT_PROVEN
+        if proof is IsolationProof.PER_SANDBOX and not refuted:
+            return judge_sandbox(pod, node, now=0.0)
+        return of_node

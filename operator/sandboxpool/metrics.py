@@ -19,6 +19,7 @@ from sandboxpool.pools.members import State, member_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.status import former_runtime
 from sandboxpool.pools.store import PoolStore
+from sandboxpool.runtimes.verdict import Answer
 
 CLAIM_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 STARTUP_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300)
@@ -54,6 +55,18 @@ class Metrics:
             "sandboxpool_failures",
             "Sandboxes that did not start, or could not be created, by reason.",
             ("namespace", "pool", "runtime_class", "reason"),
+            registry=self.registry,
+        )
+        self._breakers = Counter(
+            "sandboxpool_breaker_transitions",
+            "Nodes that were quarantined for a handler, or released.",
+            ("handler", "to"),
+            registry=self.registry,
+        )
+        self._probes = Counter(
+            "sandboxpool_probes",
+            "Probe pods by what they showed of a handler's isolation.",
+            ("handler", "outcome"),
             registry=self.registry,
         )
         self._requests = Counter(
@@ -133,6 +146,14 @@ class Metrics:
         """A sandbox reached a stage of its start."""
         name = pool.spec.runtime_class_name if pool.spec else ""
         self._startup_seconds.labels(name, handler, stage).observe(seconds)
+
+    def breaker(self, handler: str, to: str) -> None:
+        """A node was quarantined for a handler (``open``), or released (``closed``)."""
+        self._breakers.labels(handler, to).inc()
+
+    def probed(self, handler: str, outcome: str) -> None:
+        """A probe has ended."""
+        self._probes.labels(handler, outcome).inc()
 
     def queue(self, name: str) -> "QueueMetrics":
         """The observer of one work queue."""
@@ -226,7 +247,7 @@ class ClusterCollector(Collector):
         )
         nodes = GaugeMetricFamily(
             "sandboxpool_runtime_nodes",
-            "Eligible nodes of a pool, by what they say of its handler.",
+            "Eligible nodes of a pool, by what they say of its handler, and what is known better.",
             labels=("namespace", "pool", "runtime_class", "handler", "answer"),
         )
         ready = GaugeMetricFamily(
@@ -235,7 +256,7 @@ class ClusterCollector(Collector):
             labels=("namespace", "pool", "condition", "reason"),
         )
         for pool in self._pools:
-            resolution = self._offers.resolution(pool)
+            resolution = self._cluster.resolution(pool)
             if resolution is None or pool.spec is None:
                 continue
             handler = resolution.runtime.handler if resolution.runtime else ""
@@ -247,8 +268,8 @@ class ClusterCollector(Collector):
             target.add_metric(at, float(pool.status.get("target", 0)))
             waiting.add_metric(at, self._allocator.waiting(pool.uid))
             counts = former_runtime(pool).get("nodes", {})
-            for answer in ("serving", "notServing", "unknown"):
-                nodes.add_metric([*of, answer], float(counts.get(answer, 0)))
+            for answer in Answer:
+                nodes.add_metric([*of, answer.value], float(counts.get(answer.value, 0)))
             lag.add_metric(at, self._lag(pool))
             for condition in pool.conditions:
                 status, type_, reason = (
@@ -257,7 +278,15 @@ class ClusterCollector(Collector):
                 ready.add_metric(
                     [*at, type_, reason], {"True": 1.0, "False": 0.0}.get(status, -1.0)
                 )
-        yield from (pods, target, lag, waiting, nodes, ready)
+        quarantined = GaugeMetricFamily(
+            "sandboxpool_quarantined_nodes",
+            "Nodes that are kept out of a handler's use since sandboxes failed there.",
+            labels=("handler",),
+        )
+        open_by_handler = Tally(handler for (_, handler), _ in self._cluster.breakers.open())
+        for handler in {r.handler for r in self._cluster.classes.values()} | set(open_by_handler):
+            quarantined.add_metric([handler], open_by_handler[handler])
+        yield from (pods, target, lag, waiting, nodes, ready, quarantined)
 
     def _lag(self, pool: Pool) -> float:
         for condition in pool.conditions:
@@ -269,7 +298,7 @@ class ClusterCollector(Collector):
         return Tally(
             member_of(
                 pod,
-                node=self._cluster.node_of(pod),
+                ground=self._cluster.ground(pod, pool.proof),
                 sandbox_event=None,
                 deleting=False,
                 claimed=self._allocator.is_held(pod.metadata.uid),

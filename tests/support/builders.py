@@ -25,7 +25,10 @@ from sandboxpool.pools.members import Member, State
 from sandboxpool.pools.pool import Pool, revision_of
 from sandboxpool.pools.store import parse
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
 from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
 from sandboxpool.runtimes.verdict import Verdict
@@ -132,7 +135,13 @@ def pool_body(
             "resourceVersion": str(version),
             "generation": generation,
         },
-        "spec": {"runtimeClassName": "gvisor", "template": template or TEMPLATE, **spec},
+        "spec": {
+            "runtimeClassName": "gvisor",
+            "template": template or TEMPLATE,
+            # Tests of proofs ask for them.
+            "isolationProof": "Off",
+            **spec,
+        },
     }
     if status is not None:
         body["status"] = status
@@ -172,6 +181,11 @@ def member(
     now: float = NOW,
     node: NodeFacts | None = None,
     node_name: str | None = None,
+    ready: bool | None = None,
+    quarantined: bool = False,
+    isolation: Isolation | None = None,
+    proof_wanted: bool = False,
+    overhead: tuple[tuple[str, str], ...] = (),
     failure: Failure | None = None,
     revision: str = REVISION,
     class_name: str = "gvisor",
@@ -188,7 +202,9 @@ def member(
         state=state,
         created=now - age,
         node_name=node_name if node_name is not None else (node.name if node else ""),
-        node=node,
+        ready=state in (State.WARM, State.UNPROVEN, State.CLAIMED) if ready is None else ready,
+        ground=Ground(node, "runsc", quarantined, isolation, proof_wanted),
+        overhead=overhead,
         failure=failure,
         revision=revision,
         class_name=class_name,
@@ -212,6 +228,7 @@ def pool_input(
     verdict: Verdict = SERVED,
     template: TemplateVerdict = ACCEPTED,
     exclusion: str = "",
+    quarantines: Iterable[tuple[str, Breaker]] = (),
     creating: int = 0,
     creating_cold: int = 0,
     trouble: Trouble | None = None,
@@ -227,6 +244,7 @@ def pool_input(
         exclusion=exclusion,
         template=template,
         members=tuple(stock),
+        quarantines=tuple(quarantines),
         creating=creating,
         creating_cold=creating_cold,
         trouble=trouble or Trouble(),

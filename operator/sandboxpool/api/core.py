@@ -76,6 +76,8 @@ class PodIP(msgspec.Struct, frozen=True, gc=False):
 class PodSpec(msgspec.Struct, frozen=True):
     nodeName: str = ""
     runtimeClassName: str = ""
+    # What admission took over from the class.
+    overhead: dict[str, str] = {}
 
 
 class PodStatus(msgspec.Struct, frozen=True):

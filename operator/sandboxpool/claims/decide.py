@@ -10,6 +10,7 @@ from sandboxpool.claims.claim import Claim, ClaimCondition, ClaimRuntime, ClaimS
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
+from sandboxpool.runtimes.ground import Ground
 
 DEFAULT_RETAIN_SECONDS = 3600
 
@@ -89,7 +90,15 @@ def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
 
 
 def bound_status(
-    claim: Claim, pod: Pod, *, source: str, bound_at: float, expires: float | None, now: float
+    claim: Claim,
+    pod: Pod,
+    ground: Ground,
+    *,
+    source: str,
+    bound_at: float,
+    expires: float | None,
+    evidence: str | None,
+    now: float,
 ) -> ClaimStatus:
     """The status of a claim that has this pod."""
     annotations = pod.metadata.annotations
@@ -104,6 +113,7 @@ def bound_status(
         runtime=ClaimRuntime(
             className=pod.spec.runtimeClassName,
             handler=annotations.get(names.ANNOTATION_HANDLER, ""),
+            evidence=evidence,
         ),
         source=source,
         boundAt=timestamp(bound_at),
@@ -112,15 +122,22 @@ def bound_status(
             claim,
             now,
             ("Bound", True, Reason.BOUND, f"sandbox {pod.metadata.name}"),
-            ("Ready", *_readiness(pod)),
+            ("Ready", *_readiness(pod, ground)),
         ),
     )
 
 
-def _readiness(pod: Pod) -> tuple[bool, Reason, str]:
+def _readiness(pod: Pod, ground: Ground) -> tuple[bool, Reason, str]:
     restarted = [c.name for c in pod.status.containerStatuses if c.restartCount > 0]
     if pod.metadata.deletionTimestamp is not None:
         return False, Reason.POD_NOT_READY, "the pod is being deleted"
+    if ground.node is not None and ground.node.ready and not ground.served:
+        return (
+            False,
+            Reason.HANDLER_REMOVED,
+            f"node {ground.node.name} no longer has the handler {ground.handler!r}: what runs goes "
+            "on, but nothing can be executed or restarted in it",
+        )
     if not pod.ready:
         failure = diagnose(pod, None)
         return False, Reason.POD_NOT_READY, failure.message if failure else "the pod is not ready"

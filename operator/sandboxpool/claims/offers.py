@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
-from sandboxpool.api.v1alpha1 import Placement
+from sandboxpool.api.v1alpha1 import IsolationProof, Placement
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
-from sandboxpool.runtimes.resolve import Resolution, resolve
+from sandboxpool.runtimes.ground import Ground
 
 
 class Offers:
@@ -40,17 +40,9 @@ class Offers:
         self._is_leaving = is_leaving
         self._on_granted = on_granted
 
-    def resolution(self, pool: Pool) -> Resolution | None:
-        """What the pool's class stands for now; None for a pool that does not fit the API."""
-        if pool.spec is None:
-            return None
-        return resolve(
-            pool.spec.runtime_class_name, pool.spec.expected_handler, self._cluster.classes
-        )
-
     def may_hand_out(self, pod: Pod, pool: Pool) -> bool:
         """Whether a claim of this pool may be given this pod now."""
-        resolution = self.resolution(pool)
+        resolution = self._cluster.resolution(pool)
         return (
             resolution is not None
             and resolution.usable
@@ -58,9 +50,27 @@ class Offers:
             and not pool.deleting
             and claim_uid_of(pod) is None
             and pod.metadata.annotations.get(names.ANNOTATION_RUNTIME_UID) == resolution.runtime.uid
-            and can_be_handed_out(pod, self._cluster.node_of(pod), resolution.runtime.handler)
+            and can_be_handed_out(pod, self.ground(pod, pool))
             and not self._is_leaving(pool.uid, pod.metadata.uid)
         )
+
+    def ground(self, pod: Pod, pool: Pool | None) -> Ground:
+        """What the pod stands on; a pool that is gone wants what a pool wants unless told."""
+        proof = pool.proof if pool is not None else IsolationProof.PER_NODE
+        return self._cluster.ground(pod, proof)
+
+    def is_fit(self, pod: Pod, pool: Pool | None) -> bool:
+        """Whether a pod that was made for a claim is ready for it, with the proof it needs."""
+        return can_be_handed_out(pod, self.ground(pod, pool))
+
+    def is_doubtful(self, pod: Pod, pool: Pool | None) -> bool:
+        """Whether a pod stands where none of its kind should: another one might do better."""
+        ground = self.ground(pod, pool)
+        return ground.node is not None and (ground.quarantined or ground.refuted)
+
+    def evidence(self, pod: Pod, pool: Pool | None) -> str | None:
+        """What proves the pod's isolation, in words, where its pool wants proof."""
+        return self.ground(pod, pool).evidence or None
 
     def refresh(self, pods: Iterable[Pod]) -> None:
         """Look at pods again, after they or something around them has changed."""

@@ -235,7 +235,7 @@ class ClaimReconciler:
         if pod.metadata.deletionTimestamp is not None:
             return ROOM_RECHECK_SECONDS
         cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
-        if cold and not pod.ready:
+        if cold and not self._offers.is_fit(pod, pool):
             return await self._await_cold(claim, pool, pod)
         await self._tell(claim, pool, pod, source="Cold" if cold else "Warm")
         return None
@@ -250,7 +250,7 @@ class ClaimReconciler:
         started = epoch(pod.metadata.creationTimestamp)
         limit = pool.spec.startup.timeout_seconds if pool is not None and pool.spec else left
         due = started + limit - now
-        if pod.finished or due <= 0:
+        if pod.finished or due <= 0 or self._offers.is_doubtful(pod, pool):
             # Never bound, so it may be made again, once this one is gone.
             delay = self._cold_delay(claim)
             await self._delete_pod(pod, "it did not start")
@@ -334,9 +334,11 @@ class ClaimReconciler:
         status = decide.bound_status(
             claim,
             pod,
+            self._offers.ground(pod, pool),
             source=source,
             bound_at=now,
             expires=None if ttl is None else now + ttl,
+            evidence=self._offers.evidence(pod, pool),
             now=now,
         )
         if not await self._write_status(claim, status):
@@ -408,12 +410,16 @@ class ClaimReconciler:
         for other in self._cluster.pods.of_claim(claim.uid):
             if other.metadata.uid != pod.metadata.uid:
                 await self._delete_pod(other, "the claim has another one")
+        was = claim.status
         status = decide.bound_status(
             claim,
             pod,
-            source=claim.status.source or "Warm",
-            bound_at=epoch(claim.status.boundAt or "") or now,
+            self._offers.ground(pod, pool),
+            source=was.source or "Warm",
+            bound_at=epoch(was.boundAt or "") or now,
             expires=expires,
+            # What was known when it was handed out.
+            evidence=was.runtime.evidence if was.runtime is not None else None,
             now=now,
         )
         if status != claim.status:

@@ -7,6 +7,7 @@ changed without the pool, and a pool must not need a touch to recover.
 
 from dataclasses import dataclass
 
+from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.pools.decide import TemplateState, TemplateVerdict
@@ -34,10 +35,17 @@ class _Checked:
 
 
 class TemplateChecker:
-    """Remembers the verdict of each pool's template."""
+    """Remembers the verdict of each pool's template.
 
-    def __init__(self, client: ApiClient) -> None:
+    Args:
+        client: the API client.
+        probe_image: what goes before the template's containers where each sandbox is proven; empty
+            if the operator was given none.
+    """
+
+    def __init__(self, client: ApiClient, probe_image: str) -> None:
         self._client = client
+        self._probe_image = probe_image
         self._checked: dict[str, _Checked] = {}
 
     def forget(self, pool_uid: str) -> None:
@@ -60,6 +68,13 @@ class TemplateChecker:
                 f"metadata.name has {len(pool.name)} characters, and the names of its pods, which "
                 f"are hostnames, leave room for {LONGEST_POOL_NAME}: make the pool again under a "
                 "shorter name",
+            )
+        if pool.proof is IsolationProof.PER_SANDBOX and not self._probe_image:
+            return TemplateVerdict(
+                TemplateState.REJECTED,
+                Reason.EVIDENCE_UNAVAILABLE,
+                "spec.isolationProof is PerSandbox, but the operator has no probe image: set "
+                "SANDBOXPOOL_PROBE_IMAGE (probe.image of the chart), or use PerNode or Off",
             )
         if runtime is None:
             # Nothing is asked until the class is back: a time to ask again would be long past.
@@ -87,7 +102,8 @@ class TemplateChecker:
         return verdict
 
     async def _ask(self, pool: Pool, runtime: Runtime) -> TemplateVerdict:
-        body = build_pod(pool, runtime, (), pod_name(pool.name, "dry run"))
+        name = pod_name(pool.name, "dry run")
+        body = build_pod(pool, runtime, (), name, probe_image=self._probe_image)
         try:
             await self._client.create(
                 resource_path("v1", "pods", pool.namespace),

@@ -7,9 +7,10 @@ it refuses to do it says with a reason, which becomes the condition, the event a
 from dataclasses import dataclass
 from enum import Enum
 
-from sandboxpool.api.v1alpha1 import SandboxPoolSpec, UpdateType
+from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec, UpdateType
 from sandboxpool.pools.members import Member, State, where
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -22,6 +23,9 @@ CAUTIOUS_AFTER_FAILURES = 2
 # An unschedulable pod whose exclusion is out of date is replaced after this many seconds, so
 # that a node that flaps does not cause churn.
 STALE_EXCLUSION_SECONDS = 10.0
+# Runtimes are installed after a node is Ready: so long after it joined, a node that still does not
+# serve the handler never will by itself.
+INSTALL_GRACE_SECONDS = 300.0
 
 
 class TemplateState(Enum):
@@ -65,6 +69,7 @@ class PoolInput:
     Attributes:
         revision: the template's revision now.
         exclusion: fingerprint of the nodes to keep away from now.
+        quarantines: the open breakers of the nodes that the verdict calls quarantined.
         creating: pods that were asked for and are not yet seen.
         creating_cold: the same, for claims: they count against the ceiling only.
         now: seconds since the epoch.
@@ -77,6 +82,7 @@ class PoolInput:
     exclusion: str
     template: TemplateVerdict
     members: tuple[Member, ...]
+    quarantines: tuple[tuple[str, Breaker], ...]
     creating: int
     creating_cold: int
     trouble: Trouble
@@ -85,20 +91,16 @@ class PoolInput:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A pod to delete, and why."""
+    """A pod to delete, and why.
+
+    Attributes:
+        failed: it goes because it did not work, so the next ones are made with care.
+    """
 
     member: Member
     reason: Reason
     message: str
-
-    @property
-    def failed(self) -> bool:
-        """The pod goes because it did not work, so the next ones are made with care."""
-        return self.member.state is State.FAILED or self.reason in (
-            Reason.SANDBOX_START_TIMEOUT,
-            Reason.SANDBOX_CREATE_FAILED,
-            Reason.CONTAINER_FAILED,
-        )
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,13 @@ class PoolPlan:
 
 
 def outdated(member: Member, given: PoolInput) -> bool:
-    """The pod is of an older template."""
-    return member.revision != given.revision
+    """The pod is of an older template, or was made with another overhead of its class."""
+    runtime = given.resolution.runtime
+    return member.revision != given.revision or (
+        runtime is not None
+        and member.runtime_uid == runtime.uid
+        and member.overhead != runtime.overhead
+    )
 
 
 def foreign(member: Member, given: PoolInput) -> bool:
@@ -144,7 +151,7 @@ def decide(given: PoolInput) -> PoolPlan:
     deletions = _hopeless(given)
     going = {deletion.member.uid for deletion in deletions}
     stock = tuple(m for m in where(lambda m: m.alive, given.members) if m.uid not in going)
-    deletions += _superseded(given, stock, target)
+    deletions += _replaced(given, stock, target)
     going = {deletion.member.uid for deletion in deletions}
     stock = tuple(m for m in stock if m.uid not in going)
     deletions += _surplus(given, stock, target)
@@ -164,65 +171,124 @@ def _hopeless(given: PoolInput) -> list[Deletion]:
     """The pods that will never be handed out, whatever the target is."""
     found = []
     for member in where(lambda m: m.unclaimed, given.members):
-        why = _hopeless_reason(member, given)
-        if why is not None:
-            found.append(Deletion(member, *why))
+        deletion = _hopeless_one(member, given)
+        if deletion is not None:
+            found.append(deletion)
     return found
 
 
-def _hopeless_reason(member: Member, given: PoolInput) -> tuple[Reason, str] | None:
+def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
     failure = member.failure
     if given.resolution.usable and foreign(member, given):
-        return Reason.RUNTIME_CHANGED, "it was made of another RuntimeClass than the pool's of now"
+        text = "it was made of another RuntimeClass than the pool's of now"
+        return Deletion(member, Reason.RUNTIME_CHANGED, text)
     if member.state is State.FAILED:
-        return Reason.POD_FAILED, failure.message if failure else "it ended"
+        reason = failure.reason if failure else Reason.POD_FAILED
+        return Deletion(member, reason, failure.message if failure else "it ended", failed=True)
     if member.state is State.STRANDED:
-        return _stranded_reason(member, given.now)
+        return _stranded(member, given.now)
     if member.state is not State.STARTING:
         return None
     age = given.now - member.created
     if failure is not None and failure.heals:
-        stale = failure.reason is Reason.UNSCHEDULABLE and member.exclusion != given.exclusion
-        if stale and age > STALE_EXCLUSION_SECONDS:
-            return Reason.SANDBOX_REPLACED, "the nodes that serve its runtime have changed"
-        # The kubelet or the scheduler goes on trying: another pod would meet the same trouble.
+        if failure.reason is not Reason.UNSCHEDULABLE:
+            # The kubelet goes on trying: another pod would meet the same trouble.
+            return None
+        if wrong_nodes_join(member, given):
+            text = "the nodes that joined while it waited do not serve its runtime"
+            return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
+        if member.exclusion != given.exclusion and age > STALE_EXCLUSION_SECONDS:
+            text = "the nodes that serve its runtime have changed"
+            return Deletion(member, Reason.SANDBOX_REPLACED, text)
         return None
-    if age > given.spec.startup.timeout_seconds + CLOCK_GRAIN_SECONDS:
+    limit = given.spec.startup.timeout_seconds
+    if age > limit + CLOCK_GRAIN_SECONDS:
         reason = failure.reason if failure else Reason.SANDBOX_START_TIMEOUT
         text = failure.message if failure else "no cause was reported"
-        return reason, f"not ready after {given.spec.startup.timeout_seconds} s: {text}"
+        return Deletion(member, reason, f"not ready after {limit} s: {text}", failed=True)
     return None
 
 
-def _stranded_reason(member: Member, now: float) -> tuple[Reason, str] | None:
-    node = member.node
+def wrong_nodes_join(member: Member, given: PoolInput) -> bool:
+    """An autoscaler has answered this waiting pod with nodes that do not serve its runtime."""
+    verdict = given.verdict
+    return (
+        not verdict.hopeful
+        and verdict.newest_not_serving > member.created
+        and given.now - verdict.newest_not_serving > INSTALL_GRACE_SECONDS
+    )
+
+
+def _stranded(member: Member, now: float) -> Deletion | None:
+    node, ground = member.node, member.ground
     if node is None:
         if now - member.created < NEW_NODE_SECONDS:
             # Pods and nodes are watched apart: one that has just joined may not be seen yet.
             return None
-        return Reason.NODE_LOST, f"node {member.node_name} is gone"
+        return Deletion(member, Reason.NODE_LOST, f"node {member.node_name} is gone")
     if not node.ready:
         # A node that comes back brings its pods back; until then a replacement stands in.
         return None
     if not node.schedulable:
-        return Reason.SANDBOX_REPLACED, f"node {member.node_name} is cordoned or being drained"
-    return Reason.NO_NODE_SERVES, f"node {member.node_name} no longer serves the handler"
+        text = f"node {member.node_name} is cordoned or being drained"
+        return Deletion(member, Reason.SANDBOX_REPLACED, text)
+    if not ground.served:
+        text = f"node {member.node_name} no longer serves the handler"
+        return Deletion(member, Reason.HANDLER_REMOVED, text)
+    if member.ready:
+        # It works, or seems to: it goes when another has taken its place.
+        return None
+    failure = member.failure
+    if failure is not None and failure.blames_runtime:
+        return Deletion(member, failure.reason, failure.message, failed=True)
+    return Deletion(member, *_doubt(member), failed=True)
 
 
-def _superseded(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
-    """The pods of an older template, or too old, as the update strategy allows."""
+def _doubt(member: Member) -> tuple[Reason, str]:
+    """Why the node of a member is not to be trusted with it."""
+    if member.ground.quarantined:
+        return Reason.NODE_QUARANTINED, f"node {member.node_name} is quarantined"
+    text = f"the runtime does not isolate on node {member.node_name}"
+    return Reason.ISOLATION_NOT_PROVEN, text
+
+
+def _replaced(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
+    """Ready pods that others shall take the place of, as the update strategy allows."""
     if not given.resolution.usable or given.template.state is not TemplateState.ACCEPTED:
         # Nothing could take their place.
         return []
+    doubtful = where(_doubtful, given.members) if given.verdict.hopeful else []
+    warm = sum(m.state is State.WARM for m in stock)
+    budget = max(0, warm + len(doubtful) - max(0, target - given.spec.update.max_unavailable))
+    moved = [Deletion(member, *_doubt(member)) for member in doubtful[:budget]]
+    return moved + _superseded(given, stock, budget - len(moved))
+
+
+def _doubtful(member: Member) -> bool:
+    """Ready, on a node that is well, but not to be trusted with it."""
+    node, ground = member.node, member.ground
+    return (
+        member.state is State.STRANDED
+        and member.ready
+        and node is not None
+        and node.usable
+        and ground.served
+    )
+
+
+def _superseded(given: PoolInput, stock: tuple[Member, ...], budget: int) -> list[Deletion]:
+    """The pods of an older template, or too old."""
     update = given.spec.update
-    rolled = () if update.type is UpdateType.ON_CLAIM else [m for m in stock if outdated(m, given)]
+    rolled = [m for m in stock if outdated(m, given)]
+    if update.type is UpdateType.ON_CLAIM:
+        # They wait to be claimed; one that was made without its probe never can be.
+        per_sandbox = given.spec.isolation_proof is IsolationProof.PER_SANDBOX
+        rolled = [m for m in rolled if per_sandbox and m.state is State.UNPROVEN]
     text = "it is of an older revision of the template"
     if update.type is UpdateType.RECREATE and rolled:
         return [Deletion(member, Reason.ROLLING, text) for member in rolled]
     aged = [m for m in stock if _aged(m, given) and m not in rolled]
-    found = [Deletion(m, Reason.ROLLING, text) for m in rolled if m.state is State.STARTING]
-    warm = sum(m.state is State.WARM for m in stock)
-    budget = max(0, warm - max(0, target - update.max_unavailable))
+    found = [Deletion(m, Reason.ROLLING, text) for m in rolled if m.state is not State.WARM]
     candidates = [(m, text) for m in rolled if m.state is State.WARM]
     candidates += [(m, "it is older than maxAgeSeconds") for m in aged if m.state is State.WARM]
     found += [Deletion(m, Reason.ROLLING, why) for m, why in candidates[:budget]]
@@ -248,6 +314,13 @@ def _surplus(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[D
     return [Deletion(m, Reason.AT_TARGET, "the pool was scaled down") for m in ranked[:excess]]
 
 
+def _held_off(given: PoolInput) -> bool:
+    """It waits after a failure; not for an autoscaler, once a node serves the runtime."""
+    trouble = given.trouble
+    answered = trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES and given.verdict.hopeful
+    return trouble.until > given.now and not answered
+
+
 def _creatable(
     given: PoolInput, stock: tuple[Member, ...], missing: int
 ) -> tuple[int, Reason | None]:
@@ -257,7 +330,7 @@ def _creatable(
         return 0, given.resolution.reason
     if given.template.state is not TemplateState.ACCEPTED:
         return 0, given.template.reason
-    if given.trouble.until > given.now:
+    if _held_off(given):
         return 0, given.trouble.reason
     room = missing
     held: Reason | None = None
@@ -269,13 +342,19 @@ def _creatable(
     limit = spec.startup.max_starting
     if not given.verdict.hopeful:
         # One pod stays pending, so that an autoscaler sees the demand, and no more than one.
-        limit, held = (
-            1,
-            Reason.NO_NODE_SERVES if given.verdict.eligible else Reason.NO_ELIGIBLE_NODE,
-        )
+        limit, held = 1, hopeless_reason(given.verdict)
     elif given.trouble.failures >= CAUTIOUS_AFTER_FAILURES:
         limit = 1
     return max(0, min(missing, room, limit - starting)), held
+
+
+def hopeless_reason(verdict: Verdict) -> Reason:
+    """Why no node can take a pod."""
+    if verdict.quarantined:
+        return Reason.ALL_NODES_QUARANTINED
+    if verdict.unproven:
+        return Reason.ISOLATION_NOT_PROVEN
+    return Reason.NO_NODE_SERVES if verdict.eligible else Reason.NO_ELIGIBLE_NODE
 
 
 def _ceiling_reason(given: PoolInput) -> Reason:
@@ -302,6 +381,8 @@ def _recheck(given: PoolInput, stock: tuple[Member, ...]) -> float | None:
                 times.append(member.created + given.spec.startup.timeout_seconds)
             elif member.exclusion != given.exclusion:
                 times.append(member.created + STALE_EXCLUSION_SECONDS)
+            elif given.verdict.newest_not_serving > member.created:
+                times.append(given.verdict.newest_not_serving + INSTALL_GRACE_SECONDS)
         elif given.spec.max_age_seconds is not None:
             times.append(member.created + given.spec.max_age_seconds)
     due = (when + CLOCK_GRAIN_SECONDS for when in times)

@@ -8,8 +8,8 @@ from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.diagnosis import Failure, diagnose
+from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.verdict import Answer, answer_of
 
 
 class State(Enum):
@@ -17,7 +17,10 @@ class State(Enum):
 
     STARTING = "starting"
     WARM = "warm"
-    # Ready, but its node is lost, cordoned or no longer serves the handler: never handed out.
+    # Ready, but the proof of isolation that the pool wants is not there yet: not handed out.
+    UNPROVEN = "unproven"
+    # Its node is lost, cordoned, quarantined, or no longer serves the handler, or the runtime does
+    # not isolate there: never handed out.
     STRANDED = "stranded"
     FAILED = "failed"
     CLAIMED = "claimed"
@@ -30,7 +33,9 @@ class Member:
 
     Attributes:
         created: seconds since the epoch.
-        node: the facts of its node; None if it has none, or if the node is gone.
+        ready: every container passes its readiness.
+        ground: its node, and what is known of its runtime there.
+        overhead: what the class added to its resources when it was made.
         failure: what keeps it from being ready, if anything is known.
         revision: the template revision that it was made from.
         class_name: the RuntimeClass that it names.
@@ -43,13 +48,20 @@ class Member:
     version: str
     state: State
     created: float
+    ready: bool
     node_name: str
-    node: NodeFacts | None
+    ground: Ground
+    overhead: tuple[tuple[str, str], ...]
     failure: Failure | None
     revision: str
     class_name: str
     runtime_uid: str
     exclusion: str
+
+    @property
+    def node(self) -> NodeFacts | None:
+        """The facts of its node; None if it has none, or if the node is gone."""
+        return self.ground.node
 
     @property
     def unclaimed(self) -> bool:
@@ -59,7 +71,7 @@ class Member:
     @property
     def alive(self) -> bool:
         """It is warm, or may yet become so."""
-        return self.state in (State.STARTING, State.WARM)
+        return self.state in (State.STARTING, State.WARM, State.UNPROVEN)
 
 
 def claim_uid_of(pod: Pod) -> str | None:
@@ -84,21 +96,15 @@ def pool_uid_of(pod: Pod) -> str | None:
     return pod.metadata.labels.get(names.LABEL_POOL_UID)
 
 
-def can_be_handed_out(pod: Pod, node: NodeFacts | None, handler: str) -> bool:
-    """A ready pod, on a node that is well and still serves the handler (or cannot say)."""
-    return (
-        pod.ready
-        and pod.metadata.deletionTimestamp is None
-        and node is not None
-        and node.usable
-        and answer_of(node, handler) is not Answer.NOT_SERVING
-    )
+def can_be_handed_out(pod: Pod, ground: Ground) -> bool:
+    """A ready pod, on a node that is well, whose runtime works and is proven as wanted."""
+    return pod.ready and pod.metadata.deletionTimestamp is None and ground.firm and ground.proven
 
 
 def member_of(
     pod: Pod,
     *,
-    node: NodeFacts | None,
+    ground: Ground,
     sandbox_event: str | None,
     deleting: bool,
     claimed: bool,
@@ -107,45 +113,47 @@ def member_of(
 
     Args:
         pod: the pod, from the cache.
-        node: its node's facts.
+        ground: what it stands on.
         sandbox_event: its last FailedCreatePodSandBox message.
         deleting: we sent its DELETE and have not seen the effect yet.
         claimed: it is being handed out at this moment, though the cache does not show it.
     """
     metadata = pod.metadata
-    handler = metadata.annotations.get(names.ANNOTATION_HANDLER, "")
     failure = None
     if deleting or metadata.deletionTimestamp is not None:
         state = State.STOPPING
     elif claimed or claim_uid_of(pod) is not None:
         state = State.CLAIMED
-    elif pod.finished:
-        state = State.FAILED
-        failure = diagnose(pod, sandbox_event)
-    elif pod.spec.nodeName and (
-        node is None or not node.usable or answer_of(node, handler) is Answer.NOT_SERVING
-    ):
-        state = State.STRANDED
-        failure = diagnose(pod, sandbox_event)
-    elif pod.ready:
-        state = State.WARM
     else:
-        state = State.STARTING
-        failure = diagnose(pod, sandbox_event)
+        state = _stock_state(pod, ground)
+        if state not in (State.WARM, State.UNPROVEN):
+            failure = diagnose(pod, sandbox_event)
     return Member(
         name=metadata.name,
         uid=metadata.uid,
         version=metadata.resourceVersion,
         state=state,
         created=epoch(metadata.creationTimestamp),
+        ready=pod.ready,
         node_name=pod.spec.nodeName,
-        node=node,
+        ground=ground,
+        overhead=tuple(sorted(pod.spec.overhead.items())),
         failure=failure,
         revision=metadata.labels.get(names.LABEL_REVISION, ""),
         class_name=pod.spec.runtimeClassName,
         runtime_uid=metadata.annotations.get(names.ANNOTATION_RUNTIME_UID, ""),
         exclusion=metadata.annotations.get(names.ANNOTATION_EXCLUSION, ""),
     )
+
+
+def _stock_state(pod: Pod, ground: Ground) -> State:
+    if pod.finished:
+        return State.FAILED
+    if pod.spec.nodeName and not ground.firm:
+        return State.STRANDED
+    if not pod.ready:
+        return State.STARTING
+    return State.WARM if ground.proven else State.UNPROVEN
 
 
 def oldest_first(member: Member) -> tuple[float, str]:

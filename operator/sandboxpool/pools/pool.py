@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import names
-from sandboxpool.api.v1alpha1 import SandboxPoolSpec
+from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec
 from sandboxpool.references import Reference
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -42,9 +42,15 @@ class Pool:
         return self.namespace, self.name
 
     @property
+    def proof(self) -> IsolationProof:
+        """How much proof of isolation the pool wants."""
+        return self.spec.isolation_proof if self.spec is not None else IsolationProof.PER_NODE
+
+    @property
     def revision(self) -> str:
-        """Short hash of the template: pods of another revision are outdated."""
-        return revision_of(self.template)
+        """Short hash of what its pods are made from: pods of another revision are outdated."""
+        per_sandbox = self.proof is IsolationProof.PER_SANDBOX
+        return revision_of(self.template, per_sandbox=per_sandbox)
 
     @property
     def conditions(self) -> list[Mapping[str, Any]]:
@@ -63,6 +69,7 @@ class Pool:
         return Reference(names.API_VERSION, names.POOL_KIND, self.namespace, self.name, self.uid)
 
 
-def revision_of(template: Mapping[str, Any]) -> str:
-    """Hash a template; the order of keys does not matter."""
-    return hashlib.sha256(_encode(template)).hexdigest()[:10]
+def revision_of(template: Mapping[str, Any], *, per_sandbox: bool = False) -> str:
+    """Hash a template, and whether a probe goes before it; the order of keys does not matter."""
+    probe = b"+probe" if per_sandbox else b""
+    return hashlib.sha256(_encode(template) + probe).hexdigest()[:10]

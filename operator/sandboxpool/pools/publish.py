@@ -28,6 +28,7 @@ _QUIET = frozenset(
         Reason.OK,
         Reason.WAITING_FOR_CLAIMS,
         Reason.TEMPLATE_NOT_CHECKED,
+        Reason.EVIDENCE_PENDING,
         # Announced when the class's uid changes, with both handlers.
         Reason.RUNTIME_CHANGED,
     }

@@ -35,8 +35,9 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, build_pod, fingerprint, pod_name
 from sandboxpool.pools.writer import FailureObserver, PodWriter, refusal_reason
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import cut
-from sandboxpool.runtimes.placement import placement_of
+from sandboxpool.runtimes.placement import PlacementError
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -57,6 +58,8 @@ class PoolReconciler:
         events: EventRecorder,
         observer: FailureObserver,
         on_startup_sample: Callable[[Pool, str, float], None],
+        on_start_timeout: Callable[[str], None],
+        probe_image: str,
         wall: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
@@ -69,7 +72,8 @@ class PoolReconciler:
         self._wall = wall
         self._clock = clock
         self._states = PoolStates(clock)
-        self._checker = TemplateChecker(client)
+        self._probe_image = probe_image
+        self._checker = TemplateChecker(client, probe_image)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
         self._writer = PodWriter(
@@ -80,6 +84,7 @@ class PoolReconciler:
             observer=observer,
             checker=self._checker,
             tracker=self._tracker,
+            on_start_timeout=on_start_timeout,
             wall=wall,
             clock=clock,
         )
@@ -124,7 +129,7 @@ class PoolReconciler:
             return None
         if pool.spec is None:
             return await self._publisher.publish(pool, invalid_status(pool, self._wall()))
-        resolution = self._offers.resolution(pool)
+        resolution = self._cluster.resolution(pool)
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
         template = await self._checker.check(pool, usable, self._wall())
@@ -147,7 +152,12 @@ class PoolReconciler:
 
         errors = await self._writer.delete(pool, state, going)
         if resolution.runtime is not None:
-            bodies = [build_pod(pool, resolution.runtime, verdict.excluded, name) for name in new]
+            bodies = [
+                build_pod(
+                    pool, resolution.runtime, verdict.excluded, name, probe_image=self._probe_image
+                )
+                for name in new
+            ]
             await self._writer.create(pool, state, bodies)
         status = pool_status(pool, given, plan, state.times.summary(self._clock()))
         status_due = await self._publisher.publish(pool, status)
@@ -162,8 +172,8 @@ class PoolReconciler:
         if resolution.runtime is None:
             return Verdict(), template
         try:
-            placement = placement_of(pool.template.get("spec") or {}, resolution.runtime)
-        except (msgspec.ValidationError, AttributeError, TypeError, ValueError) as error:
+            return self._cluster.verdict(pool, resolution.runtime), template
+        except PlacementError as error:
             rejected = TemplateVerdict(
                 TemplateState.REJECTED,
                 Reason.TEMPLATE_REJECTED,
@@ -173,7 +183,6 @@ class PoolReconciler:
             return Verdict(), (
                 rejected if template.state is not TemplateState.REJECTED else template
             )
-        return self._cluster.nodes.verdict(resolution.runtime.handler, placement), template
 
     def _gather(
         self, pool: Pool, resolution: Resolution, verdict: Verdict, template: TemplateVerdict
@@ -183,8 +192,8 @@ class PoolReconciler:
         members = tuple(
             member_of(
                 pod,
-                node=self._cluster.node_of(pod),
-                sandbox_event=self._cluster.events.get(pod.metadata.uid),
+                ground=self._cluster.ground(pod, pool.proof),
+                sandbox_event=self._cluster.events.message(pod.metadata.uid),
                 deleting=state.expectations.is_deleting(pod.metadata.uid),
                 claimed=self._allocator.is_held(pod.metadata.uid),
             )
@@ -200,11 +209,21 @@ class PoolReconciler:
             exclusion=fingerprint(verdict.excluded),
             template=template,
             members=members,
+            quarantines=self._quarantines(resolution, verdict),
             creating=creating,
             creating_cold=creating_cold,
             trouble=state.trouble,
             now=self._wall(),
         )
+
+    def _quarantines(
+        self, resolution: Resolution, verdict: Verdict
+    ) -> tuple[tuple[str, Breaker], ...]:
+        if resolution.runtime is None:
+            return ()
+        handler = resolution.runtime.handler
+        found = ((name, self._cluster.breakers.get(name, handler)) for name in verdict.quarantined)
+        return tuple((name, breaker) for name, breaker in found if breaker is not None)
 
     def _next_look(self, pool: Pool, plan: PoolPlan, status_due: float | None) -> float | None:
         now = self._wall()
@@ -225,7 +244,7 @@ class PoolReconciler:
 
     async def create_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
         """Create the pod of one claim; return why it cannot be done now, if so."""
-        resolution = self._offers.resolution(pool)
+        resolution = self._cluster.resolution(pool)
         if pool.spec is None or resolution is None or resolution.runtime is None:
             message = resolution.message if resolution else pool.problem
             return Refusal(Reason.RUNTIME_CLASS_NOT_FOUND, message)
@@ -248,7 +267,14 @@ class PoolReconciler:
                     f"({pool.spec.max_sandboxes}): waiting for room, or for a warm sandbox",
                 )
         state.expectations.creating(name, cold=True)
-        body = build_pod(pool, resolution.runtime, verdict.excluded, name, claim)
+        body = build_pod(
+            pool,
+            resolution.runtime,
+            verdict.excluded,
+            name,
+            probe_image=self._probe_image,
+            claim=claim,
+        )
         try:
             await self._writer.post(pool, body)
         except ApiError as error:

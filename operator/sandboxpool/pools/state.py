@@ -13,6 +13,9 @@ from sandboxpool.runtimes.diagnosis import cut
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
+# Each try may make an autoscaler buy a node that is of no use.
+FIRST_AUTOSCALER_BACKOFF_SECONDS = 600.0
+LONGEST_AUTOSCALER_BACKOFF_SECONDS = 6 * 3600.0
 
 
 @dataclass
@@ -31,7 +34,10 @@ class PoolState:
     def hold_off(self, reason: Reason, message: str, now: float) -> None:
         """A round has failed: wait before the next, longer with each failure in a row."""
         failures = self.trouble.failures + 1
-        delay = min(FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16), LONGEST_BACKOFF_SECONDS)
+        first, longest = FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS
+        if reason is Reason.AUTOSCALER_ADDS_WRONG_NODES:
+            first, longest = FIRST_AUTOSCALER_BACKOFF_SECONDS, LONGEST_AUTOSCALER_BACKOFF_SECONDS
+        delay = min(first * 2.0 ** min(failures - 1, 16), longest)
         delay *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
         self.failed_at = now
         self.trouble = Trouble(failures, now + delay, reason, cut(message))

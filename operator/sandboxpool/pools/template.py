@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandboxpool.api import names
+from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.pool import Pool
+from sandboxpool.runtimes.probe import sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
 
 SUFFIX_LENGTH = 10
@@ -46,7 +48,13 @@ def fingerprint(excluded: Sequence[str]) -> str:
 
 
 def build_pod(
-    pool: Pool, runtime: Runtime, excluded: Sequence[str], name: str, claim: ClaimRef | None = None
+    pool: Pool,
+    runtime: Runtime,
+    excluded: Sequence[str],
+    name: str,
+    *,
+    probe_image: str,
+    claim: ClaimRef | None = None,
 ) -> dict[str, Any]:
     """Build a pod of the pool's template.
 
@@ -55,6 +63,7 @@ def build_pod(
         runtime: the class that it resolved to.
         excluded: hostname labels of the nodes to keep away from.
         name: the pod's name.
+        probe_image: what proves the isolation of each sandbox, where the pool wants that.
         claim: the claim that it is made for, if it is a cold one; else the pool owns it.
     """
     metadata = pool.template.get("metadata") or {}
@@ -62,6 +71,10 @@ def build_pod(
     for key, value in DEFAULTS.items():
         spec.setdefault(key, value)
     spec["runtimeClassName"] = runtime.class_name
+    if pool.proof is IsolationProof.PER_SANDBOX:
+        resources = (spec.get("containers") or [{}])[0].get("resources")
+        probe = sandbox_probe_container(probe_image, resources=resources)
+        spec["initContainers"] = [probe, *(spec.get("initContainers") or [])]
     if excluded:
         spec["affinity"] = exclude(spec.get("affinity"), excluded)
     labels = {

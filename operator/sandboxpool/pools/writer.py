@@ -34,7 +34,10 @@ class FailureObserver(Protocol):
 
 
 class PodWriter:
-    """Sends creates and deletes; what it learns goes into the pool's state."""
+    """Sends creates and deletes; what it learns goes into the pool's state.
+
+    ``on_start_timeout`` is told the uid of each pod that was given up without a known cause.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class PodWriter:
         observer: FailureObserver,
         checker: TemplateChecker,
         tracker: StartupTracker,
+        on_start_timeout: Callable[[str], None],
         wall: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
@@ -56,6 +60,7 @@ class PodWriter:
         self._observer = observer
         self._checker = checker
         self._tracker = tracker
+        self._on_start_timeout = on_start_timeout
         self._wall = wall
         self._clock = clock
 
@@ -89,6 +94,8 @@ class PodWriter:
             deletion.message,
             extra=pool.reference.log,
         )
+        if deletion.reason is Reason.SANDBOX_START_TIMEOUT:
+            self._on_start_timeout(member.uid)
         if deletion.failed:
             where = f" on node {member.node_name}" if member.node_name else ""
             self._events.warning(

@@ -57,7 +57,7 @@ JITTER = 0.25
 # The kubelet waits four minutes for a sandbox before it says that it failed.
 SCOUT_SECONDS = 300.0
 QUIET_SECONDS = 3600.0
-MAX_MESSAGE = 200
+MAX_MESSAGE = 512
 
 
 @dataclass(frozen=True, slots=True)

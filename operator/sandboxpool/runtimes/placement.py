@@ -35,13 +35,24 @@ class Placement:
     tolerations: tuple[Toleration, ...] = field(default=())
 
 
+class PlacementError(Exception):
+    """A template's constraints are not of the API's form."""
+
+
 def placement_of(pod_spec: Mapping[str, Any], runtime: Runtime) -> Placement:
     """Merge a template's constraints with those of the class, as admission will.
 
     Raises:
-        msgspec.ValidationError: the template's constraints are not of the API's form; the
-            API server's dry run says so better, so callers treat it as a rejected template.
+        PlacementError: the template's constraints are not of the API's form; the API server's dry
+            run says so better, so callers treat it as a rejected template.
     """
+    try:
+        return _merged(pod_spec, runtime)
+    except (msgspec.ValidationError, AttributeError, TypeError, ValueError) as error:
+        raise PlacementError(str(error)) from error
+
+
+def _merged(pod_spec: Mapping[str, Any], runtime: Runtime) -> Placement:
     selector = {**(pod_spec.get("nodeSelector") or {}), **dict(runtime.node_selector)}
     tolerations = msgspec.convert(pod_spec.get("tolerations") or [], list[Toleration])
     node_affinity = (pod_spec.get("affinity") or {}).get("nodeAffinity") or {}

@@ -15,7 +15,8 @@ from sandboxpool.api.times import timestamp
 from sandboxpool.claims import claim as structs
 from sandboxpool.claims import decide
 from sandboxpool.reasons import Reason
-from support.builders import NOW, claim, pod, spec
+from sandboxpool.runtimes.ground import Ground
+from support.builders import NOW, claim, facts, pod, spec
 
 BOUND: dict[str, Any] = {
     "phase": "Bound",
@@ -98,7 +99,16 @@ def test_structs_and_models_have_the_same_defaults(
 def test_what_is_written_fits_the_api() -> None:
     it = claim(status=BOUND)
     for status in (
-        decide.bound_status(it, pod(), source="Warm", bound_at=NOW, expires=NOW + 9, now=NOW),
+        decide.bound_status(
+            it,
+            pod(),
+            Ground(facts(), "runsc"),
+            source="Warm",
+            bound_at=NOW,
+            expires=NOW + 9,
+            evidence="a kernel of its own",
+            now=NOW,
+        ),
         decide.pending_status(it, Reason.STARTING_COLD, "one is being started", NOW),
         decide.finished_status(it, "Lost", Reason.POD_LOST, "x" * 4000, NOW),
     ):
@@ -193,10 +203,36 @@ def condition(status: structs.ClaimStatus, type_: str) -> structs.ClaimCondition
     return found
 
 
-def bound_status(it: structs.Claim, now: float = NOW, **of_pod: Any) -> structs.ClaimStatus:
+def bound_status(
+    it: structs.Claim, now: float = NOW, ground: Ground | None = None, **of_pod: Any
+) -> structs.ClaimStatus:
     return decide.bound_status(
-        it, pod(**of_pod), source="Warm", bound_at=NOW, expires=None, now=now
+        it,
+        pod(**of_pod),
+        ground or Ground(facts(), "runsc"),
+        source="Warm",
+        bound_at=NOW,
+        expires=None,
+        evidence=None,
+        now=now,
     )
+
+
+@pytest.mark.parametrize(
+    ("of_node", "ready"),
+    [
+        ({"handlers": ["runsc"]}, "True"),
+        ({"handlers": None}, "True"),
+        ({"handlers": ["runc"]}, "False"),
+        ({"handlers": ["runc"], "ready": False}, "True"),
+    ],
+)
+def test_a_claim_is_told_when_its_node_has_lost_the_handler(of_node: Any, ready: str) -> None:
+    """A node that is not Ready is not to be believed about its handlers."""
+    status = bound_status(claim(), ground=Ground(facts(**of_node), "runsc"))
+    found = condition(status, "Ready")
+    assert found.status == ready
+    assert (found.reason == "HandlerRemoved") == (ready == "False")
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_creating(
         (member(state=STRANDED, node_name="new", age=9), None),
         (member(state=STRANDED, node=facts(ready=False)), None),
         (member(state=STRANDED, node=facts(unschedulable=True)), Reason.SANDBOX_REPLACED),
-        (member(state=STRANDED, node=facts(handlers=["runc"])), Reason.NO_NODE_SERVES),
+        (member(state=STRANDED, node=facts(handlers=["runc"])), Reason.HANDLER_REMOVED),
         (member(state=W, runtime_uid="former"), Reason.RUNTIME_CHANGED),
         (member(state=S, runtime_uid="former"), Reason.RUNTIME_CHANGED),
         (member(state=C, runtime_uid="former"), None),

@@ -18,6 +18,7 @@ from sandboxpool.pools.members import State, claim_uid_of, member_of, pool_uid_o
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
 from sandboxpool.pools.store import PoolStore
+from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.placement import Placement
 from support.builders import NOW, facts, node, pod, pool, pool_body
 
@@ -198,13 +199,17 @@ def test_no_junk_in_an_object_stops_the_others(where: str, value: Any) -> None:
 def test_each_pod_has_one_state(of_pod: Any, of_node: Any, state: State) -> None:
     node_facts = None if of_node is None else facts(**of_node)
     found = member_of(
-        pod(**of_pod), node=node_facts, sandbox_event=None, deleting=False, claimed=False
+        pod(**of_pod),
+        ground=Ground(node_facts, "runsc"),
+        sandbox_event=None,
+        deleting=False,
+        claimed=False,
     )
     assert found.state is state
 
 
 def test_what_we_asked_for_counts_before_it_is_seen() -> None:
-    asked = {"node": facts(), "sandbox_event": None}
+    asked = {"ground": Ground(facts(), "runsc"), "sandbox_event": None}
     assert member_of(pod(), **asked, deleting=True, claimed=True).state is State.STOPPING  # type: ignore[arg-type]
     assert member_of(pod(), **asked, deleting=False, claimed=True).state is State.CLAIMED  # type: ignore[arg-type]
 
@@ -321,12 +326,12 @@ def test_a_pod_is_found_by_pool_claim_and_node_and_then_no_more() -> None:
 def test_a_heartbeat_is_no_change_and_a_handler_is() -> None:
     nodes = Cluster().nodes
     assert nodes.put(None, node(version=1))
-    assert nodes.verdict("runsc", Placement()).serving == ("node-1",)
+    assert nodes.verdict("runsc", Placement(), proof_wanted=False).serving == ("node-1",)
     assert not nodes.put(node(version=1), node(version=2))
     assert nodes.put(node(version=2), node(version=3, handlers=["runc"]))
-    assert nodes.verdict("runsc", Placement()).not_serving == ("node-1",)
+    assert nodes.verdict("runsc", Placement(), proof_wanted=False).not_serving == ("node-1",)
     assert nodes.put(node(version=3), None)
-    assert nodes.verdict("runsc", Placement()).eligible == 0
+    assert nodes.verdict("runsc", Placement(), proof_wanted=False).eligible == 0
 
 
 def test_messages_about_pods_are_bounded() -> None:
@@ -334,8 +339,8 @@ def test_messages_about_pods_are_bounded() -> None:
     for i in range(MAX_SANDBOX_EVENTS + 5):
         meta = Metadata(name=f"e{i}", uid=f"e{i}", resourceVersion="1")
         assert events.put(Event(meta, InvolvedObject(uid=f"pod-{i}"), message="text"))
-    assert events.get("pod-0") is None
-    assert events.get(f"pod-{MAX_SANDBOX_EVENTS}") == "text"
+    assert events.message("pod-0") is None
+    assert events.message(f"pod-{MAX_SANDBOX_EVENTS}") == "text"
     events.forget(f"pod-{MAX_SANDBOX_EVENTS}")
     assert events.get(f"pod-{MAX_SANDBOX_EVENTS}") is None
 

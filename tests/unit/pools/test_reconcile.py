@@ -68,6 +68,8 @@ class World:
             offers=self.offers,
             events=self.events,
             observer=self.observer,
+            on_start_timeout=lambda pod: None,
+            probe_image="registry.example/probe:1",
             on_startup_sample=lambda pool, stage, seconds: None,
             wall=self.wall,
             clock=lambda: self.wall() - START,

@@ -31,8 +31,23 @@ def terms(spec: dict[str, Any]) -> Any:
     return spec["affinity"]["nodeAffinity"][REQUIRED]["nodeSelectorTerms"]
 
 
-def built(template: dict[str, Any], excluded: tuple[str, ...] = (), **given: Any) -> dict[str, Any]:
-    return build_pod(pool(template=template), runtime(), excluded, "pool-1", **given)
+PROBE_IMAGE = "registry.example/probe:1"
+
+
+def built(
+    template: dict[str, Any],
+    excluded: tuple[str, ...] = (),
+    claim: ClaimRef | None = None,
+    **spec: Any,
+) -> dict[str, Any]:
+    return build_pod(
+        pool(template=template, **spec),
+        runtime(),
+        excluded,
+        "pool-1",
+        probe_image=PROBE_IMAGE,
+        claim=claim,
+    )
 
 
 def test_a_pod_is_the_pools_and_names_what_it_was_made_from() -> None:
@@ -62,6 +77,20 @@ def test_defaults_are_safe_and_the_template_may_say_otherwise() -> None:
     assert (chosen["restartPolicy"], chosen["enableServiceLinks"]) == ("Always", True)
 
 
+def test_only_where_each_sandbox_is_proven_a_probe_goes_before_the_templates_own() -> None:
+    template = {"spec": {"containers": CONTAINERS, "initContainers": [{"name": "mine"}]}}
+    made = built(template, isolationProof="PerSandbox")
+    first, second = made["spec"]["initContainers"]
+    assert (first["name"], first["image"]) == ("sandboxpool-probe", PROBE_IMAGE)
+    assert second == {"name": "mine"}
+    plain = built(template, isolationProof="PerNode")
+    assert plain["spec"]["initContainers"] == [{"name": "mine"}]
+    labels = [m["metadata"]["labels"][names.LABEL_REVISION] for m in (made, plain)]
+    assert labels[0] != labels[1], "pods without the probe are outdated once it is wanted"
+    off = built(template, isolationProof="Off")
+    assert off["metadata"]["labels"][names.LABEL_REVISION] == labels[1]
+
+
 def test_a_template_cannot_take_over_the_operators_own_labels() -> None:
     """The CRD refuses such a template; one from before that rule must not do harm."""
     raw = pool(template={"spec": {"containers": CONTAINERS}})
@@ -71,6 +100,7 @@ def test_a_template_cannot_take_over_the_operators_own_labels() -> None:
         runtime(),
         (),
         "pool-1",
+        probe_image=PROBE_IMAGE,
     )
     assert made["metadata"]["labels"][names.LABEL_POOL_UID] == "pool-uid"
 

@@ -1,6 +1,7 @@
 """The verdict over a fleet, as properties."""
 
 import random
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from hypothesis import given, settings
@@ -9,13 +10,39 @@ from hypothesis import strategies as st
 from sandboxpool.api.core import Taint
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
 from sandboxpool.runtimes.placement import Placement, allows, placement_of
-from sandboxpool.runtimes.verdict import EXCLUSION_CAP, Answer, answer_of, judge
+from sandboxpool.runtimes.verdict import (
+    EXCLUSION_CAP,
+    Answer,
+    Verdict,
+    answer_of,
+    judge,
+    stand,
+)
 from support.builders import facts, node, runtime
 
 moderate = settings(max_examples=30, deadline=None)
 HANDLERS = ["", "runc", "runsc", "kata-qemu"]
 HOSTNAME = "kubernetes.io/hostname"
 PLACEMENT = placement_of({"nodeSelector": {"zone": "a"}}, runtime())
+
+
+def verdict_of(
+    placement: Placement,
+    fleet: Iterable[NodeFacts],
+    quarantined: Collection[str] = (),
+    unproven: Collection[str] = (),
+) -> Verdict:
+    standings = (
+        stand(
+            n,
+            "runsc",
+            placement,
+            quarantined=n.name in quarantined,
+            unproven=n.name in unproven,
+        )
+        for n in fleet
+    )
+    return judge(standing for standing in standings if standing is not None)
 
 
 @st.composite
@@ -51,13 +78,13 @@ def fleets(draw: st.DrawFn) -> list[NodeFacts]:
 def test_the_order_of_nodes_does_not_matter(fleet: list[NodeFacts], order: random.Random) -> None:
     shuffled = list(fleet)
     order.shuffle(shuffled)
-    assert judge("runsc", PLACEMENT, shuffled) == judge("runsc", PLACEMENT, fleet)
+    assert verdict_of(PLACEMENT, shuffled) == verdict_of(PLACEMENT, fleet)
 
 
 @moderate
 @given(fleets())
 def test_each_node_that_takes_pods_now_has_exactly_one_answer(fleet: list[NodeFacts]) -> None:
-    verdict = judge("runsc", PLACEMENT, fleet)
+    verdict = verdict_of(PLACEMENT, fleet)
     eligible = sorted(n.name for n in fleet if allows(PLACEMENT, n, now=True))
     assert sorted([*verdict.serving, *verdict.not_serving, *verdict.unknown]) == eligible
     assert verdict.eligible == len(eligible)
@@ -69,7 +96,7 @@ def test_each_node_that_takes_pods_now_has_exactly_one_answer(fleet: list[NodeFa
 @moderate
 @given(fleets())
 def test_a_node_without_a_list_is_never_said_not_to_serve(fleet: list[NodeFacts]) -> None:
-    verdict = judge("runsc", Placement(), fleet)
+    verdict = verdict_of(Placement(), fleet)
     silent = {n for n in fleet if n.handlers is None}
     assert not {n.name for n in silent} & {*verdict.serving, *verdict.not_serving}
     assert not {n.hostname for n in silent} & set(verdict.excluded)
@@ -80,7 +107,7 @@ def test_a_node_without_a_list_is_never_said_not_to_serve(fleet: list[NodeFacts]
 def test_the_exclusion_holds_every_candidate_known_not_to_serve_and_no_other(
     fleet: list[NodeFacts],
 ) -> None:
-    verdict = judge("runsc", PLACEMENT, fleet)
+    verdict = verdict_of(PLACEMENT, fleet)
     wanted = {
         n.hostname
         for n in fleet
@@ -99,15 +126,15 @@ def test_what_passes_does_not_change_the_exclusion(fleet: list[NodeFacts]) -> No
     calm = [
         facts(n.name, handlers=n.handlers, labels=dict(n.labels), taints=n.taints) for n in fleet
     ]
-    assert judge("runsc", PLACEMENT, fleet).excluded == judge("runsc", PLACEMENT, calm).excluded
+    assert verdict_of(PLACEMENT, fleet).excluded == verdict_of(PLACEMENT, calm).excluded
 
 
 def test_the_exclusion_stops_at_its_cap_and_counts_the_rest() -> None:
     fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(EXCLUSION_CAP + 7)]
-    verdict = judge("runsc", Placement(), fleet)
+    verdict = verdict_of(Placement(), fleet)
     assert len(verdict.excluded) == EXCLUSION_CAP
     assert verdict.not_excluded == 7
-    assert judge("runsc", Placement(), fleet[:EXCLUSION_CAP]).not_excluded == 0
+    assert verdict_of(Placement(), fleet[:EXCLUSION_CAP]).not_excluded == 0
 
 
 def test_an_empty_list_is_an_answer() -> None:
@@ -116,7 +143,7 @@ def test_an_empty_list_is_an_answer() -> None:
 
 
 def test_no_node_at_all_is_no_hope_and_no_exclusion() -> None:
-    verdict = judge("runsc", Placement(), [])
+    verdict = verdict_of(Placement(), [])
     assert (verdict.eligible, verdict.hopeful, verdict.excluded) == (0, False, ())
 
 
@@ -155,3 +182,38 @@ def test_a_node_that_the_autoscaler_removes_is_not_usable() -> None:
     removed = Taint(key="ToBeDeletedByClusterAutoscaler", effect="NoSchedule")
     assert facts().usable
     assert not facts(taints=[removed]).usable
+
+
+@moderate
+@given(fleets(), st.sets(st.sampled_from([f"node-{i}" for i in range(8)])))
+def test_what_is_known_better_than_the_list_keeps_a_node_out(
+    fleet: list[NodeFacts], doubted: set[str]
+) -> None:
+    plain = verdict_of(PLACEMENT, fleet)
+    for verdict, kept_out in (
+        ((v := verdict_of(PLACEMENT, fleet, quarantined=doubted)), v.quarantined),
+        ((v := verdict_of(PLACEMENT, fleet, unproven=doubted)), v.unproven),
+    ):
+        assert set(kept_out) == doubted & {*plain.serving, *plain.unknown}
+        assert verdict.eligible == plain.eligible
+        assert verdict.not_serving == plain.not_serving
+        hosts = {n.hostname for n in fleet if n.name in kept_out and n.hostname is not None}
+        assert hosts | set(plain.excluded) <= set(verdict.excluded)
+
+
+def test_under_the_cap_the_worst_offenders_come_first() -> None:
+    fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(EXCLUSION_CAP)]
+    fleet += [facts("node-9998"), facts("node-9999")]
+    verdict = verdict_of(Placement(), fleet, quarantined={"node-9999"}, unproven={"node-9998"})
+    assert {"node-9998", "node-9999"} <= set(verdict.excluded)
+    assert (len(verdict.excluded), verdict.not_excluded) == (EXCLUSION_CAP, 2)
+
+
+def test_the_label_of_exactly_the_serving_nodes_is_the_advice() -> None:
+    fleet = [
+        facts("a", labels={HOSTNAME: "a", "sandbox": "gvisor", "zone": "1"}),
+        facts("b", labels={HOSTNAME: "b", "sandbox": "gvisor", "zone": "2"}),
+        facts("c", labels={HOSTNAME: "c", "zone": "2"}, handlers=["runc"]),
+    ]
+    assert verdict_of(Placement(), fleet).advice == ("sandbox", "gvisor")
+    assert verdict_of(Placement(), fleet[:2]).advice is None, "nothing to separate"

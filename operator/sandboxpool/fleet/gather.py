@@ -1,0 +1,96 @@
+"""Gathers what is known of one RuntimeClass, from the caches and the pools' own counts."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.cache import Cluster
+from sandboxpool.fleet.status import FleetInput
+from sandboxpool.pools.members import State
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.startup import StartupTimes
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.placement import placement_of
+from sandboxpool.runtimes.verdict import Verdict
+
+
+class FleetGatherer:
+    """Knows where everything about a class is to be found.
+
+    Args:
+        wall: seconds since the epoch.
+        clock: a monotonic clock, in seconds, for the start-up times.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        pools: PoolStore,
+        issues: IssueBook,
+        wall: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._pools = pools
+        self._issues = issues
+        self._wall = wall
+        self._clock = clock
+        self._startups: defaultdict[str, StartupTimes] = defaultdict(StartupTimes)
+
+    def measured(self, class_name: str, stage: str, seconds: float) -> None:
+        """A sandbox of the class has reached a stage of its start."""
+        self._startups[class_name].add(stage, seconds, self._clock())
+
+    def gather(self, class_name: str) -> FleetInput | None:
+        """Everything about a class; None if it does not exist and no pool names it."""
+        runtime = self._cluster.classes.get(class_name)
+        pools = [
+            pool
+            for pool in self._pools
+            if pool.spec is not None and pool.spec.runtime_class_name == class_name
+        ]
+        if runtime is None and not pools:
+            self._startups.pop(class_name, None)
+            return None
+        now = self._wall()
+        proof_wanted = any(pool.proof is not IsolationProof.OFF for pool in pools)
+        verdict = Verdict()
+        if runtime is not None:
+            verdict = self._cluster.nodes.verdict(
+                runtime.handler, placement_of({}, runtime), proof_wanted=proof_wanted
+            )
+        return FleetInput(
+            class_name=class_name,
+            runtime=runtime,
+            verdict=verdict,
+            now=now,
+            issues=self._issues.rows(runtime.handler, now) if runtime is not None else (),
+            evidence=self._cluster.evidence.kinds(runtime.handler) if runtime is not None else (),
+            pools=[f"{pool.namespace}/{pool.name}" for pool in pools],
+            sandboxes=_sandboxes(pools),
+            startup=self._startup(class_name),
+            proof_wanted=proof_wanted,
+        )
+
+    def _startup(self, class_name: str) -> dict[str, Any] | None:
+        times = self._startups.get(class_name)
+        return times.summary(self._clock()) if times is not None else None
+
+
+def _sandboxes(pools: list[Pool]) -> Counter[State]:
+    """Sum up the pools' own counts: they were counted when their pods changed."""
+    total: Counter[State] = Counter()
+    for pool in pools:
+        counts = {state: _count(pool, state.value) for state in State}
+        known = (State.WARM, State.STARTING, State.UNPROVEN, State.FAILED)
+        counts[State.STRANDED] = _count(pool, "replicas") - sum(counts[state] for state in known)
+        total.update({state: max(0, count) for state, count in counts.items()})
+    return total
+
+
+def _count(pool: Pool, key: str) -> int:
+    count = pool.status.get(key)
+    return count if isinstance(count, int) else 0

@@ -1,0 +1,290 @@
+"""Turns what happens to sandboxes into what is known of the runtimes on their nodes.
+
+Pods that fail or work, probes and nodes are observed here; breakers, evidence and issues are the
+memory. Whatever changes is written down for the next start, and told to whom it concerns.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from sandboxpool.api import names
+from sandboxpool.api.core import Pod
+from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.cache import Cluster
+from sandboxpool.fleet.prober import ProbeResult, Wish
+from sandboxpool.fleet.records import NodeRecords
+from sandboxpool.pools.members import pool_uid_of
+from sandboxpool.pools.pool import Pool
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.breaker import Strike
+from sandboxpool.runtimes.diagnosis import Failure, diagnose
+from sandboxpool.runtimes.evidence import Evidence, Isolation, judge_sandbox
+from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.placement import Placement, PlacementError
+from sandboxpool.runtimes.resolve import Runtime
+
+logger = logging.getLogger(__name__)
+
+
+class HealthListener(Protocol):
+    """Told of what changes, for work, events and metrics."""
+
+    def node_changed(self, node: str, handler: str) -> None:
+        """What is known of a handler on a node is not what it was."""
+
+    def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
+        """A breaker has opened."""
+
+    def released(self, node: str, handler: str) -> None:
+        """A breaker has closed, or its machine is gone."""
+
+    def not_isolating(self, node: str, handler: str, evidence: Evidence) -> None:
+        """A runtime was seen not to isolate."""
+
+    def probed(self, handler: str, result: ProbeResult) -> None:
+        """A probe has ended."""
+
+
+class Health:
+    """What is known of each node's runtimes beyond their lists.
+
+    Args:
+        pools: all pools.
+        wall: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: Cluster,
+        issues: IssueBook,
+        records: NodeRecords,
+        listener: HealthListener,
+        pools: Iterable[Pool],
+        wall: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._issues = issues
+        self._records = records
+        self._listener = listener
+        self._pools = pools
+        self._wall = wall
+        self._loaded: set[str] = set()
+
+    async def load(self) -> None:
+        """Take over what an earlier process knew; to be called before anything is observed.
+
+        Raises:
+            KubeError: it could not be read.
+        """
+        for name, record in (await self._records.load()).items():
+            self._cluster.breakers.load(name, record.get("breakers") or {})
+            self._cluster.evidence.load(name, record.get("evidence") or {})
+            self._loaded.add(name)
+
+    def forget_missing(self) -> None:
+        """All nodes are known now: drop what was kept of others."""
+        for name in self._loaded:
+            if self._cluster.nodes.get(name) is None:
+                self.observe_node(name, None)
+        self._loaded.clear()
+
+    # --- Observed ------------------------------------------------------------------------------
+
+    def observe_node(self, name: str, node: NodeFacts | None) -> None:
+        """A node has changed in what matters, or is gone."""
+        for handler in self._cluster.breakers.observe_node(name, node):
+            self._issues.clear(handler, name)
+            self._listener.released(name, handler)
+        self._cluster.evidence.observe_node(name, node)
+        if node is None:
+            self._issues.forget_node(name)
+        self._cluster.nodes.reconsider(name)
+        self._write_down(name)
+
+    def observe_pod(self, pod: Pod) -> None:
+        """A sandbox, or what was said of it, has changed: does its runtime work and isolate?"""
+        node = self._node_of(pod)
+        if node is None:
+            return
+        handler = _handler_of(pod)
+        own = judge_sandbox(pod, node, now=self._wall())
+        if own is not None and own.isolation is not Isolation.UNAVAILABLE:
+            self._learn(node, handler, own)
+        if _works(pod):
+            made_at = epoch(pod.metadata.creationTimestamp)
+            self._succeeded(node, handler, made_at, _template_of(pod))
+        event = self._cluster.events.get(pod.metadata.uid)
+        failure = diagnose(pod, event.message if event is not None else None)
+        if failure is not None and failure.blames_runtime:
+            ready = pod.condition("Ready")
+            since = epoch(ready.lastTransitionTime or "") if ready is not None else 0.0
+            self._failed(pod, node, failure, event.at if event is not None else since)
+
+    def observe_timeout(self, pod_uid: str) -> None:
+        """A sandbox is given up, and nobody has said why it did not start."""
+        pod = self._cluster.pods.get(pod_uid)
+        node = self._node_of(pod) if pod is not None else None
+        made = pod.condition("PodReadyToStartContainers") if pod is not None else None
+        if pod is None or node is None or (made is not None and made.status == "True"):
+            return
+        failure = Failure(
+            Reason.SANDBOX_START_TIMEOUT,
+            "the sandbox was not made in time, and no cause was reported",
+            node.name,
+            blames_runtime=True,
+        )
+        self._failed(pod, node, failure, self._wall())
+
+    def observe_probe(self, name: str, handler: str, runtime: Runtime, result: ProbeResult) -> None:
+        """A probe has ended."""
+        del runtime
+        self._listener.probed(handler, result)
+        node = self._cluster.nodes.get(name)
+        if node is None:
+            return
+        if result.started:
+            self._succeeded(node, handler, result.made_at, template="")
+        if result.evidence is not None:
+            self._learn(node, handler, result.evidence)
+        failure = result.failure
+        if failure is not None and failure.blames_runtime:
+            at, proves = self._wall(), failure.proves_broken
+            strike = Strike("", "", at, failure.reason, failure.message, proves)
+            self._strike(node, handler, strike)
+
+    # --- Learned -------------------------------------------------------------------------------
+
+    def _failed(self, pod: Pod, node: NodeFacts, failure: Failure, at: float) -> None:
+        strike = Strike(
+            pod.metadata.uid,
+            _template_of(pod),
+            at or self._wall(),
+            failure.reason,
+            failure.message,
+            failure.proves_broken,
+        )
+        self._strike(node, _handler_of(pod), strike)
+
+    def _strike(self, node: NodeFacts, handler: str, strike: Strike) -> None:
+        now = self._wall()
+        self._issues.record(handler, node.name, strike.reason, strike.message, strike.at)
+        opened = self._cluster.breakers.strike(
+            node, handler, strike, serving=self._serving(handler), now=now
+        )
+        if opened:
+            logger.warning(
+                "node %s is quarantined for handler %s: %s: %s",
+                node.name,
+                handler,
+                strike.reason,
+                strike.message,
+            )
+            self._changed(node.name, handler)
+            self._listener.quarantined(node.name, handler, strike.reason, strike.message)
+        self._write_down(node.name)
+
+    def _succeeded(self, node: NodeFacts, handler: str, made_at: float, template: str) -> None:
+        breakers = self._cluster.breakers
+        if breakers.succeed(node, handler, made_at=made_at, template=template, now=self._wall()):
+            logger.info("node %s is no longer quarantined for handler %s", node.name, handler)
+            # What was mended may be another runtime than before.
+            self._cluster.evidence.forget(node.name, handler)
+            self._changed(node.name, handler)
+            self._listener.released(node.name, handler)
+            self._write_down(node.name)
+        if not breakers.is_open(node.name, handler):
+            self._issues.clear(handler, node.name)
+
+    def _learn(self, node: NodeFacts, handler: str, evidence: Evidence) -> None:
+        if not self._cluster.evidence.put(node.name, handler, evidence):
+            return
+        self._write_down(node.name)
+        self._changed(node.name, handler)
+        if evidence.isolation is Isolation.NOT_PROVEN:
+            logger.error("handler %s on node %s: %s", handler, node.name, evidence.message)
+            self._listener.not_isolating(node.name, handler, evidence)
+
+    def _changed(self, node: str, handler: str) -> None:
+        self._cluster.nodes.reconsider(node)
+        self._listener.node_changed(node, handler)
+
+    def _write_down(self, node: str) -> None:
+        breakers = self._cluster.breakers.dump(node)
+        evidence = self._cluster.evidence.dump(node)
+        known = {"breakers": breakers, "evidence": evidence}
+        self._records.put(node, known if breakers or evidence else None)
+
+    def _serving(self, handler: str) -> int:
+        verdict = self._cluster.nodes.verdict(handler, Placement(), proof_wanted=False)
+        return len(verdict.serving) + len(verdict.unknown) + len(verdict.quarantined)
+
+    def _node_of(self, pod: Pod) -> NodeFacts | None:
+        return self._cluster.nodes.get(pod.spec.nodeName) if pod.spec.nodeName else None
+
+    # --- Wanted --------------------------------------------------------------------------------
+
+    def wishes(self) -> Iterator[Wish]:
+        """Probes that would tell something new, the most urgent first.
+
+        First scouts, then the nodes on which ready sandboxes wait for evidence, then all others.
+        """
+        runtimes: dict[str, Runtime] = {}
+        wanting: list[tuple[Pool, Runtime]] = []
+        for pool in self._pools:
+            resolution = self._cluster.resolution(pool)
+            if resolution is None or resolution.runtime is None or not resolution.usable:
+                continue
+            runtimes.setdefault(resolution.runtime.handler, resolution.runtime)
+            if pool.proof is IsolationProof.PER_NODE and not pool.deleting:
+                wanting.append((pool, resolution.runtime))
+        for name, handler in self._cluster.breakers.due(self._wall()):
+            node, runtime = self._cluster.nodes.get(name), runtimes.get(handler)
+            if node is not None and node.usable and runtime is not None:
+                yield Wish(node, runtime, "scout")
+        for pool, runtime in wanting:
+            for pod in self._cluster.pods.of_pool(pool.uid):
+                node = self._node_of(pod)
+                if node is not None and self._wants_evidence(node, runtime):
+                    yield Wish(node, runtime, "evidence")
+        for pool, runtime in wanting:
+            for node in self._candidates(pool, runtime):
+                if self._wants_evidence(node, runtime):
+                    yield Wish(node, runtime, "evidence")
+
+    def _candidates(self, pool: Pool, runtime: Runtime) -> Iterator[NodeFacts]:
+        """The nodes that the pool's next sandboxes may come to, those that do not isolate too."""
+        with contextlib.suppress(PlacementError):
+            verdict = self._cluster.verdict(pool, runtime)
+            for name in (*verdict.serving, *verdict.unknown, *verdict.unproven):
+                node = self._cluster.nodes.get(name)
+                if node is not None:
+                    yield node
+
+    def _wants_evidence(self, node: NodeFacts, runtime: Runtime) -> bool:
+        known = self._cluster.evidence.current(node, runtime.handler)
+        return (
+            node.usable
+            and (known is None or known.isolation is not Isolation.PROVEN)
+            and not self._cluster.breakers.is_open(node.name, runtime.handler)
+        )
+
+
+def _handler_of(pod: Pod) -> str:
+    return pod.metadata.annotations.get(names.ANNOTATION_HANDLER, "")
+
+
+def _template_of(pod: Pod) -> str:
+    return f"{pool_uid_of(pod) or ''}/{pod.metadata.labels.get(names.LABEL_REVISION, '')}"
+
+
+def _works(pod: Pod) -> bool:
+    """A container has begun to run: the runtime has made a sandbox and something in it."""
+    return pod.ready or any(
+        c.state.running is not None
+        for c in (*pod.status.initContainerStatuses, *pod.status.containerStatuses)
+    )

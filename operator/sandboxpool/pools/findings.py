@@ -1,0 +1,310 @@
+"""The conditions of a pool, each a small function of what was decided on. Pure.
+
+Every condition is set every time. ``Ready`` sums them up for an alert: it is about whether
+claims can be served, so it does not flap while a pool refills.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sandboxpool.api.conditions import Finding
+from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.pools.decide import PoolInput, PoolPlan, TemplateState, outdated
+from sandboxpool.pools.members import State
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.advice import cure
+from sandboxpool.runtimes.evidence import Isolation
+
+MAX_EXAMPLES = 5
+
+
+def findings(
+    given: PoolInput, plan: PoolPlan, counts: Mapping[State, int], issues: list[dict[str, Any]]
+) -> list[Finding]:
+    """All conditions of a pool, in the order in which they shall stand.
+
+    Args:
+        given: what was decided on.
+        plan: what was decided.
+        counts: how many of the pool's pods are in each state.
+        issues: what keeps its pods from starting, as the status shows it, the worst first.
+    """
+    resolved = _resolved(given)
+    serving = _nodes_serving(given)
+    template = Finding(
+        "TemplateAccepted",
+        {
+            TemplateState.ACCEPTED: True,
+            TemplateState.REJECTED: False,
+            TemplateState.NOT_CHECKED: None,
+        }[given.template.state],
+        given.template.reason,
+        given.template.message,
+    )
+    isolation = _isolation_proven(given)
+    warm = _warm(given, plan, counts, issues)
+    up_to_date = _up_to_date(given)
+    return [
+        _ready(given, plan, counts, (resolved, template, serving, *isolation, warm)),
+        resolved,
+        serving,
+        template,
+        *isolation,
+        warm,
+        up_to_date,
+    ]
+
+
+def _ready(
+    given: PoolInput, plan: PoolPlan, counts: Mapping[State, int], causes: tuple[Finding, ...]
+) -> Finding:
+    resolved, template, *_ = causes
+    for finding in (resolved, template):
+        if finding.holds is not True:
+            return Finding("Ready", False, finding.reason, finding.message)
+    if counts[State.WARM]:
+        return Finding(
+            "Ready", True, Reason.SANDBOX_WARM, f"{counts[State.WARM]} of {plan.target} are warm"
+        )
+    if given.spec.replicas == 0:
+        return Finding("Ready", True, Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    first = next((finding for finding in causes if finding.holds is False), causes[-1])
+    return Finding("Ready", False, first.reason, first.message)
+
+
+def _nodes_serving(given: PoolInput) -> Finding:
+    verdict = given.verdict
+    runtime = given.resolution.runtime
+    type_ = "NodesServing"
+    if runtime is None:
+        return Finding(
+            type_, None, Reason.RUNTIME_CLASS_NOT_FOUND, "without its RuntimeClass no node is asked"
+        )
+    handler = runtime.handler
+    if not verdict.eligible:
+        return Finding(
+            type_,
+            False,
+            Reason.NO_ELIGIBLE_NODE,
+            "no Ready, schedulable node satisfies the selectors, affinity and tolerations of the "
+            "RuntimeClass and the template: correct them, or add such a node",
+        )
+    if not verdict.hopeful:
+        return _no_node_serves(given, handler)
+    if verdict.not_excluded:
+        return Finding(
+            type_,
+            bool(verdict.serving),
+            Reason.EXCLUSION_CAP_EXCEEDED,
+            f"{verdict.not_excluded} more nodes do not serve the handler {handler!r} than a pod "
+            f"can be told to avoid: {cure(verdict.advice)}",
+        )
+    if not verdict.serving:
+        return Finding(
+            type_,
+            None,
+            Reason.HANDLERS_UNKNOWN,
+            f"none of {verdict.eligible} eligible nodes reports its handlers, which needs "
+            "Kubernetes 1.31 with containerd 2.0 or CRI-O 1.30: whether they serve "
+            f"{handler!r} shows only when a sandbox starts",
+        )
+    so_many = f"{len(verdict.serving)} of {verdict.eligible} eligible nodes serve {handler!r}"
+    if verdict.quarantined:
+        return Finding(
+            type_,
+            True,
+            Reason.NODE_QUARANTINED,
+            f"{so_many}; {len(verdict.quarantined)} quarantined, {_first_quarantine(given)}",
+        )
+    if verdict.not_serving:
+        examples = ", ".join(verdict.not_serving[:MAX_EXAMPLES])
+        return Finding(
+            type_,
+            True,
+            Reason.SOME_NODES_NOT_SERVING,
+            f"{so_many}; new sandboxes keep away from those that do not ({examples}); to have the "
+            f"scheduler know it too, {cure(verdict.advice)}",
+        )
+    return Finding(type_, True, Reason.HANDLER_SERVED, so_many)
+
+
+def _no_node_serves(given: PoolInput, handler: str) -> Finding:
+    verdict, type_ = given.verdict, "NodesServing"
+    if verdict.quarantined:
+        causes = {breaker.reason for _, breaker in given.quarantines}
+        return Finding(
+            type_,
+            False,
+            causes.pop() if len(causes) == 1 else Reason.ALL_NODES_QUARANTINED,
+            f"all {len(verdict.quarantined)} nodes that list the handler {handler!r} are "
+            f"quarantined, {_first_quarantine(given)}",
+        )
+    if verdict.unproven:
+        return Finding(
+            type_, False, Reason.ISOLATION_NOT_PROVEN, _not_isolating(verdict.unproven, handler)
+        )
+    if given.trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES:
+        return Finding(
+            type_,
+            False,
+            Reason.AUTOSCALER_ADDS_WRONG_NODES,
+            f"nodes joined for a waiting sandbox, and none lists the handler {handler!r}: set "
+            "scheduling.nodeSelector of the RuntimeClass to a label of the node group that has it; "
+            "until then a sandbox waits only from time to time",
+        )
+    return Finding(
+        type_,
+        False,
+        Reason.NO_NODE_SERVES,
+        f"none of {verdict.eligible} eligible nodes lists the handler {handler!r}: configure "
+        "it in the nodes' container runtime (and restart that), or add nodes that have it",
+    )
+
+
+def _first_quarantine(given: PoolInput) -> str:
+    if not given.quarantines:
+        return "the cause is not known any more"
+    node, breaker = given.quarantines[0]
+    return f"such as {node}: {breaker.reason}: {breaker.message}"
+
+
+def _not_isolating(nodes: Sequence[str], handler: str) -> str:
+    return (
+        f"on {', '.join(nodes[:MAX_EXAMPLES])} a sandbox of handler {handler!r} sees the node's "
+        "own kernel: it is not isolated and never handed out. Mend the handler's configuration "
+        "there, or, if that is what is wanted, set spec.isolationProof to Off"
+    )
+
+
+def _isolation_proven(given: PoolInput) -> list[Finding]:
+    """The condition, if the pool wants proof."""
+    if given.spec.isolation_proof is IsolationProof.OFF:
+        return []
+    type_ = "IsolationProven"
+    stock = [m for m in given.members if m.unclaimed]
+    handler = given.resolution.runtime.handler if given.resolution.runtime else ""
+    refuted = {m.node_name for m in stock if m.ground.refuted} | set(given.verdict.unproven)
+    if refuted:
+        text = _not_isolating(sorted(refuted), handler)
+        return [Finding(type_, False, Reason.ISOLATION_NOT_PROVEN, text)]
+    waiting = [m for m in stock if m.state is State.UNPROVEN]
+    without = [m for m in waiting if m.ground.isolation is Isolation.UNAVAILABLE]
+    if without:
+        first = without[0]
+        text = (
+            f"{len(without)} ready sandboxes are not handed out, because there is no evidence of "
+            f"their isolation, such as on {first.node_name}: {first.ground.evidence}"
+        )
+        return [Finding(type_, False, Reason.EVIDENCE_UNAVAILABLE, text)]
+    if waiting:
+        nodes = sorted({m.node_name for m in waiting})[:MAX_EXAMPLES]
+        text = f"{len(waiting)} ready sandboxes wait for the probe of {', '.join(nodes)}"
+        return [Finding(type_, None, Reason.EVIDENCE_PENDING, text)]
+    if any(m.state is State.WARM for m in stock):
+        text = "every warm sandbox runs on another kernel than its node's"
+        return [Finding(type_, True, Reason.ISOLATION_PROVEN, text)]
+    return [Finding(type_, None, Reason.EVIDENCE_PENDING, "no sandbox is ready yet")]
+
+
+def _warm(
+    given: PoolInput, plan: PoolPlan, counts: Mapping[State, int], issues: list[dict[str, Any]]
+) -> Finding:
+    warm, target = counts[State.WARM], plan.target
+    so_far = f"{warm} of {target} are warm"
+    if given.spec.replicas == 0:
+        return Finding("Warm", True, Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+    if warm >= target and target == given.spec.replicas:
+        return Finding("Warm", True, Reason.AT_TARGET, so_far)
+    if plan.held is Reason.PAUSED:
+        return Finding(
+            "Warm", False, Reason.PAUSED, f"{so_far}; set spec.paused to false to fill the pool"
+        )
+    if given.resolution.usable and given.template.state is TemplateState.ACCEPTED:
+        if issues:
+            worst = issues[0]
+            where = f" on {', '.join(worst['nodes'])}" if worst["nodes"] else ""
+            return Finding(
+                "Warm",
+                False,
+                Reason(worst["reason"]),
+                f"{so_far}; {worst['count']} not starting{where}: {worst['message']}",
+            )
+        if given.trouble.failures and warm < target:
+            return Finding(
+                "Warm",
+                False,
+                given.trouble.reason,
+                f"{so_far}; the last {given.trouble.failures} rounds failed, the next try waits "
+                f"for a growing delay: {given.trouble.message}",
+            )
+    if plan.held is not None and warm < target:
+        return Finding("Warm", False, plan.held, f"{so_far}: {_why_held(given, plan.held)}")
+    if target < given.spec.replicas:
+        return Finding(
+            "Warm",
+            False,
+            Reason.CLAMPED_BY_MAX_SANDBOXES,
+            f"{so_far}; spec.replicas is {given.spec.replicas}, but spec.maxSandboxes "
+            f"({given.spec.max_sandboxes}) counts claimed and terminating sandboxes too: raise it, "
+            "or wait until claims end",
+        )
+    return Finding("Warm", False, Reason.FILLING, so_far)
+
+
+def _why_held(given: PoolInput, held: Reason) -> str:
+    if held is given.resolution.reason:
+        return given.resolution.message
+    if held is given.template.reason:
+        return given.template.message
+    if not given.verdict.hopeful:
+        return "one sandbox stays pending until a node can take it"
+    if held is Reason.CEILING_HELD_BY_LOST_NODE:
+        return (
+            "spec.maxSandboxes is reached by sandboxes on a node that is lost: bring the node "
+            "back, or delete it and its pods"
+        )
+    return "spec.maxSandboxes is reached, terminating sandboxes included"
+
+
+def _up_to_date(given: PoolInput) -> Finding:
+    old = [m for m in given.members if m.alive and outdated(m, given)]
+    if not old:
+        return Finding("UpToDate", True, Reason.OK, "every warm sandbox is of the newest revision")
+    if given.template.state is not TemplateState.ACCEPTED:
+        return Finding(
+            "UpToDate",
+            False,
+            given.template.reason,
+            f"{len(old)} are of an older revision and kept, because the new one is not accepted",
+        )
+    waits = given.spec.update.type == "OnClaim"
+    return Finding(
+        "UpToDate",
+        False,
+        Reason.WAITING_FOR_CLAIMS if waits else Reason.ROLLING,
+        f"{len(old)} of an older revision "
+        + ("wait to be claimed" if waits else "are being replaced"),
+    )
+
+
+def _resolved(given: PoolInput) -> Finding:
+    resolution, type_ = given.resolution, "RuntimeResolved"
+    runtime = resolution.runtime
+    if resolution.usable and runtime is not None:
+        former = [
+            m
+            for m in given.members
+            if m.class_name == runtime.class_name
+            and m.runtime_uid != runtime.uid
+            and m.state is not State.STOPPING
+        ]
+        if former:
+            return Finding(
+                type_,
+                True,
+                Reason.RUNTIME_CHANGED,
+                f"RuntimeClass {runtime.class_name!r} was deleted and made again, its handler is "
+                f"{runtime.handler!r} now: of {len(former)} sandboxes of the former one the warm "
+                "are replaced and the claimed left alone",
+            )
+    return Finding(type_, resolution.usable, resolution.reason, resolution.message)

@@ -1,0 +1,54 @@
+"""What is wrong with a pool's sandboxes and its runtime, grouped by cause. Pure."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from sandboxpool.api.times import timestamp
+from sandboxpool.pools.decide import PoolInput
+from sandboxpool.pools.findings import MAX_EXAMPLES
+from sandboxpool.pools.members import Member
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.breaker import Breaker
+from sandboxpool.runtimes.diagnosis import SEVERITY
+
+
+def quarantined(given: PoolInput) -> list[dict[str, Any]]:
+    """Group the quarantined nodes by cause, the worst first."""
+    groups: dict[Reason, list[tuple[str, Breaker]]] = defaultdict(list)
+    for node, breaker in given.quarantines:
+        groups[breaker.reason].append((node, breaker))
+    return [
+        {
+            "reason": str(reason),
+            "count": len(groups[reason]),
+            "nodes": [node for node, _ in groups[reason][:MAX_EXAMPLES]],
+            "since": timestamp(min(b.opened_at or given.now for _, b in groups[reason])),
+            "message": groups[reason][0][1].message,
+        }
+        for reason in sorted(groups, key=SEVERITY.index)
+    ]
+
+
+def failing(
+    members: tuple[Member, ...], former: Mapping[str, str], now: float
+) -> list[dict[str, Any]]:
+    """Group the pods in trouble by cause, the worst first."""
+    groups: dict[Reason, list[Member]] = defaultdict(list)
+    for member in members:
+        if member.unclaimed and member.failure is not None:
+            groups[member.failure.reason].append(member)
+    found = []
+    for reason in sorted(groups, key=SEVERITY.index):
+        group = sorted(groups[reason], key=lambda m: (m.created, m.name))
+        first = group[0].failure
+        found.append(
+            {
+                "reason": str(reason),
+                "count": len(group),
+                "nodes": sorted({m.node_name for m in group if m.node_name})[:MAX_EXAMPLES],
+                "since": former.get(reason) or timestamp(now),
+                "message": first.message if first else "",
+            }
+        )
+    return found

@@ -1,0 +1,228 @@
+"""What a change sets in motion: which change of which object puts which key into which queue.
+
+The caches call in here, after the fact and without waiting; nothing here decides or writes.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from sandboxpool.api.core import Event, Node, Pod
+from sandboxpool.cache import Cluster
+from sandboxpool.claims.allocator import Allocator
+from sandboxpool.claims.claim import Claim
+from sandboxpool.claims.offers import Offers
+from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.fleet.health import Health
+from sandboxpool.fleet.prober import Prober, ProbeResult
+from sandboxpool.kube.events import EventRecorder
+from sandboxpool.kube.workqueue import WorkQueue
+from sandboxpool.metrics import Metrics
+from sandboxpool.pools.members import claim_uid_of, pool_uid_of
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.reconcile import PoolReconciler
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.reasons import Reason
+from sandboxpool.references import Reference
+from sandboxpool.runtimes.evidence import Evidence
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+
+# Changes that come in bursts are gathered for a moment before a pool is looked at.
+POD_BURST_SECONDS = 0.05
+NODE_BURST_SECONDS = 0.1
+
+
+@dataclass
+class Queues:
+    """The keys to be worked on: pools and claims by namespace and name, classes by name."""
+
+    pools: WorkQueue[Key]
+    claims: WorkQueue[Key]
+    runtimes: WorkQueue[str]
+
+
+@dataclass(kw_only=True)
+class Reactions:
+    """One method for each kind of change."""
+
+    cluster: Cluster
+    pools: PoolStore
+    allocator: Allocator
+    offers: Offers
+    pool_reconciler: PoolReconciler
+    claim_reconciler: ClaimReconciler
+    claims: Iterable[Claim]
+    # Each of the two tells the other.
+    health: Callable[[], Health]
+    prober: Prober
+    events: EventRecorder
+    metrics: Metrics
+    queues: Queues
+    _claim_keys: dict[str, Key] = field(default_factory=dict)
+
+    # --- Objects ---------------------------------------------------------------------------------
+
+    def pod(self, old: Pod | None, new: Pod | None) -> None:
+        """A pod of ours has changed."""
+        self.cluster.pods.put(old, new)
+        was, is_now = (pool_uid_of(state) if state is not None else None for state in (old, new))
+        for pool_uid in {was, is_now} - {None}:
+            assert pool_uid is not None
+            self.pool_reconciler.observe_pod(pool_uid, old, new if pool_uid == is_now else None)
+            pool = self.pools.by_uid(pool_uid)
+            if pool is not None:
+                self.queues.pools.add_after(pool.key, POD_BURST_SECONDS)
+        if new is not None:
+            if was is not None and is_now is None:
+                logger.warning(
+                    "pod %s/%s has left its pool: somebody else has changed its owner",
+                    new.metadata.namespace,
+                    new.metadata.name,
+                )
+            self.health().observe_pod(new)
+            self.offers.refresh([new])
+        elif old is not None:
+            self.allocator.release(old.metadata.uid)
+            self.cluster.events.forget(old.metadata.uid)
+        for state in (old, new):
+            if state is not None:
+                self._wake_claim(claim_uid_of(state))
+
+    def node(self, old: Node | None, new: Node | None) -> None:
+        """A node has changed; its heartbeats end here."""
+        if not self.cluster.nodes.put(old, new):
+            return
+        name = (new or old).metadata.name  # type: ignore[union-attr]
+        self.health().observe_node(name, self.cluster.nodes.get(name))
+        if old is None:
+            # Its pods may have come before it.
+            for pod in self.cluster.pods.on_node(name):
+                self.health().observe_pod(pod)
+        self._look_at_pods_on(name)
+        for pool in self.pools:
+            self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
+        for class_name in self.cluster.classes:
+            self.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
+        self.prober.wake()
+
+    def sandbox_event(self, old: Event | None, new: Event | None) -> None:
+        """The kubelet has said why a sandbox could not be made."""
+        del old
+        if new is None:
+            return
+        cluster = self.cluster
+        is_news = cluster.events.put(new)
+        pod = cluster.pods.get(new.involvedObject.uid)
+        if pod is None:
+            return
+        self.health().observe_pod(pod)
+        pool = self.pools.by_uid(pool_uid_of(pod) or "")
+        if pool is not None and is_news:
+            self.queues.pools.add(pool.key)
+
+    def claim(self, old: Claim | None, new: Claim | None) -> None:
+        """A claim has changed."""
+        self.claim_reconciler.seen(old, new)
+        if new is not None:
+            self._claim_keys[new.uid] = new.key
+            self.queues.claims.add(new.key)
+        elif old is not None:
+            self._claim_keys.pop(old.uid, None)
+
+    def pool(self, old: Pool | None, new: Pool | None) -> None:
+        """A pool has changed."""
+        gone = old is not None and (new is None or new.deleting or new.uid != old.uid)
+        if old is not None and gone:
+            self.allocator.forget_pool(old.uid)
+            if new is None or new.uid != old.uid:
+                self.pool_reconciler.forget(old.uid)
+                self.metrics.forget_pool(old)
+        # A change of the status alone, which is mostly our own, offers nothing new to anybody.
+        changed = gone or old is None or new is None or old.generation != new.generation
+        for state in (old, new):
+            if state is not None and state.spec is not None:
+                self.queues.runtimes.add_after(state.spec.runtime_class_name, NODE_BURST_SECONDS)
+        if new is not None:
+            if changed:
+                self.offers.refresh_pool(new)
+            self.queues.pools.add(new.key)
+        if changed:
+            self.prober.wake()
+            key = (new or old).key  # type: ignore[union-attr]
+            for claim in self.claims:
+                if not claim.finished and (claim.metadata.namespace, claim.spec.poolName) == key:
+                    self.queues.claims.add(claim.key)
+
+    def runtime_class(self, name: str) -> None:
+        """A class has appeared, changed or vanished."""
+        for pool in self.pools:
+            if pool.spec is not None and pool.spec.runtime_class_name == name:
+                self.offers.refresh_pool(pool)
+                self.queues.pools.add(pool.key)
+        self.queues.runtimes.add(name)
+        self.prober.wake()
+
+    def granted(self, claim_uid: str) -> None:
+        """A waiting claim has been given a pod."""
+        if not self._wake_claim(claim_uid):
+            self.allocator.abandon(claim_uid)
+
+    # --- The runtimes' health --------------------------------------------------------------------
+
+    def node_changed(self, node: str, handler: str) -> None:
+        """What is known of a handler on a node is not what it was."""
+        self._look_at_pods_on(node)
+        for pool in self.pools:
+            if self._handler(pool) == handler:
+                self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
+        for runtime in self.cluster.classes.values():
+            if runtime.handler == handler:
+                self.queues.runtimes.add_after(runtime.class_name, NODE_BURST_SECONDS)
+        self.prober.wake()
+
+    def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
+        """A breaker has opened."""
+        self.metrics.breaker(handler, "open")
+        text = f"no sandbox of handler {handler} is put on this node: {reason}: {message}"
+        self.events.warning(self._about_node(node), str(Reason.NODE_QUARANTINED), text)
+
+    def released(self, node: str, handler: str) -> None:
+        """A breaker has closed, or its machine is gone."""
+        self.metrics.breaker(handler, "closed")
+        text = f"sandboxes of handler {handler} may be put on this node again"
+        self.events.normal(self._about_node(node), str(Reason.QUARANTINE_LIFTED), text)
+
+    def not_isolating(self, node: str, handler: str, evidence: Evidence) -> None:
+        """A runtime was seen not to isolate."""
+        text = f"handler {handler}: {evidence.message}"
+        self.events.warning(self._about_node(node), str(Reason.ISOLATION_NOT_PROVEN), text)
+
+    def probed(self, handler: str, result: ProbeResult) -> None:
+        """A probe has ended."""
+        self.metrics.probed(handler, result.outcome)
+
+    # --- Small things ----------------------------------------------------------------------------
+
+    def _handler(self, pool: Pool) -> str | None:
+        resolution = self.cluster.resolution(pool)
+        runtime = resolution.runtime if resolution is not None else None
+        return runtime.handler if runtime is not None else None
+
+    def _look_at_pods_on(self, node: str) -> None:
+        pods = self.cluster.pods.on_node(node)
+        self.offers.refresh(pods)
+        for pod in pods:
+            self._wake_claim(claim_uid_of(pod))
+
+    def _wake_claim(self, uid: str | None) -> bool:
+        key = self._claim_keys.get(uid) if uid is not None else None
+        if key is not None:
+            self.queues.claims.add(key)
+        return key is not None
+
+    def _about_node(self, name: str) -> Reference:
+        node = self.cluster.nodes.get(name)
+        return Reference("v1", "Node", "", name, node.uid if node is not None else "")

@@ -1,0 +1,56 @@
+"""What a sandbox stands on: its node, and whether its runtime works and isolates there."""
+
+from dataclasses import dataclass
+
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.verdict import Answer, answer_of
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The ground of one pod.
+
+    Attributes:
+        node: the facts of its node; None if it has none, or if the node is gone.
+        handler: what its class stood for when it was made.
+        quarantined: the breaker of the node and the handler is open.
+        isolation: what is known, where its pool wants proof; None while nothing is.
+        proof_wanted: its pool wants proof.
+        evidence: what is known of its isolation, in words.
+    """
+
+    node: NodeFacts | None
+    handler: str
+    quarantined: bool = False
+    isolation: Isolation | None = None
+    proof_wanted: bool = False
+    evidence: str = ""
+
+    @property
+    def served(self) -> bool:
+        """The node lists the handler, or cannot say."""
+        return (
+            self.node is not None and answer_of(self.node, self.handler) is not Answer.NOT_SERVING
+        )
+
+    @property
+    def refuted(self) -> bool:
+        """The sandbox was to be isolated from its node, and is not."""
+        return self.proof_wanted and self.isolation is Isolation.NOT_PROVEN
+
+    @property
+    def proven(self) -> bool:
+        """It has all the proof that its pool wants."""
+        return not self.proof_wanted or self.isolation is Isolation.PROVEN
+
+    @property
+    def firm(self) -> bool:
+        """A ready sandbox on it may be handed out, once it is proven."""
+        return (
+            self.node is not None
+            and self.node.usable
+            and self.served
+            and not self.quarantined
+            and not self.refuted
+        )

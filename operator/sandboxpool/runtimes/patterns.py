@@ -129,6 +129,10 @@ _NO_SNAPSHOTTER = _broken(
     Reason.SNAPSHOTTER_MISSING,
     "set up the snapshotter that the handler names (kata-fc: devmapper) and restart containerd",
 )
+_SNAPSHOTTER_AWAY = _failing(
+    Reason.SNAPSHOTTER_MISSING,
+    "start the service of the snapshotter that the handler names on the node",
+)
 _VMM = _failing(
     Reason.VMM_START_FAILED,
     "read the VMM's own words in the container runtime's log on the node; /dev/kvm may be missing",
@@ -220,6 +224,11 @@ TABLE: tuple[Pattern, ...] = (
     _row("snapshotter-unpack", r"snapshotter must be provided to unpack", _NO_SNAPSHOTTER),
     _row("snapshotter-not-found", r"snapshotter \S{1,100} was not found", _NO_SNAPSHOTTER),
     _row("snapshotter-not-loaded", r"snapshotter not loaded: ", _NO_SNAPSHOTTER),
+    _row(
+        "snapshotter-away",
+        r"failed to prepare extraction snapshot .{1,300}: connection error: ",
+        _SNAPSHOTTER_AWAY,
+    ),
     _row(
         "snapshotter-without-blocks",
         r"failed to mount \W{0,4}/run/kata-containers/shared/containers/\S{1,200} to "

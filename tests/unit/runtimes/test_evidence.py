@@ -36,7 +36,7 @@ NOT_READ = "Error on reading termination log /var/lib/kubelet/pods/x: permission
 NODE = replace(facts(), boot_id=BOOT_ID, container_runtime="containerd://2.1.4", kubelet="v1.36.2")
 
 # Everything that asks the question anew.
-OTHER_SOFTWARE = {
+OTHER_SOFTWARE: dict[str, dict[str, Any]] = {
     "another machine": {"uid": "another"},
     "a reboot": {"boot_id": GUEST_BOOT_ID},
     "another container runtime": {"container_runtime": "containerd://2.2.0"},

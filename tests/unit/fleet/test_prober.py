@@ -1,0 +1,671 @@
+"""Probe pods against an API server that refuses, breaks and forgets, in virtual time."""
+
+import asyncio
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from sandboxpool.api.core import Pod
+from sandboxpool.fleet import prober
+from sandboxpool.fleet.prober import Prober, ProbeResult, Wish
+from sandboxpool.kube.errors import ApiError
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes import probe
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.probe import ProbeImage, build_probe
+from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.settings import SettingsError, load
+from support.builders import facts, runtime
+from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi
+
+OURS = "sandboxpool-system"
+PODS = f"/api/v1/namespaces/{OURS}/pods"
+START = 1_700_000_000.0
+NOT_CONFIGURED = (
+    "Failed to create pod sandbox: rpc error: code = Unknown desc = unable to get OCI runtime for "
+    f'sandbox "{"d" * 64}": no runtime for "runsc" is configured'
+)
+FULL = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/3 nodes are available: 1 Insufficient memory.",
+}
+SCHEDULED = {"type": "PodScheduled", "status": "True"}
+
+looptime = pytest.mark.looptime
+
+
+class World:
+    """A prober in a cluster of one class; what is wished for is wished until it has an answer."""
+
+    def __init__(self, image: str = "registry.example/probe:1") -> None:
+        self.api = ScriptedApi(self.wall, self._changed)
+        self.nodes: dict[str, NodeFacts] = {}
+        self.classes: dict[str, Runtime] = {"gvisor": runtime()}
+        self.events: dict[str, str] = {}
+        self.wanted: list[Wish] = []
+        self.results: list[tuple[str, str, ProbeResult]] = []
+        self.watching = True
+        self.kubelets: tuple[int, float] | None = None
+        self.asked = 0
+        seeds = itertools.count()
+        self.prober = Prober(
+            client=self.api,
+            namespace=OURS,
+            image=ProbeImage(image),
+            wishes=self._wishes,
+            nodes=self.nodes.get,
+            classes=self.classes.get,
+            sandbox_event=self.events.get,
+            on_result=self._ended,
+            wall=self.wall,
+            seed=lambda: f"seed-{next(seeds)}",
+        )
+
+    def time(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        return START + self.time()
+
+    def _wishes(self) -> Iterable[Wish]:
+        self.asked += 1
+        return iter(self.wanted)
+
+    def _ended(self, node: str, handler: str, of: Runtime, result: ProbeResult) -> None:
+        assert handler == of.handler
+        self.results.append((node, handler, result))
+        evidence = result.evidence
+        if evidence is not None and evidence.isolation is Isolation.PROVEN:
+            self.wanted = [w for w in self.wanted if w.pair != (node, handler)]
+
+    def _changed(self, path: str, old: Any, new: Any) -> None:
+        assert path.startswith(PODS)
+        if self.watching:
+            before, after = (msgspec.convert(body, Pod | None) for body in (old, new))
+            self.prober.observe(before, after)
+        if old is None:
+            self._run(path)
+
+    def want(self, *nodes: str, why: prober.Why = "evidence", of: Runtime | None = None) -> None:
+        for name in nodes:
+            node = self.nodes.setdefault(name, facts(name))
+            self.wanted.append(Wish(node, of or self.classes["gvisor"], why))
+        self.prober.wake()
+
+    def leftover(self, name: str, node: str = "node-1", **metadata: Any) -> None:
+        body = build_probe(name, OURS, facts(node), runtime(), ProbeImage("image"))
+        body["metadata"] |= {"uid": f"{name}-uid", "resourceVersion": "1", **metadata}
+        self.api.put(f"{PODS}/{name}", body)
+
+    def update(self, path: str, *, spec: dict[str, Any] | None = None, **status: Any) -> None:
+        """Let the cluster report on a pod."""
+        body = self.api.objects[path]
+        body = {**body, "spec": {**body["spec"], **(spec or {})}, "status": status}
+        version = str(int(body["metadata"]["resourceVersion"]) + 1)
+        self.api.put(path, {**body, "metadata": {**body["metadata"], "resourceVersion": version}})
+
+    def end(self, path: str, code: int, message: str = "") -> None:
+        ended = {"terminated": {"exitCode": code, "message": message}}
+        node = self.api.objects[path]["metadata"]["annotations"][probe.ANNOTATION_NODE]
+        self.update(
+            path,
+            spec={"nodeName": node},
+            phase="Succeeded" if code == 0 else "Failed",
+            containerStatuses=[{"name": probe.PROBE_CONTAINER, "state": ended}],
+        )
+
+    def serve(self, code: int = 0, after: float = 0.5) -> None:
+        """Let the kubelets end each probe with a code after so many seconds."""
+        self.kubelets = code, after
+
+    def _run(self, path: str) -> None:
+        if self.kubelets is not None:
+            code, after = self.kubelets
+            later = asyncio.get_running_loop().call_later
+            later(after, lambda: self.end(path, code) if path in self.api.objects else None)
+
+    @property
+    def pods(self) -> list[str]:
+        return list(self.api.objects)
+
+    @property
+    def posted(self) -> list[Call]:
+        return self.api.sent("POST")
+
+    @property
+    def last(self) -> ProbeResult:
+        return self.results[-1][2]
+
+    @property
+    def isolation(self) -> Isolation | None:
+        evidence = self.last.evidence
+        return evidence.isolation if evidence is not None else None
+
+    @property
+    def message(self) -> str:
+        assert self.last.evidence is not None
+        return self.last.evidence.message
+
+    @contextlib.asynccontextmanager
+    async def running(self, *more: Any) -> AsyncIterator[None]:
+        tasks = [asyncio.ensure_future(self.prober.run()), *map(asyncio.ensure_future, more)]
+        try:
+            yield
+            for task in tasks:
+                assert not task.done() or task.result() is None
+            assert not tasks[0].done()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
+# --- Answers -------------------------------------------------------------------------------------
+
+
+@looptime
+@pytest.mark.parametrize(
+    ("code", "isolation"),
+    [
+        (probe.OWN_KERNEL, Isolation.PROVEN),
+        (probe.NODES_KERNEL, Isolation.NOT_PROVEN),
+        (probe.UNREADABLE, Isolation.UNAVAILABLE),
+    ],
+)
+async def test_a_probe_is_made_judged_and_removed(code: int, isolation: Isolation) -> None:
+    world = World()
+    world.want("node-1")
+    world.serve(code)
+    async with world.running():
+        await asyncio.sleep(3)
+    ((node, handler, result),) = world.results
+    assert (node, handler, world.isolation) == ("node-1", "runsc", isolation)
+    assert result.failure is None
+    assert result.started
+    assert START <= result.made_at <= START + 1
+    assert world.pods == []
+    assert len(world.posted) == len(world.api.sent("DELETE")) == 1
+
+
+@looptime
+async def test_the_pod_is_what_the_cluster_was_asked_for() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (pod,) = world.api.objects.values()
+    assert pod["metadata"]["namespace"] == OURS
+    assert pod["metadata"]["annotations"][probe.ANNOTATION_NODE] == "node-1"
+    assert pod["metadata"]["annotations"][probe.ANNOTATION_BOOT_ID] == "node-1-boot"
+    assert pod["spec"]["containers"][0]["image"] == "registry.example/probe:1"
+
+
+@looptime
+async def test_a_failure_without_doubt_ends_a_probe_at_once() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        pending = {"type": "PodReadyToStartContainers", "status": "False"}
+        world.update(path, phase="Pending", conditions=[SCHEDULED, pending])
+        world.events[world.api.objects[path]["metadata"]["uid"]] = NOT_CONFIGURED
+        await asyncio.sleep(1.5)
+        assert world.pods == []
+    failure = world.last.failure
+    assert failure is not None
+    assert failure.reason is Reason.HANDLER_NOT_CONFIGURED
+    assert failure.blames_runtime
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert "no runtime for" in world.message
+    assert not world.last.started
+
+
+@looptime
+async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_nobody() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(prober.DEADLINE_SECONDS - 1)
+        assert world.results == []
+        await asyncio.sleep(3)
+        assert world.pods == []
+    failure = world.last.failure
+    assert failure is not None
+    assert (failure.reason, failure.blames_runtime) == (Reason.SANDBOX_START_TIMEOUT, False)
+    assert world.isolation is Isolation.UNAVAILABLE
+
+
+@looptime
+async def test_a_full_node_does_not_hold_the_others_up() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        world.update(path, phase="Pending", conditions=[FULL])
+        await asyncio.sleep(prober.UNSCHEDULABLE_SECONDS - 2)
+        assert world.results == []
+        await asyncio.sleep(4)
+        assert world.pods == []
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert "Insufficient memory" in world.message
+
+
+@looptime
+async def test_an_evicted_probe_says_why_there_is_no_answer() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        world.update(world.pods[0], phase="Failed", reason="Evicted", message="low on memory")
+        await asyncio.sleep(1)
+    assert world.last.failure is not None
+    assert not world.last.started
+    assert "low on memory" in world.message
+
+
+@looptime
+async def test_a_probe_that_somebody_deletes_is_over() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        world.api.remove(world.pods[0])
+        await asyncio.sleep(1)
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert world.last.failure is None
+    assert world.api.sent("DELETE") == []
+
+
+@looptime
+async def test_a_probe_of_another_class_than_was_asked_for_proves_nothing() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        world.api.objects[path]["spec"]["runtimeClassName"] = "kata"
+        world.end(path, probe.OWN_KERNEL)
+        await asyncio.sleep(1)
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert "'kata'" in world.message
+
+
+# --- What it is about changes --------------------------------------------------------------------
+
+
+@looptime
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"boot_id": "another"},
+        {"uid": "another"},
+        {"container_runtime": "containerd://2.2.0"},
+        {"kubelet": "v1.37.0"},
+        {"handlers": frozenset({"runc"})},
+        None,
+    ],
+)
+async def test_an_answer_about_what_is_no_more_is_none(change: dict[str, Any] | None) -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        node = world.nodes.pop("node-1")
+        if change is not None:
+            world.nodes["node-1"] = replace(node, **change)
+        world.end(path, probe.OWN_KERNEL)
+        world.wanted.clear()
+        await asyncio.sleep(1)
+        assert world.pods == []
+    assert (world.last.evidence, world.last.failure) == (None, None)
+    assert world.last.outcome == "Superseded"
+
+
+@looptime
+@pytest.mark.parametrize("uid", ["another", None])
+async def test_an_answer_about_a_class_that_is_no_more_is_none(uid: str | None) -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        del world.classes["gvisor"]
+        if uid is not None:
+            world.classes["gvisor"] = runtime(handler="runc", uid=uid)
+        world.end(path, probe.NODES_KERNEL)
+        world.wanted.clear()
+        await asyncio.sleep(1)
+    assert (world.last.evidence, world.last.failure) == (None, None)
+
+
+@looptime
+async def test_after_a_reboot_it_is_asked_again_without_a_pause() -> None:
+    world = World()
+    world.want("node-1")
+    world.serve(probe.NODES_KERNEL)
+    async with world.running():
+        await asyncio.sleep(3)
+        assert len(world.results) == 1
+        rebooted = replace(world.nodes["node-1"], boot_id="another")
+        world.nodes["node-1"] = rebooted
+        world.wanted = [Wish(rebooted, world.classes["gvisor"], "evidence")]
+        world.prober.wake()
+        await asyncio.sleep(3)
+    assert len(world.results) == 2
+
+
+# --- Limits --------------------------------------------------------------------------------------
+
+
+@looptime
+async def test_however_much_is_wished_for_the_limits_hold() -> None:
+    world = World()
+    sent: list[float] = []
+    most = 0
+
+    def before(call: Call) -> None:
+        nonlocal most
+        if call.method == "POST":
+            sent.append(world.time())
+        most = max(most, len(world.pods))
+
+    world.api.before = before
+    world.want(*(f"node-{i:03}" for i in range(100)))
+    world.serve(after=20)
+    async with world.running():
+        await asyncio.sleep(600)
+        assert len(world.results) == 100
+    assert most <= prober.MAX_IN_FLIGHT
+    assert most == prober.MAX_IN_FLIGHT
+    for i, j in itertools.combinations(range(0, 100, 7), 2):
+        assert j - i <= (sent[j] - sent[i]) * prober.PER_SECOND + 1e-6
+    assert max(Counter(node for node, _, _ in world.results).values()) == 1
+    assert [node for node, _, _ in world.results[:10]] == [f"node-{i:03}" for i in range(10)]
+
+
+@looptime
+async def test_there_is_one_probe_for_each_node_and_handler() -> None:
+    world = World()
+    world.want("node-1", "node-1", "node-1")
+    world.classes["kata"] = runtime("kata", "kata-qemu", "kata-uid")
+    world.want("node-1", of=world.classes["kata"])
+    async with world.running():
+        await asyncio.sleep(30)
+        assert len(world.pods) == 2
+
+
+@looptime
+async def test_nothing_to_do_costs_next_to_nothing_and_a_wish_is_met_soon() -> None:
+    world = World()
+    world.serve()
+    async with world.running():
+        await asyncio.sleep(100)
+        assert world.asked <= 100 / prober.IDLE_SECONDS + 1
+        assert world.api.calls == []
+        world.want("node-1")
+        await asyncio.sleep(2)
+        assert len(world.results) == 1
+
+
+@looptime
+async def test_being_woken_all_the_time_is_no_reason_to_ask_all_the_time() -> None:
+    world = World()
+
+    async def nag() -> None:
+        while True:
+            world.prober.wake()
+            await asyncio.sleep(0.05)
+
+    async with world.running(nag()):
+        await asyncio.sleep(10)
+    assert world.asked <= 10 * prober.PER_SECOND + 2
+
+
+@looptime
+@pytest.mark.parametrize("code", [probe.NODES_KERNEL, probe.UNREADABLE])
+async def test_without_proof_it_is_asked_again_each_time_later(code: int) -> None:
+    world = World()
+    world.want("node-1")
+    world.serve(code)
+    async with world.running():
+        await asyncio.sleep(3600)
+    made = [result.made_at for _, _, result in world.results]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(made)]
+    assert pauses[0] <= prober.FIRST_PAUSE_SECONDS + 10
+    assert max(pauses) <= prober.LONGEST_PAUSE_SECONDS + 10
+    assert pauses[-1] >= prober.LONGEST_PAUSE_SECONDS / 2
+    assert 8 <= len(made) <= 25
+
+
+@looptime
+async def test_a_fleet_does_not_ask_all_at_once() -> None:
+    pauses = {prober._pause_seconds((f"node-{i}", "runsc"), 5) for i in range(100)}
+    assert len(pauses) > 90
+    assert max(pauses) - min(pauses) > prober.LONGEST_PAUSE_SECONDS / 4
+
+
+@looptime
+@pytest.mark.parametrize("why", ["evidence", "scout"])
+async def test_the_breaker_paces_the_scouts_of_which_it_hears(why: prober.Why) -> None:
+    world = World()
+    world.want("node-1", why=why)
+
+    async def break_all() -> None:
+        while True:
+            for path in world.pods:
+                world.events.setdefault(f"{path.rpartition('/')[2]}-uid", NOT_CONFIGURED)
+            await asyncio.sleep(0.1)
+
+    async with world.running(break_all()):
+        await asyncio.sleep(20)
+    assert (len(world.results) > 5) == (why == "scout")
+
+
+@looptime
+async def test_scouts_of_which_the_breaker_hears_nothing_are_held_too() -> None:
+    world = World()
+    world.api.fail("POST", "/pods", QUOTA, times=1000)
+    world.want("node-1", why="scout")
+    async with world.running():
+        await asyncio.sleep(600)
+    assert 2 <= len(world.results) <= 12
+
+
+@looptime
+async def test_the_memory_of_pauses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober, "MAX_PAUSES", 10)
+    world = World(image="")
+    world.want(*(f"node-{i}" for i in range(50)))
+    async with world.running():
+        await asyncio.sleep(1)
+    assert len(world.prober._pauses) == 10
+
+
+# --- The API server ------------------------------------------------------------------------------
+
+
+@looptime
+@pytest.mark.parametrize("error", [QUOTA, REFUSED, ApiError(422, "Invalid", "spec: wrong")])
+async def test_a_refusal_is_told_in_the_api_servers_words(error: ApiError) -> None:
+    world = World()
+    world.api.fail("POST", "/pods", error)
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(5)
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert error.message in world.message
+    assert world.last.failure is None
+    assert len(world.posted) == 1
+
+
+@looptime
+async def test_an_api_server_that_fails_is_tried_a_few_times() -> None:
+    world = World()
+    world.api.fail("POST", "/pods", BROKEN, times=100)
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(5)
+    assert len(world.posted) == prober.CREATE_ATTEMPTS
+    assert "etcd is away" in world.message
+
+
+@looptime
+@pytest.mark.parametrize("error", [UNKNOWN, BROKEN])
+async def test_an_unknown_outcome_makes_no_second_pod(error: Any) -> None:
+    world = World()
+    world.api.fail("POST", "/pods", error, applied=True)
+    world.want("node-1")
+    world.serve(after=5)
+    async with world.running():
+        await asyncio.sleep(3)
+        assert len(world.posted) == 2
+        assert len(world.pods) == 1
+        await asyncio.sleep(5)
+    assert world.isolation is Isolation.PROVEN
+    assert len(world.results) == 1
+
+
+@looptime
+async def test_a_pod_that_is_never_seen_is_waited_for_no_longer_than_any() -> None:
+    world = World()
+    world.api.fail("POST", "/pods", UNKNOWN, times=prober.CREATE_ATTEMPTS)
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(prober.DEADLINE_SECONDS + 3)
+    assert world.last.failure is None
+    assert "never seen" in world.message
+
+
+@looptime
+async def test_a_pod_that_is_seen_too_late_is_swept_away() -> None:
+    world = World()
+    world.want("node-1")
+    world.watching = False
+    async with world.running():
+        await asyncio.sleep(prober.DEADLINE_SECONDS + 3)
+        world.wanted.clear()
+        world.watching = True
+        (path,) = world.pods
+        world.update(path)
+        await asyncio.sleep(2)
+        assert world.pods == []
+
+
+@looptime
+async def test_a_pod_that_cannot_be_deleted_is_deleted_later() -> None:
+    world = World()
+    world.want("node-1")
+    world.api.fail("DELETE", "/pods", BROKEN, times=2)
+    world.api.fail("DELETE", "/pods", UNKNOWN, times=2)
+    world.serve()
+    async with world.running():
+        await asyncio.sleep(30)
+    assert world.isolation is Isolation.PROVEN
+    assert world.pods == []
+    assert len(world.api.sent("DELETE")) == 5
+
+
+# --- Starting and stopping -----------------------------------------------------------------------
+
+
+@looptime
+async def test_what_another_process_left_is_deleted_before_its_node_is_probed() -> None:
+    world = World()
+    world.leftover("old-1")
+    world.leftover("old-2", node="node-2")
+    world.want("node-1")
+    order: list[tuple[str, str]] = []
+    world.api.before = lambda call: order.append((call.method, call.path.rpartition("/")[2]))
+    world.serve()
+    async with world.running():
+        await asyncio.sleep(5)
+    assert order[:3] == [("DELETE", "old-1"), ("DELETE", "old-2"), ("POST", "pods")]
+    assert len(world.results) == 1
+    assert world.pods == []
+
+
+@looptime
+async def test_a_node_that_cannot_get_rid_of_a_probe_gets_no_other() -> None:
+    world = World()
+    world.leftover("old", deletionTimestamp="2026-11-24T00:00:00Z")
+    world.want("node-1", "node-2")
+    world.serve(after=1e9)
+    async with world.running():
+        await asyncio.sleep(5)
+        (call,) = world.posted
+        assert call.body["metadata"]["annotations"][probe.ANNOTATION_NODE] == "node-2"
+        assert world.api.sent("DELETE") == []
+        world.api.remove(f"{PODS}/old")
+        await asyncio.sleep(2)
+        assert len(world.posted) == 2
+
+
+@looptime
+async def test_what_is_deleted_is_deleted_once_however_late_the_watch_is() -> None:
+    world = World()
+    world.leftover("old")
+    world.watching = False
+    async with world.running():
+        await asyncio.sleep(60)
+        assert len(world.api.sent("DELETE")) == 1
+
+
+@looptime
+async def test_when_it_is_stopped_it_leaves_its_pods_to_the_next_start() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+    (left,) = world.pods
+    assert world.results == []
+    world.serve(after=5)
+    async with world.running():
+        await asyncio.sleep(3)
+        assert left not in world.pods
+        assert len(world.pods) == 1
+        await asyncio.sleep(5)
+    assert world.isolation is Isolation.PROVEN
+
+
+# --- Settings ------------------------------------------------------------------------------------
+
+
+@looptime
+async def test_without_an_image_every_wish_ends_and_says_what_to_set() -> None:
+    world = World(image="")
+    world.want(*(f"node-{i}" for i in range(50)))
+    async with world.running():
+        await asyncio.sleep(1)
+        assert len(world.results) == 50
+        await asyncio.sleep(10)
+        assert len(world.results) == 50, "not again before a pause"
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert "SANDBOXPOOL_PROBE_IMAGE" in world.message
+    assert world.api.calls == []
+
+
+def test_the_settings_of_probes() -> None:
+    settings = load(
+        {
+            "SANDBOXPOOL_PROBE_IMAGE": "registry.example/probe:1",
+            "SANDBOXPOOL_PROBE_PULL_POLICY": "Always",
+            "SANDBOXPOOL_PROBE_PULL_SECRETS": "one, two,,",
+        }
+    )
+    assert settings.probe_image == "registry.example/probe:1"
+    assert settings.probe_pull_policy == "Always"
+    assert settings.probe_pull_secrets == ("one", "two")
+    with pytest.raises(SettingsError, match="SANDBOXPOOL_PROBE_PULL_POLICY"):
+        load({"SANDBOXPOOL_PROBE_PULL_POLICY": "Sometimes"})

@@ -101,7 +101,7 @@ class Fleet:
         return self
 
     def opens(self, node: str = "node-1", **how: Any) -> "Fleet":
-        """Open it without proof, by templates that have worked before."""
+        """Open it by three failures that prove nothing."""
         for _ in range(3):
             opened = self.fail(node=node, **how)
         assert opened
@@ -192,12 +192,22 @@ def test_a_message_is_bounded_and_keeps_its_end() -> None:
     assert message.endswith("x no such file")
 
 
-def test_a_failure_from_a_clock_that_is_ahead_happened_now() -> None:
+def test_nothing_happens_in_the_future_whatever_clocks_say() -> None:
     fleet = Fleet()
-    assert fleet.tell(strike("pod", NOW + 3600, proves=True))
-    assert fleet.after(5).work()
-    fleet.after(1)
-    assert not fleet.tell(strike("pod", NOW, proves=True))
+    fleet.tell(strike("pod", NOW + 3600))
+    fleet.fail()
+    fleet.after(5).work()
+    assert not any(fleet.after(1).fail() for _ in range(2))
+    fleet.work(age=-3600)
+    assert fleet.after(1).fail(proves=True)
+
+
+def test_of_more_failures_than_are_kept_the_latest_are() -> None:
+    fleet = Fleet(serving=2).opens("node-2", template=PROBE)
+    fleet.after(20)
+    for ago in (3, 2, 1, 10):
+        fleet.fail(f"pod-{ago}", ago=ago)
+    assert [s.pod for s in fleet.get().strikes] == ["pod-3", "pod-2", "pod-1"]
 
 
 # --- The budget ----------------------------------------------------------------------------------
@@ -224,6 +234,17 @@ def test_proof_needs_no_budget_and_takes_none() -> None:
         fleet.opens(f"node-{i}", template=PROBE)
     assert not any(fleet.fail(node="node-6", template=PROBE) for _ in range(4))
     assert len(fleet.open) == 6
+
+
+def test_a_closed_breaker_gives_back_what_it_took() -> None:
+    fleet = Fleet(serving=2)
+    for _ in range(3):
+        fleet.after(5).fail(proves=True)
+        fleet.after(5).work(template=PROBE)
+    fleet.after(1).opens("node-1", template=PROBE)
+    assert not any(fleet.fail(node="node-2", template=PROBE) for _ in range(3))
+    assert fleet.after(5).work("node-1", template=PROBE)
+    assert fleet.after(1).fail(node="node-2", template=PROBE)
 
 
 def test_what_had_no_budget_opens_when_there_is_room_and_it_is_told_again() -> None:
@@ -478,14 +499,13 @@ def test_a_probe_that_works_where_a_template_failed_makes_it_a_suspect_everywher
     fleet.after(SUSPECT_SECONDS).opens("node-3", template=MINE)
 
 
-def test_what_it_had_failed_elsewhere_no_longer_counts_either() -> None:
+def test_what_it_had_failed_elsewhere_no_longer_counts_either_nor_takes_room() -> None:
     fleet = Fleet()
     fleet.work("node-9", template=MINE)
-    fleet.fail(node="node-2", template=MINE)
-    fleet.fail(node="node-2", template=MINE)
+    fleet.after(1).fail(node="node-2", template=THEIRS)
+    fleet.after(1).fail(node="node-2", template=MINE)
     fleet.opens(template=MINE)
     fleet.after(2).work(template=PROBE)
-    assert not fleet.fail(node="node-2", template=THEIRS)
     assert not fleet.fail(node="node-2", template=THEIRS)
     assert fleet.fail(node="node-2", template=THEIRS)
 
@@ -563,6 +583,16 @@ def test_what_opened_survives_and_what_did_not_is_not_kept() -> None:
     # The budget is as it was.
     fleet.breakers = new
     assert not any(fleet.fail(node="node-5", template=PROBE) for _ in range(3))
+
+
+def test_what_is_loaded_replaces_what_was_known() -> None:
+    fleet = Fleet().opens()
+    record = fleet.breakers.dump("node-1")
+    assert record is not None
+    kata = strike("pod", NOW, proves=True)
+    fleet.breakers.strike(machine(), KATA, kata, serving=MANY, now=NOW)
+    fleet.breakers.load("node-1", record)
+    assert [key for key, _ in fleet.breakers.open()] == [("node-1", RUNSC)]
 
 
 def test_a_scout_closes_what_an_earlier_process_opened() -> None:

@@ -6,7 +6,9 @@ all three, so a rule that lost its message fails here.
 
 import copy
 import json
+import ssl
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +17,13 @@ import pytest
 
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
+from sandboxpool.fleet.status import GENERATION, FleetInput, runtime_status
+from sandboxpool.pools.members import State
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.evidence import Isolation, Kind
+from sandboxpool.runtimes.issues import IssueRow
+from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.runtimes.verdict import Verdict
 
 NAMESPACE = "crd-validation"
 ABSENT = object()
@@ -64,8 +73,22 @@ class Case:
     before: dict[str, Any] | None = field(default=None)
 
 
-def plural(body: Body) -> str:
-    return {names.POOL_KIND: names.POOLS, names.CLAIM_KIND: names.CLAIMS}[body["kind"]]
+# The name of a RuntimeClass, which no label has to hold.
+RUNTIME: Body = {
+    "apiVersion": names.API_VERSION,
+    "kind": names.RUNTIME_KIND,
+    "metadata": {"name": "a" * 253},
+}
+
+
+def collection(body: Body) -> str:
+    plural = {
+        names.POOL_KIND: names.POOLS,
+        names.CLAIM_KIND: names.CLAIMS,
+        names.RUNTIME_KIND: names.RUNTIMES,
+    }[body["kind"]]
+    where = "" if plural == names.RUNTIMES else f"/namespaces/{NAMESPACE}"
+    return f"/apis/{names.API_VERSION}{where}/{plural}"
 
 
 class Server:
@@ -81,22 +104,35 @@ class Server:
             return error.code, json.loads(error.read())
 
     def dry_create(self, body: Body) -> tuple[int, Body]:
-        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{plural(body)}"
-        return self.send("POST", f"{path}?dryRun=All&fieldValidation=Strict", body)
+        return self.send("POST", f"{collection(body)}?dryRun=All&fieldValidation=Strict", body)
 
     def dry_update(self, body: Body) -> tuple[int, Body]:
-        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{plural(body)}"
-        return self.send("PUT", f"{path}/{body['metadata']['name']}?dryRun=All", body)
+        return self.send("PUT", f"{collection(body)}/{body['metadata']['name']}?dryRun=All", body)
 
     def create(self, body: Body) -> Body:
-        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{plural(body)}"
-        status, answer = self.send("POST", path, body)
+        status, answer = self.send("POST", collection(body), body)
         assert status == 200, answer
         return answer
 
+    def put_status(self, body: Body, status: Body) -> tuple[int, Body]:
+        path = f"{collection(body)}/{body['metadata']['name']}/status"
+        return self.send("PUT", path, {**body, "status": status})
+
+    def row(self, body: Body) -> dict[str, Any]:
+        """What `kubectl get` prints of an object, by column."""
+        request = urllib.request.Request(
+            f"{self._plane.url}{collection(body)}/{body['metadata']['name']}"
+        )
+        request.add_header("Authorization", f"Bearer {self._plane.admin_token}")
+        request.add_header("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io")
+        context = ssl.create_default_context(cafile=str(self._plane.ca_file))
+        with urllib.request.urlopen(request, timeout=10, context=context) as response:
+            table = json.load(response)
+        headings = [column["name"] for column in table["columnDefinitions"]]
+        return dict(zip(headings, table["rows"][0]["cells"], strict=True))
+
     def delete(self, body: Body) -> None:
-        path = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{plural(body)}"
-        self.send("DELETE", f"{path}/{body['metadata']['name']}")
+        self.send("DELETE", f"{collection(body)}/{body['metadata']['name']}")
 
 
 @pytest.fixture(scope="module")
@@ -653,3 +689,92 @@ def test_scale_reads_and_writes_the_pool(server: Server) -> None:
         assert answer["spec"]["replicas"] == 5
     finally:
         server.delete(body)
+
+
+# --- What the operator alone writes ---------------------------------------------------------------
+
+
+def runtime_given(**changes: Any) -> FleetInput:
+    """A fleet with something of everything in it."""
+    now = 1_700_000_000.5
+    given: Body = {
+        "class_name": RUNTIME["metadata"]["name"],
+        "runtime": Runtime("gvisor", "class-uid", "runsc", overhead=(("memory", "20Mi"),)),
+        "verdict": Verdict(
+            serving=("a",), not_serving=("b",), quarantined=("c",), advice=("example.com/g", "")
+        ),
+        "issues": [IssueRow(Reason.SHIM_MISSING, "runsc", 1, ("c",), now, now, "<text> & 'more'")],
+        "evidence": [
+            Kind("containerd://2.1.4", "v1.36.2", Isolation.PROVEN, "4.19", 1, "a", now, "seen")
+        ],
+        "pools": ["team/pool"],
+        "sandboxes": {State.WARM: 2},
+        "startup": {
+            "stages": {"ready": dict.fromkeys(("p50Seconds", "p95Seconds", "p99Seconds"), 1.0)},
+            "windowSeconds": 3600,
+        },
+        "proof_wanted": True,
+        "now": now,
+    }
+    given["startup"]["stages"]["ready"]["samples"] = 7
+    return FleetInput(**{**given, **changes})
+
+
+@pytest.fixture
+def runtime(server: Server) -> Iterator[Body]:
+    body = server.create(RUNTIME)
+    yield body
+    server.delete(body)
+
+
+def test_the_status_of_a_runtime_comes_back_as_it_was_sent(server: Server, runtime: Body) -> None:
+    sent = runtime_status(runtime_given(), {})
+    code, answer = server.put_status(runtime, sent)
+    assert code == 200, answer
+    assert answer["status"] == sent
+    assert answer["metadata"]["generation"] == GENERATION
+    # What is computed from what came back says nothing new: there would be no end of writing.
+    assert runtime_status(runtime_given(), answer["status"]) == answer["status"]
+
+
+def test_a_runtime_is_listed_with_what_an_sre_reads_first(server: Server, runtime: Body) -> None:
+    server.put_status(runtime, runtime_status(runtime_given(), {}))
+    row = server.row(runtime)
+    assert {key: value for key, value in row.items() if key not in ("Name", "Age")} == {
+        "Handler": "runsc",
+        "Nodes": "1/3",
+        "Quarantined": 1,
+        "Pools": 1,
+        "Warm": 2,
+        "P50 Ready": 1,
+        "Working": "True",
+        "Reason": "NodeQuarantined",
+        "Evidence": "IsolationProven",
+    }
+
+
+def test_a_runtime_has_nothing_that_people_could_set(server: Server) -> None:
+    status, answer = server.dry_create({**RUNTIME, "spec": {"handler": "runc"}})
+    assert status == 400, answer
+    assert 'unknown field "spec"' in answer["message"]
+    status, answer = server.dry_create({**RUNTIME, "status": {"handler": "runc"}})
+    assert status == 200, answer
+    assert "status" not in answer
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ({"issues": [{}]}, "status.issues[0].reason: Required value"),
+        ({"pools": ["a/b"] * 21}, "status.pools: Too many"),
+        ({"evidence": [{"isolation": "Perhaps", "nodes": 1}]}, "status.evidence[0].isolation"),
+        ({"nodes": {"eligible": -1}}, "status.nodes.eligible: Invalid value"),
+        ({"advice": {"nodeSelector": {"a": "b", "c": "d"}}}, "nodeSelector: Too many"),
+    ],
+)
+def test_the_status_of_a_runtime_is_bounded(
+    server: Server, runtime: Body, damage: Body, says: str
+) -> None:
+    code, answer = server.put_status(runtime, damage)
+    assert code == 422, answer
+    assert says in answer["message"]

@@ -11,6 +11,7 @@ from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxCounts, SandboxRuntimeStatus
 from sandboxpool.fleet.status import FleetInput, essence, runtime_status
 from sandboxpool.pools.members import State
+from sandboxpool.pools.startup import STAGES
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation, Kind
 from sandboxpool.runtimes.issues import IssueRow
@@ -19,7 +20,7 @@ from sandboxpool.runtimes.verdict import Verdict
 from support.builders import NOW
 
 RUNTIME = Runtime("gvisor", "class-uid", "runsc", overhead=(("memory", "20Mi"),))
-STARTUP = {
+STARTUP: dict[str, Any] = {
     "stages": {
         "ready": {"p50Seconds": 0.3, "p95Seconds": 0.5, "p99Seconds": 0.9, "samples": 7},
     },
@@ -351,11 +352,15 @@ def test_it_is_as_small_for_five_thousand_nodes_as_for_five() -> None:
             )
             for i in range(8)
         ],
-        startup={"stages": dict.fromkeys(("scheduled", "sandbox", "started", "ready"), STARTUP)},
+        startup={
+            "stages": dict.fromkeys(STAGES, STARTUP["stages"]["ready"]),
+            "windowSeconds": 3600,
+        },
         proof_wanted=True,
     )
     status = runtime_status(given, {})
     assert len(msgspec.json.encode(status)) < 32 * 1024
+    SandboxRuntimeStatus.model_validate(status)
     assert status["poolCount"] == 500
     assert len(status["pools"]) == 20
     assert len(status["issues"]) == 16

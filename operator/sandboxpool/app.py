@@ -25,6 +25,7 @@ from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.fleet.gather import FleetGatherer
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober
+from sandboxpool.fleet.publish import NodePublisher
 from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.client import ApiClient, resource_path
@@ -71,6 +72,9 @@ class Operator:
             pools=WorkQueue("pools", self._metrics.queue("pools")),
             claims=WorkQueue("claims", self._metrics.queue("claims")),
             runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes")),
+            nodes=WorkQueue("nodes", self._metrics.queue("nodes"))
+            if settings.publish_on_nodes
+            else None,
         )
         # What the parts call when something has changed; each call comes long after this line.
         self._pools = PoolStore(lambda old, new: self._reactions.pool(old, new))
@@ -178,6 +182,12 @@ class Operator:
             label_selector=LABEL_PROBE,
         )
         self._nodes = self._informer("v1", "nodes", Node, self._reactions.node)
+        self._publisher = NodePublisher(
+            client=self._client,
+            cluster=self._cluster,
+            get=lambda name: self._nodes.get("", name),
+            wall=time.time,
+        )
         self._sandbox_events = self._informer(
             "v1",
             "events",
@@ -328,6 +338,8 @@ class Operator:
                 parts.create_task(self._records.run()),
                 parts.create_task(self._sweep()),
             ]
+            if queues.nodes is not None:
+                workers.append(parts.create_task(queues.nodes.work(self._publisher.reconcile)))
             await parts.create_task(self._kopf())
             for worker in workers:
                 worker.cancel()
@@ -354,8 +366,7 @@ class Operator:
                 for task in feeding:
                     task.cancel()
         finally:
-            for queue in (self._queues.claims, self._queues.pools, self._queues.runtimes):
-                queue.close()
+            self._queues.close()
             await server.cleanup()
 
     async def _kopf(self) -> None:

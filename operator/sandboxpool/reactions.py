@@ -37,11 +37,19 @@ NODE_BURST_SECONDS = 0.1
 
 @dataclass
 class Queues:
-    """The keys to be worked on: pools and claims by namespace and name, classes by name."""
+    """The keys to be worked on: pools and claims by namespace and name, all else by name."""
 
     pools: WorkQueue[Key]
     claims: WorkQueue[Key]
     runtimes: WorkQueue[str]
+    # Nodes to publish on; None if that is not wanted.
+    nodes: WorkQueue[str] | None
+
+    def close(self) -> None:
+        """Cancel all timers."""
+        for queue in (self.pools, self.claims, self.runtimes, self.nodes):
+            if queue is not None:
+                queue.close()
 
 
 @dataclass(kw_only=True)
@@ -106,6 +114,7 @@ class Reactions:
             self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
         for class_name in self.cluster.classes:
             self.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
+        self._publish_on(name)
         self.prober.wake()
 
     def sandbox_event(self, old: Event | None, new: Event | None) -> None:
@@ -163,6 +172,8 @@ class Reactions:
                 self.offers.refresh_pool(pool)
                 self.queues.pools.add(pool.key)
         self.queues.runtimes.add(name)
+        for node in self.cluster.nodes:
+            self._publish_on(node.name)
         self.prober.wake()
 
     def granted(self, claim_uid: str) -> None:
@@ -181,6 +192,7 @@ class Reactions:
         for runtime in self.cluster.classes.values():
             if runtime.handler == handler:
                 self.queues.runtimes.add_after(runtime.class_name, NODE_BURST_SECONDS)
+        self._publish_on(node)
         self.prober.wake()
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
@@ -210,6 +222,10 @@ class Reactions:
         resolution = self.cluster.resolution(pool)
         runtime = resolution.runtime if resolution is not None else None
         return runtime.handler if runtime is not None else None
+
+    def _publish_on(self, node: str) -> None:
+        if self.queues.nodes is not None:
+            self.queues.nodes.add_after(node, NODE_BURST_SECONDS)
 
     def _look_at_pods_on(self, node: str) -> None:
         pods = self.cluster.pods.on_node(node)

@@ -33,6 +33,10 @@ class Settings:
     """Pools worked on at once; fewer than claims, so that refill never crowds them out
     (SANDBOXPOOL_POOL_WORKERS)."""
 
+    publish_on_nodes: bool = False
+    """Whether nodes get labels and conditions that say what is known of their runtimes
+    (SANDBOXPOOL_PUBLISH_ON_NODES, true or false)."""
+
     probe_image: str = ""
     """Image whose /bin/sh proves isolation; empty: there is no evidence
     (SANDBOXPOOL_PROBE_IMAGE)."""
@@ -62,6 +66,9 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         raise SettingsError(
             f"SANDBOXPOOL_PROBE_PULL_POLICY={pull_policy}: use Always, IfNotPresent or Never"
         )
+    publish = environ.get("SANDBOXPOOL_PUBLISH_ON_NODES", "false").lower()
+    if publish not in ("true", "false"):
+        raise SettingsError(f"SANDBOXPOOL_PUBLISH_ON_NODES={publish}: use true or false")
     secrets = environ.get("SANDBOXPOOL_PROBE_PULL_SECRETS", "").split(",")
     return Settings(
         namespace=environ.get("SANDBOXPOOL_NAMESPACE", default.namespace),
@@ -80,6 +87,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             1,
             1000,
         ),
+        publish_on_nodes=publish == "true",
         probe_image=environ.get("SANDBOXPOOL_PROBE_IMAGE", default.probe_image).strip(),
         probe_pull_policy=pull_policy,
         probe_pull_secrets=tuple(name.strip() for name in secrets if name.strip()),

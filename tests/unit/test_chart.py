@@ -136,6 +136,18 @@ def test_the_operator_may_do_no_more_than_it_needs(render: Render) -> None:
     }
 
 
+def test_nodes_are_written_only_where_that_is_wanted(render: Render) -> None:
+    plain, wanted = render(), render("--set", "publishOnNodes=true")
+    more = rights(only(wanted, "ClusterRole", RELEASE)) - rights(
+        only(plain, "ClusterRole", RELEASE)
+    )
+    assert more == {*grant("nodes", "patch"), *grant("nodes/status", "patch")}
+    for manifests, value in ((plain, "false"), (wanted, "true")):
+        container = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+        env = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert env["SANDBOXPOOL_PUBLISH_ON_NODES"] == value
+
+
 def test_in_its_own_namespace_it_probes_and_remembers(render: Render) -> None:
     role = only(render(), "Role")
     assert role["metadata"]["namespace"] == NAMESPACE
@@ -328,6 +340,7 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
         ("logLevel=loud", "logLevel"),
         ("probe.imagePullPolicy=Sometimes", "imagePullPolicy"),
         ("probe.pullPolicy=Never", "pullPolicy"),
+        ("publishOnNodes=maybe", "publishOnNodes"),
         ("port=80", "port"),
         ("resource.limits=1", "resource"),
     ],

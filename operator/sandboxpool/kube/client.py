@@ -20,6 +20,7 @@ from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 
 JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
+STRATEGIC_PATCH: Final = "application/strategic-merge-patch+json"
 JSON_PATCH: Final = "application/json-patch+json"
 
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
@@ -130,6 +131,10 @@ class ApiClient:
     async def merge_patch(self, path: str, body: Mapping[str, Any]) -> bytes:
         """Merge-patch an object; a resourceVersion in its metadata makes it conditional."""
         return await self._request("PATCH", path, body=body, content_type=MERGE_PATCH)
+
+    async def strategic_patch(self, path: str, body: Mapping[str, Any]) -> bytes:
+        """Patch one of Kubernetes' own kinds by its merge keys, such as a condition by its type."""
+        return await self._request("PATCH", path, body=body, content_type=STRATEGIC_PATCH)
 
     async def json_patch(self, path: str, body: list[dict[str, Any]]) -> bytes:
         """JSON-patch an object; a ``test`` operation makes it conditional."""

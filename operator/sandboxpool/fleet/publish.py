@@ -116,16 +116,12 @@ class NodePublisher:
         if breaker is not None and breaker.opened_at is not None:
             return Finding(type_, False, breaker.reason, breaker.message)
         evidence = self._cluster.evidence.current(node, handler)
+        if evidence is None and answer is Answer.UNKNOWN:
+            text = "the node does not report its handlers"
+            return Finding(type_, None, Reason.HANDLERS_UNKNOWN, text)
         if evidence is None:
-            seen = answer is Answer.SERVING
             text = f"the node lists handler {handler!r}; it was not probed"
-            return (
-                Finding(type_, None, Reason.EVIDENCE_PENDING, text)
-                if seen
-                else Finding(
-                    type_, None, Reason.HANDLERS_UNKNOWN, "the node does not report its handlers"
-                )
-            )
+            return Finding(type_, None, Reason.EVIDENCE_PENDING, text)
         reasons = {
             Isolation.PROVEN: (True, Reason.ISOLATION_PROVEN),
             Isolation.NOT_PROVEN: (False, Reason.ISOLATION_NOT_PROVEN),

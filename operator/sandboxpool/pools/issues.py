@@ -13,6 +13,11 @@ from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import SEVERITY
 
 
+def severity(reason: Reason) -> int:
+    """Sort key, the worst first; what no failure is named by, such as of a damaged record, last."""
+    return SEVERITY.index(reason) if reason in SEVERITY else len(SEVERITY)
+
+
 def quarantined(given: PoolInput) -> list[dict[str, Any]]:
     """Group the quarantined nodes by cause, the worst first."""
     groups: dict[Reason, list[tuple[str, Breaker]]] = defaultdict(list)
@@ -26,7 +31,7 @@ def quarantined(given: PoolInput) -> list[dict[str, Any]]:
             "since": timestamp(min(b.opened_at or given.now for _, b in groups[reason])),
             "message": groups[reason][0][1].message,
         }
-        for reason in sorted(groups, key=SEVERITY.index)
+        for reason in sorted(groups, key=severity)
     ]
 
 
@@ -39,7 +44,7 @@ def failing(
         if member.unclaimed and member.failure is not None:
             groups[member.failure.reason].append(member)
     found = []
-    for reason in sorted(groups, key=SEVERITY.index):
+    for reason in sorted(groups, key=severity):
         group = sorted(groups[reason], key=lambda m: (m.created, m.name))
         first = group[0].failure
         found.append(

@@ -29,8 +29,8 @@ delay, and as long as the API server keeps events unless told otherwise.)
 there come under suspicion: see ``suspects``.
 
 *Memory.* Breakers exist only where something has failed and not worked since. What is kept for the
-next process is what opened, for the hour in which it matters. Failures that opened nothing are
-not kept: events and pods will tell of them again.
+next process is what opened, until it has been quiet, with a shorter message. Failures are not
+kept: events and pods will tell of them again.
 """
 
 import logging
@@ -58,6 +58,8 @@ JITTER = 0.25
 SCOUT_SECONDS = 300.0
 QUIET_SECONDS = 3600.0
 MAX_MESSAGE = 512
+# What is kept of it, for thousands of nodes: enough for the cause.
+MAX_KEPT_MESSAGE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class Breakers:
         known = self._known(node)
         breaker = known.breakers.get(handler, Breaker(known.machine))
         # A node's clock may be ahead of ours; nothing has happened in the future.
-        strike = replace(strike, at=min(strike.at, now), message=_cut(strike.message))
+        strike = replace(strike, at=min(strike.at, now), message=_cut(strike.message, MAX_MESSAGE))
         heard = max(known.since, breaker.changed_at, known.worked.get(handler, 0.0))
         if strike.at <= heard:
             return False
@@ -312,7 +314,7 @@ class Breakers:
                 open=breaker.opened_at is not None,
                 retry_at=breaker.retry_at,
                 reason=breaker.reason,
-                message=breaker.message,
+                message=_cut(breaker.message, MAX_KEPT_MESSAGE),
                 proven=breaker.proven,
             )
             for handler, breaker in (known.breakers.items() if known is not None else ())
@@ -419,9 +421,9 @@ def _same_pod(strike: Strike, other: Strike) -> bool:
     return strike.pod != "" and strike.pod == other.pod
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, longest: int) -> str:
     """Bound a message, keeping more of its end: there the cause is."""
-    if len(text) <= MAX_MESSAGE:
+    if len(text) <= longest:
         return text
-    head = MAX_MESSAGE // 4
-    return f"{text[:head]} ... {text[head + 5 - MAX_MESSAGE :]}"
+    head = longest // 4
+    return f"{text[:head]} ... {text[head + 5 - longest :]}"

@@ -16,6 +16,7 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import (
     JITTER,
     LONGEST_DELAY_SECONDS,
+    MAX_KEPT_MESSAGE,
     MAX_MESSAGE,
     QUIET_SECONDS,
     SCOUT_SECONDS,
@@ -177,6 +178,7 @@ def test_what_has_run_for_long_excuses_nothing_however_often_it_is_told() -> Non
 def test_failures_told_after_the_success_of_a_younger_pod_do_not_count() -> None:
     fleet = Fleet()
     fleet.work()
+    fleet.work(age=60)
     assert not any(fleet.fail(ago=seconds) for seconds in range(5))
     assert not fleet.fail(ago=1, proves=True)
     assert fleet.breakers.get("node-1", RUNSC) is None
@@ -190,6 +192,10 @@ def test_a_message_is_bounded_and_keeps_its_end() -> None:
     assert len(message) == MAX_MESSAGE
     assert message.startswith("start x")
     assert message.endswith("x no such file")
+    kept = restarted(fleet.breakers, ["node-1"]).get("node-1", RUNSC)
+    assert kept is not None
+    assert len(kept.message) == MAX_KEPT_MESSAGE
+    assert kept.message.endswith("x no such file")
 
 
 def test_nothing_happens_in_the_future_whatever_clocks_say() -> None:
@@ -411,6 +417,15 @@ def test_what_is_about_another_machine_is_dropped(other: NodeFacts | None) -> No
     fleet.opens("node-2")
 
 
+def test_another_machine_is_noticed_by_whatever_is_told_of_it() -> None:
+    failing = Fleet().opens()
+    assert not failing.after(1).fail(life=1)
+    assert failing.open == []
+    working = Fleet().opens()
+    assert not working.after(1).work(life=1)
+    assert working.open == []
+
+
 def test_failures_from_before_a_reboot_do_not_count_after_it() -> None:
     fleet = Fleet()
     told = [strike(f"pod-{i}", NOW + i, proves=i == 2) for i in range(3)]
@@ -447,6 +462,24 @@ def test_it_is_no_template_if_others_fail_there_too() -> None:
     for template in (THEIRS, MINE, MINE):
         assert not any(fleet.fail(node=name, template=template) for name in names)
     assert all(fleet.fail(node=name, template=MINE) for name in names)
+
+
+def test_a_node_where_others_failed_later_speaks_for_the_template_too() -> None:
+    fleet = Fleet()
+    fleet.fail(node="node-1", template=MINE)
+    fleet.fail(node="node-2", template=MINE)
+    fleet.fail(node="node-1", template=PROBE)
+    fleet.opens("node-3", template=MINE)
+
+
+def test_a_node_counts_against_a_template_as_it_is_now() -> None:
+    fleet = Fleet()
+    fleet.fail(node="node-1", template=MINE)
+    fleet.after(5).work("node-1", template=PROBE)
+    fleet.after(5).fail(node="node-1", template=THEIRS)
+    fleet.fail(node="node-1", template=MINE)
+    fleet.fail(node="node-2", template=MINE)
+    fleet.opens("node-3", template=MINE)
 
 
 def test_it_is_no_template_if_the_reasons_differ() -> None:
@@ -718,7 +751,7 @@ def calls(draw: st.DrawFn) -> list[tuple[Any, ...]]:
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(calls())
 def test_nothing_finite_is_refused(told: list[tuple[Any, ...]]) -> None:
     breakers = Breakers(lambda: 0.5)

@@ -262,10 +262,11 @@ def _none_serves(given: FleetInput) -> Finding:
             f"2.0 or CRI-O 1.30; {running} sandboxes run",
         )
     if verdict.quarantined:
+        causes = {row.reason for row in given.issues}
         return Finding(
             type_,
             False,
-            Reason.ALL_NODES_QUARANTINED,
+            causes.pop() if len(causes) == 1 else Reason.ALL_NODES_QUARANTINED,
             f"every eligible node that lists {handler!r} is kept out: {_quarantine(given)}",
         )
     if verdict.unproven:

@@ -170,6 +170,19 @@ def test_every_state_of_a_sandbox_has_a_field() -> None:
             ("False", "AllNodesQuarantined"),
         ),
         (
+            fleet(Verdict(quarantined=("a",)), issues=[issue()]),
+            ("False", "ShimMissing"),
+            ("False", "ShimMissing"),
+        ),
+        (
+            fleet(
+                Verdict(quarantined=("a", "b")),
+                issues=[issue(), issue(reason=Reason.KVM_UNAVAILABLE)],
+            ),
+            ("False", "AllNodesQuarantined"),
+            ("False", "AllNodesQuarantined"),
+        ),
+        (
             fleet(Verdict(unproven=("b",), not_serving=("c",))),
             ("False", "IsolationNotProven"),
             ("False", "IsolationNotProven"),

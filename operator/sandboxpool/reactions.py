@@ -115,7 +115,7 @@ class Reactions:
         for class_name in self.cluster.classes:
             self.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
         self._publish_on(name)
-        self.prober.wake()
+        self._look_for_wishes()
 
     def sandbox_event(self, old: Event | None, new: Event | None) -> None:
         """The kubelet has said why a sandbox could not be made."""
@@ -159,7 +159,7 @@ class Reactions:
                 self.offers.refresh_pool(new)
             self.queues.pools.add(new.key)
         if changed:
-            self.prober.wake()
+            self._look_for_wishes()
             key = (new or old).key  # type: ignore[union-attr]
             for claim in self.claims:
                 if not claim.finished and (claim.metadata.namespace, claim.spec.poolName) == key:
@@ -174,7 +174,7 @@ class Reactions:
         self.queues.runtimes.add(name)
         for node in self.cluster.nodes:
             self._publish_on(node.name)
-        self.prober.wake()
+        self._look_for_wishes()
 
     def granted(self, claim_uid: str) -> None:
         """A waiting claim has been given a pod."""
@@ -193,7 +193,7 @@ class Reactions:
             if runtime.handler == handler:
                 self.queues.runtimes.add_after(runtime.class_name, NODE_BURST_SECONDS)
         self._publish_on(node)
-        self.prober.wake()
+        self._look_for_wishes()
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
         """A breaker has opened."""
@@ -222,6 +222,10 @@ class Reactions:
         resolution = self.cluster.resolution(pool)
         runtime = resolution.runtime if resolution is not None else None
         return runtime.handler if runtime is not None else None
+
+    def _look_for_wishes(self) -> None:
+        self.health().unsettle()
+        self.prober.wake()
 
     def _publish_on(self, node: str) -> None:
         if self.queues.nodes is not None:

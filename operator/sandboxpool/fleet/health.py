@@ -74,6 +74,8 @@ class Health:
         self._pools = pools
         self._wall = wall
         self._loaded: set[str] = set()
+        # Nothing lacked evidence at the last look, and nothing has changed since.
+        self._satisfied = False
 
     async def load(self) -> None:
         """Take over what an earlier process knew; to be called before anything is observed.
@@ -85,6 +87,9 @@ class Health:
             self._cluster.breakers.load(name, record.get("breakers") or {})
             self._cluster.evidence.load(name, record.get("evidence") or {})
             self._loaded.add(name)
+        for (name, handler), breaker in self._cluster.breakers.open():
+            # What is kept out stands, whenever it was last tried.
+            self._issues.record(handler, name, breaker.reason, breaker.message, self._wall())
 
     def forget_missing(self) -> None:
         """All nodes are known now: drop what was kept of others."""
@@ -206,7 +211,7 @@ class Health:
         self._write_down(node.name)
         self._changed(node.name, handler)
         if evidence.isolation is Isolation.NOT_PROVEN:
-            logger.error("handler %s on node %s: %s", handler, node.name, evidence.message)
+            logger.warning("handler %s on node %s: %s", handler, node.name, evidence.message)
             self._listener.not_isolating(node.name, handler, evidence)
 
     def _changed(self, node: str, handler: str) -> None:
@@ -228,10 +233,14 @@ class Health:
 
     # --- Wanted --------------------------------------------------------------------------------
 
+    def unsettle(self) -> None:
+        """Nodes, classes, pools or evidence have changed: look again for what lacks evidence."""
+        self._satisfied = False
+
     def wishes(self) -> Iterator[Wish]:
         """Probes that would tell something new, the most urgent first.
 
-        First scouts, then the nodes on which ready sandboxes wait for evidence, then all others.
+        First scouts, then the nodes on which sandboxes wait for evidence, then all others.
         """
         runtimes: dict[str, Runtime] = {}
         wanting: list[tuple[Pool, Runtime]] = []
@@ -246,24 +255,35 @@ class Health:
             node, runtime = self._cluster.nodes.get(name), runtimes.get(handler)
             if node is not None and node.usable and runtime is not None:
                 yield Wish(node, runtime, "scout")
+        if self._satisfied:
+            return
+        satisfied = True
+        for node, runtime in self._where_evidence_counts(wanting):
+            if self._wants_evidence(node, runtime):
+                satisfied = False
+                yield Wish(node, runtime, "evidence")
+        self._satisfied = satisfied
+
+    def _where_evidence_counts(
+        self, wanting: list[tuple[Pool, Runtime]]
+    ) -> Iterator[tuple[NodeFacts, Runtime]]:
+        """First the nodes with sandboxes, then those that the next ones may come to."""
         for pool, runtime in wanting:
             for pod in self._cluster.pods.of_pool(pool.uid):
                 node = self._node_of(pod)
-                if node is not None and self._wants_evidence(node, runtime):
-                    yield Wish(node, runtime, "evidence")
+                if node is not None:
+                    yield node, runtime
+        verdicts = {}
         for pool, runtime in wanting:
-            for node in self._candidates(pool, runtime):
-                if self._wants_evidence(node, runtime):
-                    yield Wish(node, runtime, "evidence")
-
-    def _candidates(self, pool: Pool, runtime: Runtime) -> Iterator[NodeFacts]:
-        """The nodes that the pool's next sandboxes may come to, those that do not isolate too."""
-        with contextlib.suppress(PlacementError):
-            verdict = self._cluster.verdict(pool, runtime)
+            with contextlib.suppress(PlacementError):
+                # Pools of one class and placement share theirs.
+                verdict = self._cluster.verdict(pool, runtime)
+                verdicts[id(verdict)] = verdict, runtime
+        for verdict, runtime in verdicts.values():
             for name in (*verdict.serving, *verdict.unknown, *verdict.unproven):
                 node = self._cluster.nodes.get(name)
                 if node is not None:
-                    yield node
+                    yield node, runtime
 
     def _wants_evidence(self, node: NodeFacts, runtime: Runtime) -> bool:
         known = self._cluster.evidence.current(node, runtime.handler)

@@ -231,7 +231,7 @@ class Prober:
         pause = self._pauses.get((wish.pair, wish.why))
         return (
             pause is not None
-            and pause.software == software_of(wish.node)
+            and pause.software.is_on(wish.node)
             and asyncio.get_running_loop().time() < pause.until
         )
 
@@ -317,7 +317,7 @@ class Prober:
         """Judge a probe as it is now; None while it is worth waiting for."""
         wish, pod = flight.wish, flight.pod
         node, runtime = self._nodes(wish.node.name), self._classes(wish.runtime.class_name)
-        if node is None or software_of(node) != software_of(wish.node):
+        if node is None or not software_of(wish.node).is_on(node):
             return ProbeResult(None, None, flight.made_at)
         if runtime is None or runtime.uid != wish.runtime.uid:
             return ProbeResult(None, None, flight.made_at)

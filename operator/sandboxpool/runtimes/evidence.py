@@ -55,6 +55,16 @@ class Software:
     kubelet: str
     handlers: frozenset[str] | None
 
+    def is_on(self, node: NodeFacts) -> bool:
+        """Whether the node still has it; quicker than to compare with ``software_of``."""
+        return (
+            self.machine.boot_id == node.boot_id
+            and self.machine.uid == node.uid
+            and self.container_runtime == node.container_runtime
+            and self.kubelet == node.kubelet
+            and self.handlers == node.handlers
+        )
+
 
 def software_of(node: NodeFacts) -> Software:
     """Take from a node what evidence is about."""
@@ -229,16 +239,13 @@ class EvidenceBook:
         """What is known of a handler on the node as it is now; None if nothing is."""
         records = self._nodes.get(node.name)
         evidence = records.get(handler) if records is not None else None
-        if evidence is None or evidence.software != software_of(node):
-            return None
-        return evidence
+        return evidence if evidence is not None and evidence.software.is_on(node) else None
 
     def observe_node(self, name: str, node: NodeFacts | None) -> None:
         """Forget what is about other software than the node's of now; None: the node is gone."""
         records = self._nodes.pop(name, None)
         if node is not None and records:
-            software = software_of(node)
-            left = {h: evidence for h, evidence in records.items() if evidence.software == software}
+            left = {h: known for h, known in records.items() if known.software.is_on(node)}
             if left:
                 self._nodes[name] = left
 

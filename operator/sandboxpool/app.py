@@ -90,6 +90,9 @@ class Operator:
         )
         self._events = EventRecorder(self._client, "sandboxpool", socket.gethostname())
         self._issues = IssueBook()
+        probe = ProbeImage(
+            settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets
+        )
         self._records = NodeRecords(self._client, settings.namespace, time.monotonic)
         self._pool_reconciler = PoolReconciler(
             client=self._client,
@@ -101,7 +104,7 @@ class Operator:
             observer=self._metrics,
             on_startup_sample=self._on_startup_sample,
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
-            probe_image=settings.probe_image,
+            probe=probe,
             wall=time.time,
             clock=time.monotonic,
         )
@@ -124,9 +127,7 @@ class Operator:
         self._prober = Prober(
             client=self._client,
             namespace=settings.namespace,
-            image=ProbeImage(
-                settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets
-            ),
+            image=probe,
             wishes=lambda: self._health.wishes(),
             nodes=self._cluster.nodes.get,
             classes=self._cluster.classes.get,

@@ -90,7 +90,7 @@ class Reactions:
                     new.metadata.namespace,
                     new.metadata.name,
                 )
-            self.health().observe_pod(new)
+            self.health().observe_pod(old, new)
             self.offers.refresh([new])
         elif old is not None:
             self.allocator.release(old.metadata.uid)
@@ -108,7 +108,7 @@ class Reactions:
         if old is None:
             # Its pods may have come before it.
             for pod in self.cluster.pods.on_node(name):
-                self.health().observe_pod(pod)
+                self.health().observe_pod(None, pod)
         self._look_at_pods_on(name)
         for pool in self.pools:
             self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
@@ -127,7 +127,7 @@ class Reactions:
         pod = cluster.pods.get(new.involvedObject.uid)
         if pod is None:
             return
-        self.health().observe_pod(pod)
+        self.health().observe_pod(None, pod)
         pool = self.pools.by_uid(pool_uid_of(pod) or "")
         if pool is not None and is_news:
             self.queues.pools.add(pool.key)

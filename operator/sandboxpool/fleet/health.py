@@ -26,6 +26,7 @@ from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement, PlacementError
 from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.runtimes.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -111,15 +112,23 @@ class Health:
         self._cluster.nodes.reconsider(name)
         self._write_down(name)
 
-    def observe_pod(self, pod: Pod) -> None:
-        """A sandbox, or what was said of it, has changed: does its runtime work and isolate?"""
+    def observe_pod(self, old: Pod | None, pod: Pod) -> None:
+        """A sandbox, or what was said of it, has changed: does its runtime work and isolate?
+
+        Args:
+            old: what it was before; None if that is not known.
+            pod: what it is now.
+        """
         node = self._node_of(pod)
         if node is None:
             return
         handler = _handler_of(pod)
-        own = judge_sandbox(pod, node, now=self._wall())
-        if own is not None and own.isolation is not Isolation.UNAVAILABLE:
-            self._learn(node, handler, own)
+        now = self._wall()
+        if old is not None and judge_sandbox(old, node, now) is None:
+            # It speaks for its node when it has just answered, not whenever it is listed again.
+            own = judge_sandbox(pod, node, now)
+            if own is not None and own.isolation is not Isolation.UNAVAILABLE:
+                self._learn(node, handler, own)
         if _works(pod):
             made_at = epoch(pod.metadata.creationTimestamp)
             self._succeeded(node, handler, made_at, _template_of(pod))
@@ -249,7 +258,7 @@ class Health:
             if resolution is None or resolution.runtime is None or not resolution.usable:
                 continue
             runtimes.setdefault(resolution.runtime.handler, resolution.runtime)
-            if pool.proof is IsolationProof.PER_NODE and not pool.deleting:
+            if pool.proof is not IsolationProof.OFF and not pool.deleting:
                 wanting.append((pool, resolution.runtime))
         for name, handler in self._cluster.breakers.due(self._wall()):
             node, runtime = self._cluster.nodes.get(name), runtimes.get(handler)
@@ -267,20 +276,28 @@ class Health:
     def _where_evidence_counts(
         self, wanting: list[tuple[Pool, Runtime]]
     ) -> Iterator[tuple[NodeFacts, Runtime]]:
-        """First the nodes with sandboxes, then those that the next ones may come to."""
-        for pool, runtime in wanting:
+        """First the nodes with sandboxes, then those that the next ones may come to.
+
+        Where each sandbox is proven by itself, only the nodes that a sandbox has spoken against:
+        nothing else would ever come to them again.
+        """
+        per_node = [(p, runtime) for p, runtime in wanting if p.proof is IsolationProof.PER_NODE]
+        for pool, runtime in per_node:
             for pod in self._cluster.pods.of_pool(pool.uid):
                 node = self._node_of(pod)
                 if node is not None:
                     yield node, runtime
-        verdicts = {}
+        verdicts: dict[int, tuple[Verdict, Runtime, bool]] = {}
         for pool, runtime in wanting:
             with contextlib.suppress(PlacementError):
                 # Pools of one class and placement share theirs.
                 verdict = self._cluster.verdict(pool, runtime)
-                verdicts[id(verdict)] = verdict, runtime
-        for verdict, runtime in verdicts.values():
-            for name in (*verdict.serving, *verdict.unknown, *verdict.unproven):
+                known = verdicts.get(id(verdict))
+                probed = pool.proof is IsolationProof.PER_NODE or (known is not None and known[2])
+                verdicts[id(verdict)] = verdict, runtime, probed
+        for verdict, runtime, probed in verdicts.values():
+            others = (*verdict.serving, *verdict.unknown) if probed else ()
+            for name in (*others, *verdict.unproven):
                 node = self._cluster.nodes.get(name)
                 if node is not None:
                     yield node, runtime

@@ -15,6 +15,7 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.template import LONGEST_POOL_NAME, build_pod, pod_name
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.resolve import Runtime
 
 REJECTED_RECHECK_SECONDS = 300.0
@@ -39,13 +40,12 @@ class TemplateChecker:
 
     Args:
         client: the API client.
-        probe_image: what goes before the template's containers where each sandbox is proven; empty
-            if the operator was given none.
+        probe: what goes before the template's containers where each sandbox is proven.
     """
 
-    def __init__(self, client: ApiClient, probe_image: str) -> None:
+    def __init__(self, client: ApiClient, probe: ProbeImage) -> None:
         self._client = client
-        self._probe_image = probe_image
+        self._probe = probe
         self._checked: dict[str, _Checked] = {}
 
     def forget(self, pool_uid: str) -> None:
@@ -69,7 +69,7 @@ class TemplateChecker:
                 f"are hostnames, leave room for {LONGEST_POOL_NAME}: make the pool again under a "
                 "shorter name",
             )
-        if pool.proof is IsolationProof.PER_SANDBOX and not self._probe_image:
+        if pool.proof is IsolationProof.PER_SANDBOX and not self._probe.name:
             return TemplateVerdict(
                 TemplateState.REJECTED,
                 Reason.EVIDENCE_UNAVAILABLE,
@@ -103,7 +103,7 @@ class TemplateChecker:
 
     async def _ask(self, pool: Pool, runtime: Runtime) -> TemplateVerdict:
         name = pod_name(pool.name, "dry run")
-        body = build_pod(pool, runtime, (), name, probe_image=self._probe_image)
+        body = build_pod(pool, runtime, (), name, probe=self._probe)
         try:
             await self._client.create(
                 resource_path("v1", "pods", pool.namespace),

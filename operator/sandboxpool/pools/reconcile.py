@@ -38,6 +38,7 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.placement import PlacementError
+from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -59,7 +60,7 @@ class PoolReconciler:
         observer: FailureObserver,
         on_startup_sample: Callable[[Pool, str, float], None],
         on_start_timeout: Callable[[str], None],
-        probe_image: str,
+        probe: ProbeImage,
         wall: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
@@ -72,8 +73,8 @@ class PoolReconciler:
         self._wall = wall
         self._clock = clock
         self._states = PoolStates(clock)
-        self._probe_image = probe_image
-        self._checker = TemplateChecker(client, probe_image)
+        self._probe = probe
+        self._checker = TemplateChecker(client, probe)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
         self._writer = PodWriter(
@@ -153,9 +154,7 @@ class PoolReconciler:
         errors = await self._writer.delete(pool, state, going)
         if resolution.runtime is not None:
             bodies = [
-                build_pod(
-                    pool, resolution.runtime, verdict.excluded, name, probe_image=self._probe_image
-                )
+                build_pod(pool, resolution.runtime, verdict.excluded, name, probe=self._probe)
                 for name in new
             ]
             await self._writer.create(pool, state, bodies)
@@ -272,7 +271,7 @@ class PoolReconciler:
             resolution.runtime,
             verdict.excluded,
             name,
-            probe_image=self._probe_image,
+            probe=self._probe,
             claim=claim,
         )
         try:

@@ -9,7 +9,7 @@ from typing import Any
 from sandboxpool.api import names
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.pool import Pool
-from sandboxpool.runtimes.probe import sandbox_probe_container
+from sandboxpool.runtimes.probe import ProbeImage, sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
 
 SUFFIX_LENGTH = 10
@@ -53,7 +53,7 @@ def build_pod(
     excluded: Sequence[str],
     name: str,
     *,
-    probe_image: str,
+    probe: ProbeImage,
     claim: ClaimRef | None = None,
 ) -> dict[str, Any]:
     """Build a pod of the pool's template.
@@ -63,7 +63,7 @@ def build_pod(
         runtime: the class that it resolved to.
         excluded: hostname labels of the nodes to keep away from.
         name: the pod's name.
-        probe_image: what proves the isolation of each sandbox, where the pool wants that.
+        probe: what proves the isolation of each sandbox, where the pool wants that.
         claim: the claim that it is made for, if it is a cold one; else the pool owns it.
     """
     metadata = pool.template.get("metadata") or {}
@@ -73,8 +73,10 @@ def build_pod(
     spec["runtimeClassName"] = runtime.class_name
     if pool.proof is IsolationProof.PER_SANDBOX:
         resources = (spec.get("containers") or [{}])[0].get("resources")
-        probe = sandbox_probe_container(probe_image, resources=resources)
-        spec["initContainers"] = [probe, *(spec.get("initContainers") or [])]
+        first = sandbox_probe_container(
+            probe.name, pull_policy=probe.pull_policy, resources=resources
+        )
+        spec["initContainers"] = [first, *(spec.get("initContainers") or [])]
     if excluded:
         spec["affinity"] = exclude(spec.get("affinity"), excluded)
     labels = {

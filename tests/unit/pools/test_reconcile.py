@@ -22,6 +22,7 @@ from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, pod_name
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.probe import ProbeImage
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, ScriptedApi
 
@@ -69,7 +70,7 @@ class World:
             events=self.events,
             observer=self.observer,
             on_start_timeout=lambda pod: None,
-            probe_image="registry.example/probe:1",
+            probe=ProbeImage("registry.example/probe:1"),
             on_startup_sample=lambda pool, stage, seconds: None,
             wall=self.wall,
             clock=lambda: self.wall() - START,

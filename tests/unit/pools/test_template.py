@@ -20,6 +20,7 @@ from sandboxpool.pools.template import (
     pod_name,
 )
 from sandboxpool.runtimes.placement import allows, placement_of
+from sandboxpool.runtimes.probe import ProbeImage
 from support.builders import facts, pool, runtime
 
 AWAY = {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": ["a", "b"]}
@@ -45,7 +46,7 @@ def built(
         runtime(),
         excluded,
         "pool-1",
-        probe_image=PROBE_IMAGE,
+        probe=ProbeImage(PROBE_IMAGE),
         claim=claim,
     )
 
@@ -100,7 +101,7 @@ def test_a_template_cannot_take_over_the_operators_own_labels() -> None:
         runtime(),
         (),
         "pool-1",
-        probe_image=PROBE_IMAGE,
+        probe=ProbeImage(PROBE_IMAGE),
     )
     assert made["metadata"]["labels"][names.LABEL_POOL_UID] == "pool-uid"
 

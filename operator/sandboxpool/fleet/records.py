@@ -1,7 +1,7 @@
 """What is known of each node, kept for the next process in ConfigMaps of the operator's namespace.
 
-One object could not hold a large fleet, and one for each node would be thousands, so there are a
-few, and a node's record stands under its name in the one that the name hashes to. Memory is the
+One object could not hold a large fleet, and one for each node would be thousands, so there are
+some, and a node's record stands under its name in the one that the name hashes to. Memory is the
 truth here: objects are read once, at the start, and from then on only written, each time only what
 has changed. A ConfigMap that somebody deletes comes back whole with its next write.
 """
@@ -19,8 +19,8 @@ from sandboxpool.kube.errors import ApiError, KubeError
 
 logger = logging.getLogger(__name__)
 
-# With this many the records of 5,000 nodes take half of what the objects can hold if every one of
-# four handlers is broken everywhere. Objects are made only when they are needed.
+# With so many each is little more than half full if 5,000 nodes have four broken handlers each.
+# They are made only when they are needed.
 SHARDS = 64
 LABELS = {"app.kubernetes.io/managed-by": "sandboxpool"}
 WRITE_SECONDS = 1.0
@@ -131,7 +131,7 @@ class NodeRecords:
 
     def _change(self, shard: _Shard, node: str) -> None:
         if not shard.changed:
-            shard.due = max(shard.due, self._clock())
+            shard.due = self._clock()
         shard.changed.add(node)
         self._wake.set()
 

@@ -201,6 +201,36 @@ async def test_retries_slow_down_and_are_never_given_up() -> None:
 
 
 @pytest.mark.looptime
+async def test_what_changes_meanwhile_hastens_no_retry() -> None:
+    server = api()
+    records = records_of(server)
+    server.fail("PATCH", "/configmaps", BROKEN, times=100)
+    async with running(records):
+        for n in range(60):
+            records.put("node-1", {"n": n})
+            await asyncio.sleep(0.5)
+    assert len(server.calls) == 5
+
+
+@pytest.mark.looptime
+async def test_what_changes_while_it_is_written_is_written_again() -> None:
+    server = api()
+    records = records_of(server)
+    first, second = neighbours(2)
+
+    def change(call: Call) -> None:
+        if len(server.calls) <= 2:
+            records.put(first, {"n": len(server.calls)})
+            records.put(second, {})
+
+    server.before = change
+    async with running(records):
+        records.put(first, {"n": 0})
+        await asyncio.sleep(5)
+    assert stored(server) == {first: {"n": 2}, second: {}}
+
+
+@pytest.mark.looptime
 async def test_the_first_failure_after_a_success_is_the_first() -> None:
     server = api()
     records = records_of(server)
@@ -242,9 +272,10 @@ async def test_an_object_that_somebody_deletes_comes_back_whole() -> None:
         records.put(names[2], {"n": names[2]})
         await asyncio.sleep(2)
         server.remove(path_of(server, names[0]))
+        records.put(names[1], None)
         records.put(names[3], {"n": names[3]})
         await asyncio.sleep(2)
-    assert stored(server) == {name: {"n": name} for name in names}
+    assert stored(server) == {name: {"n": name} for name in (names[0], *names[2:])}
 
 
 @pytest.mark.looptime
@@ -502,6 +533,8 @@ async def test_what_has_no_room_is_left_out_and_the_rest_is_written(
     server = api()
     records = records_of(server)
     names = neighbours(5)
+    for i in range(10):
+        records.put(names[0], {"text": "y" * i})
     for name in names:
         records.put(name, {"text": "x" * 20})
     await records.flush(5)

@@ -193,6 +193,12 @@ TABLE: tuple[Pattern, ...] = (
         r"invalid custom binary path: stat [^:]{1,300}: no such file or directory",
         _NO_SHIM,
     ),
+    # It was there when containerd last looked for it.
+    _row(
+        "shim-vanished",
+        r"failed to start shim: start failed: fork/exec \S{1,300}: no such file or directory",
+        _NO_SHIM,
+    ),
     _row(
         "oci-runc-shim",
         r"unable to retrieve OCI runtime error \(open [^()]{1,600}\): "
@@ -218,7 +224,7 @@ TABLE: tuple[Pattern, ...] = (
     ),
     _row(
         "cgroup-runsc-current",
-        r"finding current cgroups: Rel: can't make \S{1,300} relative to /",
+        r"(?:finding current cgroups|creating container): Rel: can't make \S{1,300} relative to /",
         replace(_CGROUP_DRIVER, proves_broken=False),
     ),
     _row("snapshotter-unpack", r"snapshotter must be provided to unpack", _NO_SNAPSHOTTER),

@@ -209,6 +209,13 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
             "no such file or directory",
         ),
     ),
+    "shim-vanished": (
+        Sample(
+            "run: containerd 2.4.2, the shim removed after it had been used",
+            f"{SANDBOX}failed to create containerd task: failed to start shim: start failed: "
+            "fork/exec /usr/local/bin/containerd-shim-runsc-v1: no such file or directory",
+        ),
+    ),
     "oci-runc-shim": (
         Sample(
             "run: containerd 1.6.20 and 1.7.32, BinaryName a path",
@@ -270,6 +277,11 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
             "run: kind with containerd 2.4.2, runsc of 2026-05, the kubelet with systemd's driver",
             "finding current cgroups: Rel: can't make ../system.slice/containerd.service relative "
             "to /kubelet.slice",
+        ),
+        Sample(
+            "run: kind with containerd 2.4.2, runsc of 2026-05 without ignore-cgroups on cgroup v1",
+            f"{SANDBOX_SHIM_TASK}OCI runtime create failed: creating container: Rel: can't make "
+            "../system.slice/containerd.service relative to /kubelet.slice",
         ),
     ),
     "snapshotter-unpack": (
@@ -619,6 +631,7 @@ MEANT: dict[str, tuple[Reason, Cause]] = {
     "handler-old": (Reason.HANDLER_NOT_CONFIGURED, BROKEN),
     "shim-not-in-path": (Reason.SHIM_MISSING, BROKEN),
     "shim-not-at-path": (Reason.SHIM_MISSING, BROKEN),
+    "shim-vanished": (Reason.SHIM_MISSING, BROKEN),
     "oci-runc-shim": (Reason.OCI_RUNTIME_MISSING, BROKEN),
     "oci-runsc-shim": (Reason.OCI_RUNTIME_MISSING, BROKEN),
     "cgroup-slice-wanted": (Reason.CGROUP_DRIVER_MISMATCH, BROKEN),

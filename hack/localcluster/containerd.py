@@ -11,6 +11,10 @@ from localcluster.engine import Engine
 
 CONFIG = "/etc/containerd/config.toml"
 RUNSC_CONFIG = "/etc/containerd/runsc.toml"
+RUNSC_SHIM = "/usr/local/bin/containerd-shim-runsc-v1"
+RUNC_SHIM = "/usr/local/bin/containerd-shim-runc-v2"
+# Where the broken handlers' shim should be.
+KATA_SHIM = "/opt/kata/bin/containerd-shim-kata-v2"
 RESTART_SECONDS = 120.0
 
 # The table of a CRI runtime in containerd's configuration, in the form that kind uses.
@@ -29,7 +33,7 @@ _RUNSC = """\
 _BROKEN = """
 [{table}.{name}]
   runtime_type = "io.containerd.kata.v2"
-  runtime_path = "/opt/kata/bin/containerd-shim-kata-v2"
+  runtime_path = "{shim}"
 """
 GVISOR = "runsc"
 # What every node of kind reports; all are runc.
@@ -58,7 +62,8 @@ def edit_handlers(text: str, *, add: Iterable[str], remove: Iterable[str]) -> st
         if not skipping:
             kept.append(line)
     blocks = [
-        (_GVISOR if name == GVISOR else _BROKEN).format(table=_TABLE, name=name) for name in add
+        (_GVISOR if name == GVISOR else _BROKEN).format(table=_TABLE, name=name, shim=KATA_SHIM)
+        for name in add
     ]
     return "\n".join(kept) + "\n" + "".join(blocks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 
 from localcluster import containerd, kindcluster
@@ -9,6 +10,7 @@ from localcluster import engine as engines
 from localcluster.engine import Engine
 
 COMMAND_SECONDS = 60.0
+_TAKEN = f"{containerd.RUNSC_SHIM}.taken"
 
 
 def _engine() -> Engine:
@@ -44,6 +46,26 @@ def set_handlers(
         kindcluster.await_handlers({node: handlers - containerd.BUILT_IN})
 
 
+def take_gvisor_shim(node: str) -> None:
+    """Rename the shim of the handler `runsc`: what runs goes on, and no new sandbox can start."""
+    exec_on(node, "mv", containerd.RUNSC_SHIM, _TAKEN)
+
+
+def give_kata_shim(node: str) -> None:
+    """Put a stand-in where the broken handlers look for Kata's shim: that of runc, by a link.
+
+    They start pods then. No virtual machine runs, and nothing is isolated.
+    """
+    exec_on(node, "mkdir", "-p", posixpath.dirname(containerd.KATA_SHIM))
+    exec_on(node, "ln", "-s", containerd.RUNC_SHIM, containerd.KATA_SHIM)
+
+
+def restore_shims(node: str) -> None:
+    """Undo what was done to a node's shims; containerd looks for them each time it needs one."""
+    exec_on(node, "rm", "-f", containerd.KATA_SHIM)
+    exec_on(node, "sh", "-c", f"[ ! -e {_TAKEN} ] || mv {_TAKEN} {containerd.RUNSC_SHIM}")
+
+
 def kill(node: str) -> None:
     """Kill a node's container, as if its machine lost power."""
     _engine().docker("kill", node)
@@ -56,10 +78,11 @@ def start(node: str) -> None:
 
 
 def restore(node: str) -> None:
-    """Make a node what `up` made it: running and with its own handlers."""
+    """Make a node what `up` made it: running, with its own handlers and their shims."""
     engine = _engine()
     if engine.docker("inspect", "-f", "{{.State.Running}}", node).strip() != "true":
         engine.docker("start", node)
+    restore_shims(node)
     wanted = set(kindcluster.HANDLERS[kindcluster.role_of(node)])
     present = set(containerd.handlers_in(containerd.read(engine, node))) - containerd.BUILT_IN
     if present != wanted:

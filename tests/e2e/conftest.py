@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from demo import install
-from localcluster import images, kindcluster, process
+from localcluster import images, kindcluster, nodes, process
 from support import Api, eventually, objects
 from support.deployed import DeployedOperator
 from support.history import PodHistory
 from support.operator_process import Operator
-from support.realnodes import CLASSES, restore_nodes
+from support.realnodes import CLASSES, WITH_BROKEN_KATA, remove_samples, restore_nodes
 
 HERE = Path(__file__).resolve().parent
 
@@ -50,6 +50,7 @@ def pytest_runtest_makereport(
         for title, command in {
             "pods": ("get", "pods", "-o", "wide"),
             "pools and claims": ("describe", "sandboxpools,sandboxclaims"),
+            "runtimes": ("describe", "sandboxruntimes"),
             "operator": ("-n", install.NAMESPACE, "logs", "deployment/sandboxpool", "--tail=60"),
         }.items():
             report.sections.append((title, _asked("-n", namespace, *command)))
@@ -83,6 +84,7 @@ def kubeconfig() -> Iterator[Path]:
 def admin(kubeconfig: Path) -> Iterator[Api]:
     """A client with all rights and no default namespace; nodes and classes are in order."""
     with Api(kubeconfig) as api:
+        remove_samples(api)
         restore_nodes(api)
         for name, handler in CLASSES.items():
             if api.find("RuntimeClass", name) is None:
@@ -148,3 +150,10 @@ def nodes_restored(admin: Api) -> Iterator[None]:
     """Nodes that the test may change."""
     yield
     restore_nodes(admin)
+
+
+@pytest.fixture
+def shims_restored() -> Iterator[None]:
+    """Shims that the test may take from `WITH_BROKEN_KATA`, or put there."""
+    yield
+    nodes.restore_shims(WITH_BROKEN_KATA)

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from demo.install import NAMESPACE, RELEASE
+from localcluster.images import OPERATOR_IMAGE
 from sandboxpool.api import names
 from support import Api, eventually, invariants, is_true, objects
 from support.deployed import DeployedOperator
@@ -68,7 +69,9 @@ def operator(
     request: pytest.FixtureRequest,
 ) -> Iterator[Operator]:
     """The operator, behind the proxy, and a pool of two."""
-    operator = Operator(proxy.kubeconfig(token), tmp_path, NAMESPACE)
+    # The same probe image as in the cluster.
+    env = {"SANDBOXPOOL_PROBE_IMAGE": OPERATOR_IMAGE}
+    operator = Operator(proxy.kubeconfig(token), tmp_path, NAMESPACE, env)
     request.node.stash[OPERATOR] = operator
     operator.start()
     api.create(pool(replicas=2))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from demo.install import NAMESPACE, RELEASE
 from localcluster import nodes, process
@@ -13,6 +16,8 @@ from support.waiting import eventually
 
 Object = dict[str, Any]
 
+# What it keeps of the nodes for its next start.
+_RECORDS = "sandboxpool-nodes-"
 _SELECTOR = f"app.kubernetes.io/instance={RELEASE}"
 _READY_SECONDS = 90.0
 _GONE_SECONDS = 60.0
@@ -55,6 +60,38 @@ class DeployedOperator:
         self.api.scale("Deployment", RELEASE, 1, NAMESPACE)
         self.wait_ready()
 
+    def replace(self) -> None:
+        """Deletes its pod and waits for the Deployment's next one."""
+        self.keep(self.log())
+        (old,) = self.pods()
+        self.api.delete("Pod", old["metadata"]["name"], NAMESPACE)
+        eventually(
+            self.pods,
+            until=lambda pods: old["metadata"]["uid"] not in {p["metadata"]["uid"] for p in pods},
+            message="the old operator is gone",
+            timeout=_GONE_SECONDS,
+        )
+        self.wait_ready()
+
+    def records(self) -> dict[str, Object]:
+        """What it has written down for its next start, by node."""
+        return {
+            node: json.loads(record)
+            for kept in self._kept_objects()
+            for node, record in (kept.get("data") or {}).items()
+        }
+
+    def forget(self) -> None:
+        """Starts one that knows nothing of the nodes."""
+        self.stop()
+        for kept in self._kept_objects():
+            self.api.delete("ConfigMap", kept["metadata"]["name"], NAMESPACE)
+        self.start()
+
+    def _kept_objects(self) -> list[Object]:
+        found = self.api.list("ConfigMap", NAMESPACE)
+        return [kept for kept in found if kept["metadata"]["name"].startswith(_RECORDS)]
+
     def process(self) -> Process:
         """The operator's process on its node, found before it is needed."""
         (pod,) = self.pods()
@@ -81,6 +118,15 @@ class DeployedOperator:
         """What it answers over HTTP, asked through the API server's proxy of its Service."""
         service = f"/api/v1/namespaces/{NAMESPACE}/services/{RELEASE}-metrics:http/proxy"
         return str(self.api.raw("GET", f"{service}{path}"))
+
+    def metric(self, name: str, /, **labels: str) -> float:
+        """The sum of the samples of a name that have these labels."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.get("/metrics"))
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     def log(self, lines: int | None = None) -> str:
         """The log of its container, and of the one before it if it was restarted."""

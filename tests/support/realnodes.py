@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from localcluster import kindcluster, nodes
+import yaml
+
+from localcluster import kindcluster, nodes, paths
 from localcluster.containerd import BUILT_IN
 from localcluster.nodeimage import SAMPLE_IMAGE
 from support import objects
@@ -70,6 +72,14 @@ def cordon(api: Api, node: str, unschedulable: bool = True) -> None:
     api.patch_spec("Node", node, unschedulable=unschedulable or None)
 
 
+def remove_samples(api: Api) -> None:
+    """Removes the pools and claims of a demo: what is seen of their runtimes is seen by all."""
+    for file in sorted((paths.REPOSITORY / "samples").glob("*.yaml")):
+        for sample in yaml.safe_load_all(file.read_text()):
+            if sample["kind"] in ("SandboxPool", "SandboxClaim"):
+                api.delete(sample["kind"], sample["metadata"]["name"], "default")
+
+
 def restore_nodes(api: Api) -> None:
     """Makes all nodes what `localcluster up` made them; cheap where nothing was changed."""
     for name in kindcluster.node_names():
@@ -80,3 +90,5 @@ def restore_nodes(api: Api) -> None:
         said = kindcluster.reported_handlers(node) - BUILT_IN
         if said != wanted or not is_true(node, "Ready"):
             nodes.restore(name)
+        else:
+            nodes.restore_shims(name)

@@ -27,9 +27,10 @@ from sandboxpool.pools.store import parse
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import Failure
-from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
+from sandboxpool.runtimes.probe import SANDBOX_PROBE_CONTAINER
 from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -55,21 +56,34 @@ def node(
     ready: bool = True,
     unschedulable: bool = False,
     leaving: bool = False,
+    uid: str | None = None,
+    boot_id: str | None = None,
+    container_runtime: str = "containerd://2.1.9",
+    joined: float | None = None,
     version: int = 1,
 ) -> Node:
-    """A Node as the API server shows it; `labels` replaces all, the hostname's included."""
+    """A Node as the API server shows it.
+
+    Args:
+        labels: all of them, the hostname's included.
+        joined: epoch seconds; long ago unless given.
+    """
     body: Object = {
         "metadata": {
             "name": name,
-            "uid": f"{name}-uid",
+            "uid": uid or f"{name}-uid",
             "resourceVersion": str(version),
+            "creationTimestamp": "" if joined is None else timestamp(joined),
             "labels": {names.HOSTNAME_LABEL: name} if labels is None else dict(labels),
             "deletionTimestamp": timestamp(NOW) if leaving else None,
         },
         "spec": {"unschedulable": unschedulable, "taints": msgspec.to_builtins(list(taints))},
         "status": {
             "conditions": [{"type": "Ready", "status": "True" if ready else "Unknown"}],
-            "nodeInfo": {"bootID": f"{name}-boot"},
+            "nodeInfo": {
+                "bootID": boot_id or f"{name}-boot",
+                "containerRuntimeVersion": container_runtime,
+            },
         },
     }
     if handlers is not None:
@@ -87,6 +101,7 @@ def runtime(
     handler: str = "runsc",
     uid: str = CLASS_UID,
     *,
+    overhead: Iterable[tuple[str, str]] = (),
     selector: Mapping[str, str] | None = None,
     tolerations: Iterable[Toleration] = (),
 ) -> Runtime:
@@ -95,6 +110,7 @@ def runtime(
         class_name=name,
         uid=uid,
         handler=handler,
+        overhead=tuple(overhead),
         node_selector=tuple(sorted((selector or {}).items())),
         tolerations=tuple(tolerations),
     )
@@ -192,7 +208,7 @@ def member(
     runtime_uid: str = CLASS_UID,
     exclusion: str = "",
 ) -> Member:
-    """A pool's pod after sorting."""
+    """A pool's pod after sorting; `ready` follows the state unless given."""
     if node is None and node_name is None and state not in (State.STARTING, State.STRANDED):
         node = facts()
     return Member(
@@ -252,7 +268,47 @@ def pool_input(
     )
 
 
+def breaker(
+    reason: Reason = Reason.SHIM_MISSING,
+    *,
+    message: str = "no shim binary",
+    age: float = 60.0,
+    now: float = NOW,
+) -> Breaker:
+    """An open breaker."""
+    return Breaker(
+        facts().machine,
+        opened_at=now - age,
+        changed_at=now - age,
+        trips=1,
+        retry_at=now + age,
+        reason=reason,
+        message=message,
+    )
+
+
+def evidence(
+    isolation: Isolation = Isolation.PROVEN,
+    node: NodeFacts | None = None,
+    *,
+    message: str = "the sandbox has a kernel of its own",
+    at: float = NOW,
+) -> Evidence:
+    """What was learned on a node as it is now."""
+    return Evidence(isolation, at, software_of(node or facts()), CLASS_UID, "", message)
+
+
 # --- Pods ----------------------------------------------------------------------------------------
+
+# A boot id that is no node's.
+OWN_BOOT_ID = "0a1b2c3d-0000-4000-8000-00000000feed"
+
+
+def probed(seen: str = OWN_BOOT_ID, *, exit_code: int = 0) -> Object:
+    """Status of a pod's own probe, for `initContainerStatuses`, that has read this boot id."""
+    message = f"{seen}\nLinux version 4.19.0-gvisor"
+    ended = {"exitCode": exit_code, "reason": "Completed", "message": message}
+    return {"name": SANDBOX_PROBE_CONTAINER, "state": {"terminated": ended}}
 
 
 def pod_body(
@@ -273,6 +329,8 @@ def pod_body(
     class_name: str = "gvisor",
     runtime_uid: str = CLASS_UID,
     handler: str = "runsc",
+    exclusion: str | None = None,
+    overhead: Mapping[str, str] | None = None,
     source: str | None = None,
     conditions: Mapping[str, str] | None = None,
     **status: Any,
@@ -284,6 +342,8 @@ def pod_body(
         names.LABEL_REVISION: revision,
     }
     annotations = {names.ANNOTATION_RUNTIME_UID: runtime_uid, names.ANNOTATION_HANDLER: handler}
+    if exclusion is not None:
+        annotations[names.ANNOTATION_EXCLUSION] = exclusion
     if source is not None:
         annotations[names.ANNOTATION_SOURCE] = source
     owner = {"kind": names.POOL_KIND, "name": "pool", "uid": pool_uid}
@@ -303,7 +363,11 @@ def pod_body(
             "annotations": annotations,
             "ownerReferences": [{"apiVersion": names.API_VERSION, "controller": True, **owner}],
         },
-        "spec": {"nodeName": node, "runtimeClassName": class_name},
+        "spec": {
+            "nodeName": node,
+            "runtimeClassName": class_name,
+            "overhead": dict(overhead or {}),
+        },
         "status": {
             "phase": phase,
             "podIP": "10.0.0.7",

@@ -133,9 +133,11 @@ def outdated(member: Member, given: PoolInput) -> bool:
 
 
 def foreign(member: Member, given: PoolInput) -> bool:
-    """The pod was made of another class than the pool's of now: it must never be handed out."""
+    """The pod is of another class than the pool's of now: it must never be handed out."""
     runtime = given.resolution.runtime
-    return runtime is not None and member.runtime_uid != runtime.uid
+    return runtime is not None and (
+        member.runtime_uid != runtime.uid or member.class_name != runtime.class_name
+    )
 
 
 def decide(given: PoolInput) -> PoolPlan:
@@ -149,14 +151,13 @@ def decide(given: PoolInput) -> PoolPlan:
         return PoolPlan(target, 0, (), Reason.PAUSED, None)
 
     deletions = _hopeless(given)
-    going = {deletion.member.uid for deletion in deletions}
-    stock = tuple(m for m in where(lambda m: m.alive, given.members) if m.uid not in going)
-    deletions += _replaced(given, stock, target)
-    going = {deletion.member.uid for deletion in deletions}
-    stock = tuple(m for m in stock if m.uid not in going)
+    left = _without(deletions, given.members)
+    deletions += _moved(given, left, target)
+    stock = tuple(where(lambda m: m.alive or _waits_for_installer(m, given), left))
+    deletions += _superseded(given, stock, target)
+    stock = _without(deletions, stock)
     deletions += _surplus(given, stock, target)
-    going = {deletion.member.uid for deletion in deletions}
-    stock = tuple(m for m in stock if m.uid not in going)
+    stock = _without(deletions, stock)
 
     missing = target - len(stock) - given.creating
     create, held = _creatable(given, stock, missing)
@@ -165,6 +166,11 @@ def decide(given: PoolInput) -> PoolPlan:
         # Their successors wait for the delay that this failure brings.
         create, held = max(0, create - len(failed)), failed[0].reason
     return PoolPlan(target, create, tuple(deletions), held, _recheck(given, stock))
+
+
+def _without(deletions: list[Deletion], members: tuple[Member, ...]) -> tuple[Member, ...]:
+    going = {deletion.member.uid for deletion in deletions}
+    return tuple(member for member in members if member.uid not in going)
 
 
 def _hopeless(given: PoolInput) -> list[Deletion]:
@@ -180,13 +186,12 @@ def _hopeless(given: PoolInput) -> list[Deletion]:
 def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
     failure = member.failure
     if given.resolution.usable and foreign(member, given):
-        text = "it was made of another RuntimeClass than the pool's of now"
-        return Deletion(member, Reason.RUNTIME_CHANGED, text)
+        return _of_another_class(member, given)
     if member.state is State.FAILED:
         reason = failure.reason if failure else Reason.POD_FAILED
         return Deletion(member, reason, failure.message if failure else "it ended", failed=True)
     if member.state is State.STRANDED:
-        return _stranded(member, given.now)
+        return _stranded(member, given)
     if member.state is not State.STARTING:
         return None
     age = given.now - member.created
@@ -197,7 +202,8 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
         if wrong_nodes_join(member, given):
             text = "the nodes that joined while it waited do not serve its runtime"
             return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
-        if member.exclusion != given.exclusion and age > STALE_EXCLUSION_SECONDS:
+        stale = member.exclusion != given.exclusion
+        if stale and given.verdict.hopeful and age > STALE_EXCLUSION_SECONDS:
             text = "the nodes that serve its runtime have changed"
             return Deletion(member, Reason.SANDBOX_REPLACED, text)
         return None
@@ -207,6 +213,19 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
         text = failure.message if failure else "no cause was reported"
         return Deletion(member, reason, f"not ready after {limit} s: {text}", failed=True)
     return None
+
+
+def _of_another_class(member: Member, given: PoolInput) -> Deletion:
+    runtime = given.resolution.runtime
+    if runtime is None or member.runtime_uid != runtime.uid:
+        text = "it was made of another RuntimeClass than the pool's of now"
+        return Deletion(member, Reason.RUNTIME_CHANGED, text)
+    # The next one may well fare the same, so it counts as a failure.
+    text = (
+        f"it was asked for with RuntimeClass {runtime.class_name!r} and has "
+        f"{member.class_name!r}: an admission plugin has changed it"
+    )
+    return Deletion(member, Reason.RUNTIME_CHANGED, text, failed=True)
 
 
 def wrong_nodes_join(member: Member, given: PoolInput) -> bool:
@@ -219,10 +238,24 @@ def wrong_nodes_join(member: Member, given: PoolInput) -> bool:
     )
 
 
-def _stranded(member: Member, now: float) -> Deletion | None:
+def _waits_for_installer(member: Member, given: PoolInput) -> bool:
+    """It has come to a node that joined for it, on which its runtime may yet be installed."""
+    node = member.node
+    return (
+        member.state is State.STRANDED
+        and not member.ready
+        and not given.verdict.hopeful
+        and node is not None
+        and node.usable
+        and not member.ground.served
+        and node.created > member.created
+    )
+
+
+def _stranded(member: Member, given: PoolInput) -> Deletion | None:
     node, ground = member.node, member.ground
     if node is None:
-        if now - member.created < NEW_NODE_SECONDS:
+        if given.now - member.created < NEW_NODE_SECONDS:
             # Pods and nodes are watched apart: one that has just joined may not be seen yet.
             return None
         return Deletion(member, Reason.NODE_LOST, f"node {member.node_name} is gone")
@@ -232,8 +265,13 @@ def _stranded(member: Member, now: float) -> Deletion | None:
     if not node.schedulable:
         text = f"node {member.node_name} is cordoned or being drained"
         return Deletion(member, Reason.SANDBOX_REPLACED, text)
+    if _waits_for_installer(member, given):
+        if given.now - node.created <= INSTALL_GRACE_SECONDS:
+            return None
+        text = f"node {member.node_name}, which joined while it waited, does not serve its runtime"
+        return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
     if not ground.served:
-        text = f"node {member.node_name} no longer serves the handler"
+        text = f"node {member.node_name} does not serve the handler any more"
         return Deletion(member, Reason.HANDLER_REMOVED, text)
     if member.ready:
         # It works, or seems to: it goes when another has taken its place.
@@ -252,16 +290,30 @@ def _doubt(member: Member) -> tuple[Reason, str]:
     return Reason.ISOLATION_NOT_PROVEN, text
 
 
-def _replaced(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
-    """Ready pods that others shall take the place of, as the update strategy allows."""
-    if not given.resolution.usable or given.template.state is not TemplateState.ACCEPTED:
-        # Nothing could take their place.
-        return []
-    doubtful = where(_doubtful, given.members) if given.verdict.hopeful else []
-    warm = sum(m.state is State.WARM for m in stock)
-    budget = max(0, warm + len(doubtful) - max(0, target - given.spec.update.max_unavailable))
-    moved = [Deletion(member, *_doubt(member)) for member in doubtful[:budget]]
-    return moved + _superseded(given, stock, budget - len(moved))
+def _replaceable(given: PoolInput) -> bool:
+    """Pods can be made that take the place of others."""
+    return given.resolution.usable and given.template.state is TemplateState.ACCEPTED
+
+
+def _moved(given: PoolInput, left: tuple[Member, ...], target: int) -> list[Deletion]:
+    """Ready pods on doubtful nodes, as others become warm, within the budget.
+
+    Where nothing can take their place they stay, for their nodes may be released; only those that
+    the target has no use for go.
+    """
+    doubtful = where(_doubtful, left)
+    floor = target
+    if _replaceable(given) and given.verdict.hopeful:
+        ceiling = given.spec.max_sandboxes
+        if ceiling is not None:
+            # Nothing can be made in place of what is of no use either and does not go.
+            useless = (State.CLAIMED, State.UNPROVEN, State.STRANDED)
+            held = sum(m.state in useless and not _doubtful(m) for m in left)
+            floor = min(floor, ceiling - held)
+        floor -= given.spec.update.max_unavailable
+    warm = sum(m.state is State.WARM for m in left)
+    budget = max(0, warm + len(doubtful) - max(0, floor))
+    return [Deletion(member, *_doubt(member)) for member in doubtful[:budget]]
 
 
 def _doubtful(member: Member) -> bool:
@@ -276,8 +328,10 @@ def _doubtful(member: Member) -> bool:
     )
 
 
-def _superseded(given: PoolInput, stock: tuple[Member, ...], budget: int) -> list[Deletion]:
-    """The pods of an older template, or too old."""
+def _superseded(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
+    """The pods of an older template, or too old, as the update strategy allows."""
+    if not _replaceable(given):
+        return []
     update = given.spec.update
     rolled = [m for m in stock if outdated(m, given)]
     if update.type is UpdateType.ON_CLAIM:
@@ -291,6 +345,8 @@ def _superseded(given: PoolInput, stock: tuple[Member, ...], budget: int) -> lis
     found = [Deletion(m, Reason.ROLLING, text) for m in rolled if m.state is not State.WARM]
     candidates = [(m, text) for m in rolled if m.state is State.WARM]
     candidates += [(m, "it is older than maxAgeSeconds") for m in aged if m.state is State.WARM]
+    warm = sum(m.state is State.WARM for m in stock)
+    budget = max(0, warm - max(0, target - update.max_unavailable))
     found += [Deletion(m, Reason.ROLLING, why) for m, why in candidates[:budget]]
     return found
 
@@ -338,7 +394,8 @@ def _creatable(
     if spec.max_sandboxes is not None:
         room = spec.max_sandboxes - len(given.members) - given.creating - given.creating_cold
         held = _ceiling_reason(given) if room < missing else None
-    starting = sum(m.state is State.STARTING for m in stock) + given.creating
+    ready = (State.WARM, State.UNPROVEN)
+    starting = sum(m.state not in ready for m in stock) + given.creating
     limit = spec.startup.max_starting
     if not given.verdict.hopeful:
         # One pod stays pending, so that an autoscaler sees the demand, and no more than one.
@@ -375,15 +432,25 @@ def _recheck(given: PoolInput, stock: tuple[Member, ...]) -> float | None:
     ]
     if given.trouble.until > given.now:
         times.append(given.trouble.until)
-    for member in stock:
-        if member.state is State.STARTING:
-            if member.failure is None or not member.failure.heals:
-                times.append(member.created + given.spec.startup.timeout_seconds)
-            elif member.exclusion != given.exclusion:
-                times.append(member.created + STALE_EXCLUSION_SECONDS)
-            elif given.verdict.newest_not_serving > member.created:
-                times.append(given.verdict.newest_not_serving + INSTALL_GRACE_SECONDS)
-        elif given.spec.max_age_seconds is not None:
-            times.append(member.created + given.spec.max_age_seconds)
+    times += [at for member in stock if (at := _due(member, given)) is not None]
     due = (when + CLOCK_GRAIN_SECONDS for when in times)
     return min((when for when in due if when > given.now), default=None)
+
+
+def _due(member: Member, given: PoolInput) -> float | None:
+    """When time alone decides about one pod of the stock."""
+    failure, verdict = member.failure, given.verdict
+    if member.state is State.STRANDED:
+        return member.node.created + INSTALL_GRACE_SECONDS if member.node is not None else None
+    if member.state is not State.STARTING:
+        limit = given.spec.max_age_seconds
+        return member.created + limit if limit is not None else None
+    if failure is None or not failure.heals:
+        return member.created + given.spec.startup.timeout_seconds
+    if failure.reason is not Reason.UNSCHEDULABLE:
+        return None
+    if verdict.hopeful:
+        stale = member.exclusion != given.exclusion
+        return member.created + STALE_EXCLUSION_SECONDS if stale else None
+    joined = verdict.newest_not_serving
+    return joined + INSTALL_GRACE_SECONDS if joined > member.created else None

@@ -33,9 +33,12 @@ class PoolState:
 
     def hold_off(self, reason: Reason, message: str, now: float) -> None:
         """A round has failed: wait before the next, longer with each failure in a row."""
-        failures = self.trouble.failures + 1
+        buys = reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
+        bought = self.trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
+        # The one has delays of hours, the other of seconds: neither makes the other's longer.
+        failures = self.trouble.failures + 1 if buys == bought else 1
         first, longest = FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS
-        if reason is Reason.AUTOSCALER_ADDS_WRONG_NODES:
+        if buys:
             first, longest = FIRST_AUTOSCALER_BACKOFF_SECONDS, LONGEST_AUTOSCALER_BACKOFF_SECONDS
         delay = min(first * 2.0 ** min(failures - 1, 16), longest)
         delay *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret

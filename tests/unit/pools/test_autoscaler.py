@@ -1,0 +1,268 @@
+"""A pool that no node serves, and what an autoscaler makes of its one waiting sandbox."""
+
+from typing import Any
+
+import pytest
+
+from sandboxpool.pools.decide import (
+    CLOCK_GRAIN_SECONDS,
+    INSTALL_GRACE_SECONDS,
+    NEW_NODE_SECONDS,
+    PoolPlan,
+    Trouble,
+    decide,
+)
+from sandboxpool.pools.expectations import Expectations
+from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.state import (
+    FIRST_AUTOSCALER_BACKOFF_SECONDS,
+    LONGEST_AUTOSCALER_BACKOFF_SECONDS,
+    PoolState,
+)
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.placement import Placement
+from sandboxpool.runtimes.verdict import Verdict, judge, stand
+from support.builders import NOW, SERVED, facts, member, members, pool_input
+
+UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available", heals=True)
+PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", heals=True)
+NOT_CONFIGURED = Failure(
+    Reason.HANDLER_NOT_CONFIGURED, 'no runtime for "runsc" is configured', "new", False, True, True
+)
+WRONG = Reason.AUTOSCALER_ADDS_WRONG_NODES
+GRACE = INSTALL_GRACE_SECONDS
+
+
+def joined(at: float, **given: Any) -> Verdict:
+    """No node serves, and the newest that does not has joined at this time."""
+    return Verdict(not_serving=("new",), newest_not_serving=at, **given)
+
+
+def waiting(age: float, **given: Any) -> Member:
+    """The one sandbox that shows the demand; it can be put nowhere."""
+    return member("waiting", State.STARTING, age=age, **{"failure": UNSCHEDULABLE, **given})
+
+
+def reasons(plan: PoolPlan) -> list[Reason]:
+    return [deletion.reason for deletion in plan.delete]
+
+
+# --- The decision --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pod", "verdict", "withdrawn"),
+    [
+        (waiting(1000), joined(NOW - GRACE - 1), True),
+        (waiting(1000), joined(NOW - GRACE), False),
+        (waiting(1000), joined(NOW - 10), False),
+        # It was there before, so nobody has added it for this pod.
+        (waiting(1000), joined(NOW - 1000), False),
+        (waiting(1000), joined(NOW - 5000), False),
+        (waiting(1000), Verdict(), False),
+        # Others can take it: it waits for room.
+        (waiting(1000), joined(NOW - GRACE - 1, serving=("a",)), False),
+        (waiting(1000), joined(NOW - GRACE - 1, unknown=("a",)), False),
+        (waiting(1000, failure=PULLING), joined(NOW - GRACE - 1), False),
+    ],
+)
+def test_a_waiting_sandbox_is_withdrawn_when_what_joins_for_it_is_wrong(
+    pod: Member, verdict: Verdict, withdrawn: bool
+) -> None:
+    plan = decide(pool_input([pod], verdict=verdict))
+    assert reasons(plan) == ([WRONG] if withdrawn else [])
+    assert all(deletion.failed for deletion in plan.delete)
+    assert plan.create == 0
+
+
+def test_a_node_that_joins_does_not_make_the_waiting_one_begin_anew() -> None:
+    """Its successor would have been made after the node, which had then not joined for it."""
+    plan = decide(pool_input([waiting(60, exclusion="before")], verdict=joined(NOW - 30)))
+    assert (reasons(plan), plan.create) == ([], 0)
+
+
+def test_once_a_node_serves_the_waiting_one_is_made_anew_to_reach_it() -> None:
+    assert reasons(decide(pool_input([waiting(60, exclusion="before")]))) == [
+        Reason.SANDBOX_REPLACED
+    ]
+
+
+def on_new_node(age: float, node_age: float, **given: Any) -> Member:
+    node = facts("new", handlers=["runc"], joined=NOW - node_age)
+    given = {"ready": False, "node": node, "failure": NOT_CONFIGURED, **given}
+    return member("waiting", State.STRANDED, age=age, **given)
+
+
+@pytest.mark.parametrize(
+    ("pod", "verdict", "reason"),
+    [
+        (on_new_node(60, 30), joined(NOW - 30), None),
+        (on_new_node(400, GRACE), joined(NOW - GRACE), None),
+        (on_new_node(400, GRACE + 1), joined(NOW - GRACE - 1), WRONG),
+        # Made after the node had joined: nobody bought the node for it.
+        (on_new_node(30, 60), joined(NOW - 60), Reason.HANDLER_REMOVED),
+        # It can be served elsewhere, and need not wait for an installer.
+        (on_new_node(60, 30), SERVED, Reason.HANDLER_REMOVED),
+        # It has run there, so the handler was there and is not any more.
+        (on_new_node(60, 30, ready=True), joined(NOW - 30), Reason.HANDLER_REMOVED),
+    ],
+)
+def test_one_that_came_to_a_new_node_waits_there_for_an_installer(
+    pod: Member, verdict: Verdict, reason: Reason | None
+) -> None:
+    plan = decide(pool_input([pod], verdict=verdict, replicas=5))
+    assert reasons(plan) == ([reason] if reason else [])
+    if reason is None:
+        assert plan.create == 0, "a second one would buy a second node"
+    assert all(d.failed == (d.reason is WRONG) for d in plan.delete)
+
+
+def test_a_pool_that_is_scaled_to_zero_waits_for_no_installer() -> None:
+    given = pool_input([on_new_node(60, 30)], verdict=joined(NOW - 30), replicas=0)
+    assert reasons(decide(given)) == [Reason.AT_TARGET]
+
+
+@pytest.mark.parametrize("age", [0.0, 200.0])
+@pytest.mark.parametrize(
+    "pod", [waiting(500, exclusion="before"), on_new_node(500, 0)], ids=["pending", "placed"]
+)
+def test_the_pool_is_woken_when_the_grace_is_over(pod: Member, age: float) -> None:
+    at = NOW - age
+    if pod.node is not None:
+        pod = on_new_node(500, age)
+    plan = decide(pool_input([pod], verdict=joined(at)))
+    assert plan.recheck == at + GRACE + CLOCK_GRAIN_SECONDS
+    then = decide(pool_input([pod], verdict=joined(at), now=plan.recheck))
+    assert reasons(then) == [WRONG]
+
+
+def test_a_node_that_cannot_be_seen_yet_is_waited_for() -> None:
+    pod = member("waiting", State.STRANDED, age=20, node_name="unseen", ready=False)
+    plan = decide(pool_input([pod], verdict=joined(NOW)))
+    assert (reasons(plan), plan.recheck) == ([], NOW - 20 + NEW_NODE_SECONDS + 1)
+
+
+# --- The delay -----------------------------------------------------------------------------------
+
+
+def held_off(times: int, reason: Reason = WRONG) -> PoolState:
+    state = PoolState(Expectations(lambda: 0.0))
+    for _ in range(times):
+        state.hold_off(reason, "wrong nodes", NOW)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("times", "longest"),
+    [(1, 600), (2, 1200), (3, 2400), (6, 19_200), (7, 21_600), (40, 21_600), (2000, 21_600)],
+)
+def test_each_withdrawal_delays_the_next_try_twice_as_long_up_to_a_bound(
+    times: int, longest: float
+) -> None:
+    assert (FIRST_AUTOSCALER_BACKOFF_SECONDS, LONGEST_AUTOSCALER_BACKOFF_SECONDS) == (600, 21_600)
+    delay = held_off(times).trouble.until - NOW
+    assert 0.75 * longest <= delay <= longest
+
+
+def test_other_failures_before_do_not_make_the_first_delay_longer() -> None:
+    state = held_off(20, Reason.SANDBOX_CREATE_FAILED)
+    state.hold_off(WRONG, "wrong nodes", NOW)
+    assert state.trouble.until - NOW <= 600
+    state.hold_off(Reason.SANDBOX_CREATE_FAILED, "again", NOW)
+    assert state.trouble.until - NOW <= 1
+
+
+def test_a_warm_sandbox_ends_the_trouble() -> None:
+    state = held_off(3)
+    state.note_success(members(State.WARM, 1, age=-1.0))
+    assert state.trouble == Trouble()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "creates"),
+    [
+        (joined(NOW), 0),
+        (Verdict(), 0),
+        (Verdict(quarantined=("a",)), 0),
+        (SERVED, 1),
+        (Verdict(unknown=("a",)), 1),
+    ],
+)
+def test_the_delay_ends_at_once_when_a_node_serves(verdict: Verdict, creates: int) -> None:
+    trouble = held_off(4).trouble
+    plan = decide(pool_input([], verdict=verdict, trouble=trouble))
+    assert plan.create == creates
+    if not creates:
+        assert (plan.held, plan.recheck) == (WRONG, trouble.until + CLOCK_GRAIN_SECONDS)
+
+
+def test_no_other_delay_ends_because_a_node_serves() -> None:
+    assert decide(pool_input(trouble=held_off(3, Reason.QUOTA_EXCEEDED).trouble)).create == 0
+
+
+# --- Over a day ----------------------------------------------------------------------------------
+
+
+class Cloud:
+    """A pool, and an autoscaler that answers its waiting pod with a node that does not serve.
+
+    Args:
+        binds: the scheduler puts the pod on the new node; else something else keeps it from there.
+    """
+
+    def __init__(self, *, binds: bool) -> None:
+        self.now = NOW
+        self.binds = binds
+        self.nodes: list[NodeFacts] = []
+        self.pod: Member | None = None
+        self.made = 0
+        self.state = PoolState(Expectations(lambda: 0.0))
+
+    def step(self) -> None:
+        standings = (
+            stand(n, "runsc", Placement(), quarantined=False, unproven=False) for n in self.nodes
+        )
+        verdict = judge(s for s in standings if s is not None)
+        exclusion = ",".join(verdict.excluded)
+        given = pool_input(
+            [self.pod] if self.pod is not None else [],
+            verdict=verdict,
+            exclusion=exclusion,
+            trouble=self.state.trouble,
+            now=self.now,
+            replicas=3,
+        )
+        plan = decide(given)
+        for deletion in plan.delete:
+            self.pod = None
+            if deletion.failed:
+                self.state.hold_off(deletion.reason, deletion.message, self.now)
+        self.now += 120
+        if plan.create:
+            assert (plan.create, self.pod) == (1, None), "one shows the demand, and no more"
+            self.made += 1
+            self.pod = self._bought_for(exclusion)
+
+    def _bought_for(self, exclusion: str) -> Member:
+        new = facts(f"node-{len(self.nodes):03}", handlers=["runc"], joined=self.now)
+        self.nodes.append(new)
+        given: dict[str, Any] = {"age": 120, "now": self.now, "exclusion": exclusion}
+        if self.binds:
+            given |= {"node": new, "failure": NOT_CONFIGURED}
+            return member(f"made-{self.made}", State.STRANDED, ready=False, **given)
+        return member(f"made-{self.made}", State.STARTING, failure=UNSCHEDULABLE, **given)
+
+
+@pytest.mark.parametrize("binds", [True, False])
+def test_an_autoscaler_that_buys_wrong_nodes_is_soon_asked_for_few(binds: bool) -> None:
+    cloud = Cloud(binds=binds)
+    bought = []
+    for day in range(1, 4):
+        while cloud.now < NOW + day * 86_400:
+            cloud.step()
+        bought.append(len(cloud.nodes))
+    assert cloud.state.trouble.reason is WRONG
+    assert 5 <= bought[0] <= 12
+    assert 4 <= bought[2] - bought[1] <= 6

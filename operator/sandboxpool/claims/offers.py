@@ -15,6 +15,7 @@ from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, pool_uid_
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.resolve import Runtime
 
 
 class Offers:
@@ -42,16 +43,22 @@ class Offers:
 
     def may_hand_out(self, pod: Pod, pool: Pool) -> bool:
         """Whether a claim of this pool may be given this pod now."""
+        return (
+            not pool.deleting
+            and claim_uid_of(pod) is None
+            and self._is_of_class(pod, pool)
+            and can_be_handed_out(pod, self.ground(pod, pool))
+            and not self._is_leaving(pool.uid, pod.metadata.uid)
+        )
+
+    def _is_of_class(self, pod: Pod, pool: Pool) -> bool:
+        """The pod is of the pool's class of this moment, and the pool may use that."""
         resolution = self._cluster.resolution(pool)
         return (
             resolution is not None
             and resolution.usable
             and resolution.runtime is not None
-            and not pool.deleting
-            and claim_uid_of(pod) is None
-            and pod.metadata.annotations.get(names.ANNOTATION_RUNTIME_UID) == resolution.runtime.uid
-            and can_be_handed_out(pod, self.ground(pod, pool))
-            and not self._is_leaving(pool.uid, pod.metadata.uid)
+            and _is_of(pod, resolution.runtime)
         )
 
     def ground(self, pod: Pod, pool: Pool | None) -> Ground:
@@ -61,10 +68,19 @@ class Offers:
 
     def is_fit(self, pod: Pod, pool: Pool | None) -> bool:
         """Whether a pod that was made for a claim is ready for it, with the proof it needs."""
+        if pool is not None and not self._is_of_class(pod, pool):
+            return False
         return can_be_handed_out(pod, self.ground(pod, pool))
 
     def is_doubtful(self, pod: Pod, pool: Pool | None) -> bool:
-        """Whether a pod stands where none of its kind should: another one might do better."""
+        """Whether a pod made for a claim should not be its: another one might do better.
+
+        It stands where none of its kind should, or the pool is of another class now.
+        """
+        resolution = self._cluster.resolution(pool) if pool is not None else None
+        runtime = resolution.runtime if resolution is not None else None
+        if runtime is not None and not _is_of(pod, runtime):
+            return True
         ground = self.ground(pod, pool)
         return ground.node is not None and (ground.quarantined or ground.refuted)
 
@@ -107,3 +123,9 @@ class Offers:
         if pool.spec is not None:
             self._allocator.place(pool.uid, packed=pool.spec.placement is Placement.PACKED)
         self.refresh(self._cluster.pods.of_pool(pool.uid))
+
+
+def _is_of(pod: Pod, runtime: Runtime) -> bool:
+    """The pod was made of this very class, and no admission plugin has given it another."""
+    made_of = pod.metadata.annotations.get(names.ANNOTATION_RUNTIME_UID)
+    return made_of == runtime.uid and pod.spec.runtimeClassName == runtime.class_name

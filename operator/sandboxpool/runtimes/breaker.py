@@ -18,19 +18,20 @@ again. Proof is not limited: another pod could not start there either.
 *Scouts.* While a breaker is open a probe of the operator's own is due now and then; all other
 failures are ignored. The first comes soon: after a second if nothing was proven, because a neutral
 probe tells a broken node from a broken template. Each failed scout doubles the delay, up to half
-an hour. A scout of which nothing is heard is followed by another one.
+an hour. One that is due stays so until it is heard of: whoever sends them sees to it that there is
+only one at a time.
 
-*Closing.* A sandbox that works and was made after the opening closes the breaker, whose sandbox it
-may be. A breaker that opens again within an hour goes on with the longer delay, so that flapping
+*Closing.* A sandbox that works closes the breaker, whoever made it, if it was made after the
+opening. A breaker that opens again within an hour goes on with the longer delay, so that flapping
 slows down; after an hour it is as if it had never been open. (That is longer than the longest
 delay, and as long as the API server keeps events unless told otherwise.)
 
 *Templates.* When a scout works on a node that opened without proof, the templates that had failed
 there come under suspicion: see ``suspects``.
 
-*Memory.* Breakers exist only where something has failed and not worked since. What is kept for the
-next process is what opened, until it has been quiet, with a shorter message. Failures are not
-kept: events and pods will tell of them again.
+*Memory.* Breakers exist only where something has failed and not worked since, and for that hour.
+What is kept for the next process is those that have opened, with a shorter message and without the
+failures: events and pods tell of these again.
 """
 
 import logging
@@ -54,8 +55,6 @@ LONGEST_DELAY_SECONDS = 1800.0
 # Delays are stretched by up to this part of them, never shortened: a scout made in the second of
 # the opening could not be told from a pod made before.
 JITTER = 0.25
-# The kubelet waits four minutes for a sandbox before it says that it failed.
-SCOUT_SECONDS = 300.0
 QUIET_SECONDS = 3600.0
 MAX_MESSAGE = 512
 # What is kept of it, for thousands of nodes: enough for the cause.
@@ -158,7 +157,6 @@ class Breakers:
         self._nodes: dict[str, _Node] = {}
         self._open: dict[tuple[str, str], Breaker] = {}
         self._uncertain: Counter[str] = Counter()
-        self._quarantined: dict[str, frozenset[str]] = {}
         self._now = 0.0
 
     # --- What is told --------------------------------------------------------------------------
@@ -245,13 +243,6 @@ class Breakers:
         self._put(node.name, handler, closed)
         return True
 
-    def scout_sent(self, node: str, handler: str, now: float) -> None:
-        """A scout is on its way, or cannot be sent: none is due until it has had its time."""
-        breaker = self._open.get((node, handler))
-        if breaker is not None:
-            retry_at = now + max(SCOUT_SECONDS, self._delay(breaker))
-            self._put(node, handler, replace(breaker, retry_at=retry_at))
-
     def observe_node(self, name: str, node: NodeFacts | None) -> list[str]:
         """A node has changed, or is gone; return the handlers whose open breaker went with it."""
         known = self._nodes.get(name)
@@ -282,14 +273,8 @@ class Breakers:
         """The open breakers, by node and handler."""
         return iter(list(self._open.items()))
 
-    def quarantined(self, handler: str) -> frozenset[str]:
-        """The names of the nodes whose breaker for this handler is open."""
-        if handler not in self._quarantined:
-            self._quarantined[handler] = frozenset(n for n, h in self._open if h == handler)
-        return self._quarantined[handler]
-
     def due(self, now: float) -> list[tuple[str, str]]:
-        """Nodes and handlers to which a scout may be sent now, the longest due first."""
+        """Nodes and handlers that a scout may be sent to now, the longest due first."""
         due = [
             (breaker.retry_at, key)
             for key, breaker in self._open.items()
@@ -297,10 +282,6 @@ class Breakers:
             if not now < breaker.retry_at <= now + LONGEST_DELAY_SECONDS
         ]
         return [key for _, key in sorted(due)]
-
-    def next_due(self) -> float | None:
-        """The epoch of the next retry, perhaps in the past; None if no breaker is open."""
-        return min((breaker.retry_at for breaker in self._open.values()), default=None)
 
     # --- What is kept --------------------------------------------------------------------------
 
@@ -409,12 +390,9 @@ class Breakers:
             self._nodes[node].breakers.pop(handler, None)
         else:
             self._nodes[node].breakers[handler] = breaker
-        is_open = breaker is not None and breaker.opened_at is not None
-        if breaker is not None and is_open:
+        if breaker is not None and breaker.opened_at is not None:
             self._open[key] = breaker
             self._uncertain[handler] += not breaker.proven
-        if is_open != (old is not None):
-            self._quarantined.pop(handler, None)
 
 
 def _same_pod(strike: Strike, other: Strike) -> bool:

@@ -19,7 +19,6 @@ from sandboxpool.runtimes.breaker import (
     MAX_KEPT_MESSAGE,
     MAX_MESSAGE,
     QUIET_SECONDS,
-    SCOUT_SECONDS,
     Breaker,
     Breakers,
     Strike,
@@ -119,7 +118,7 @@ class Fleet:
 
     @property
     def open(self) -> list[str]:
-        return sorted(node for node in self.breakers.quarantined(RUNSC))
+        return sorted(node for (node, handler), _ in self.breakers.open() if handler == RUNSC)
 
 
 # --- Opening -------------------------------------------------------------------------------------
@@ -288,7 +287,6 @@ def test_failed_scouts_double_the_delay_up_to_its_cap(proves: bool, jitter: floa
     delays = [fleet.delay]
     for i in range(60):
         fleet.after(fleet.delay)
-        fleet.breakers.scout_sent("node-1", RUNSC, fleet.now)
         fleet.after(2).fail(f"scout-{i}", template=PROBE, proves=proves)
         delays.append(fleet.delay)
     stretched = 1 + JITTER * jitter
@@ -315,28 +313,10 @@ def test_only_scouts_count_while_it_is_open_and_each_of_them_once() -> None:
     assert fleet.get() == after
 
 
-def test_a_scout_is_given_time_and_followed_by_another_if_nothing_is_heard() -> None:
-    fleet = Fleet().opens()
-    fleet.after(1)
-    fleet.breakers.scout_sent("node-1", RUNSC, fleet.now)
-    assert fleet.delay == SCOUT_SECONDS
-    assert fleet.breakers.due(fleet.now + SCOUT_SECONDS - 1) == []
-    assert fleet.breakers.due(fleet.now + SCOUT_SECONDS) == [("node-1", RUNSC)]
-
-
-def test_scouts_that_are_lost_come_no_faster_than_those_that_fail() -> None:
-    fleet = Fleet().opens()
-    for i in range(12):
-        fleet.after(5).fail(f"scout-{i}", template=PROBE)
-    fleet.breakers.scout_sent("node-1", RUNSC, fleet.now)
-    assert fleet.delay == LONGEST_DELAY_SECONDS / (1 + JITTER)
-
-
 def test_the_longest_due_comes_first() -> None:
     fleet = Fleet()
     for name in ("node-2", "node-3", "node-1"):
         fleet.after(1).fail(node=name, proves=True)
-    assert fleet.breakers.next_due() == NOW + 6
     order = [("node-2", RUNSC), ("node-3", RUNSC), ("node-1", RUNSC)]
     assert fleet.breakers.due(NOW + 7) == order[:2]
     assert fleet.breakers.due(NOW + 60) == order
@@ -362,7 +342,6 @@ def test_a_sandbox_made_after_the_opening_closes(
     if closes:
         assert fleet.get() == Breaker(machine().machine, changed_at=fleet.now, trips=1)
         assert fleet.breakers.due(math.inf) == []
-        assert fleet.breakers.next_due() is None
 
 
 def test_flapping_makes_the_delay_grow_and_quiet_ends_it() -> None:
@@ -611,7 +590,7 @@ def test_what_opened_survives_and_what_did_not_is_not_kept() -> None:
         assert new.get(name, RUNSC) == dataclasses.replace(fleet.get(name), strikes=())
     assert new.get("node-4", RUNSC) is None
     assert fleet.breakers.dump("node-4") is None
-    assert new.quarantined(RUNSC) == {"node-1", "node-2"}
+    assert {key for key, _ in new.open()} == {("node-1", RUNSC), ("node-2", RUNSC)}
     assert new.observe_node("node-1", machine("node-1")) == []
     # The budget is as it was.
     fleet.breakers = new
@@ -637,7 +616,7 @@ def test_a_scout_closes_what_an_earlier_process_opened() -> None:
 def test_the_record_of_a_former_machine_is_worth_nothing() -> None:
     breakers = restarted(Fleet().opens().breakers, ["node-1"])
     assert breakers.observe_node("node-1", machine(life=1)) == [RUNSC]
-    assert breakers.quarantined(RUNSC) == frozenset()
+    assert list(breakers.open()) == []
 
 
 @pytest.mark.parametrize(
@@ -741,7 +720,6 @@ def calls(draw: st.DrawFn) -> list[tuple[Any, ...]]:
             st.one_of(
                 st.tuples(st.just("strike"), nodes, handler, strikes, st.integers(), anything),
                 st.tuples(st.just("succeed"), nodes, handler, anything, text, anything),
-                st.tuples(st.just("scout_sent"), handler, handler, anything),
                 st.tuples(st.just("observe_node"), handler, st.none() | nodes),
                 st.tuples(st.just("load"), st.sampled_from(["", "a"]), anything, st.integers()),
                 st.tuples(st.just("due"), anything),
@@ -771,7 +749,7 @@ def test_nothing_finite_is_refused(told: list[tuple[Any, ...]]) -> None:
                 getattr(breakers, name)(*args)
         for (node, handler), open_ in breakers.open():
             assert breakers.get(node, handler) == open_
-            assert node in breakers.quarantined(handler)
+            assert breakers.is_open(node, handler)
             assert breakers.dump(node)
 
 
@@ -904,20 +882,17 @@ class BreakerMachine(RuleBasedStateMachine):
             self.changed[key] = self.now
 
     @precondition(lambda self: self.real.due(self.now))
-    @rule(lost=st.booleans())
-    def scout(self, lost: bool) -> None:
+    @rule()
+    def scout_fails(self) -> None:
         node, handler = self.real.due(self.now)[0]
-        self.real.scout_sent(node, handler, self.now)
+        before = self.real.get(node, handler)
+        self.now += 1
+        self.fail(node, handler, len(self.told) + 100, PROBE, proves=False, serving=0)
+        after = self.real.get(node, handler)
+        assert before is not None
+        assert after is not None
+        assert after.trips == before.trips + 1
         assert (node, handler) not in self.real.due(self.now)
-        if not lost:
-            self.now += 1
-            before = self.real.get(node, handler)
-            pod = len(self.told) + 100
-            self.fail(node, handler, pod, PROBE, proves=False, serving=0)
-            after = self.real.get(node, handler)
-            assert before is not None
-            assert after is not None
-            assert after.trips == before.trips + 1
 
     @rule(node=st.sampled_from(NODES))
     def reboot(self, node: str) -> None:
@@ -952,9 +927,6 @@ class BreakerMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_open_is_what_was_opened(self) -> None:
         assert {key for key, _ in self.real.open()} == set(self.opened)
-        for handler in HANDLERS:
-            quarantined = {n for n, h in self.opened if h == handler}
-            assert self.real.quarantined(handler) == quarantined
         for key, at in self.opened.items():
             found = self.real.get(*key)
             assert found is not None
@@ -966,8 +938,6 @@ class BreakerMachine(RuleBasedStateMachine):
     @invariant()
     def a_scout_becomes_due_for_whatever_is_open(self) -> None:
         assert set(self.real.due(self.now + LONGEST_DELAY_SECONDS)) == set(self.opened)
-        retries = [found.retry_at for _, found in self.real.open()]
-        assert self.real.next_due() == min(retries, default=None)
 
     @invariant()
     def memory_is_bounded(self) -> None:
@@ -981,10 +951,3 @@ class BreakerMachine(RuleBasedStateMachine):
 
 BreakerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestBreakerMachine = BreakerMachine.TestCase
-
-
-def test_asking_who_is_quarantined_costs_nothing_while_nothing_changes() -> None:
-    fleet = Fleet().opens()
-    before = fleet.breakers.quarantined(RUNSC)
-    fleet.after(5).fail("scout", template=PROBE)
-    assert fleet.breakers.quarantined(RUNSC) is before

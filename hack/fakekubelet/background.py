@@ -129,9 +129,20 @@ class FakeNodes:
         """Gives a node another boot id and returns it."""
         return self._thread.call(self._live.reboot(name))
 
-    def fail(self, handler: str | None, text: str, nodes: Iterable[str] | None = None) -> None:
+    def upgrade(self, name: str, *, runtime: str | None = None, kubelet: str | None = None) -> None:
+        """Changes the versions of a node's container runtime or kubelet."""
+        self._thread.call(self._live.upgrade(name, runtime=runtime, kubelet=kubelet))
+
+    def fail(
+        self,
+        handler: str | None,
+        text: str,
+        nodes: Iterable[str] | None = None,
+        *,
+        image: str | None = None,
+    ) -> None:
         """See `Behaviour.fail`."""
-        self.behaviour.fail(handler, text, nodes)
+        self.behaviour.fail(handler, text, nodes, image=image)
 
     def hang(self, handler: str | None, nodes: Iterable[str] | None = None) -> None:
         """See `Behaviour.hang`."""
@@ -152,6 +163,16 @@ class FakeNodes:
     ) -> None:
         """See `Behaviour.delay_stop`."""
         self.behaviour.delay_stop(handler, seconds, nodes)
+
+    def isolate(self, handler: str, isolates: bool, nodes: Iterable[str] | None = None) -> None:
+        """See `Behaviour.isolate`."""
+        self.behaviour.isolate(handler, isolates, nodes)
+
+    def swallow_messages(
+        self, handler: str | None, nodes: Iterable[str] | None = None, *, on: bool = True
+    ) -> None:
+        """See `Behaviour.swallow_messages`."""
+        self.behaviour.swallow_messages(handler, nodes, on=on)
 
     def lack_image(self, image: str, *, missing: bool = True) -> None:
         """See `Behaviour.lack_image`."""

@@ -7,7 +7,7 @@ Rules are kept in the order in which they were made and the last one that matche
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -48,6 +48,7 @@ class ContainerRun:
         handler: The runtime handler of the sandbox.
         boot_id: What `/proc/sys/kernel/random/boot_id` reads inside: the node's own where the
             handler shares the node's kernel, another one elsewhere.
+        kernel: What `/proc/version` reads inside.
     """
 
     pod: Pod
@@ -55,6 +56,7 @@ class ContainerRun:
     node: str
     handler: str
     boot_id: str
+    kernel: str
 
     @property
     def env(self) -> dict[str, str]:
@@ -70,10 +72,13 @@ class _Rule(Generic[V]):
     handler: str | None
     nodes: frozenset[str] | None
     value: V
+    image: str | None = None
 
-    def matches(self, node: str, handler: str) -> bool:
-        return (self.handler is None or self.handler == handler) and (
-            self.nodes is None or node in self.nodes
+    def matches(self, node: str, handler: str, images: Collection[str] = ()) -> bool:
+        return (
+            (self.handler is None or self.handler == handler)
+            and (self.nodes is None or node in self.nodes)
+            and (self.image is None or self.image in images)
         )
 
 
@@ -83,31 +88,39 @@ class Behaviour:
 
     Attributes:
         seed: Seed of every random choice.
-        kernel_sharing: Handlers whose containers see the node's boot id.
     """
 
     seed: int = 0
-    kernel_sharing: frozenset[str] = SHARING_THE_KERNEL
     random: random.Random = field(init=False)
     _failures: list[_Rule[str | None]] = field(default_factory=list, init=False)
     _hangs: list[_Rule[bool]] = field(default_factory=list, init=False)
     _delays: list[_Rule[Seconds]] = field(default_factory=list, init=False)
     _stop_delays: list[_Rule[Seconds]] = field(default_factory=list, init=False)
+    _isolation: list[_Rule[bool]] = field(default_factory=list, init=False)
+    _messages: list[_Rule[bool]] = field(default_factory=list, init=False)
     _missing_images: set[str] = field(default_factory=set, init=False)
     _programs: dict[str, Program] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)  # noqa: S311  # not a secret: it must be repeatable
 
-    def fail(self, handler: str | None, text: str, nodes: Iterable[str] | None = None) -> None:
+    def fail(
+        self,
+        handler: str | None,
+        text: str,
+        nodes: Iterable[str] | None = None,
+        *,
+        image: str | None = None,
+    ) -> None:
         """Makes sandboxes of a handler fail with a text of the container runtime.
 
         Args:
             handler: The handler; None means all of them.
             text: What `FailedCreatePodSandBox` says, see `fakekubelet.texts`.
             nodes: The nodes concerned; None means all of them.
+            image: Only pods with a container of this image fail; None means all of them.
         """
-        self._failures.append(_Rule(handler, _frozen(nodes), text))
+        self._failures.append(_Rule(handler, _frozen(nodes), text, image))
 
     def hang(self, handler: str | None, nodes: Iterable[str] | None = None) -> None:
         """Makes sandboxes of a handler neither start nor fail: no status, no event."""
@@ -130,6 +143,16 @@ class Behaviour:
         """Sets how long a deleted pod of a handler takes to go."""
         self._stop_delays.append(_Rule(handler, _frozen(nodes), seconds))
 
+    def isolate(self, handler: str, isolates: bool, nodes: Iterable[str] | None = None) -> None:
+        """Says whether a handler's sandboxes have a kernel of their own, against its name."""
+        self._isolation.append(_Rule(handler, _frozen(nodes), isolates))
+
+    def swallow_messages(
+        self, handler: str | None, nodes: Iterable[str] | None = None, *, on: bool = True
+    ) -> None:
+        """Keeps termination messages in the sandbox, as Kata without a shared file system does."""
+        self._messages.append(_Rule(handler, _frozen(nodes), not on))
+
     def lack_image(self, image: str, *, missing: bool = True) -> None:
         """Makes an image one that cannot be pulled, or that can be again."""
         if missing:
@@ -140,8 +163,9 @@ class Behaviour:
     def program(self, image: str, program: Program) -> None:
         """Says what containers of an image do.
 
-        Without a program an init container ends at once with exit code 0 and any other container
-        runs for ever.
+        Without a program the operator's probes do what their script would do, see
+        `fakekubelet.probes`; any other init container ends at once with exit code 0, and any other
+        container runs for ever.
 
         Args:
             image: The image, exactly as the container names it.
@@ -152,15 +176,22 @@ class Behaviour:
 
     def reset(self) -> None:
         """Forgets every rule."""
-        for rules in (self._failures, self._hangs, self._delays, self._stop_delays):
+        for rules in (
+            self._failures,
+            self._hangs,
+            self._delays,
+            self._stop_delays,
+            self._isolation,
+            self._messages,
+        ):
             rules.clear()
         self._missing_images.clear()
         self._programs.clear()
         self.random.seed(self.seed)
 
-    def failure(self, node: str, handler: str) -> str | None:
-        """The text with which a sandbox fails now, if it does."""
-        return _last(self._failures, node, handler, None)
+    def failure(self, node: str, handler: str, images: Collection[str] = ()) -> str | None:
+        """The text with which the sandbox of a pod with such images fails now, if it does."""
+        return _last(self._failures, node, handler, None, images)
 
     def hangs(self, node: str, handler: str) -> bool:
         """Whether a sandbox would hang now."""
@@ -173,6 +204,14 @@ class Behaviour:
     def stop_seconds(self, node: str, handler: str) -> float:
         """How long this stop takes."""
         return self._draw(_last(self._stop_delays, node, handler, 0.0))
+
+    def isolates(self, node: str, handler: str) -> bool:
+        """Whether a sandbox has a kernel of its own."""
+        return _last(self._isolation, node, handler, handler not in SHARING_THE_KERNEL)
+
+    def messages_arrive(self, node: str, handler: str) -> bool:
+        """Whether the kubelet can read what containers leave as their last message."""
+        return _last(self._messages, node, handler, default=True)
 
     def missing_image(self, images: Iterable[str]) -> str | None:
         """The first of some images that cannot be pulled."""
@@ -195,8 +234,10 @@ def _frozen(nodes: Iterable[str] | None) -> frozenset[str] | None:
     return None if nodes is None else frozenset(nodes)
 
 
-def _last(rules: list[_Rule[V]], node: str, handler: str, default: V) -> V:
+def _last(
+    rules: list[_Rule[V]], node: str, handler: str, default: V, images: Collection[str] = ()
+) -> V:
     for rule in reversed(rules):
-        if rule.matches(node, handler):
+        if rule.matches(node, handler, images):
             return rule.value
     return default

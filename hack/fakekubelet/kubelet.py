@@ -174,6 +174,13 @@ class FakeKubelet:
         await self._write_status(node)
         return node.boot_id
 
+    async def upgrade(self, name: str, *, runtime: str | None, kubelet: str | None) -> None:
+        """Changes a node's software. Its pods are not touched."""
+        node = self.nodes[name]
+        node.runtime = runtime or node.runtime
+        node.kubelet = kubelet or node.kubelet
+        await self._write_status(node)
+
     async def _write_spec(self, node: FakeNode) -> None:
         patch = {"spec": node_objects.spec(node)}
         await insist(lambda: self.client.patch(f"/api/v1/nodes/{node.name}", patch))

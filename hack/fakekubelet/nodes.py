@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+KERNEL = "6.12.0-fake"
+KUBELET = "v1.36.3"
+
 _NAMESPACE = uuid.UUID("6f7a3c0e-58a1-4b7e-9a53-2b1f6f6f0c11")
 
 # What the node lifecycle controller, which does not run here, would put on such nodes. The
@@ -38,6 +41,9 @@ class FakeNode:
         taints: Taints that were put on the node by hand.
         capacity_pods: How many pods fit.
         boots: Counts reboots; the boot id follows from it.
+        runtime: Name and version of the container runtime; None for one that says of handlers what
+            `handlers` does.
+        kubelet: Version of the kubelet.
         ready: Status of the Ready condition: True, False or Unknown.
         unschedulable: Whether the node is cordoned.
         alive: Whether a kubelet runs there at all. Pods of a dead one neither start nor go.
@@ -50,6 +56,8 @@ class FakeNode:
     taints: list[dict[str, str]] = field(default_factory=list)
     capacity_pods: int = 1000
     boots: int = 0
+    runtime: str | None = None
+    kubelet: str = KUBELET
     ready: str = "True"
     unschedulable: bool = False
     alive: bool = True
@@ -67,6 +75,8 @@ class FakeNode:
     @property
     def container_runtime(self) -> str:
         """The runtime's version: one that fills `runtimeHandlers`, or one that does not."""
+        if self.runtime is not None:
+            return self.runtime
         return "containerd://1.7.27" if self.handlers is None else "containerd://2.1.9"
 
 
@@ -122,9 +132,9 @@ def status(node: FakeNode) -> dict[str, Any]:
             "architecture": "amd64",
             "bootID": node.boot_id,
             "containerRuntimeVersion": node.container_runtime,
-            "kernelVersion": "6.12.0-fake",
+            "kernelVersion": KERNEL,
             "kubeProxyVersion": "",
-            "kubeletVersion": "v1.36.3",
+            "kubeletVersion": node.kubelet,
             "machineID": boot_id(node.name, -1).replace("-", ""),
             "operatingSystem": "linux",
             "osImage": "Fake OS",

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fakekubelet import nodes as node_objects
-from fakekubelet import podstatus, texts
+from fakekubelet import podstatus, probes, texts
 from fakekubelet.behaviour import Behaviour, ContainerRun, Exit
 from fakekubelet.cache import TRANSIENT
 from fakekubelet.client import ApiError, Client
@@ -24,6 +24,8 @@ CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
 # A start that takes longer than this is announced as ContainerCreating first.
 _ANNOUNCE_SECONDS = 0.5
 _POLL_SECONDS = 0.1
+# gVisor's own words; a VM would name a real one.
+_GUEST_KERNEL = "Linux version 4.19.0-gvisor #1 SMP Sun Jan 10 15:06:54 PST 2016"
 
 
 class _Refused(Exception):  # not an error of ours: what a container runtime says
@@ -114,14 +116,15 @@ class Startup:
             return
 
     def _try_sandbox(self, worker: Worker, node: FakeNode) -> None:
-        handler = worker.handler
+        handler, spec = worker.handler, worker.pod.spec
+        images = [container.image for container in spec.init_containers + spec.containers]
         if not node.has(handler):
             text = texts.NO_RUNTIME if node.handlers is not None else texts.NO_RUNTIME_CONTAINERD_1
-        elif (failure := self.behaviour.failure(node.name, handler)) is not None:
+        elif (failure := self.behaviour.failure(node.name, handler, images)) is not None:
             text = failure
         else:
             return
-        name = worker.pod.spec.runtime_class_name
+        name = spec.runtime_class_name
         raise _Refused(texts.render(text, handler=handler, runtime_class=name))
 
     async def _images(self, worker: Worker, node: FakeNode, stage: Stage) -> None:
@@ -173,15 +176,19 @@ class Startup:
     def _exit(
         self, worker: Worker, node: FakeNode, container: Container, *, default: Exit | None
     ) -> Exit | None:
-        shares = worker.handler in self.behaviour.kernel_sharing
+        isolated = self.behaviour.isolates(node.name, worker.handler)
         run = ContainerRun(
             pod=worker.pod,
             container=container,
             node=node.name,
             handler=worker.handler,
-            boot_id=node.boot_id if shares else str(uuid.uuid4()),
+            boot_id=str(uuid.uuid4()) if isolated else node.boot_id,
+            kernel=_GUEST_KERNEL if isolated else f"Linux version {node_objects.KERNEL}",
         )
-        return self.behaviour.run(run, default=default)
+        end = self.behaviour.run(run, default=probes.read(run) or default)
+        if end is not None and not self.behaviour.messages_arrive(node.name, worker.handler):
+            return replace(end, message="")
+        return end
 
     async def _handler(self, pod: Pod) -> str:
         name = pod.spec.runtime_class_name

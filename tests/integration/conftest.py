@@ -13,7 +13,7 @@ import yaml
 
 from fakekubelet import FakeNode, FakeNodes
 from localcluster.controlplane import ControlPlane
-from support import Api, ApiError, eventually, is_true, objects
+from support import Api, ApiError, eventually, invariants, is_true, objects
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy
 from support.operator_process import Operator, StartOperator
@@ -43,6 +43,18 @@ def pytest_runtest_makereport(
         for operator in item.stash.get(_OPERATORS, []):
             report.sections.append((f"log of {operator.name}", operator.tail(150)))
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """At the end of every test with an operator no claim has a pod of another class."""
+    yield
+    fixtures = getattr(item, "funcargs", {})
+    if "start_operator" in fixtures and "api" in fixtures:
+        wrong = invariants.other_runtimes(
+            invariants.snapshot(fixtures["api"], fixtures["namespace"])
+        )
+        assert not wrong, "\n".join(wrong)
 
 
 # The cluster.
@@ -191,7 +203,8 @@ def start_operator(
             ready: bool = True,
         ) -> Operator:
             kubeconfig = through.kubeconfig(token) if through else control_plane.kubeconfig
-            operator = Operator(kubeconfig, Path(folder), own_namespace, env or {}, name)
+            settings = {"SANDBOXPOOL_PROBE_IMAGE": objects.PROBE_IMAGE, **(env or {})}
+            operator = Operator(kubeconfig, Path(folder), own_namespace, settings, name)
             operators.append(operator)
             operator.start(ready=ready)
             return operator
@@ -201,6 +214,8 @@ def start_operator(
             operator.kill()
     empty(admin, own_namespace)
     admin.delete("Namespace", own_namespace)
+    for runtime in admin.list("SandboxRuntime"):
+        admin.delete("SandboxRuntime", runtime["metadata"]["name"])
 
 
 @pytest.fixture

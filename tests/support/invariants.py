@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sandboxpool.api import names
@@ -18,10 +18,11 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The pods and claims of a moment."""
+    """The pods, claims and pools of a moment."""
 
     pods: list[Object]
     claims: list[Object]
+    pools: list[Object] = field(default_factory=list)
 
 
 def snapshot(api: Api, namespace: str | None = None) -> Snapshot:
@@ -32,7 +33,8 @@ def snapshot(api: Api, namespace: str | None = None) -> Snapshot:
     """
     claims = api.list("SandboxClaim", namespace, everywhere=namespace is None)
     pods = api.list("Pod", namespace, everywhere=namespace is None)
-    return Snapshot(list(pods), list(claims))
+    pools = api.list("SandboxPool", namespace, everywhere=namespace is None)
+    return Snapshot(list(pods), list(claims), list(pools))
 
 
 def check(api: Api, namespace: str | None = None) -> None:
@@ -53,7 +55,34 @@ def violations(seen: Snapshot) -> list[str]:
         *_pods_with_two_claims(ours),
         *_pods_without_owner(ours),
         *_bound_claims_without_their_pod(seen.claims, ours),
+        *other_runtimes(seen),
     ]
+
+
+def other_runtimes(seen: Snapshot) -> list[str]:
+    """Every claim that was given a pod of another class than its pool's, or than it was told.
+
+    A pool whose class was changed after a claim was bound counts as wrong, too: a snapshot cannot
+    tell, and no test that checks does that.
+    """
+    classes = {pool["metadata"]["uid"]: pool["spec"]["runtimeClassName"] for pool in seen.pools}
+    claims = {claim["metadata"]["uid"]: claim for claim in seen.claims}
+    wrong = []
+    for pod in filter(_is_ours, seen.pods):
+        given = pod["spec"].get("runtimeClassName")
+        for uid in _claim_uids(pod):
+            wanted = {"its pool": classes.get(_labels(pod).get(names.LABEL_POOL_UID, ""))}
+            if uid in claims:
+                claim = claims[uid]
+                wanted["its claim"] = claim["spec"].get("runtimeClassName")
+                told = claim.get("status", {}).get("runtime", {})
+                wanted["the claim's status"] = told.get("className")
+            wrong += [
+                f"pod {_name(pod)} of claim uid {uid} has class {given!r}, but {who} says {name!r}"
+                for who, name in wanted.items()
+                if name is not None and name != given
+            ]
+    return wrong
 
 
 def _is_ours(pod: Object) -> bool:

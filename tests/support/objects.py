@@ -9,6 +9,7 @@ from sandboxpool.api import names
 Object = dict[str, Any]
 
 IMAGE = "registry.example/sandbox:1"
+PROBE_IMAGE = "registry.example/probe:1"
 
 
 def pool(
@@ -21,7 +22,7 @@ def pool(
 ) -> Object:
     """A SandboxPool; further fields of the spec by their API names.
 
-    Isolation proofs are off unless asked for: a fake node runs no probe image unless told how.
+    Isolation proofs are off unless asked for: most tests are about something else.
     """
     return {
         "apiVersion": names.API_VERSION,
@@ -40,6 +41,18 @@ def pool(
 def pod_template(image: str = IMAGE, **pod_spec: Any) -> Object:
     """A pool's pod template with one container."""
     return {"spec": {"containers": [{"name": "sandbox", "image": image}], **pod_spec}}
+
+
+def large_template(image: str = IMAGE, **pod_spec: Any) -> Object:
+    """A template of sandboxes that take a tenth of a fake node each, so that they are spread."""
+    template = pod_template(image, **pod_spec)
+    template["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "100"}}
+    return template
+
+
+def pinned_template(node: str, image: str = IMAGE) -> Object:
+    """A template of sandboxes that only one node can take."""
+    return pod_template(image, nodeSelector={names.HOSTNAME_LABEL: node})
 
 
 def claim(name: str = "claim", pool: str = "pool", **spec: Any) -> Object:

@@ -60,6 +60,31 @@ def _missed(api: Api, name: str) -> Object:
     return {"missed": [(c["type"], c["status"], c["reason"], c["message"]) for c in conditions]}
 
 
+def runtime_says(
+    api: Api, type_: str, status: str, reason: str, *, name: str = "gvisor", timeout: float = 20.0
+) -> Object:
+    """Waits until the condition of a SandboxRuntime has this status and reason; returns all of it.
+
+    The result is the object's status, with the condition's message as `said`.
+    """
+
+    def found() -> Object:
+        seen = api.get("SandboxRuntime", name)
+        said = condition(seen, type_)
+        return {**seen.get("status", {}), "said": said}
+
+    seen = eventually(
+        found,
+        until=lambda value: (
+            value["said"] is not None
+            and (value["said"]["status"], value["said"]["reason"]) == (status, reason)
+        ),
+        message=f"SandboxRuntime {name} says {type_}={status} {reason}",
+        timeout=timeout,
+    )
+    return {**seen, "said": seen["said"]["message"]}
+
+
 def phase(api: Api, wanted: str, name: str = "claim", timeout: float = 15.0) -> Object:
     """Waits until a claim is in this phase; returns the claim."""
     return eventually(

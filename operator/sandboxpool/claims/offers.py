@@ -14,7 +14,9 @@ from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
+from sandboxpool.pools.template import fingerprint
 from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.placement import PlacementError
 from sandboxpool.runtimes.resolve import Runtime
 
 
@@ -83,6 +85,21 @@ class Offers:
             return True
         ground = self.ground(pod, pool)
         return ground.node is not None and (ground.quarantined or ground.refuted)
+
+    def is_misled(self, pod: Pod, pool: Pool | None) -> bool:
+        """Whether a pod that finds no node keeps away from others than a new one would."""
+        scheduled = pod.condition("PodScheduled")
+        resolution = self._cluster.resolution(pool) if pool is not None else None
+        runtime = resolution.runtime if resolution is not None else None
+        unscheduled = scheduled is not None and scheduled.reason == "Unschedulable"
+        if pool is None or runtime is None or not unscheduled:
+            return False
+        try:
+            verdict = self._cluster.verdict(pool, runtime)
+        except PlacementError:
+            return False
+        keeps_away = pod.metadata.annotations.get(names.ANNOTATION_EXCLUSION, "")
+        return verdict.hopeful and keeps_away != fingerprint(verdict.excluded)
 
     def evidence(self, pod: Pod, pool: Pool | None) -> str | None:
         """What proves the pod's isolation, in words, where its pool wants proof."""

@@ -23,6 +23,7 @@ from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
+from sandboxpool.pools.decide import STALE_EXCLUSION_SECONDS
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, handed_over
@@ -250,11 +251,15 @@ class ClaimReconciler:
         started = epoch(pod.metadata.creationTimestamp)
         limit = pool.spec.startup.timeout_seconds if pool is not None and pool.spec else left
         due = started + limit - now
-        if pod.finished or due <= 0 or self._offers.is_doubtful(pod, pool):
+        misled = self._offers.is_misled(pod, pool) and now - started > STALE_EXCLUSION_SECONDS
+        if pod.finished or due <= 0 or misled or self._offers.is_doubtful(pod, pool):
             # Never bound, so it may be made again, once this one is gone.
             delay = self._cold_delay(claim)
             await self._delete_pod(pod, "it did not start")
             return min(left, delay)
+        if not pod.spec.nodeName:
+            # The nodes that it keeps away from may change meanwhile.
+            return min(left, due, STALE_EXCLUSION_SECONDS)
         return min(left, due)
 
     # --- The two writes ------------------------------------------------------------------------

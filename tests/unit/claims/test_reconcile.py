@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.times import timestamp
 from sandboxpool.cache import Cluster
@@ -490,6 +491,24 @@ async def test_a_cold_pod_that_does_not_start_is_replaced_and_not_lost() -> None
     world.now += again
     await world.reconcile()
     assert world.cold.asked == ["pool/claim"]
+
+
+@pytest.mark.parametrize(("kept_away_from", "replaced"), [("others", True), ("", False)])
+async def test_a_cold_pod_that_keeps_away_from_nodes_of_then_is_made_again(
+    kept_away_from: str, replaced: bool
+) -> None:
+    world = World()
+    world.put_claim(onEmpty="Create", age=30)
+    body = pod_body("cold", claim="claim", source="Cold", node="", ready=False, phase="Pending")
+    body["metadata"]["annotations"][names.ANNOTATION_EXCLUSION] = kept_away_from
+    body["status"]["conditions"][0]["reason"] = "Unschedulable"
+    world.api.put(f"{PODS}/cold", body)
+    world.now -= 25
+    assert await world.reconcile() == 10, "not yet: nodes that flap cause no churn"
+    assert world.pod("cold") is not None
+    world.now += 25
+    await world.reconcile()
+    assert (world.pod("cold") is None) is replaced
 
 
 async def test_a_claim_that_is_not_bound_in_time_fails_with_the_pools_own_words() -> None:

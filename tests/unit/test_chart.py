@@ -153,7 +153,7 @@ def test_in_its_own_namespace_it_probes_and_remembers(render: Render) -> None:
     assert role["metadata"]["namespace"] == NAMESPACE
     assert rights(role) == {
         *grant("pods", "get list watch create delete"),
-        *grant("configmaps", "get list create patch update"),
+        *grant("configmaps", "get create patch"),
     }
 
 

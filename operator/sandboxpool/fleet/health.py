@@ -137,7 +137,10 @@ class Health:
         if failure is not None and failure.blames_runtime:
             ready = pod.condition("Ready")
             since = epoch(ready.lastTransitionTime or "") if ready is not None else 0.0
-            self._failed(pod, node, failure, event.at if event is not None else since)
+            at = event.at if event is not None else since
+            if at:
+                # Without a time nobody could tell that it is not an old story told again.
+                self._failed(pod, node, failure, at)
 
     def observe_timeout(self, pod_uid: str) -> None:
         """A sandbox is given up, and nobody has said why it did not start."""
@@ -177,7 +180,7 @@ class Health:
         strike = Strike(
             pod.metadata.uid,
             _template_of(pod),
-            at or self._wall(),
+            at,
             failure.reason,
             failure.message,
             failure.proves_broken,

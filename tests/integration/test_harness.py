@@ -101,6 +101,11 @@ def test_nodes_change_at_run_time(nodes: FakeNodes, api: Api) -> None:
     assert nodes.reboot("gvisor-0") == node()["status"]["nodeInfo"]["bootID"] != before
 
     uid = node()["metadata"]["uid"]
+    nodes.upgrade("gvisor-0", runtime="containerd://2.2.0", kubelet="v1.37.0")
+    info = node()["status"]["nodeInfo"]
+    assert info["containerRuntimeVersion"] == "containerd://2.2.0"
+    assert info["kubeletVersion"] == "v1.37.0"
+
     again = nodes["gvisor-0"]
     nodes.remove("gvisor-0")
     assert api.find("Node", "gvisor-0") is None
@@ -326,6 +331,47 @@ def test_init_containers_can_tell_whose_kernel_they_run_on(
     assert (status["state"]["terminated"]["message"] == boot_id) is shares
 
 
+@pytest.mark.parametrize(
+    ("isolates", "arrives", "code", "message"),
+    [
+        (True, True, 0, r"[0-9a-f-]{36}\nLinux version 4\.19\.0-gvisor .*\n"),
+        (False, True, 10, r"{boot_id}\nLinux version 6\.12\.0-fake\n"),
+        (True, False, 0, ""),
+    ],
+    ids=["isolates", "pretends", "says nothing"],
+)
+def test_probes_answer_as_their_script_would(
+    nodes: FakeNodes, api: Api, isolates: bool, arrives: bool, code: int, message: str
+) -> None:
+    nodes.isolate("runsc", isolates, ["gvisor-0"])
+    nodes.swallow_messages("runsc", ["gvisor-0"], on=not arrives)
+    api.create(objects.runtime_class("gvisor", "runsc"))
+    boot_id = nodes["gvisor-0"].boot_id
+    pod = objects.pod("p", runtime_class="gvisor", node="gvisor-0", restartPolicy="Never")
+    (container,) = pod["spec"]["containers"]
+    container |= {"name": "probe", "env": [{"name": "EXPECTED_BOOT_ID", "value": boot_id}]}
+    api.create(pod)
+
+    def ended() -> dict[str, Any]:
+        (status,) = api.get("Pod", "p")["status"]["containerStatuses"]
+        return dict(status["state"]["terminated"])
+
+    end = eventually(ended, message="the probe has ended")
+    assert end["exitCode"] == code
+    expected = message.replace("{boot_id}", boot_id)
+    assert re.fullmatch(expected, end.get("message", "")), end
+
+
+def test_failures_can_be_those_of_one_image(nodes: FakeNodes, api: Api) -> None:
+    nodes.fail("runsc", texts.SHIM_MISSING, image="bad:1")
+    api.create(objects.runtime_class("gvisor", "runsc"))
+    start(api, "bad", runtime_class="gvisor", node="gvisor-0", image="bad:1")
+    start(api, "good", runtime_class="gvisor", node="gvisor-0")
+    ready(api, "good")
+    bad = api.get("Pod", "bad")
+    eventually(lambda: api.events_for(bad, FAILED_SANDBOX), message="the other one fails")
+
+
 def test_pods_that_run_to_their_end(nodes: FakeNodes, api: Api) -> None:
     nodes.program("job:1", lambda _: Exit(0, "done", after=0.3))
     start(api, "p", image="job:1", node="plain-0", restartPolicy="Never")
@@ -485,6 +531,20 @@ def test_the_invariants_see_what_is_wrong(nodes: FakeNodes, api: Api, namespace:
     wrong = "\n".join(invariants.violations(invariants.snapshot(api, namespace)))
     assert f"claim uid {uid} has 2 pods: {namespace}/one, {namespace}/two" in wrong
     assert f"pod {namespace}/stray has no owner" in wrong
+
+    api.create(objects.runtime_class("other", "runc"))
+    pool = api.create(objects.pool(runtime_class="gvisor"))
+    api.create(objects.claim("asserts", runtimeClassName="gvisor"))
+    owner = api.get("SandboxClaim", "asserts")
+    misled = objects.pod("misled", owner=owner, runtime_class="other")
+    misled["metadata"]["labels"] = {
+        "sandboxpool.io/claim-uid": owner["metadata"]["uid"],
+        "sandboxpool.io/pool-uid": pool["metadata"]["uid"],
+    }
+    api.create(misled)
+    wrong = "\n".join(invariants.other_runtimes(invariants.snapshot(api, namespace)))
+    assert "has class 'other', but its pool says 'gvisor'" in wrong
+    assert "has class 'other', but its claim says 'gvisor'" in wrong
     with pytest.raises(AssertionError, match="invariants do not hold"):
         invariants.check(api, namespace)
 

@@ -197,7 +197,8 @@ def test_a_template_that_fails_everywhere_takes_no_fleet_with_it(
             objects.pool(
                 "bad",
                 replicas=9,
-                template=objects.pod_template(BROKEN_IMAGE),
+                # As many of them on each node as would open its breaker.
+                template=objects.large_template(BROKEN_IMAGE),
                 startup={"timeoutSeconds": 3},
             )
         )

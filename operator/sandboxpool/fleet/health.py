@@ -26,7 +26,7 @@ from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement, PlacementError
 from sandboxpool.runtimes.resolve import Runtime
-from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.runtimes.verdict import Answer, Verdict, answer_of
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,9 @@ class Health:
     # --- Learned -------------------------------------------------------------------------------
 
     def _failed(self, pod: Pod, node: NodeFacts, failure: Failure, at: float) -> None:
+        if answer_of(node, _handler_of(pod)) is Answer.NOT_SERVING:
+            # The node says so itself: there is nothing to find out by a quarantine.
+            return
         strike = Strike(
             pod.metadata.uid,
             _template_of(pod),
@@ -252,7 +255,7 @@ class Health:
     def wishes(self) -> Iterator[Wish]:
         """Probes that would tell something new, the most urgent first.
 
-        First scouts, then the nodes on which sandboxes wait for evidence, then all others.
+        First the nodes on which sandboxes wait for evidence, then scouts, then all other nodes.
         """
         runtimes: dict[str, Runtime] = {}
         wanting: list[tuple[Pool, Runtime]] = []
@@ -263,33 +266,48 @@ class Health:
             runtimes.setdefault(resolution.runtime.handler, resolution.runtime)
             if pool.proof is not IsolationProof.OFF and not pool.deleting:
                 wanting.append((pool, resolution.runtime))
+        satisfied = self._satisfied
+        if not satisfied:
+            satisfied = True
+            for wish in self._evidence_of(self._with_sandboxes(wanting)):
+                satisfied = False
+                yield wish
         for name, handler in self._cluster.breakers.due(self._wall()):
             node, runtime = self._cluster.nodes.get(name), runtimes.get(handler)
-            if node is not None and node.usable and runtime is not None:
+            if node is None or runtime is None or not node.usable:
+                continue
+            if answer_of(node, handler) is not Answer.NOT_SERVING:
                 yield Wish(node, runtime, "scout")
-        if self._satisfied:
-            return
-        satisfied = True
-        for node, runtime in self._where_evidence_counts(wanting):
-            if self._wants_evidence(node, runtime):
+        if not self._satisfied:
+            for wish in self._evidence_of(self._candidates(wanting)):
                 satisfied = False
-                yield Wish(node, runtime, "evidence")
+                yield wish
         self._satisfied = satisfied
 
-    def _where_evidence_counts(
+    def _evidence_of(self, where: Iterable[tuple[NodeFacts, Runtime]]) -> Iterator[Wish]:
+        for node, runtime in where:
+            if self._wants_evidence(node, runtime):
+                yield Wish(node, runtime, "evidence")
+
+    def _with_sandboxes(
         self, wanting: list[tuple[Pool, Runtime]]
     ) -> Iterator[tuple[NodeFacts, Runtime]]:
-        """First the nodes with sandboxes, then those that the next ones may come to.
+        """The nodes with sandboxes that their proof stands for."""
+        for pool, runtime in wanting:
+            if pool.proof is IsolationProof.PER_NODE:
+                for pod in self._cluster.pods.of_pool(pool.uid):
+                    node = self._node_of(pod)
+                    if node is not None:
+                        yield node, runtime
+
+    def _candidates(
+        self, wanting: list[tuple[Pool, Runtime]]
+    ) -> Iterator[tuple[NodeFacts, Runtime]]:
+        """The nodes that the next sandboxes may come to.
 
         Where each sandbox is proven by itself, only the nodes that a sandbox has spoken against:
         nothing else would ever come to them again.
         """
-        per_node = [(p, runtime) for p, runtime in wanting if p.proof is IsolationProof.PER_NODE]
-        for pool, runtime in per_node:
-            for pod in self._cluster.pods.of_pool(pool.uid):
-                node = self._node_of(pod)
-                if node is not None:
-                    yield node, runtime
         verdicts: dict[int, tuple[Verdict, Runtime, bool]] = {}
         for pool, runtime in wanting:
             with contextlib.suppress(PlacementError):

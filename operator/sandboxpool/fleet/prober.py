@@ -35,8 +35,8 @@ from sandboxpool.runtimes.resolve import Runtime
 
 logger = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 10
-PER_SECOND = 2.0
+MAX_IN_FLIGHT = 20
+PER_SECOND = 5.0
 # Virtual machines take long to start, above all many at once.
 DEADLINE_SECONDS = 120.0
 # Nothing that a probe waits for makes room on a full node.

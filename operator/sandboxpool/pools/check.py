@@ -17,6 +17,7 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.runtimes.verdict import Verdict
 
 REJECTED_RECHECK_SECONDS = 300.0
 UNANSWERED_RECHECK_SECONDS = 5.0
@@ -103,7 +104,7 @@ class TemplateChecker:
 
     async def _ask(self, pool: Pool, runtime: Runtime) -> TemplateVerdict:
         name = pod_name(pool.name, "dry run")
-        body = build_pod(pool, runtime, (), name, probe=self._probe)
+        body = build_pod(pool, runtime, Verdict(), name, probe=self._probe)
         try:
             await self._client.create(
                 resource_path("v1", "pods", pool.namespace),

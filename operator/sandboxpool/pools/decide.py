@@ -272,7 +272,8 @@ def _stranded(member: Member, given: PoolInput) -> Deletion | None:
         return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
     if not ground.served:
         text = f"node {member.node_name} does not serve the handler any more"
-        return Deletion(member, Reason.HANDLER_REMOVED, text)
+        # One that never started was put where it never could: the next are made with care.
+        return Deletion(member, Reason.HANDLER_REMOVED, text, failed=not member.ready)
     if member.ready:
         # It works, or seems to: it goes when another has taken its place.
         return None

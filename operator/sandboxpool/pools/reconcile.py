@@ -154,7 +154,7 @@ class PoolReconciler:
         errors = await self._writer.delete(pool, state, going)
         if resolution.runtime is not None:
             bodies = [
-                build_pod(pool, resolution.runtime, verdict.excluded, name, probe=self._probe)
+                build_pod(pool, resolution.runtime, verdict, name, probe=self._probe)
                 for name in new
             ]
             await self._writer.create(pool, state, bodies)
@@ -269,7 +269,7 @@ class PoolReconciler:
         body = build_pod(
             pool,
             resolution.runtime,
-            verdict.excluded,
+            verdict,
             name,
             probe=self._probe,
             claim=claim,

@@ -11,6 +11,7 @@ from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.pool import Pool
 from sandboxpool.runtimes.probe import ProbeImage, sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.runtimes.verdict import Verdict
 
 SUFFIX_LENGTH = 10
 # A pod's name is its hostname, which holds 63 characters.
@@ -50,7 +51,7 @@ def fingerprint(excluded: Sequence[str]) -> str:
 def build_pod(
     pool: Pool,
     runtime: Runtime,
-    excluded: Sequence[str],
+    verdict: Verdict,
     name: str,
     *,
     probe: ProbeImage,
@@ -61,7 +62,7 @@ def build_pod(
     Args:
         pool: the pool.
         runtime: the class that it resolved to.
-        excluded: hostname labels of the nodes to keep away from.
+        verdict: which nodes to keep away from, and perhaps which to prefer.
         name: the pod's name.
         probe: what proves the isolation of each sandbox, where the pool wants that.
         claim: the claim that it is made for, if it is a cold one; else the pool owns it.
@@ -77,8 +78,10 @@ def build_pod(
             probe.name, pull_policy=probe.pull_policy, resources=resources
         )
         spec["initContainers"] = [first, *(spec.get("initContainers") or [])]
-    if excluded:
-        spec["affinity"] = exclude(spec.get("affinity"), excluded)
+    if verdict.excluded:
+        spec["affinity"] = exclude(spec.get("affinity"), verdict.excluded)
+    if verdict.preferred:
+        spec["affinity"] = prefer(spec.get("affinity"), verdict.preferred)
     labels = {
         **(metadata.get("labels") or {}),
         names.LABEL_POOL: pool.name,
@@ -89,7 +92,7 @@ def build_pod(
         **(metadata.get("annotations") or {}),
         names.ANNOTATION_RUNTIME_UID: runtime.uid,
         names.ANNOTATION_HANDLER: runtime.handler,
-        names.ANNOTATION_EXCLUSION: fingerprint(excluded),
+        names.ANNOTATION_EXCLUSION: fingerprint(verdict.excluded),
         names.ANNOTATION_SAFE_TO_EVICT: "true",
     }
     owner = owner_reference(names.POOL_KIND, pool.name, pool.uid)
@@ -159,5 +162,17 @@ def exclude(affinity: dict[str, Any] | None, hostnames: Sequence[str]) -> dict[s
         for term in required.get("nodeSelectorTerms") or [{}]
     ]
     node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
+    affinity["nodeAffinity"] = node_affinity
+    return affinity
+
+
+def prefer(affinity: dict[str, Any] | None, hostnames: Sequence[str]) -> dict[str, Any]:
+    """Have the scheduler look at some nodes first, before all that the affinity prefers itself."""
+    affinity = dict(affinity or {})
+    node_affinity = dict(affinity.get("nodeAffinity") or {})
+    key = "preferredDuringSchedulingIgnoredDuringExecution"
+    there = {"key": names.HOSTNAME_LABEL, "operator": "In", "values": list(hostnames)}
+    first = {"weight": 100, "preference": {"matchExpressions": [there]}}
+    node_affinity[key] = [first, *(node_affinity.get(key) or [])]
     affinity["nodeAffinity"] = node_affinity
     return affinity

@@ -90,6 +90,8 @@ class Verdict:
         excluded: hostname labels of the nodes that pods must keep away from, sorted. It also
             holds those not eligible at this moment: they may become so while a pod waits.
         not_excluded: how many more would be in it but for the cap.
+        preferred: hostname labels of the serving nodes, where the exclusion is past its cap and
+            they are few enough to be named instead: the scheduler is to look there first.
         newest_not_serving: epoch seconds at which the newest of ``not_serving`` joined.
         advice: the label that separates the serving nodes from the others, if there is one.
     """
@@ -101,6 +103,7 @@ class Verdict:
     unproven: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     not_excluded: int = 0
+    preferred: tuple[str, ...] = ()
     newest_not_serving: float = 0.0
     advice: tuple[str, str] | None = None
 
@@ -137,6 +140,9 @@ def judge(standings: Iterable[Standing]) -> Verdict:
     # Under the cap the worst offenders come first, each kind in the order of names.
     ranked = list(dict.fromkeys(name for answer in KEPT_OUT for name in sorted(excluded[answer])))
     serving, not_serving = by_answer[Answer.SERVING], by_answer[Answer.NOT_SERVING]
+    not_excluded = max(0, len(ranked) - EXCLUSION_CAP)
+    named = not_excluded > 0 and len(serving) <= EXCLUSION_CAP
+    hosts = sorted(node.hostname for node in serving if node.hostname is not None)
     return Verdict(
         serving=_names(serving),
         not_serving=_names(not_serving),
@@ -144,7 +150,8 @@ def judge(standings: Iterable[Standing]) -> Verdict:
         quarantined=_names(by_answer[Answer.QUARANTINED]),
         unproven=_names(by_answer[Answer.UNPROVEN]),
         excluded=tuple(sorted(ranked[:EXCLUSION_CAP])),
-        not_excluded=max(0, len(ranked) - EXCLUSION_CAP),
+        not_excluded=not_excluded,
+        preferred=tuple(hosts) if named else (),
         newest_not_serving=max((node.created for node in not_serving), default=0.0),
         advice=separating_label(serving, not_serving) if serving and not_serving else None,
     )

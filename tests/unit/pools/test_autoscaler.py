@@ -116,7 +116,7 @@ def test_one_that_came_to_a_new_node_waits_there_for_an_installer(
     assert reasons(plan) == ([reason] if reason else [])
     if reason is None:
         assert plan.create == 0, "a second one would buy a second node"
-    assert all(d.failed == (d.reason is WRONG) for d in plan.delete)
+    assert all(d.failed == (not d.member.ready) for d in plan.delete)
 
 
 def test_a_pool_that_is_scaled_to_zero_waits_for_no_installer() -> None:

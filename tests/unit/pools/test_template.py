@@ -21,6 +21,7 @@ from sandboxpool.pools.template import (
 )
 from sandboxpool.runtimes.placement import allows, placement_of
 from sandboxpool.runtimes.probe import ProbeImage
+from sandboxpool.runtimes.verdict import Verdict
 from support.builders import facts, pool, runtime
 
 AWAY = {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": ["a", "b"]}
@@ -38,13 +39,14 @@ PROBE_IMAGE = "registry.example/probe:1"
 def built(
     template: dict[str, Any],
     excluded: tuple[str, ...] = (),
+    preferred: tuple[str, ...] = (),
     claim: ClaimRef | None = None,
     **spec: Any,
 ) -> dict[str, Any]:
     return build_pod(
         pool(template=template, **spec),
         runtime(),
-        excluded,
+        Verdict(excluded=excluded, preferred=preferred),
         "pool-1",
         probe=ProbeImage(PROBE_IMAGE),
         claim=claim,
@@ -78,6 +80,23 @@ def test_defaults_are_safe_and_the_template_may_say_otherwise() -> None:
     assert (chosen["restartPolicy"], chosen["enableServiceLinks"]) == ("Always", True)
 
 
+def test_past_the_cap_the_scheduler_looks_at_serving_nodes_first() -> None:
+    own = {"weight": 1, "preference": {"matchExpressions": [{"key": "ssd", "operator": "Exists"}]}}
+    preferring = "preferredDuringSchedulingIgnoredDuringExecution"
+    preferred = [own]
+    template = {
+        "spec": {"containers": CONTAINERS, "affinity": {"nodeAffinity": {preferring: preferred}}}
+    }
+    made = built(template, ("a", "b"), preferred=("c",))["spec"]
+    first, second = made["affinity"]["nodeAffinity"][preferring]
+    assert first["preference"]["matchExpressions"] == [
+        {"key": names.HOSTNAME_LABEL, "operator": "In", "values": ["c"]}
+    ]
+    assert (first["weight"], second) == (100, own)
+    assert terms(made) == [{"matchExpressions": [AWAY]}]
+    assert preferred == [own], "the template is untouched"
+
+
 def test_only_where_each_sandbox_is_proven_a_probe_goes_before_the_templates_own() -> None:
     template = {"spec": {"containers": CONTAINERS, "initContainers": [{"name": "mine"}]}}
     made = built(template, isolationProof="PerSandbox")
@@ -99,7 +118,7 @@ def test_a_template_cannot_take_over_the_operators_own_labels() -> None:
     made = build_pod(
         dataclasses.replace(raw, template={**raw.template, "metadata": stolen}),
         runtime(),
-        (),
+        Verdict(),
         "pool-1",
         probe=ProbeImage(PROBE_IMAGE),
     )

@@ -209,6 +209,15 @@ def test_under_the_cap_the_worst_offenders_come_first() -> None:
     assert (len(verdict.excluded), verdict.not_excluded) == (EXCLUSION_CAP, 2)
 
 
+def test_serving_nodes_are_named_only_past_the_cap_and_while_they_are_few() -> None:
+    lacking = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(EXCLUSION_CAP + 1)]
+    few = [facts("yes-1"), facts("yes-2")]
+    assert verdict_of(Placement(), [*lacking, *few]).preferred == ("yes-1", "yes-2")
+    assert verdict_of(Placement(), [*lacking[1:], *few]).preferred == ()
+    many = [facts(f"yes-{i:04}") for i in range(EXCLUSION_CAP + 1)]
+    assert verdict_of(Placement(), [*lacking, *many]).preferred == ()
+
+
 def test_the_label_of_exactly_the_serving_nodes_is_the_advice() -> None:
     fleet = [
         facts("a", labels={HOSTNAME: "a", "sandbox": "gvisor", "zone": "1"}),

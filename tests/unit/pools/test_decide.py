@@ -1,6 +1,7 @@
 """What a pool creates and deletes: cases first, then properties that hold for any input."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,8 @@ from sandboxpool.pools.decide import (
 from sandboxpool.pools.members import Member, State
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.resolve import resolve
 from sandboxpool.runtimes.verdict import Verdict
 from support.builders import (
     ACCEPTED,
@@ -35,10 +38,11 @@ from support.builders import (
     member,
     members,
     pool_input,
+    runtime,
 )
 
 W, S, C, F = State.WARM, State.STARTING, State.CLAIMED, State.FAILED
-STOPPING, STRANDED = State.STOPPING, State.STRANDED
+STOPPING, STRANDED, UNPROVEN = State.STOPPING, State.STRANDED, State.UNPROVEN
 UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes", heals=True)
 PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", heals=True)
 NO_SANDBOX = Failure(Reason.SANDBOX_CREATE_FAILED, "no runtime for runsc is configured")
@@ -268,6 +272,35 @@ def test_rolling_replaces_the_oldest_within_the_budget_and_all_that_start() -> N
     assert plan.create == 3
 
 
+WITH_OVERHEAD = resolve("gvisor", None, {"gvisor": runtime(overhead=[("memory", "130Mi")])})
+
+
+def test_a_class_with_another_overhead_makes_what_it_has_made_outdated() -> None:
+    """The kubelet reserves for a pod what its class added when the pod was made."""
+    new = members(W, 1, "new", overhead=(("memory", "130Mi"),))
+    given: dict[str, Any] = {"resolution": WITH_OVERHEAD, "replicas": 4}
+    plan = decide(pool_input([*members(W, 3, age=90), *new], **given))
+    assert [(d.member.name, d.reason) for d in plan.delete] == [("warm-2", Reason.ROLLING)]
+    assert not decide(pool_input(members(W, 4, overhead=(("memory", "130Mi"),)), **given)).delete
+    assert not decide(pool_input([*new, *members(C, 3)], **given | {"replicas": 1})).delete
+
+
+def test_the_overhead_of_another_class_says_nothing() -> None:
+    """It is replaced for its class, at once; it need not be outdated too."""
+    stock = [member("former", W, runtime_uid="former")]
+    given = pool_input(stock, resolution=WITH_OVERHEAD)
+    assert [d.reason for d in decide(given).delete] == [Reason.RUNTIME_CHANGED]
+    assert not outdated(stock[0], given)
+
+
+def test_a_sandbox_that_admission_gave_another_class_goes_as_a_failure() -> None:
+    """It carries the uid of the class that it was asked for with, and its successor may too."""
+    (deletion,) = decide(pool_input([member(class_name="runc")])).delete
+    assert (deletion.reason, deletion.failed) == (Reason.RUNTIME_CHANGED, True)
+    assert "'gvisor'" in deletion.message
+    assert "'runc'" in deletion.message
+
+
 def test_on_claim_keeps_what_is_outdated_and_creates_the_new() -> None:
     plan = decide(pool_input(old(2), replicas=3, update={"type": "OnClaim"}))
     assert (names(plan), plan.create) == ([], 1)
@@ -328,11 +361,21 @@ def test_time_alone_wakes_a_pool_when_it_can_change_the_answer(
 
 # --- Properties ----------------------------------------------------------------------------------
 
-NODES = [
-    facts("well"),
-    facts("lost", ready=False),
-    facts("cordoned", unschedulable=True),
-    facts("without", handlers=["runc"]),
+DOUBTS: list[dict[str, Any]] = [
+    {"node": facts("lost", ready=False)},
+    {"node": facts("cordoned", unschedulable=True)},
+    {"node": facts("without", handlers=["runc"])},
+    {"node": facts("new", handlers=["runc"], joined=NOW - 50)},
+    {"node_name": "gone"},
+    {"node": facts("well"), "quarantined": True},
+    {"node": facts("well"), "isolation": Isolation.NOT_PROVEN, "proof_wanted": True},
+    {"node": facts("lost", ready=False), "quarantined": True},
+]
+SERVED_BY_NONE = [
+    Verdict(),
+    Verdict(not_serving=("a",)),
+    Verdict(not_serving=("a",), newest_not_serving=NOW - 50),
+    Verdict(quarantined=("a",), unproven=("b",)),
 ]
 
 
@@ -341,7 +384,9 @@ def any_members(draw: st.DrawFn) -> tuple[Member, ...]:
     found = []
     for i in range(draw(st.integers(0, 10))):
         state = draw(st.sampled_from(State))
-        node = draw(st.sampled_from(NODES)) if state is STRANDED else facts("well")
+        where: dict[str, Any] = {"node": facts("well")}
+        if state is STRANDED:
+            where = draw(st.sampled_from(DOUBTS)) | {"ready": draw(st.booleans())}
         failure = None
         if state is F:
             failure = Failure(Reason.POD_FAILED, "exit code 1", "well")
@@ -352,11 +397,12 @@ def any_members(draw: st.DrawFn) -> tuple[Member, ...]:
                 f"pod-{i}",
                 state,
                 age=draw(st.sampled_from([1.0, 30.0, 120.0, 1000.0])),
-                node=node,
                 failure=failure,
                 revision=draw(st.sampled_from([REVISION, REVISION, "old"])),
                 runtime_uid=draw(st.sampled_from(["class-uid"] * 3 + ["former"])),
                 exclusion=draw(st.sampled_from(["", "stale"])),
+                overhead=draw(st.sampled_from([(), (), (("memory", "130Mi"),)])),
+                **where,
             )
         )
     return tuple(found)
@@ -366,9 +412,9 @@ def any_members(draw: st.DrawFn) -> tuple[Member, ...]:
 def any_input(draw: st.DrawFn) -> PoolInput:
     return pool_input(
         draw(any_members()),
-        resolution=draw(st.sampled_from([FOUND, FOUND, FOUND, MISSING, MISMATCH])),
+        resolution=draw(st.sampled_from([FOUND] * 3 + [WITH_OVERHEAD, MISSING, MISMATCH])),
         template=draw(st.sampled_from([ACCEPTED, ACCEPTED, REJECTED, NOT_CHECKED])),
-        verdict=draw(st.sampled_from([SERVED, SERVED, Verdict(), Verdict(not_serving=("a",))])),
+        verdict=draw(st.sampled_from([SERVED] * 5 + SERVED_BY_NONE)),
         creating=draw(st.integers(0, 3)),
         creating_cold=draw(st.integers(0, 3)),
         trouble=draw(
@@ -376,9 +422,10 @@ def any_input(draw: st.DrawFn) -> PoolInput:
                 Trouble,
                 failures=st.integers(0, 5),
                 until=st.sampled_from([0.0, NOW, NOW + 5]),
-                reason=st.just(Reason.CREATE_FAILED),
+                reason=st.sampled_from([Reason.CREATE_FAILED, Reason.AUTOSCALER_ADDS_WRONG_NODES]),
             )
         ),
+        isolationProof=draw(st.sampled_from(["Off", "PerNode", "PerSandbox"])),
         replicas=draw(st.integers(0, 8)),
         maxSandboxes=draw(st.none() | st.integers(1, 12)),
         paused=draw(st.sampled_from([False, False, False, True])),
@@ -392,6 +439,7 @@ def any_input(draw: st.DrawFn) -> PoolInput:
 
 
 several = settings(max_examples=60, deadline=None)
+DOUBTED = (Reason.NODE_QUARANTINED, Reason.ISOLATION_NOT_PROVEN)
 
 
 def kept(given_: PoolInput, plan: PoolPlan, state: State) -> list[Member]:
@@ -404,7 +452,7 @@ def kept(given_: PoolInput, plan: PoolPlan, state: State) -> list[Member]:
 def test_the_bounds_hold_for_any_input(pool: PoolInput) -> None:
     plan = decide(pool)
     spec = pool.spec
-    assert plan.create >= 0
+    assert 0 <= plan.create <= plan.target
     assert len(set(names(plan))) == len(plan.delete)
     assert {d.member.state for d in plan.delete}.isdisjoint({C, STOPPING})
     if plan.create:
@@ -412,13 +460,36 @@ def test_the_bounds_hold_for_any_input(pool: PoolInput) -> None:
             asked = pool.creating + pool.creating_cold + plan.create
             assert len(pool.members) + asked <= spec.max_sandboxes
         starting = len(kept(pool, plan, S)) + pool.creating + plan.create
-        assert starting <= spec.startup.max_starting
-        assert starting + len(kept(pool, plan, W)) <= plan.target
+        assert starting <= (spec.startup.max_starting if pool.verdict.hopeful else 1)
+        ready = kept(pool, plan, W) + kept(pool, plan, UNPROVEN)
+        assert starting + len(ready) <= plan.target
         assert pool.resolution.usable
         assert pool.template is ACCEPTED
-        assert pool.trouble.until <= pool.now
+        answered = pool.trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
+        assert pool.trouble.until <= pool.now or (answered and pool.verdict.hopeful)
     if spec.paused:
         assert (plan.create, plan.delete) == (0, ())
+
+
+def doubted(m: Member) -> bool:
+    """Ready on a node that is well, and yet of no use."""
+    return m.state is STRANDED and m.ready and m.node is not None and m.node.usable
+
+
+@several
+@given(any_input())
+def test_no_move_takes_more_than_may_be_missing(pool: PoolInput) -> None:
+    plan = decide(pool)
+    moved = [d for d in plan.delete if d.member.ready and d.reason in DOUBTED]
+    if not moved or pool.spec.max_sandboxes is not None:
+        return
+    nowhere = (
+        not pool.verdict.hopeful or not pool.resolution.usable or pool.template is not ACCEPTED
+    )
+    floor = plan.target - (0 if nowhere else pool.spec.update.max_unavailable)
+    waiting = [m for m in kept(pool, plan, STRANDED) if doubted(m)]
+    before_surplus = [m for m in pool.members if m.state is W and not foreign(m, pool)]
+    assert len(waiting) + len(before_surplus) >= floor
 
 
 @several
@@ -426,7 +497,11 @@ def test_the_bounds_hold_for_any_input(pool: PoolInput) -> None:
 def test_a_sandbox_of_another_runtime_is_never_kept_as_warm(pool: PoolInput) -> None:
     plan = decide(pool)
     if pool.resolution.usable and not pool.spec.paused:
-        assert not [m for m in kept(pool, plan, W) + kept(pool, plan, S) if foreign(m, pool)]
+        assert not [
+            m
+            for m in pool.members
+            if m.name not in names(plan) and m.unclaimed and foreign(m, pool)
+        ]
 
 
 @several
@@ -437,7 +512,9 @@ def test_a_rollout_itself_leaves_at_most_max_unavailable_missing(pool: PoolInput
     if rolled and pool.spec.update.type != "Recreate":
         assert len(kept(pool, plan, W)) >= plan.target - pool.spec.update.max_unavailable
     if pool.spec.update.type == "OnClaim":
-        assert not [d for d in plan.delete if "revision" in d.message]
+        for_age = [d for d in plan.delete if "revision" in d.message]
+        assert {d.member.state for d in for_age} <= {UNPROVEN}
+        assert not for_age or pool.spec.isolation_proof == "PerSandbox"
 
 
 @several
@@ -449,7 +526,7 @@ def test_a_decision_is_the_same_whatever_the_order_of_the_pods(pool: PoolInput) 
     assert sorted(names(first)) == sorted(names(second))
 
 
-def applied(pool: PoolInput, plan: PoolPlan, serial: Iterator[str]) -> PoolInput:
+def applied(pool: PoolInput, plan: PoolPlan, serial: Iterator[int]) -> PoolInput:
     """The pool a while later: what was deleted is gone, what was created is warm."""
     going = set(names(plan))
     rest = [
@@ -457,8 +534,11 @@ def applied(pool: PoolInput, plan: PoolPlan, serial: Iterator[str]) -> PoolInput
         for m in pool.members
         if m.name not in going and m.state is not STOPPING
     ]
-    new = plan.create + pool.creating
-    made = [member(next(serial), age=0, node=facts("well")) for _ in range(new)]
+    runtime_now = pool.resolution.runtime
+    new: dict[str, Any] = {"age": 0, "node": facts("well")}
+    new["overhead"] = runtime_now.overhead if runtime_now is not None else ()
+    made = [member(f"made-{next(serial)}", **new) for _ in range(plan.create)]
+    made += [member(f"asked-{next(serial)}", **new) for _ in range(pool.creating)]
     return dataclasses.replace(
         pool, members=(*rest, *made), creating=0, creating_cold=0, trouble=Trouble()
     )
@@ -467,10 +547,11 @@ def applied(pool: PoolInput, plan: PoolPlan, serial: Iterator[str]) -> PoolInput
 @several
 @given(any_input())
 def test_a_plan_applied_again_and_again_comes_to_rest(pool: PoolInput) -> None:
-    serial = (f"made-{i}" for i in range(10_000))
+    serial = itertools.count()
     for _ in range(40):
         pool = applied(pool, decide(pool), serial)
         plan = decide(pool)
+        assert not [n for n in names(plan) if n.startswith("made")], "made to be thrown away"
         on_the_way = [m for m in pool.members if m.state is S and m.failure is None]
         if not plan.create and not plan.delete and not on_the_way:
             break
@@ -479,6 +560,8 @@ def test_a_plan_applied_again_and_again_comes_to_rest(pool: PoolInput) -> None:
     stuck = sum(m.state is S for m in pool.members)
     if plan.held is None and stuck < pool.spec.startup.max_starting:
         assert sum(m.alive for m in pool.members) == plan.target
+        full = all(m.state is W for m in pool.members if m.alive)
+        assert not full or not [m for m in pool.members if doubted(m)]
     free = pool.resolution.usable and pool.template is ACCEPTED and not pool.spec.paused
     if free and pool.verdict is SERVED and pool.spec.update.type != "OnClaim":
         assert not [m for m in pool.members if m.state is W and outdated(m, pool)]

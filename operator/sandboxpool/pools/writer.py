@@ -73,9 +73,10 @@ class PodWriter:
         for start in range(0, len(deletions), DELETE_BATCH):
             batch = deletions[start : start + DELETE_BATCH]
             done = await asyncio.gather(*(self._delete_one(pool, state, d) for d in batch))
-            errors += [error for error in done if error is not None]
-            # One that could not be deleted is met again, and counts when it goes.
-            failed += [d for d, error in zip(batch, done, strict=True) if d.failed and not error]
+            errors += [e for e in done if e is not None and not (e.conflict or e.not_found)]
+            # One that was not deleted is met again, and counts when it goes.
+            gone = (error is None or error.not_found for error in done)
+            failed += [d for d, is_gone in zip(batch, gone, strict=True) if d.failed and is_gone]
         for deletion in failed:
             self._observer.failure(pool, str(deletion.reason))
         if failed:
@@ -84,7 +85,7 @@ class PodWriter:
 
     async def _delete_one(
         self, pool: Pool, state: PoolState, deletion: Deletion
-    ) -> KubeError | None:
+    ) -> ApiError | None:
         member = deletion.member
         log = logger.warning if deletion.failed else logger.info
         log(
@@ -113,7 +114,7 @@ class PodWriter:
             if pod is not None:
                 # It has changed since it was judged: judge it again, and meanwhile offer it.
                 self._offers.refresh([pod])
-            return None if error.conflict or error.not_found else error
+            return error
         except UnknownOutcomeError as error:
             # Perhaps it is being deleted. It stays withdrawn until the watch or a deadline tells.
             logger.warning("%s", error, extra=pool.reference.log)

@@ -6,6 +6,7 @@ which the runtime has failed is *quarantined*, one on which it does not isolate 
 whatever its list says.
 """
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -90,8 +91,8 @@ class Verdict:
         excluded: hostname labels of the nodes that pods must keep away from, sorted. It also
             holds those not eligible at this moment: they may become so while a pod waits.
         not_excluded: how many more would be in it but for the cap.
-        preferred: hostname labels of the serving nodes, where the exclusion is past its cap and
-            they are few enough to be named instead: the scheduler is to look there first.
+        preferred: hostname labels of serving nodes, as many as can be named, where the exclusion is
+            past its cap: the scheduler is to look there first.
         newest_not_serving: epoch seconds at which the newest of ``not_serving`` joined.
         advice: the label that separates the serving nodes from the others, if there is one.
     """
@@ -141,8 +142,9 @@ def judge(standings: Iterable[Standing]) -> Verdict:
     ranked = list(dict.fromkeys(name for answer in KEPT_OUT for name in sorted(excluded[answer])))
     serving, not_serving = by_answer[Answer.SERVING], by_answer[Answer.NOT_SERVING]
     not_excluded = max(0, len(ranked) - EXCLUSION_CAP)
-    named = not_excluded > 0 and len(serving) <= EXCLUSION_CAP
-    hosts = sorted(node.hostname for node in serving if node.hostname is not None)
+    hosts = [node.hostname for node in serving if node.hostname is not None]
+    # Not the first by name: those may stand in one rack.
+    spread = sorted(hosts, key=lambda host: (zlib.crc32(host.encode()), host))
     return Verdict(
         serving=_names(serving),
         not_serving=_names(not_serving),
@@ -151,7 +153,7 @@ def judge(standings: Iterable[Standing]) -> Verdict:
         unproven=_names(by_answer[Answer.UNPROVEN]),
         excluded=tuple(sorted(ranked[:EXCLUSION_CAP])),
         not_excluded=not_excluded,
-        preferred=tuple(hosts) if named else (),
+        preferred=tuple(spread[:EXCLUSION_CAP]) if not_excluded else (),
         newest_not_serving=max((node.created for node in not_serving), default=0.0),
         advice=separating_label(serving, not_serving) if serving and not_serving else None,
     )

@@ -209,13 +209,16 @@ def test_under_the_cap_the_worst_offenders_come_first() -> None:
     assert (len(verdict.excluded), verdict.not_excluded) == (EXCLUSION_CAP, 2)
 
 
-def test_serving_nodes_are_named_only_past_the_cap_and_while_they_are_few() -> None:
+def test_serving_nodes_are_named_only_past_the_cap_and_as_many_as_it_holds() -> None:
     lacking = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(EXCLUSION_CAP + 1)]
     few = [facts("yes-1"), facts("yes-2")]
-    assert verdict_of(Placement(), [*lacking, *few]).preferred == ("yes-1", "yes-2")
+    assert set(verdict_of(Placement(), [*lacking, *few]).preferred) == {"yes-1", "yes-2"}
     assert verdict_of(Placement(), [*lacking[1:], *few]).preferred == ()
     many = [facts(f"yes-{i:04}") for i in range(EXCLUSION_CAP + 1)]
-    assert verdict_of(Placement(), [*lacking, *many]).preferred == ()
+    named = verdict_of(Placement(), [*lacking, *many]).preferred
+    assert len(named) == EXCLUSION_CAP
+    assert set(named) < {node.name for node in many}
+    assert verdict_of(Placement(), [*many[::-1], *lacking]).preferred == named
 
 
 def test_the_label_of_exactly_the_serving_nodes_is_the_advice() -> None:

@@ -255,6 +255,18 @@ async def test_a_pod_that_changed_meanwhile_is_not_deleted_but_offered_again() -
     assert world.allocator.free(POOL_UID) == 1
 
 
+async def test_a_failure_counts_once_however_often_its_pod_changes_before_it_goes() -> None:
+    world = World()
+    world.put_pod("pod-1", phase="Failed", ready=False)
+    world.api.touch(f"{PODS}/pod-1")
+    await world.reconcile()
+    assert not world.observer.failures, "it was not deleted, for it has changed"
+    latest = int(world.api.objects[f"{PODS}/pod-1"]["metadata"]["resourceVersion"])
+    world.put_pod("pod-1", phase="Failed", ready=False, version=latest)
+    await world.reconcile()
+    assert world.observer.failures == ["PodFailed"]
+
+
 async def test_a_pod_that_is_leaving_is_offered_to_nobody() -> None:
     world = World(replicas=0)
     world.put_pod("pod-1")

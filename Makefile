@@ -88,6 +88,14 @@ integration: $(INSTALLED) ## Integration tests only: a real API server, fake nod
 e2e: $(INSTALLED) ## End-to-end tests only: real kubelets and gVisor
 	@$(PYTEST) tests/e2e
 
+# --- Benchmarks ------------------------------------------------------------------------------
+
+NODES ?= 5000
+
+.PHONY: bench-fleet
+bench-fleet: $(INSTALLED) ## What a fleet of NODES fake nodes costs; writes docs/benchmarks/fleet.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.fleet --nodes $(NODES)
+
 # --- Generated files -------------------------------------------------------------------------
 
 .PHONY: format

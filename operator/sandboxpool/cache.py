@@ -136,12 +136,12 @@ class NodeIndex:
                 view.read = False
         return True
 
-    def reconsider(self, name: str) -> None:
-        """A node has changed, or what is known of its runtimes."""
-        for view in self._views.values():
-            self._stand(view, name)
+    def reconsider(self, name: str) -> bool:
+        """A node has changed, or what is known of it; return whether any verdict has."""
+        changed = [self._stand(view, name) for view in self._views.values()]
+        return any(changed)
 
-    def _stand(self, view: _View, name: str) -> None:
+    def _stand(self, view: _View, name: str) -> bool:
         node = self._facts.get(name)
         standing = None
         if node is not None:
@@ -153,12 +153,14 @@ class NodeIndex:
                 quarantined=self._breakers.is_open(name, view.handler),
                 unproven=seen is not None and seen.isolation is Isolation.NOT_PROVEN,
             )
-        if view.standings.get(name) != standing:
-            view.verdict = None
-            if standing is None:
-                del view.standings[name]
-            else:
-                view.standings[name] = standing
+        if view.standings.get(name) == standing:
+            return False
+        view.verdict = None
+        if standing is None:
+            del view.standings[name]
+        else:
+            view.standings[name] = standing
+        return True
 
     def verdict(self, handler: str, placement: Placement, *, proof_wanted: bool) -> Verdict:
         """Judge a handler over all nodes; pools of one class and placement share the answer."""

@@ -183,11 +183,12 @@ class Reactions:
 
     # --- The runtimes' health --------------------------------------------------------------------
 
-    def node_changed(self, node: str, handler: str) -> None:
-        """What is known of a handler on a node is not what it was."""
+    def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
+        """What is known of a handler on a node is not what it was, and perhaps some verdict."""
         self._look_at_pods_on(node)
+        concerned = {pool_uid_of(pod) for pod in self.cluster.pods.on_node(node)}
         for pool in self.pools:
-            if self._handler(pool) == handler:
+            if pool.uid in concerned or (stands_otherwise and self._handler(pool) == handler):
                 self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
         for runtime in self.cluster.classes.values():
             if runtime.handler == handler:

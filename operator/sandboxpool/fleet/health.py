@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 class HealthListener(Protocol):
     """Told of what changes, for work, events and metrics."""
 
-    def node_changed(self, node: str, handler: str) -> None:
-        """What is known of a handler on a node is not what it was."""
+    def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
+        """What is known of a handler on a node is not what it was, and perhaps some verdict."""
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
         """A breaker has opened."""
@@ -230,8 +230,8 @@ class Health:
             self._listener.not_isolating(node.name, handler, evidence)
 
     def _changed(self, node: str, handler: str) -> None:
-        self._cluster.nodes.reconsider(node)
-        self._listener.node_changed(node, handler)
+        stands_otherwise = self._cluster.nodes.reconsider(node)
+        self._listener.node_changed(node, handler, stands_otherwise=stands_otherwise)
 
     def _write_down(self, node: str) -> None:
         breakers = self._cluster.breakers.dump(node)

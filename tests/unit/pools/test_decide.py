@@ -488,8 +488,9 @@ def test_no_move_takes_more_than_may_be_missing(pool: PoolInput) -> None:
     )
     floor = plan.target - (0 if nowhere else pool.spec.update.max_unavailable)
     waiting = [m for m in kept(pool, plan, STRANDED) if doubted(m)]
-    before_surplus = [m for m in pool.members if m.state is W and not foreign(m, pool)]
-    assert len(waiting) + len(before_surplus) >= floor
+    usable = pool.resolution.usable
+    warm = [m for m in pool.members if m.state is W and not (usable and foreign(m, pool))]
+    assert len(waiting) + len(warm) >= floor
 
 
 @several
@@ -527,10 +528,12 @@ def test_a_decision_is_the_same_whatever_the_order_of_the_pods(pool: PoolInput) 
 
 
 def applied(pool: PoolInput, plan: PoolPlan, serial: Iterator[int]) -> PoolInput:
-    """The pool a while later: what was deleted is gone, what was created is warm."""
+    """The pool a while later: what was deleted is gone, what was created is warm and proven."""
     going = set(names(plan))
     rest = [
-        dataclasses.replace(m, state=W) if m.state is S and m.failure is None else m
+        dataclasses.replace(m, state=W, ready=True)
+        if m.state is UNPROVEN or (m.state is S and m.failure is None)
+        else m
         for m in pool.members
         if m.name not in going and m.state is not STOPPING
     ]
@@ -558,12 +561,13 @@ def test_a_plan_applied_again_and_again_comes_to_rest(pool: PoolInput) -> None:
     else:
         pytest.fail(f"does not come to rest: {plan}")
     stuck = sum(m.state is S for m in pool.members)
-    if plan.held is None and stuck < pool.spec.startup.max_starting:
+    full = all(m.state is W for m in pool.members if m.alive)
+    served = plan.held is None and pool.verdict.hopeful
+    if served and stuck < pool.spec.startup.max_starting:
         assert sum(m.alive for m in pool.members) == plan.target
-        full = all(m.state is W for m in pool.members if m.alive)
         assert not full or not [m for m in pool.members if doubted(m)]
     free = pool.resolution.usable and pool.template is ACCEPTED and not pool.spec.paused
-    if free and pool.verdict is SERVED and pool.spec.update.type != "OnClaim":
+    if full and free and pool.verdict is SERVED and pool.spec.update.type != "OnClaim":
         assert not [m for m in pool.members if m.state is W and outdated(m, pool)]
 
 

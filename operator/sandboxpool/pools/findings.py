@@ -104,9 +104,10 @@ def _nodes_serving(given: PoolInput) -> Finding:
             type_,
             None,
             Reason.HANDLERS_UNKNOWN,
-            f"none of {verdict.eligible} eligible nodes reports its handlers, which needs "
-            "Kubernetes 1.31 with containerd 2.0 or CRI-O 1.30: whether they serve "
-            f"{handler!r} shows only when a sandbox starts",
+            f"{len(verdict.unknown)} of {verdict.eligible} eligible nodes do not report their "
+            "handlers, which needs Kubernetes 1.31 with containerd 2.0 or CRI-O 1.30: whether they "
+            f"serve {handler!r} shows only when a sandbox starts, and no other node serves it"
+            + (f"; {_quarantined_too(given)}" if verdict.quarantined else ""),
         )
     so_many = f"{len(verdict.serving)} of {verdict.eligible} eligible nodes serve {handler!r}"
     if verdict.quarantined:
@@ -114,7 +115,7 @@ def _nodes_serving(given: PoolInput) -> Finding:
             type_,
             True,
             Reason.NODE_QUARANTINED,
-            f"{so_many}; {len(verdict.quarantined)} quarantined, {_first_quarantine(given)}",
+            f"{so_many}; {_quarantined_too(given)}",
         )
     if verdict.not_serving:
         examples = ", ".join(verdict.not_serving[:MAX_EXAMPLES])
@@ -159,6 +160,10 @@ def _no_node_serves(given: PoolInput, handler: str) -> Finding:
         f"none of {verdict.eligible} eligible nodes lists the handler {handler!r}: configure "
         "it in the nodes' container runtime (and restart that), or add nodes that have it",
     )
+
+
+def _quarantined_too(given: PoolInput) -> str:
+    return f"{len(given.verdict.quarantined)} quarantined, {_first_quarantine(given)}"
 
 
 def _first_quarantine(given: PoolInput) -> str:
@@ -238,7 +243,7 @@ def _warm(
                 f"for a growing delay: {given.trouble.message}",
             )
     if plan.held is not None and warm < target:
-        return Finding("Warm", False, plan.held, f"{so_far}: {_why_held(given, plan.held)}")
+        return Finding("Warm", False, plan.held, f"{so_far}: {_why_held(given, plan)}")
     if target < given.spec.replicas:
         return Finding(
             "Warm",
@@ -251,11 +256,15 @@ def _warm(
     return Finding("Warm", False, Reason.FILLING, so_far)
 
 
-def _why_held(given: PoolInput, held: Reason) -> str:
+def _why_held(given: PoolInput, plan: PoolPlan) -> str:
+    held = plan.held
     if held is given.resolution.reason:
         return given.resolution.message
     if held is given.template.reason:
         return given.template.message
+    failed = next((d for d in plan.delete if d.failed and d.reason is held), None)
+    if failed is not None:
+        return f"{failed.member.name} is given up: {failed.message}"
     if not given.verdict.hopeful:
         return "one sandbox stays pending until a node can take it"
     if held is Reason.CEILING_HELD_BY_LOST_NODE:

@@ -229,3 +229,24 @@ def test_the_label_of_exactly_the_serving_nodes_is_the_advice() -> None:
     ]
     assert verdict_of(Placement(), fleet).advice == ("sandbox", "gvisor")
     assert verdict_of(Placement(), fleet[:2]).advice is None, "nothing to separate"
+
+
+def test_of_several_stories_about_a_node_the_simplest_is_told() -> None:
+    fleet = [facts("both"), facts("without", handlers=["runc"])]
+    doubted = {"both", "without"}
+    verdict = verdict_of(Placement(), fleet, quarantined=doubted, unproven=doubted)
+    assert verdict.not_serving == ("without",), "it does not even list the handler"
+    assert (verdict.quarantined, verdict.unproven) == (("both",), ())
+    assert not verdict.hopeful
+
+
+def test_the_newest_node_that_does_not_serve_is_told_of_if_it_could_take_a_pod() -> None:
+    fleet = [
+        facts("old", handlers=["runc"], joined=1000.0),
+        facts("new", handlers=["runc"], joined=2000.0),
+        facts("serves", joined=3000.0),
+        facts("lost", handlers=["runc"], joined=4000.0, ready=False),
+        facts("silent", handlers=None, joined=5000.0),
+    ]
+    assert verdict_of(Placement(), fleet).newest_not_serving == 2000.0
+    assert verdict_of(Placement(), fleet[2:]).newest_not_serving == 0.0

@@ -191,15 +191,19 @@ class SandboxEvents:
         self._events: OrderedDict[str, SandboxEvent] = OrderedDict()
 
     def put(self, event: Event) -> bool:
-        """Take in an event; return whether it is the first about its pod."""
+        """Take in an event; return whether it is the first about its pod.
+
+        A list has the events of a pod in any order: an older one does not replace a newer.
+        """
         uid = event.involvedObject.uid
-        first = uid not in self._events
+        known = self._events.get(uid)
         at = epoch(event.lastTimestamp or event.metadata.creationTimestamp)
-        self._events[uid] = SandboxEvent(event.message, at)
-        self._events.move_to_end(uid)
+        if known is None or at >= known.at:
+            self._events[uid] = SandboxEvent(event.message, at)
+            self._events.move_to_end(uid)
         if len(self._events) > MAX_SANDBOX_EVENTS:
             self._events.popitem(last=False)
-        return first
+        return known is None
 
     def get(self, pod_uid: str) -> SandboxEvent | None:
         """The last event about a pod."""

@@ -1,0 +1,315 @@
+"""Verdicts that are kept up to date node by node, and what kubelets have said of pods."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandboxpool.api.core import Event, InvolvedObject, Metadata, Node
+from sandboxpool.api.times import timestamp
+from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.cache import VIEW_REVIEW_CHANGES, Cluster, NodeIndex, SandboxEvents
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.breaker import Breakers, Strike
+from sandboxpool.runtimes.evidence import EvidenceBook, Isolation
+from sandboxpool.runtimes.nodes import facts_of
+from sandboxpool.runtimes.placement import Placement, placement_of
+from support.builders import (
+    NOW,
+    OWN_BOOT_ID,
+    evidence,
+    facts,
+    node,
+    pod,
+    pool,
+    probed,
+    runtime,
+)
+
+NAMES = ["a", "b", "c"]
+HANDLERS = ["runsc", "kata"]
+PLACEMENTS = [Placement(), placement_of({"nodeSelector": {"zone": "a"}}, runtime())]
+VIEWS = [
+    (handler, placement, wanted)
+    for handler in HANDLERS
+    for placement in PLACEMENTS
+    for wanted in (False, True)
+]
+
+
+class Fleet:
+    """An index that is told of each change, and the same made anew from what is true now."""
+
+    def __init__(self) -> None:
+        self.breakers = Breakers(lambda: 0.5)
+        self.evidence = EvidenceBook()
+        self.index = NodeIndex(self.breakers, self.evidence)
+        self.nodes: dict[str, Node] = {}
+        self.now = NOW
+
+    def put(self, new: Node) -> None:
+        self.now += 10
+        name = new.metadata.name
+        if self.index.put(self.nodes.get(name), new):
+            self.breakers.observe_node(name, facts_of(new))
+            self.evidence.observe_node(name, facts_of(new))
+            self.index.reconsider(name)
+        self.nodes[name] = new
+
+    def remove(self, name: str) -> None:
+        old = self.nodes.pop(name, None)
+        if old is not None:
+            self.index.put(old, None)
+            self.breakers.observe_node(name, None)
+            self.evidence.observe_node(name, None)
+            self.index.reconsider(name)
+
+    def strike(self, name: str, handler: str) -> None:
+        self.now += 10
+        known = self.index.get(name)
+        if known is not None:
+            strike = Strike("", "", self.now, Reason.SHIM_MISSING, "no shim", proves=True)
+            self.breakers.strike(known, handler, strike, serving=3, now=self.now)
+            self.index.reconsider(name)
+
+    def succeed(self, name: str, handler: str) -> None:
+        self.now += 10
+        known = self.index.get(name)
+        if known is not None:
+            self.breakers.succeed(known, handler, made_at=self.now, template="", now=self.now)
+            self.index.reconsider(name)
+
+    def learn(self, name: str, handler: str, isolation: Isolation) -> None:
+        known = self.index.get(name)
+        if known is not None:
+            self.evidence.put(name, handler, evidence(isolation, known))
+            self.index.reconsider(name)
+
+    def forget(self, name: str, handler: str) -> None:
+        self.evidence.forget(name, handler)
+        self.index.reconsider(name)
+
+    def check(self, view: tuple[str, Placement, bool]) -> None:
+        fresh = NodeIndex(self.breakers, self.evidence)
+        for known in self.nodes.values():
+            fresh.put(None, known)
+        handler, placement, wanted = view
+        told = self.index.verdict(handler, placement, proof_wanted=wanted)
+        assert told == fresh.verdict(handler, placement, proof_wanted=wanted)
+
+
+a_name, a_handler = st.sampled_from(NAMES), st.sampled_from(HANDLERS)
+a_node = st.builds(
+    lambda name, **given: node(name, **given),
+    a_name,
+    handlers=st.sampled_from([None, [], ["runsc"], ["runsc", "kata"], ["kata"]]),
+    labels=st.sampled_from([{}, {"zone": "a"}, {"zone": "a", "kubernetes.io/hostname": "h"}]),
+    ready=st.sampled_from([True, True, False]),
+    unschedulable=st.sampled_from([False, False, True]),
+    boot_id=st.sampled_from(["boot-1", "boot-1", "boot-2"]),
+    container_runtime=st.sampled_from(["containerd://2.1.9", "containerd://2.2.0"]),
+    joined=st.sampled_from([1000.0, 2000.0]),
+)
+a_change = st.one_of(
+    st.tuples(st.just("put"), a_node),
+    st.tuples(st.just("put"), a_node),
+    st.tuples(st.just("remove"), a_name),
+    st.tuples(st.just("strike"), a_name, a_handler),
+    st.tuples(st.just("succeed"), a_name, a_handler),
+    st.tuples(st.just("learn"), a_name, a_handler, st.sampled_from(Isolation)),
+    st.tuples(st.just("forget"), a_name, a_handler),
+    st.tuples(st.just("check"), st.sampled_from(VIEWS)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(a_change, max_size=25))
+def test_a_verdict_that_is_kept_is_the_one_that_would_be_made_anew(
+    changes: list[tuple[Any, ...]],
+) -> None:
+    fleet = Fleet()
+    for name in NAMES:
+        fleet.put(node(name))
+    for view in VIEWS[::3]:
+        # Some views know of all that follows, the others begin later.
+        fleet.check(view)
+    for what, *about in changes:
+        getattr(fleet, what)(*about)
+    for view in VIEWS:
+        fleet.check(view)
+
+
+def test_what_says_nothing_new_leaves_the_verdict_as_it_is() -> None:
+    """Not only an equal one: it was not summed up again."""
+    fleet = Fleet()
+    fleet.put(node("a"))
+    verdict = fleet.index.verdict("runsc", Placement(), proof_wanted=True)
+    fleet.put(node("a", version=2))
+    fleet.learn("a", "runsc", Isolation.PROVEN)
+    fleet.strike("a", "kata")
+    fleet.index.reconsider("unknown")
+    assert fleet.index.verdict("runsc", Placement(), proof_wanted=True) is verdict
+    fleet.learn("a", "runsc", Isolation.NOT_PROVEN)
+    assert fleet.index.verdict("runsc", Placement(), proof_wanted=True).unproven == ("a",)
+
+
+def test_who_wants_no_proof_is_not_told_of_any() -> None:
+    fleet = Fleet()
+    fleet.put(node("a"))
+    fleet.learn("a", "runsc", Isolation.NOT_PROVEN)
+    assert fleet.index.verdict("runsc", Placement(), proof_wanted=False).serving == ("a",)
+
+
+def test_a_machine_under_an_old_name_starts_clean() -> None:
+    fleet = Fleet()
+    fleet.put(node("a"))
+    fleet.strike("a", "runsc")
+    fleet.learn("a", "runsc", Isolation.NOT_PROVEN)
+    told = fleet.index.verdict("runsc", Placement(), proof_wanted=True)
+    assert told.quarantined == ("a",)
+    fleet.put(node("a", uid="another", version=2))
+    told = fleet.index.verdict("runsc", Placement(), proof_wanted=True)
+    assert told.serving == ("a",)
+
+
+def test_views_that_nobody_reads_are_dropped() -> None:
+    """Each belongs to a placement, and placements go with their pools."""
+    fleet = Fleet()
+    fleet.put(node("a", ready=False))
+    left = placement_of({"nodeSelector": {"zone": "gone"}}, runtime())
+    fleet.index.verdict("runsc", left, proof_wanted=False)
+    for i in range(2 * VIEW_REVIEW_CHANGES):
+        fleet.index.verdict("runsc", Placement(), proof_wanted=False)
+        fleet.put(node("a", ready=bool(i % 2), version=i + 2))
+    assert set(fleet.index._views) == {("runsc", Placement(), False)}
+    fleet.check(("runsc", left, False))
+
+
+# --- The ground of a pod -------------------------------------------------------------------------
+
+NODES_BOOT_ID = facts().boot_id
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    cluster = Cluster()
+    cluster.nodes.put(None, node())
+    return cluster
+
+
+@pytest.mark.parametrize(
+    ("proof", "of_node", "read", "isolation"),
+    [
+        ("Off", Isolation.NOT_PROVEN, NODES_BOOT_ID, None),
+        ("PerNode", None, OWN_BOOT_ID, None),
+        ("PerNode", Isolation.PROVEN, NODES_BOOT_ID, Isolation.PROVEN),
+        ("PerNode", Isolation.NOT_PROVEN, None, Isolation.NOT_PROVEN),
+        ("PerSandbox", None, None, None),
+        ("PerSandbox", Isolation.PROVEN, None, None),
+        ("PerSandbox", None, OWN_BOOT_ID, Isolation.PROVEN),
+        ("PerSandbox", Isolation.PROVEN, NODES_BOOT_ID, Isolation.NOT_PROVEN),
+        ("PerSandbox", Isolation.PROVEN, "no boot id", Isolation.UNAVAILABLE),
+        # One that does not isolate there speaks against all.
+        ("PerSandbox", Isolation.NOT_PROVEN, OWN_BOOT_ID, Isolation.NOT_PROVEN),
+    ],
+)
+def test_a_pod_has_the_evidence_that_its_pool_wants(
+    cluster: Cluster,
+    proof: str,
+    of_node: Isolation | None,
+    read: str | None,
+    isolation: Isolation | None,
+) -> None:
+    if of_node is not None:
+        cluster.evidence.put("node-1", "runsc", evidence(of_node))
+    told = [probed(read)] if read is not None else []
+    ground = cluster.ground(pod(initContainerStatuses=told), IsolationProof(proof))
+    assert ground.isolation is isolation
+    assert ground.proof_wanted == (proof != "Off")
+    assert bool(ground.evidence) == (isolation is not None)
+
+
+def test_evidence_of_another_handler_or_of_former_software_is_none(cluster: Cluster) -> None:
+    cluster.evidence.put("node-1", "kata", evidence())
+    assert cluster.ground(pod(), IsolationProof.PER_NODE).isolation is None
+    cluster.evidence.put("node-1", "runsc", evidence())
+    assert cluster.ground(pod(), IsolationProof.PER_NODE).proven
+    cluster.nodes.put(node(), node(container_runtime="containerd://2.2.0", version=2))
+    assert cluster.ground(pod(), IsolationProof.PER_NODE).isolation is None
+
+
+def test_a_pod_without_a_node_stands_on_nothing(cluster: Cluster) -> None:
+    for it in (pod(node=""), pod(node="unseen", initContainerStatuses=[probed()])):
+        ground = cluster.ground(it, IsolationProof.PER_SANDBOX)
+        assert (ground.node, ground.firm, ground.isolation) == (None, False, None)
+
+
+def test_a_pod_is_quarantined_by_the_handler_that_it_was_made_with(cluster: Cluster) -> None:
+    strike = Strike("", "", NOW, Reason.SHIM_MISSING, "no shim", proves=True)
+    known = cluster.nodes.get("node-1")
+    assert known is not None
+    assert cluster.breakers.strike(known, "runsc", strike, serving=1, now=NOW)
+    assert cluster.ground(pod(), IsolationProof.OFF).quarantined
+    assert not cluster.ground(pod(handler="kata"), IsolationProof.OFF).quarantined
+
+
+def test_a_pool_is_judged_by_its_class_its_template_and_the_proof_it_wants(
+    cluster: Cluster,
+) -> None:
+    cluster.evidence.put("node-1", "runsc", evidence(Isolation.NOT_PROVEN))
+    told = {
+        proof: cluster.verdict(pool(isolationProof=proof), runtime())
+        for proof in ("Off", "PerNode", "PerSandbox")
+    }
+    assert told["Off"].serving == ("node-1",)
+    assert told["PerNode"].unproven == told["PerSandbox"].unproven == ("node-1",)
+    elsewhere = runtime(selector={"zone": "b"})
+    assert cluster.verdict(pool(), elsewhere).eligible == 0
+    kata = runtime("kata", "kata")
+    assert cluster.verdict(pool(), kata).not_serving == ("node-1",)
+
+
+# --- What kubelets say ---------------------------------------------------------------------------
+
+
+def said(message: str, at: float | None, *, pod_uid: str = "pod", made: float = 0.0) -> Event:
+    meta = Metadata(name="e", uid="e", resourceVersion="1", creationTimestamp=timestamp(made))
+    last = None if at is None else timestamp(at)
+    return Event(meta, InvolvedObject(uid=pod_uid), message=message, lastTimestamp=last)
+
+
+def test_the_last_word_about_each_pod_is_kept_with_its_time() -> None:
+    events = SandboxEvents()
+    assert events.put(said("first", NOW))
+    assert events.put(said("of another", NOW, pod_uid="other"))
+    assert not events.put(said("second", NOW + 5))
+    kept = events.get("pod")
+    assert kept is not None
+    assert (kept.message, kept.at) == ("second", NOW + 5)
+    assert events.message("other") == "of another"
+
+
+def test_a_list_in_any_order_leaves_the_newest_word() -> None:
+    """containerd 2 makes an event of each attempt, and a list has them in the order of names."""
+    events = SandboxEvents()
+    for at in (NOW + 5, NOW + 20, NOW + 10):
+        events.put(said(f"at {at - NOW:.0f}", at))
+    assert events.message("pod") == "at 20"
+
+
+def test_an_event_without_a_last_time_counts_from_its_making() -> None:
+    events = SandboxEvents()
+    events.put(said("only", None, made=NOW))
+    kept = events.get("pod")
+    assert kept is not None
+    assert kept.at == NOW
+
+
+def test_what_was_said_of_a_pod_that_is_gone_is_forgotten() -> None:
+    events = SandboxEvents()
+    events.put(said("text", NOW))
+    events.forget("pod")
+    events.forget("never heard of")
+    assert events.message("pod") is None
+    assert events.put(said("again", NOW)), "the first about it, as far as anybody knows"

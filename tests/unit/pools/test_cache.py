@@ -52,9 +52,9 @@ class Fleet:
         self.now += 10
         name = new.metadata.name
         if self.index.put(self.nodes.get(name), new):
-            self.breakers.observe_node(name, facts_of(new))
             self.evidence.observe_node(name, facts_of(new))
-            self.index.reconsider(name)
+            if self.breakers.observe_node(name, facts_of(new)):
+                self.index.reconsider(name)
         self.nodes[name] = new
 
     def remove(self, name: str) -> None:
@@ -63,7 +63,6 @@ class Fleet:
             self.index.put(old, None)
             self.breakers.observe_node(name, None)
             self.evidence.observe_node(name, None)
-            self.index.reconsider(name)
 
     def strike(self, name: str, handler: str) -> None:
         self.now += 10
@@ -148,9 +147,11 @@ def test_what_says_nothing_new_leaves_the_verdict_as_it_is() -> None:
     fleet.put(node("a", version=2))
     fleet.learn("a", "runsc", Isolation.PROVEN)
     fleet.strike("a", "kata")
-    fleet.index.reconsider("unknown")
+    assert not fleet.index.reconsider("a")
+    assert not fleet.index.reconsider("unknown")
     assert fleet.index.verdict("runsc", Placement(), proof_wanted=True) is verdict
-    fleet.learn("a", "runsc", Isolation.NOT_PROVEN)
+    fleet.evidence.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
+    assert fleet.index.reconsider("a")
     assert fleet.index.verdict("runsc", Placement(), proof_wanted=True).unproven == ("a",)
 
 

@@ -224,7 +224,7 @@ PROVEN = member("proven", W, isolation=Isolation.PROVEN, proof_wanted=True)
             id="a node is refuted, though nothing of the pool is on it",
         ),
         pytest.param(
-            [member("claimed", State.CLAIMED, proof_wanted=True)],
+            [member("claimed", State.CLAIMED, proof_wanted=True, isolation=Isolation.NOT_PROVEN)],
             {},
             "Unknown",
             "EvidencePending",

@@ -85,8 +85,9 @@ class Health:
             KubeError: it could not be read.
         """
         for name, record in (await self._records.load()).items():
-            self._cluster.breakers.load(name, record.get("breakers") or {})
-            self._cluster.evidence.load(name, record.get("evidence") or {})
+            breakers, evidence = record.get("breakers"), record.get("evidence")
+            self._cluster.breakers.load(name, breakers if isinstance(breakers, dict) else {})
+            self._cluster.evidence.load(name, evidence if isinstance(evidence, dict) else {})
             self._loaded.add(name)
         for (name, handler), breaker in self._cluster.breakers.open():
             # What is kept out stands, whenever it was last tried.
@@ -129,10 +130,15 @@ class Health:
             own = judge_sandbox(pod, node, now)
             if own is not None and own.isolation is not Isolation.UNAVAILABLE:
                 self._learn(node, handler, own)
+        event = self._cluster.events.get(pod.metadata.uid)
         if _works(pod):
+            # Whatever was said of its sandbox was said before there was one.
+            event = None
             made_at = epoch(pod.metadata.creationTimestamp)
             self._succeeded(node, handler, made_at, _template_of(pod))
-        event = self._cluster.events.get(pod.metadata.uid)
+            if old is not None and not _works(old):
+                # One that has worked for long says nothing of what fails now.
+                self._clear_issues(node, handler)
         failure = diagnose(pod, event.message if event is not None else None)
         if failure is not None and failure.blames_runtime:
             ready = pod.condition("Ready")
@@ -166,6 +172,7 @@ class Health:
             return
         if result.started:
             self._succeeded(node, handler, result.made_at, template="")
+            self._clear_issues(node, handler)
         if result.evidence is not None:
             self._learn(node, handler, result.evidence)
         failure = result.failure
@@ -217,7 +224,11 @@ class Health:
             self._changed(node.name, handler)
             self._listener.released(node.name, handler)
             self._write_down(node.name)
-        if not breakers.is_open(node.name, handler):
+            self._clear_issues(node, handler)
+
+    def _clear_issues(self, node: NodeFacts, handler: str) -> None:
+        """The runtime works, unless its breaker says otherwise."""
+        if not self._cluster.breakers.is_open(node.name, handler):
             self._issues.clear(handler, node.name)
 
     def _learn(self, node: NodeFacts, handler: str, evidence: Evidence) -> None:

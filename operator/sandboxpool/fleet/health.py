@@ -85,8 +85,8 @@ class Health:
             KubeError: it could not be read.
         """
         for name, record in (await self._records.load()).items():
-            breakers, evidence = record.get("breakers"), record.get("evidence")
-            self._cluster.breakers.load(name, breakers if isinstance(breakers, dict) else {})
+            self._cluster.breakers.load(name, record.get("breakers") or {})
+            evidence = record.get("evidence")
             self._cluster.evidence.load(name, evidence if isinstance(evidence, dict) else {})
             self._loaded.add(name)
         for (name, handler), breaker in self._cluster.breakers.open():

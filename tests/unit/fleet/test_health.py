@@ -250,6 +250,7 @@ def test_a_failure_that_stands_on_the_pod_itself_counts_from_its_condition() -> 
     world = World()
     world.pod("timeless", **given)
     assert not world.is_open()
+    assert not len(world.issues)
     body = pod_body("dated", age=60.0, **given)
     for condition in body["status"]["conditions"]:
         condition["lastTransitionTime"] = timestamp(NOW - 5)
@@ -339,6 +340,25 @@ def test_an_issue_goes_when_a_sandbox_begins_to_work_and_not_because_an_old_one_
     assert world.rows() == [("SandboxCreateFailed", 1)]
     world.pod("young", version=2)
     assert world.rows() == []
+
+
+def test_an_issue_stands_while_its_node_is_quarantined() -> None:
+    world = World()
+    world.pod("before", ready=False)
+    world.now += 1
+    world.fails("pod-1", NO_SHIM)
+    world.pod("before", version=2)
+    assert world.is_open()
+    assert world.rows() == [("ShimMissing", 1)]
+
+
+def test_half_of_the_fleet_may_be_quarantined_without_proof() -> None:
+    names = ("a", "b", "c", "d")
+    world = World(nodes=names)
+    for name in names:
+        for i in range(STRIKES_TO_OPEN):
+            world.fails(f"{name}-{i}", node=name, revision=f"template-{i}")
+    assert [name for name in names if world.is_open(name)] == ["a", "b"]
 
 
 def test_a_scout_that_works_releases_the_node() -> None:
@@ -433,10 +453,11 @@ def test_evidence_is_about_the_software_of_its_day() -> None:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_machine_that_goes_takes_its_quarantine_and_its_issues_along(gone: bool) -> None:
-    world = World()
+    world = World(nodes=("node-1", "node-2"))
     world.fails("pod-1", NO_SHIM)
     world.fails("kata", NO_SHIM, handler="kata")
     world.listener.take()
+    world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
     if gone:
         world.remove("node-1")
     else:
@@ -448,6 +469,16 @@ def test_a_machine_that_goes_takes_its_quarantine_and_its_issues_along(gone: boo
     assert not world.is_open()
     assert world.rows() == []
     assert world.records.kept == {}
+    told = world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
+    assert told.serving == (("node-2",) if gone else ("node-1", "node-2"))
+
+
+def test_what_failed_on_a_node_that_is_gone_is_no_issue_any_more() -> None:
+    world = World()
+    world.fails("pod-1")
+    assert world.rows() == [("SandboxCreateFailed", 1)]
+    world.remove("node-1")
+    assert world.rows() == []
 
 
 def test_a_change_that_leaves_the_machine_leaves_its_quarantine() -> None:
@@ -653,6 +684,12 @@ def test_only_pools_that_could_use_it_want_evidence(
     if spoken_against:
         world.probe(Isolation.NOT_PROVEN)
     assert bool(wanted(world)) == wants
+
+
+def test_sandboxes_that_prove_themselves_want_no_probe_of_their_node() -> None:
+    world = World(pool(isolationProof="PerSandbox"))
+    world.pod("pod-1")
+    assert wanted(world) == []
 
 
 def test_while_nothing_changes_nobody_looks_again_for_what_lacks_evidence() -> None:

@@ -177,9 +177,13 @@ class Reactions:
         self._look_for_wishes()
 
     def granted(self, claim_uid: str) -> None:
-        """A waiting claim has been given a pod."""
-        if not self._wake_claim(claim_uid):
-            self.allocator.abandon(claim_uid)
+        """A waiting claim has been given a pod; one that is gone leaves it to the next."""
+        if self._wake_claim(claim_uid):
+            return
+        freed = self.allocator.abandon(claim_uid)
+        pod = self.cluster.pods.get(freed[1].uid) if freed is not None else None
+        if pod is not None:
+            self.offers.refresh([pod])
 
     # --- The runtimes' health --------------------------------------------------------------------
 

@@ -1,0 +1,171 @@
+"""What is known of one class, gathered from the caches and from what its pools say."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sandboxpool.api.v1alpha1 import SandboxRuntimeStatus
+from sandboxpool.cache import Cluster
+from sandboxpool.fleet.gather import FleetGatherer
+from sandboxpool.fleet.status import runtime_status
+from sandboxpool.pools.members import State
+from sandboxpool.pools.startup import WINDOW_SECONDS
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.issues import IssueBook
+from support.builders import NOW, evidence, facts, node, pool_body, runtime
+
+COUNTED = {"replicas": 9, "warm": 3, "starting": 2, "unproven": 1, "failed": 1, "claimed": 5}
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.cluster = Cluster()
+        self.cluster.classes["gvisor"] = runtime()
+        self.cluster.nodes.put(None, node("a"))
+        self.cluster.nodes.put(None, node("b", handlers=["runc"]))
+        self.pools = PoolStore(lambda old, new: None)
+        self.issues = IssueBook()
+        self.fleet = FleetGatherer(
+            cluster=self.cluster,
+            pools=self.pools,
+            issues=self.issues,
+            wall=lambda: NOW,
+            clock=lambda: self.clock,
+        )
+
+    def pool(self, name: str, **given: Any) -> None:
+        self.pools.observe(pool_body(name, uid=f"{name}-uid", **given))
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_the_nodes_are_judged_by_the_class_alone(world: World) -> None:
+    """What a template demands concerns its pool."""
+    world.pool("picky", template={"spec": {"nodeSelector": {"zone": "x"}}})
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert (given.verdict.serving, given.verdict.not_serving) == (("a",), ("b",))
+    world.cluster.classes["gvisor"] = runtime(selector={"zone": "x"})
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert given.verdict.eligible == 0
+
+
+@pytest.mark.parametrize(
+    ("proofs", "wanted"),
+    [((), False), (("Off",), False), (("Off", "PerNode"), True), (("PerSandbox",), True)],
+)
+def test_proof_is_wanted_if_any_pool_wants_it(
+    world: World, proofs: tuple[str, ...], wanted: bool
+) -> None:
+    world.cluster.evidence.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
+    for i, proof in enumerate(proofs):
+        world.pool(f"pool-{i}", isolationProof=proof)
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert given.proof_wanted == wanted
+    assert given.verdict.unproven == (("a",) if wanted else ())
+    assert [kind.isolation for kind in given.evidence] == [Isolation.NOT_PROVEN]
+
+
+def test_only_pools_that_name_the_class_are_its_pools(world: World) -> None:
+    world.pool("one", status={"warm": 1, "replicas": 1})
+    world.pool("two", status={"warm": 2, "replicas": 2})
+    world.pool("other", runtimeClassName="kata", status={"warm": 9, "replicas": 9})
+    world.pool("broken", replicas=-1, status={"warm": 9, "replicas": 9})
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert given.pools == ["default/one", "default/two"]
+    assert given.sandboxes[State.WARM] == 3
+
+
+def test_sandboxes_are_counted_as_their_pools_have_counted_them(world: World) -> None:
+    world.pool("pool", status=COUNTED | {"stopping": 4})
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert given.sandboxes == {
+        State.WARM: 3,
+        State.STARTING: 2,
+        State.UNPROVEN: 1,
+        State.FAILED: 1,
+        State.CLAIMED: 5,
+        State.STOPPING: 4,
+        # The rest of those that no claim has.
+        State.STRANDED: 2,
+    }
+
+
+def test_issues_and_evidence_are_those_of_its_handler(world: World) -> None:
+    world.issues.record("runsc", "a", Reason.SHIM_MISSING, "no shim", NOW)
+    world.issues.record("kata", "a", Reason.KVM_UNAVAILABLE, "no /dev/kvm", NOW)
+    world.cluster.evidence.put("a", "kata", evidence(node=facts("a")))
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert [row.reason for row in given.issues] == [Reason.SHIM_MISSING]
+    assert not given.evidence
+
+
+def test_a_missing_class_is_of_interest_while_a_pool_names_it(world: World) -> None:
+    world.pool("pool", runtimeClassName="gone", status=COUNTED)
+    given = world.fleet.gather("gone")
+    assert given is not None
+    assert (given.runtime, given.verdict.eligible, given.issues) == (None, 0, ())
+    assert given.sandboxes[State.CLAIMED] == 5
+    assert world.fleet.gather("nobody names it") is None
+
+
+def test_a_class_without_pools_is_shown_too(world: World) -> None:
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert (given.pools, given.startup, given.proof_wanted) == ([], None, False)
+
+
+def test_start_up_times_go_with_their_class_and_with_time(world: World) -> None:
+    world.fleet.measured("gvisor", "ready", 1.5)
+    world.fleet.measured("kata", "ready", 9.0)
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert given.startup is not None
+    assert given.startup["stages"]["ready"]["p50Seconds"] == 1.5
+    world.clock += WINDOW_SECONDS + 1
+    later = world.fleet.gather("gvisor")
+    assert later is not None
+    assert later.startup is None
+    world.fleet.measured("gvisor", "ready", 1.5)
+    former = world.cluster.classes.pop("gvisor")
+    assert world.fleet.gather("gvisor") is None
+    world.cluster.classes["gvisor"] = former
+    anew = world.fleet.gather("gvisor")
+    assert anew is not None
+    assert anew.startup is None, "one made again under the name is another"
+
+
+junk: st.SearchStrategy[Any] = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=3)
+    | st.lists(st.none())
+    | st.just({})
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(COUNTED)), junk) | junk)
+def test_a_damaged_status_of_a_pool_counts_for_nothing(status: Any) -> None:
+    world = World()
+    world.pool("damaged", status=status)
+    world.pool("well", status=COUNTED)
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert all(count >= 0 for count in given.sandboxes.values())
+    assert given.sandboxes[State.WARM] >= 3
+    SandboxRuntimeStatus.model_validate(runtime_status(given, {}))

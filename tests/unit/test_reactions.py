@@ -1,0 +1,519 @@
+"""Which change sets what in motion, and that most changes set nothing in motion."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from sandboxpool.api.core import Event, InvolvedObject, Metadata, Node, Pod
+from sandboxpool.api.times import timestamp
+from sandboxpool.cache import Cluster
+from sandboxpool.claims.allocator import Allocator
+from sandboxpool.claims.claim import Claim
+from sandboxpool.claims.offers import Offers
+from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.fleet.health import Health
+from sandboxpool.fleet.prober import Prober, ProbeResult
+from sandboxpool.fleet.records import NodeRecords
+from sandboxpool.kube.events import EventRecorder
+from sandboxpool.kube.workqueue import WorkQueue
+from sandboxpool.metrics import Metrics
+from sandboxpool.pools.reconcile import PoolReconciler
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.reactions import Queues, Reactions
+from sandboxpool.references import Reference
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.placement import Placement
+from sandboxpool.runtimes.store import RuntimeStore
+from support.builders import (
+    NOW,
+    claim,
+    evidence,
+    node,
+    pod,
+    pool_body,
+    probed,
+    runtime,
+    runtime_class,
+)
+
+NO_SHIM = 'binary not installed "containerd-shim-runsc-v1": file does not exist'
+
+
+class Queue:
+    """Keys in the order of their adding; nothing is worked on."""
+
+    def __init__(self) -> None:
+        self.keys: list[Any] = []
+
+    def add(self, key: Any) -> None:
+        self.keys.append(key)
+
+    def add_after(self, key: Any, seconds: float) -> None:
+        assert 0 < seconds < 1, "bursts are gathered for a moment, and no longer"
+        self.keys.append(key)
+
+    def close(self) -> None:
+        self.keys.append("closed")
+
+
+class Parts:
+    """Whatever is told what; the parts that decide and write."""
+
+    def __init__(self) -> None:
+        self.told: Counter[str] = Counter()
+        self.events: list[tuple[str, str, str, str]] = []
+
+    def observe_pod(self, pool_uid: str, _old: Pod | None, new: Pod | None) -> None:
+        self.told[f"{pool_uid}: {'gone' if new is None else 'pod'}"] += 1
+
+    def forget(self, pool_uid: str) -> None:
+        self.told[f"forget {pool_uid}"] += 1
+
+    def forget_pool(self, pool: Any) -> None:
+        self.told[f"no metrics of {pool.name}"] += 1
+
+    def seen(self, *_: Any) -> None:
+        self.told["claim seen"] += 1
+
+    def wake(self) -> None:
+        self.told["prober woken"] += 1
+
+    def breaker(self, handler: str, to: str) -> None:
+        self.told[f"breaker {handler} {to}"] += 1
+
+    def probed(self, handler: str, outcome: str) -> None:
+        self.told[f"probed {handler} {outcome}"] += 1
+
+    def warning(self, about: Reference, reason: str, message: str) -> None:
+        self.events.append(("Warning", about.name, reason, message))
+
+    def normal(self, about: Reference, reason: str, message: str) -> None:
+        self.events.append(("Normal", about.name, reason, message))
+
+
+class Records:
+    def put(self, name: str, record: Any) -> None: ...
+
+
+class World:
+    """Two pools of gVisor, one of Kata; a sandbox of each on a node of its own."""
+
+    def __init__(self, *, publishes: bool = True) -> None:
+        self.cluster = Cluster()
+        self.parts = parts = Parts()
+        self.claims: dict[tuple[str, str], Claim] = {}
+        self.pools = PoolStore(lambda old, new: self.reactions.pool(old, new))
+        self.classes = RuntimeStore(
+            self.cluster.classes, lambda name: self.reactions.runtime_class(name)
+        )
+        self.allocator = Allocator()
+        self.offers = Offers(
+            self.cluster,
+            self.pools,
+            self.allocator,
+            is_leaving=lambda pool, pod: False,
+            on_granted=lambda uid: self.reactions.granted(uid),
+        )
+        self.queues = {name: Queue() for name in ("pools", "claims", "runtimes", "nodes")}
+        if not publishes:
+            del self.queues["nodes"]
+        self.reactions = Reactions(
+            cluster=self.cluster,
+            pools=self.pools,
+            allocator=self.allocator,
+            offers=self.offers,
+            pool_reconciler=cast(PoolReconciler, parts),
+            claim_reconciler=cast(ClaimReconciler, parts),
+            claims=Values(self.claims),
+            health=lambda: self.health,
+            prober=cast(Prober, parts),
+            events=cast(EventRecorder, parts),
+            metrics=cast(Metrics, parts),
+            queues=Queues(
+                pools=cast(WorkQueue[tuple[str, str]], self.queues["pools"]),
+                claims=cast(WorkQueue[tuple[str, str]], self.queues["claims"]),
+                runtimes=cast(WorkQueue[str], self.queues["runtimes"]),
+                nodes=cast(WorkQueue[str] | None, self.queues.get("nodes")),
+            ),
+        )
+        self.health = Health(
+            cluster=self.cluster,
+            issues=IssueBook(),
+            records=cast(NodeRecords, Records()),
+            listener=self.reactions,
+            pools=self.pools,
+            wall=lambda: NOW,
+        )
+        self.pods: dict[str, Pod] = {}
+        self.nodes: dict[str, Node] = {}
+        self.classes.observe(runtime_class())
+        self.classes.observe(runtime_class("kata", "kata", uid="kata-uid"))
+        for name in ("a", "b"):
+            self.pools.observe(pool_body(name, uid=f"{name}-uid"))
+        self.pools.observe(pool_body("k", uid="k-uid", runtimeClassName="kata"))
+        for name in ("node-a", "node-b", "node-k", "empty"):
+            self.put_node(name)
+        self.put_pod("pod-a", pool_uid="a-uid", node="node-a")
+        self.put_pod("pod-b", pool_uid="b-uid", node="node-b")
+        self.put_pod("pod-k", pool_uid="k-uid", node="node-k", **KATA)
+        self.take()
+
+    def take(self) -> dict[str, list[str]]:
+        """What has been queued since the last time, sorted, each key once."""
+        found = {}
+        for name, queue in self.queues.items():
+            keys = {key if isinstance(key, str) else key[1] for key in queue.keys}
+            if keys:
+                found[name] = sorted(keys)
+            queue.keys.clear()
+        self.parts.told.clear()
+        return found
+
+    def put_node(self, name: str, **given: Any) -> None:
+        new = node(name, **{"handlers": ["runsc", "kata"], **given})
+        old = self.nodes.get(name)
+        self.nodes[name] = new
+        self.reactions.node(old, new)
+
+    def put_pod(self, name: str, **given: Any) -> None:
+        new = pod(name, **given)
+        old = self.pods.get(name)
+        self.pods[name] = new
+        self.reactions.pod(old, new)
+
+    def remove_pod(self, name: str) -> None:
+        self.reactions.pod(self.pods.pop(name), None)
+
+    def put_claim(self, name: str, **given: Any) -> None:
+        new = claim(name, **given)
+        old = self.claims.get(new.key)
+        self.claims[new.key] = new
+        self.reactions.claim(old, new)
+
+    def says(self, pod_uid: str, message: str = NO_SHIM) -> None:
+        meta = Metadata(name="e", uid="e", resourceVersion="1")
+        about = InvolvedObject(uid=pod_uid)
+        event = Event(meta, about, message=message, lastTimestamp=timestamp(NOW))
+        self.reactions.sandbox_event(None, event)
+
+    def free(self, pool_uid: str) -> int:
+        return self.allocator.free(pool_uid)
+
+
+class Values:
+    """The claims as they are when they are asked for."""
+
+    def __init__(self, claims: dict[tuple[str, str], Claim]) -> None:
+        self._claims = claims
+
+    def __iter__(self) -> Any:
+        return iter(self._claims.values())
+
+
+KATA: dict[str, Any] = {"class_name": "kata", "runtime_uid": "kata-uid", "handler": "kata"}
+ALL = ["a", "b", "k"]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+# --- Nodes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{}, {"handlers": ["kata", "runsc"]}], ids=["beat", "shuffle"])
+def test_a_heartbeat_sets_nothing_in_motion(world: World, given: Any) -> None:
+    world.put_node("node-a", version=2, **given)
+    assert world.take() == {}
+    assert not world.parts.told
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"handlers": ["kata"]},
+        {"ready": False},
+        {"unschedulable": True},
+        {"labels": {"zone": "a"}},
+        {"uid": "another machine"},
+        {"boot_id": "after a reboot"},
+        {"container_runtime": "containerd://2.2.0"},
+    ],
+    ids=str,
+)
+def test_what_matters_about_a_node_concerns_all_pools_and_classes(
+    world: World, given: dict[str, Any]
+) -> None:
+    world.put_claim("bound")
+    world.put_pod("claimed", pool_uid="a-uid", node="node-a", claim="bound")
+    world.put_claim("elsewhere")
+    world.put_pod("other", pool_uid="b-uid", node="node-b", claim="elsewhere")
+    world.take()
+    world.put_node("node-a", version=2, **given)
+    told = dict(world.parts.told)
+    assert told == {"prober woken": 1}
+    assert world.take() == {
+        "pools": ALL,
+        "runtimes": ["gvisor", "kata"],
+        "nodes": ["node-a"],
+        # Only those with a sandbox there: they may have to say something about it.
+        "claims": ["bound"],
+    }
+
+
+def test_what_is_on_a_node_is_offered_as_the_node_allows(world: World) -> None:
+    assert (world.free("a-uid"), world.free("b-uid")) == (1, 1)
+    world.put_node("node-a", version=2, unschedulable=True)
+    assert (world.free("a-uid"), world.free("b-uid")) == (0, 1)
+    world.put_node("node-a", version=3)
+    assert world.free("a-uid") == 1
+
+
+def test_a_node_that_goes_takes_its_offers_with_it(world: World) -> None:
+    world.reactions.node(world.nodes.pop("node-a"), None)
+    assert world.free("a-uid") == 0
+    assert world.take()["pools"] == ALL
+
+
+def test_a_node_that_comes_after_its_pods_is_told_of_them(world: World) -> None:
+    world.put_pod("early", pool_uid="a-uid", node="late", ready=False)
+    world.says("early-uid")
+    assert not world.cluster.breakers.is_open("late", "runsc")
+    world.put_node("late")
+    assert world.cluster.breakers.is_open("late", "runsc")
+
+
+def test_where_nothing_is_published_nodes_are_not_queued() -> None:
+    quiet = World(publishes=False)
+    quiet.put_node("node-a", version=2, ready=False)
+    assert quiet.take() == {"pools": ALL, "runtimes": ["gvisor", "kata"]}
+
+
+# --- Pods ----------------------------------------------------------------------------------------
+
+
+def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
+    world.put_pod("pod-a", pool_uid="a-uid", node="node-a", version=2, ready=False)
+    assert world.parts.told == {"a-uid: pod": 1}
+    assert world.take() == {"pools": ["a"]}
+    assert world.free("a-uid") == 0
+    world.put_claim("claim")
+    world.take()
+    world.put_pod("pod-a", pool_uid="a-uid", node="node-a", version=3, claim="claim")
+    assert world.take() == {"pools": ["a"], "claims": ["claim"]}
+    world.remove_pod("pod-a")
+    assert world.parts.told == {"a-uid: gone": 1}
+    assert world.take() == {"pools": ["a"], "claims": ["claim"]}
+
+
+def test_a_pod_that_is_gone_is_forgotten_everywhere(world: World) -> None:
+    world.says("pod-a-uid", "a word")
+    assert world.cluster.events.get("pod-a-uid") is not None
+    world.remove_pod("pod-a")
+    assert world.cluster.events.get("pod-a-uid") is None
+    assert world.cluster.pods.get("pod-a-uid") is None
+    assert world.free("a-uid") == 0
+
+
+def test_a_pod_that_changes_its_pool_is_gone_from_the_one_and_new_in_the_other(
+    world: World,
+) -> None:
+    world.put_pod("pod-a", pool_uid="b-uid", node="node-a", version=2)
+    assert world.parts.told == {"a-uid: gone": 1, "b-uid: pod": 1}
+    assert world.take() == {"pools": ["a", "b"]}
+
+
+def test_a_sandbox_that_speaks_for_its_node_speaks_for_those_of_its_handler(world: World) -> None:
+    for name, of_pool, runs in (("a", "a-uid", {}), ("k", "k-uid", KATA)):
+        given: dict[str, Any] = {"pool_uid": of_pool, "node": "empty", "ready": False, **runs}
+        world.put_pod(f"new-{name}", **given)
+        world.take()
+        read = [probed("empty-boot")]
+        world.put_pod(f"new-{name}", **given, version=2, initContainerStatuses=read)
+        taken = world.take()
+        assert taken["nodes"] == ["empty"]
+        assert taken["runtimes"] == (["gvisor"] if name == "a" else ["kata"])
+        assert taken["pools"] == [name], "no view wants proof yet, so no verdict has changed"
+        world.remove_pod(f"new-{name}")
+    assert [(kind, about, reason) for kind, about, reason, _ in world.parts.events] == [
+        ("Warning", "empty", "IsolationNotProven")
+    ] * 2
+
+
+# --- What kubelets say ---------------------------------------------------------------------------
+
+
+def test_a_kubelets_word_concerns_the_pool_of_its_pod_once(world: World) -> None:
+    world.put_pod("stuck", pool_uid="a-uid", node="empty", ready=False)
+    world.take()
+    world.says("stuck-uid", "something strange")
+    assert world.take() == {"pools": ["a"]}
+    world.says("stuck-uid", "something strange")
+    assert world.take() == {}
+    world.says("of a pod that is not ours")
+    world.reactions.sandbox_event(Event(Metadata(name="e", uid="e", resourceVersion="1")), None)
+    assert world.take() == {}
+
+
+def test_a_quarantine_concerns_the_handlers_pools_and_what_stands_on_the_node(
+    world: World,
+) -> None:
+    for handler in ("runsc", "kata"):
+        world.cluster.nodes.verdict(handler, Placement(), proof_wanted=False)
+    world.put_pod("stuck", pool_uid="a-uid", node="node-b", ready=False)
+    world.take()
+    world.says("stuck-uid")
+    assert world.parts.told == {"breaker runsc open": 1, "prober woken": 1}
+    assert world.take() == {"pools": ["a", "b"], "runtimes": ["gvisor"], "nodes": ["node-b"]}
+    assert (world.free("a-uid"), world.free("b-uid"), world.free("k-uid")) == (1, 0, 1)
+    ((kind, about, reason, message),) = world.parts.events
+    assert (kind, about, reason) == ("Warning", "node-b", "NodeQuarantined")
+    assert "runsc" in message
+    assert "ShimMissing" in message
+
+
+def test_a_release_is_told_as_widely_as_the_quarantine(world: World) -> None:
+    world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
+    world.put_pod("stuck", pool_uid="a-uid", node="node-b", ready=False)
+    world.says("stuck-uid")
+    world.take()
+    at = world.cluster.nodes.get("node-b")
+    result = ProbeResult(None, None, NOW + 5, started=True)
+    world.health._wall = lambda: NOW + 9
+    world.health.observe_probe("node-b", "runsc", runtime(), result)
+    assert at is not None
+    assert world.parts.told["breaker runsc closed"] == 1
+    assert world.parts.told["probed runsc Superseded"] == 1
+    assert world.take() == {"pools": ["a", "b"], "runtimes": ["gvisor"], "nodes": ["node-b"]}
+    assert world.free("b-uid") == 1
+    assert world.parts.events[-1][:3] == ("Normal", "node-b", "QuarantineLifted")
+
+
+def test_evidence_that_no_verdict_depends_on_concerns_only_who_is_on_the_node(
+    world: World,
+) -> None:
+    """In a fleet of thousands of nodes each is probed, and none of that is news to a pool."""
+    world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=True)
+    for name, pools in (("empty", []), ("node-b", ["b"])):
+        at = world.cluster.nodes.get(name)
+        result = ProbeResult(evidence(Isolation.PROVEN, at), None, NOW, started=True)
+        world.health.observe_probe(name, "runsc", runtime(), result)
+        assert world.take().get("pools", []) == pools
+
+
+# --- Pools ---------------------------------------------------------------------------------------
+
+
+def test_a_pools_status_concerns_itself_and_its_class(world: World) -> None:
+    world.put_claim("waiting", pool="a")
+    world.take()
+    world.pools.observe(pool_body("a", uid="a-uid", version=2, status={"warm": 1}))
+    assert not world.parts.told, "what we write ourselves offers nothing new"
+    assert world.take() == {"pools": ["a"], "runtimes": ["gvisor"]}
+
+
+def test_a_pools_new_spec_concerns_its_claims_and_both_its_classes(world: World) -> None:
+    world.put_claim("waiting", pool="a")
+    world.put_claim("of another", pool="b")
+    world.put_claim("finished", pool="a", status={"phase": "Failed"})
+    world.take()
+    body = pool_body("a", uid="a-uid", version=2, generation=2, runtimeClassName="kata")
+    world.pools.observe(body)
+    assert world.parts.told == {"prober woken": 1}
+    assert world.take() == {"pools": ["a"], "runtimes": ["gvisor", "kata"], "claims": ["waiting"]}
+    assert world.free("a-uid") == 0, "its sandboxes are of the former class"
+
+
+@pytest.mark.parametrize("how", ["deleted", "deleting", "remade"])
+def test_a_pool_that_goes_is_forgotten_and_its_claims_are_told(world: World, how: str) -> None:
+    world.put_claim("waiting", pool="a")
+    world.take()
+    match how:
+        case "deleted":
+            world.pools.observe(pool_body("a", uid="a-uid", version=2), deleted=True)
+        case "deleting":
+            world.pools.observe(pool_body("a", uid="a-uid", version=2, deleting=True))
+        case "remade":
+            world.pools.observe(pool_body("a", uid="new-uid", version=2))
+    gone = {"forget a-uid": 1, "no metrics of a": 1} if how != "deleting" else {}
+    assert world.parts.told == gone | {"prober woken": 1}
+    taken = world.take()
+    assert taken["claims"] == ["waiting"]
+    assert taken.get("pools", []) == ([] if how == "deleted" else ["a"])
+    assert world.free("a-uid") == 0
+
+
+# --- Classes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda classes: classes.observe(runtime_class(uid="remade", version=2)),
+        lambda classes: classes.observe(runtime_class(handler="kata", uid="x", version=2)),
+        lambda classes: classes.observe(runtime_class(version=2), deleted=True),
+        lambda classes: classes.replace([], "9"),
+    ],
+)
+def test_a_class_concerns_its_pools(world: World, change: Callable[[RuntimeStore], None]) -> None:
+    change(world.classes)
+    assert world.parts.told["prober woken"] >= 1
+    taken = world.take()
+    assert taken["pools"][:2] == ["a", "b"]
+    assert "gvisor" in taken["runtimes"]
+    assert taken["nodes"] == ["empty", "node-a", "node-b", "node-k"]
+    assert (world.free("a-uid"), world.free("b-uid")) == (0, 0)
+
+
+def test_a_class_that_comes_back_gives_the_sandboxes_back(world: World) -> None:
+    world.classes.observe(runtime_class(version=2), deleted=True)
+    world.take()
+    world.classes.observe(runtime_class(version=3))
+    assert world.take()["pools"] == ["a", "b"]
+    assert (world.free("a-uid"), world.free("b-uid"), world.free("k-uid")) == (1, 1, 1)
+
+
+def test_the_same_class_again_sets_nothing_in_motion(world: World) -> None:
+    world.classes.observe(runtime_class(version=5))
+    assert world.take() == {}
+
+
+# --- Claims --------------------------------------------------------------------------------------
+
+
+def test_a_claim_concerns_itself(world: World) -> None:
+    world.put_claim("claim")
+    assert world.take() == {"claims": ["claim"]}
+    world.reactions.claim(world.claims.pop(("default", "claim")), None)
+    assert world.take() == {}
+
+
+def test_a_sandbox_that_falls_to_a_waiting_claim_wakes_it(world: World) -> None:
+    world.put_claim("waiting", pool="a")
+    assert world.allocator.request("a-uid", "first") is not None
+    assert world.allocator.request("a-uid", "waiting-uid") is None
+    world.take()
+    world.put_pod("new", pool_uid="a-uid", node="node-a")
+    assert world.take() == {"pools": ["a"], "claims": ["waiting"]}
+
+
+def test_a_sandbox_that_falls_to_nobody_is_there_for_the_next(world: World) -> None:
+    """Nobody should wait who is not known; if one does, the sandbox must not be lost with him."""
+    assert world.allocator.request("a-uid", "first") is not None
+    assert world.allocator.request("a-uid", "unheard of") is None
+    world.put_claim("waiting", pool="a")
+    assert world.allocator.request("a-uid", "waiting-uid") is None
+    world.put_pod("new", pool_uid="a-uid", node="node-a")
+    assert "waiting" in world.take()["claims"]
+    candidate = world.allocator.request("a-uid", "waiting-uid")
+    assert candidate is not None
+    assert candidate.name == "new"
+
+
+def test_all_timers_end_together(world: World) -> None:
+    world.reactions.queues.close()
+    assert [queue.keys for queue in world.queues.values()] == [["closed"]] * 4

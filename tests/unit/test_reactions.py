@@ -287,6 +287,31 @@ def test_a_node_that_comes_after_its_pods_is_told_of_them(world: World) -> None:
     assert world.cluster.breakers.is_open("late", "runsc")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda world: world.put_node("node-a", version=2, container_runtime="containerd://2.2.0"),
+        lambda world: world.pools.observe(
+            pool_body("k", uid="k-uid", version=2, generation=2, isolationProof="PerNode")
+        ),
+        lambda world: world.classes.observe(runtime_class(handler="kata", uid="x", version=2)),
+    ],
+    ids=["node", "pool", "class"],
+)
+def test_what_may_lack_evidence_now_is_looked_for_again(
+    world: World, change: Callable[[World], None]
+) -> None:
+    body = pool_body("a", uid="a-uid", version=2, generation=2, isolationProof="PerNode")
+    world.pools.observe(body)
+    for name in world.nodes:
+        at = world.cluster.nodes.get(name)
+        result = ProbeResult(evidence(Isolation.PROVEN, at), None, NOW, started=True)
+        world.health.observe_probe(name, "runsc", runtime(), result)
+    assert not list(world.health.wishes())
+    change(world)
+    assert list(world.health.wishes())
+
+
 def test_where_nothing_is_published_nodes_are_not_queued() -> None:
     quiet = World(publishes=False)
     quiet.put_node("node-a", version=2, ready=False)

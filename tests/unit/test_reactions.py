@@ -292,7 +292,7 @@ def test_a_node_that_comes_after_its_pods_is_told_of_them(world: World) -> None:
     [
         lambda world: world.put_node("node-a", version=2, container_runtime="containerd://2.2.0"),
         lambda world: world.pools.observe(
-            pool_body("k", uid="k-uid", version=2, generation=2, isolationProof="PerNode")
+            pool_body("new", uid="new-uid", runtimeClassName="kata", isolationProof="PerNode")
         ),
         lambda world: world.classes.observe(runtime_class(handler="kata", uid="x", version=2)),
     ],

@@ -1,6 +1,7 @@
 """A claim's way through its two writes, and what becomes of it when they go wrong."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,13 +22,18 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.breaker import Strike
+from sandboxpool.runtimes.evidence import Isolation
 from support.builders import (
     NAMESPACE,
     NOW,
+    OWN_BOOT_ID,
     claim_body,
+    evidence,
     node,
     pod_body,
     pool_body,
+    probed,
     runtime,
 )
 from support.scriptedapi import BROKEN, CONFLICT, REFUSED, UNKNOWN, Call, ScriptedApi
@@ -545,6 +551,201 @@ async def test_a_claim_of_no_pool_waits_for_one() -> None:
     assert await world.reconcile() == 300
     assert world.condition() == ("False", "PoolNotFound")
     assert world.status()["phase"] == "Pending"
+
+
+# --- What a sandbox stands on --------------------------------------------------------------------
+
+
+def quarantine(world: World) -> None:
+    at = world.cluster.nodes.get("node-1")
+    assert at is not None
+    strike = Strike("", "", NOW, Reason.SHIM_MISSING, "no shim", proves=True)
+    assert world.cluster.breakers.strike(at, "runsc", strike, serving=1, now=NOW)
+
+
+def learn(world: World, isolation: Isolation, message: str = "seen") -> None:
+    world.cluster.evidence.put("node-1", "runsc", evidence(isolation, message=message))
+
+
+def remake_class(world: World) -> None:
+    world.cluster.classes["gvisor"] = runtime(uid="remade")
+
+
+def lose_class(world: World) -> None:
+    del world.cluster.classes["gvisor"]
+
+
+def pin_another(world: World) -> None:
+    world.pools.observe(pool_body(version=2, generation=2, expectedHandler="kata"))
+
+
+def change_the_pools_class(world: World) -> None:
+    world.cluster.classes["runc"] = runtime("runc", "runc", "runc-uid")
+    world.pools.observe(pool_body(version=2, generation=2, runtimeClassName="runc"))
+
+
+async def test_a_cold_pod_waits_for_the_proof_that_its_pool_wants() -> None:
+    world = World(isolationProof="PerNode")
+    world.put_claim(onEmpty="Create")
+    world.put_pod("cold", claim="claim", source="Cold", age=0)
+    for isolation in (None, Isolation.UNAVAILABLE):
+        if isolation is not None:
+            learn(world, isolation)
+        assert await world.reconcile() == 300
+        assert world.status() == {}
+    learn(world, Isolation.PROVEN, "a kernel of its own")
+    await world.reconcile()
+    assert world.status()["phase"] == "Bound"
+    assert world.status()["runtime"]["evidence"] == "a kernel of its own"
+
+
+@pytest.mark.parametrize("read", [OWN_BOOT_ID, "no boot id"])
+async def test_a_cold_pod_may_have_to_prove_itself(read: str) -> None:
+    world = World(isolationProof="PerSandbox")
+    learn(world, Isolation.PROVEN)
+    world.put_claim(onEmpty="Create")
+    world.put_pod("cold", claim="claim", source="Cold", age=0)
+    assert await world.reconcile() == 300
+    answer = [probed(read)]
+    world.put_pod("cold", claim="claim", source="Cold", age=0, initContainerStatuses=answer)
+    await world.reconcile()
+    assert (world.status().get("phase") == "Bound") == (read == OWN_BOOT_ID)
+
+
+async def test_without_proof_a_cold_pod_is_not_waited_for_for_ever() -> None:
+    world = World(isolationProof="PerNode")
+    world.put_claim(onEmpty="Create", bindTimeoutSeconds=30)
+    world.put_pod("cold", claim="claim", source="Cold", age=0)
+    again = await world.reconcile()
+    assert again == 30
+    world.now += again
+    await world.reconcile()
+    assert world.condition() == ("False", "BindTimeout")
+    assert world.pod("cold") is None
+
+
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize(
+    "happens",
+    [
+        quarantine,
+        lambda world: learn(world, Isolation.NOT_PROVEN),
+        remake_class,
+        change_the_pools_class,
+    ],
+    ids=["quarantine", "not isolating", "class remade", "pool of another class"],
+)
+async def test_a_cold_pod_that_should_not_be_the_claims_is_made_again(
+    happens: Callable[[World], None], ready: bool
+) -> None:
+    world = World(isolationProof="PerNode")
+    learn(world, Isolation.PROVEN)
+    world.put_claim(onEmpty="Create")
+    world.put_pod("cold", claim="claim", source="Cold", ready=ready, age=0)
+    happens(world)
+    again = await world.reconcile()
+    assert world.pod("cold") is None
+    assert world.status().get("phase") != "Bound"
+    assert again is not None
+    world.now += again
+    await world.reconcile()
+    assert world.cold.asked == ["pool/claim"]
+
+
+@pytest.mark.parametrize("happens", [lose_class, pin_another], ids=["class lost", "class pinned"])
+async def test_while_its_class_may_not_be_used_a_cold_pod_is_not_handed_out_either(
+    happens: Callable[[World], None],
+) -> None:
+    """It is kept: the class may come back as it was."""
+    world = World()
+    world.put_claim(onEmpty="Create")
+    world.put_pod("cold", claim="claim", source="Cold", age=0)
+    happens(world)
+    assert await world.reconcile() == 300
+    assert world.pod("cold") is not None
+    assert world.status() == {}
+    world.cluster.classes["gvisor"] = runtime()
+    world.pools.observe(pool_body(version=3, generation=3))
+    await world.reconcile()
+    assert world.status()["phase"] == "Bound"
+
+
+async def test_a_cold_pod_that_admission_gave_another_class_is_not_handed_out() -> None:
+    world = World()
+    world.put_claim(onEmpty="Create")
+    world.put_pod("cold", claim="claim", source="Cold", class_name="runc", age=0)
+    await world.reconcile()
+    assert world.status().get("phase") != "Bound"
+    assert world.pod("cold") is None
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        quarantine,
+        lambda world: learn(world, Isolation.NOT_PROVEN),
+        remake_class,
+        lose_class,
+        pin_another,
+        change_the_pools_class,
+    ],
+)
+async def test_what_has_become_doubtful_since_it_was_reserved_is_not_handed_out(
+    happens: Callable[[World], None],
+) -> None:
+    world = World(isolationProof="PerNode")
+    learn(world, Isolation.PROVEN)
+    world.put_pod("pod-1")
+    world.put_claim()
+    assert world.allocator.request("pool-uid", "claim-uid") is not None
+    happens(world)
+    await world.reconcile()
+    assert not world.api.sent("PATCH", "/pods/")
+    assert world.allocator.waiting("pool-uid") == 1
+
+
+async def test_what_was_known_at_the_binding_stays_on_the_claim() -> None:
+    world = World(isolationProof="PerNode")
+    learn(world, Isolation.PROVEN, "a kernel of its own")
+    world.put_pod("pod-1")
+    world.put_claim()
+    await world.reconcile()
+    assert world.status()["runtime"]["evidence"] == "a kernel of its own"
+    learn(world, Isolation.NOT_PROVEN, "the node's kernel")
+    world.pools.observe(pool_body(version=2, generation=2, isolationProof="Off"))
+    writes = len(world.api.writes)
+    for _ in range(2):
+        await world.reconcile()
+    assert world.status()["runtime"]["evidence"] == "a kernel of its own"
+    assert len(world.api.writes) == writes
+    world.put_pod("pod-1", claim="claim", ready=False, version=99)
+    await world.reconcile()
+    assert world.status()["runtime"]["evidence"] == "a kernel of its own"
+
+
+async def test_where_no_proof_is_wanted_none_is_claimed() -> None:
+    world = World()
+    learn(world, Isolation.PROVEN)
+    world.put_pod("pod-1")
+    world.put_claim()
+    await world.reconcile()
+    assert "evidence" not in world.status()["runtime"]
+
+
+async def test_a_claim_is_told_that_its_node_has_lost_the_handler_and_when_it_has_it_again() -> (
+    None
+):
+    world = World("pod-1")
+    world.put_claim()
+    await world.reconcile()
+    world.cluster.nodes.put(node(), node(handlers=["runc"], version=2))
+    await world.reconcile()
+    assert world.condition("Ready") == ("False", "HandlerRemoved")
+    assert world.condition("Bound")[0] == "True"
+    assert world.pod("pod-1") is not None, "what runs in it may be of worth"
+    world.cluster.nodes.put(node(version=2), node(version=3))
+    await world.reconcile()
+    assert world.condition("Ready") == ("True", "PodReady")
 
 
 # --- Bound, expired, lost, retired ---------------------------------------------------------------

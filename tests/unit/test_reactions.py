@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sandboxpool.api.core import Event, InvolvedObject, Metadata, Node, Pod
 from sandboxpool.api.times import timestamp
@@ -19,6 +21,8 @@ from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import Metrics
+from sandboxpool.pools.members import pool_uid_of
+from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.reactions import Queues, Reactions
@@ -542,3 +546,167 @@ def test_a_sandbox_that_falls_to_nobody_is_there_for_the_next(world: World) -> N
 def test_all_timers_end_together(world: World) -> None:
     world.reactions.queues.close()
     assert [queue.keys for queue in world.queues.values()] == [["closed"]] * 4
+
+
+# --- No fallback ---------------------------------------------------------------------------------
+
+CLASSES = {"gvisor": "runsc", "kata": "kata", "runc": "runc"}
+POOLS = ["a", "b", "k"]
+NODES = ["node-a", "node-b"]
+
+
+class Anything(World):
+    """Whatever may happen to classes, pools, nodes and sandboxes; each claim is told its pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = 100
+        self.reserved = 0
+
+    def next(self) -> int:
+        self.version += 1
+        return self.version
+
+    def a_class(self, name: str, life: str | None) -> None:
+        """It is deleted, or made again; in one of its lives it has another handler."""
+        version = self.next()
+        if life is None:
+            known = self.cluster.classes.get(name)
+            body = runtime_class(name, uid=known.uid if known else "", version=version)
+            self.classes.observe(body, deleted=True)
+        else:
+            handler = "runc" if life == "weaker" else CLASSES[name]
+            body = runtime_class(name, handler, uid=f"{name}-{life}", version=version)
+            self.classes.observe(body)
+
+    def a_pool(self, name: str, class_name: str, pin: str | None, proof: str) -> None:
+        version = self.next()
+        spec: dict[str, Any] = {"expectedHandler": pin} if pin else {}
+        spec |= {"runtimeClassName": class_name, "isolationProof": proof}
+        self.pools.observe(
+            pool_body(name, uid=f"{name}-uid", version=version, generation=version, **spec)
+        )
+
+    def a_pod(self, name: str, of_pool: str, on: str, made_as: str | None, ready: bool) -> None:
+        """Made of the pool's class of this moment, unless admission has given it another."""
+        owner = self.pools.by_uid(f"{of_pool}-uid")
+        assert owner is not None
+        assert owner.spec is not None
+        made_of = self.cluster.classes.get(owner.spec.runtime_class_name)
+        old = self.pods.get(name)
+        if old is None and made_of is not None:
+            self.put_pod(
+                name,
+                pool_uid=owner.uid,
+                node=on,
+                ready=ready,
+                class_name=made_as or made_of.class_name,
+                runtime_uid=made_of.uid,
+                handler=made_of.handler,
+                version=self.next(),
+            )
+        elif old is not None:
+            self.remove_pod(name)
+
+    def a_node(self, name: str, given: dict[str, Any]) -> None:
+        self.put_node(name, version=self.next(), **given)
+
+    def a_word(self, name: str) -> None:
+        self.says(f"{name}-uid")
+
+    def a_probe(self, name: str, handler: str, isolation: Isolation | None) -> None:
+        at = self.cluster.nodes.get(name)
+        found = evidence(isolation, at) if isolation is not None else None
+        self.health._wall = lambda: NOW + self.version
+        result = ProbeResult(found, None, NOW + self.version, started=True)
+        self.health.observe_probe(name, handler, runtime(), result)
+
+    def a_claim(self, of_pool: str) -> None:
+        self.reserved += 1
+        candidate = self.allocator.request(f"{of_pool}-uid", f"claim-{self.reserved}")
+        if candidate is not None:
+            given = self.cluster.pods.get(candidate.uid)
+            owner = self.pools.by_uid(f"{of_pool}-uid")
+            assert given is not None
+            assert owner is not None
+            self.check(given, owner)
+            self.allocator.settle(f"claim-{self.reserved}")
+
+    def check(self, given: Pod, owner: Pool) -> None:
+        """What the pool stands for at this very moment is what the pod was made of."""
+        assert owner.spec is not None
+        now = self.cluster.classes[owner.spec.runtime_class_name]
+        made_of = given.metadata.annotations
+        assert made_of["sandboxpool.io/runtime-class-uid"] == now.uid
+        assert made_of["sandboxpool.io/handler"] == now.handler
+        assert given.spec.runtimeClassName == now.class_name
+        assert owner.spec.expected_handler in (None, now.handler)
+        assert not self.cluster.breakers.is_open(given.spec.nodeName, now.handler)
+
+    def check_all(self) -> None:
+        for owner in self.pools:
+            may = {p.metadata.uid for p in self.pods.values() if self.may(p, owner)}
+            free = set(self.allocator._stocks[owner.uid].free) if self.free(owner.uid) else set()
+            assert free <= may
+            assert free == {
+                uid
+                for uid in may
+                if pool_uid_of(self.cluster.pods.get(uid)) == owner.uid  # type: ignore[arg-type]
+                and not self.allocator.is_held(uid)
+            }
+
+    def may(self, given: Pod, owner: Pool) -> bool:
+        may = self.offers.may_hand_out(given, owner)
+        if may:
+            self.check(given, owner)
+        return may
+
+
+a_class = st.sampled_from(sorted(CLASSES))
+happenings = st.one_of(
+    st.tuples(
+        st.just("a_class"),
+        a_class,
+        st.sampled_from([None, "first", "second", "weaker"]),
+    ),
+    st.tuples(
+        st.just("a_pool"),
+        st.sampled_from(POOLS),
+        a_class,
+        st.sampled_from([None, None, "runsc"]),
+        st.sampled_from(["Off", "PerNode"]),
+    ),
+    st.tuples(
+        st.just("a_pod"),
+        st.sampled_from([f"new-{i}" for i in range(5)]),
+        st.sampled_from(POOLS),
+        st.sampled_from(NODES),
+        st.sampled_from([None, None, None, "runc"]),
+        st.sampled_from([True, True, False]),
+    ),
+    st.tuples(
+        st.just("a_node"),
+        st.sampled_from(NODES),
+        st.sampled_from([{}, {"ready": False}, {"handlers": ["runc"]}, {"uid": "x"}]),
+    ),
+    st.tuples(st.just("a_word"), st.sampled_from([f"new-{i}" for i in range(5)])),
+    st.tuples(
+        st.just("a_probe"),
+        st.sampled_from(NODES),
+        st.sampled_from(sorted(CLASSES.values())),
+        st.sampled_from([None, *Isolation]),
+    ),
+    st.tuples(st.just("a_claim"), st.sampled_from(POOLS)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(happenings, max_size=30))
+def test_whatever_happens_nobody_is_given_a_sandbox_of_another_class(
+    changes: list[tuple[Any, ...]],
+) -> None:
+    """There is no second choice: where the pool's own class cannot be had, nothing is."""
+    world = Anything()
+    for what, *about in changes:
+        getattr(world, what)(*about)
+        world.check_all()

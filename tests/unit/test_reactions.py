@@ -663,6 +663,14 @@ class Anything(World):
 
 
 a_class = st.sampled_from(sorted(CLASSES))
+a_pod_comes_or_goes = st.tuples(
+    st.just("a_pod"),
+    st.sampled_from([f"new-{i}" for i in range(5)]),
+    st.sampled_from(POOLS),
+    st.sampled_from(NODES),
+    st.sampled_from([None, None, None, "runc"]),
+    st.sampled_from([True, True, False]),
+)
 happenings = st.one_of(
     st.tuples(
         st.just("a_class"),
@@ -676,18 +684,13 @@ happenings = st.one_of(
         st.sampled_from([None, None, "runsc"]),
         st.sampled_from(["Off", "PerNode"]),
     ),
-    st.tuples(
-        st.just("a_pod"),
-        st.sampled_from([f"new-{i}" for i in range(5)]),
-        st.sampled_from(POOLS),
-        st.sampled_from(NODES),
-        st.sampled_from([None, None, None, "runc"]),
-        st.sampled_from([True, True, False]),
-    ),
+    a_pod_comes_or_goes,
+    a_pod_comes_or_goes,
+    a_pod_comes_or_goes,
     st.tuples(
         st.just("a_node"),
         st.sampled_from(NODES),
-        st.sampled_from([{}, {"ready": False}, {"handlers": ["runc"]}, {"uid": "x"}]),
+        st.sampled_from([{}, {}, {"ready": False}, {"handlers": ["runc"]}, {"uid": "x"}]),
     ),
     st.tuples(st.just("a_word"), st.sampled_from([f"new-{i}" for i in range(5)])),
     st.tuples(

@@ -681,7 +681,7 @@ happenings = st.one_of(
         st.just("a_pool"),
         st.sampled_from(POOLS),
         a_class,
-        st.sampled_from([None, None, "runsc"]),
+        st.sampled_from([None, "runsc", "runc"]),
         st.sampled_from(["Off", "PerNode"]),
     ),
     a_pod_comes_or_goes,

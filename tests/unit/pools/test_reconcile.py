@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,14 @@ from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.errors import KubeError
 from sandboxpool.kube.events import EventRecorder
+from sandboxpool.pools.decide import INSTALL_GRACE_SECONDS
 from sandboxpool.pools.expectations import DEADLINE_SECONDS
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, pod_name
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.breaker import Strike
 from sandboxpool.runtimes.probe import ProbeImage
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, ScriptedApi
@@ -50,6 +53,7 @@ class World:
         self.pools = PoolStore(lambda old, new: None)
         self.allocator = Allocator()
         self.observer = Observer()
+        self.given_up: list[str] = []
         self.watching = True
         self.echo: Callable[[Any], Any] = lambda status: status
         self.api = ScriptedApi(self.wall, self._changed)
@@ -69,7 +73,7 @@ class World:
             offers=self.offers,
             events=self.events,
             observer=self.observer,
-            on_start_timeout=lambda pod: None,
+            on_start_timeout=self.given_up.append,
             probe=ProbeImage("registry.example/probe:1"),
             on_startup_sample=lambda pool, stage, seconds: None,
             wall=self.wall,
@@ -392,6 +396,108 @@ async def test_a_recreated_class_is_announced_with_both_handlers() -> None:
     (changed,) = [text for reason, text in messages if reason == "RuntimeChanged"]
     assert "'runsc'" in changed
     assert "'kata'" in changed
+
+
+# --- Doubtful nodes ------------------------------------------------------------------------------
+
+
+def quarantine(world: World, name: str = "node-1") -> None:
+    at = world.cluster.nodes.get(name)
+    assert at is not None
+    now = world.wall()
+    strike = Strike("", "", now, Reason.SHIM_MISSING, "no shim binary", proves=True)
+    assert world.cluster.breakers.strike(at, "runsc", strike, serving=2, now=now)
+    world.cluster.nodes.reconsider(name)
+
+
+async def test_a_quarantined_node_is_left_within_the_budget_and_named() -> None:
+    world = World("pod-1", "pod-2", replicas=2)
+    world.cluster.nodes.put(None, node("node-2"))
+    await world.reconcile()
+    await asyncio.sleep(2)
+    quarantine(world)
+    await world.reconcile()
+    assert [c.path.rpartition("/")[2] for c in world.api.sent("DELETE")] == ["pod-1"]
+    made = [c.body for c in world.api.sent("POST", "/pods")]
+    assert len(made) == 2
+    terms = made[0]["spec"]["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]["nodeSelectorTerms"]
+    assert terms[0]["matchExpressions"][0]["values"] == ["node-1"]
+    assert world.condition("NodesServing") == ("True", "NodeQuarantined")
+    ((issue),) = world.status["runtime"]["issues"]
+    assert (issue["reason"], issue["nodes"], issue["message"]) == (
+        "ShimMissing",
+        ["node-1"],
+        "no shim binary",
+    )
+    assert world.status["runtime"]["nodes"]["quarantined"] == 1
+    assert world.observer.failures == []
+
+
+async def test_where_all_nodes_are_quarantined_what_is_there_stays_and_one_waits() -> None:
+    world = World("pod-1", "pod-2", replicas=2)
+    await world.reconcile()
+    await asyncio.sleep(2)
+    quarantine(world)
+    for _ in range(5):
+        await world.reconcile()
+        await asyncio.sleep(5)
+    assert not world.api.sent("DELETE")
+    assert world.posted == 1
+    assert world.condition("NodesServing") == ("False", "ShimMissing")
+    assert world.condition("Ready") == ("False", "ShimMissing")
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_the_health_of_nodes_hears_of_what_was_given_up_for_no_known_cause(
+    told: bool,
+) -> None:
+    world = World(startup={"timeoutSeconds": 30})
+    waiting = {"reason": "CrashLoopBackOff", "message": "back-off"}
+    statuses = [] if told else [{"name": "main", "state": {"waiting": waiting}}]
+    world.put_pod("late", ready=False, phase="Pending", age=60, containerStatuses=statuses)
+    await world.reconcile()
+    assert len(world.api.sent("DELETE")) == 1
+    assert world.given_up == (["late-uid"] if told else [])
+
+
+async def test_an_autoscaler_that_adds_wrong_nodes_is_asked_less_and_less() -> None:
+    """Each waiting sandbox is answered with a node that does not serve."""
+    world = World(replicas=3)
+    world.cluster.nodes.put(node(), None)
+    answered: set[str] = set()
+    withdrawn = []
+    end = world.wall() + 6 * 3600
+    while world.wall() < end:
+        sent = len(world.api.sent("DELETE"))
+        again = await world.reconcile()
+        if len(world.api.sent("DELETE")) > sent:
+            withdrawn.append(world.wall())
+        for path in world.pods:
+            if path not in answered:
+                answered.add(path)
+                name = f"bought-{len(answered)}"
+                await asyncio.sleep(60)
+                bought = node(name, handlers=["runc"], joined=world.wall())
+                world.cluster.nodes.put(None, bought)
+                body = world.api.objects[path]
+                bound = pod_body(
+                    path.rpartition("/")[2], node=name, ready=False, phase="Pending", version=9
+                )
+                bound["metadata"]["creationTimestamp"] = body["metadata"]["creationTimestamp"]
+                world.api.put(path, bound)
+                again = 0.1
+        assert again is not None, "nothing would wake the pool"
+        await asyncio.sleep(min(again, 600))
+    assert 3 <= len(answered) <= 6
+    assert world.condition("NodesServing") == ("False", "AutoscalerAddsWrongNodes")
+    pauses = [later - earlier for earlier, later in itertools.pairwise(withdrawn)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] >= 450 + INSTALL_GRACE_SECONDS
+    world.cluster.nodes.put(None, node("right", joined=world.wall()))
+    await world.reconcile()
+    assert len(world.pods) >= 1, "the delay ends at once"
 
 
 # --- Cold pods -----------------------------------------------------------------------------------

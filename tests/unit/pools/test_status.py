@@ -129,6 +129,42 @@ def test_counts() -> None:
     assert status["runtime"]["servingOfEligible"] == "2/2"
 
 
+def test_what_is_kept_out_is_counted_apart() -> None:
+    stock = [
+        *members(State.WARM, 2),
+        *members(State.UNPROVEN, 3),
+        member("moving", State.STRANDED, node=facts("q"), ready=True, quarantined=True),
+        member("former", State.WARM, runtime_uid="former"),
+    ]
+    verdict = Verdict(
+        serving=("a",),
+        not_serving=("b", "c"),
+        unknown=("d",),
+        quarantined=("q",),
+        unproven=("u", "v"),
+    )
+    status = computed(pool_input(stock, replicas=9, verdict=verdict))
+    assert [status[key] for key in ("replicas", "warm", "unproven")] == [7, 2, 3]
+    assert status["runtime"]["nodes"] == {
+        "eligible": 7,
+        "serving": 1,
+        "notServing": 2,
+        "unknown": 1,
+        "quarantined": 1,
+        "unproven": 2,
+    }
+    assert status["runtime"]["servingOfEligible"] == "1/7"
+    assert SandboxPoolStatus.model_validate(status).unproven == 3
+
+
+def test_a_class_shows_what_it_adds_to_each_sandbox() -> None:
+    heavy = resolve("gvisor", None, {"gvisor": runtime(overhead=[("memory", "130Mi")])})
+    status = computed(pool_input(members(State.WARM, 1), resolution=heavy))
+    assert status["runtime"]["overhead"] == {"memory": "130Mi"}
+    assert status["outdated"] == 1, "it was made without"
+    assert brief(status, "UpToDate") == ("False", "Rolling")
+
+
 def test_ready_stays_while_a_pool_refills() -> None:
     seen = set()
     for warm in (3, 2, 1, 2, 3):

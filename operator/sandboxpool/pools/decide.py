@@ -202,8 +202,10 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
         if wrong_nodes_join(member, given):
             text = "the nodes that joined while it waited do not serve its runtime"
             return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
-        stale = member.exclusion != given.exclusion
-        if stale and given.verdict.hopeful and age > STALE_EXCLUSION_SECONDS:
+        # Where no node is hopeful another pod would fare no better, and would seem to have been
+        # made after the nodes that joined for this one.
+        stale = member.exclusion != given.exclusion and given.verdict.hopeful
+        if stale and age > STALE_EXCLUSION_SECONDS:
             text = "the nodes that serve its runtime have changed"
             return Deletion(member, Reason.SANDBOX_REPLACED, text)
         return None
@@ -307,9 +309,9 @@ def _moved(given: PoolInput, left: tuple[Member, ...], target: int) -> list[Dele
     if _replaceable(given) and given.verdict.hopeful:
         ceiling = given.spec.max_sandboxes
         if ceiling is not None:
-            # Nothing can be made in place of what is of no use either and does not go.
-            useless = (State.CLAIMED, State.UNPROVEN, State.STRANDED)
-            held = sum(m.state in useless and not _doubtful(m) for m in left)
+            # What stays and cannot be handed out leaves no room to make others first.
+            staying = (State.CLAIMED, State.UNPROVEN, State.STRANDED)
+            held = sum(m.state in staying and not _doubtful(m) for m in left)
             floor = min(floor, ceiling - held)
         floor -= given.spec.update.max_unavailable
     warm = sum(m.state is State.WARM for m in left)

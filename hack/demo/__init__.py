@@ -1,4 +1,4 @@
-"""The demo: a local cluster, the operator installed by Helm, two pools and a claim, explained.
+"""The demo: a local cluster, the operator installed by Helm, pools and a claim, explained.
 
 Run ``make demo``, or ``python -m demo up`` with ``hack/`` on ``PYTHONPATH``. `terminal` shows
 commands and their output, `kube` asks the cluster and waits, `install` puts the operator into it

@@ -6,7 +6,7 @@ import shutil
 import time
 
 from demo import binding, install, terminal
-from demo.kube import condition, shown, until
+from demo.kube import Object, condition, shown, until
 from localcluster import images, kindcluster, paths, tools
 from localcluster.kindcluster import kubectl
 
@@ -36,6 +36,7 @@ def show() -> None:
     _claim()
     _kernel()
     _broken_runtime()
+    _pretender()
     _truth()
     _farewell(time.monotonic() - began)
 
@@ -55,7 +56,7 @@ def _runtimes() -> None:
         2,
         "What each node says of runtimes",
         "A RuntimeClass only names a handler, and the scheduler never asks which nodes have it. "
-        "The nodes themselves say what is configured; that is the operator's first evidence. Here "
+        "The nodes themselves say what is configured; that is where the operator begins. Here "
         "gVisor (runsc) is on two workers, and one lists a kata-qemu that has nothing behind it. "
         "The empty name is the default.",
     )
@@ -69,7 +70,8 @@ def _gvisor_pool() -> None:
         3,
         "A pool of gVisor sandboxes becomes Ready",
         "Sandboxes start only where the runtime is: the worker without runsc gets none, and the "
-        "condition NodesServing names it.",
+        "condition NodesServing names it. They are warm once a probe has shown, on each node, that "
+        "a sandbox there has a kernel of its own.",
     )
     _apply("gvisor-pool.yaml")
     pool = until(
@@ -81,7 +83,16 @@ def _gvisor_pool() -> None:
     )
     shown("get", "sandboxpool", "gvisor")
     shown("get", "pods", "-l", "sandboxpool.io/pool=gvisor", "-o", PODS)
-    terminal.output(f"\nNodesServing: {condition(pool, 'NodesServing')['message']}")
+    _say_why(pool, "NodesServing")
+    runtime = until(
+        "sandboxruntime",
+        "gvisor",
+        lambda found: condition(found, "IsolationProven").get("status") == "True",
+        seconds=POOL_SECONDS,
+        hope="runtime gvisor is proven",
+    )
+    shown("get", "sandboxruntime", "gvisor")
+    _say_why(runtime, "IsolationProven")
 
 
 def _claim() -> None:
@@ -127,26 +138,50 @@ def _broken_runtime() -> None:
     terminal.heading(
         6,
         "A runtime that is listed and does not work",
-        "Pool kata-qemu cannot become ready, and says precisely why and where. This shows that "
-        "handlers are checked; no Kata virtual machine runs here.",
+        "Pool kata-qemu cannot become ready, and says precisely why and where; the node is "
+        "quarantined for that handler, and probed now and then. This shows that runtimes are "
+        "diagnosed; no Kata virtual machine runs here.",
     )
     _apply("kata-qemu-pool.yaml")
     pool = until(
         "sandboxpool",
         "kata-qemu",
-        lambda found: condition(found, "Warm").get("reason") == "SandboxCreateFailed",
+        lambda found: condition(found, "Ready").get("reason") == "ShimMissing",
         seconds=POOL_SECONDS,
-        hope="pool kata-qemu says SandboxCreateFailed",
+        hope="pool kata-qemu says ShimMissing",
     )
-    for kind in ("Ready", "Warm"):
-        found = condition(pool, kind)
-        terminal.output(f"\n{kind}={found['status']} {found['reason']}")
-        terminal.say(found["message"])
+    _say_why(pool, "Ready")
+    until(
+        "sandboxruntime",
+        "kata-qemu",
+        lambda found: condition(found, "Healthy").get("reason") == "ShimMissing",
+        seconds=POOL_SECONDS,
+        hope="the runtime's table has it",
+    )
+    shown("get", "sandboxruntimes")
+
+
+def _pretender() -> None:
+    terminal.heading(
+        7,
+        "A runtime that only pretends",
+        "The class pretender stands for a handler that starts sandboxes well, but by runc: they "
+        "share the node's kernel. Its pool hands none out.",
+    )
+    _apply("pretender.yaml")
+    pool = until(
+        "sandboxpool",
+        "pretender",
+        lambda found: condition(found, "Ready").get("reason") == "IsolationNotProven",
+        seconds=POOL_SECONDS,
+        hope="pool pretender says IsolationNotProven",
+    )
+    _say_why(pool, "Ready")
 
 
 def _truth() -> None:
     terminal.heading(
-        7, "The whole truth in one table", "Runtime, handler, nodes that serve it, stock, cause."
+        8, "The whole truth in one table", "Runtimes and their nodes, stock, claims, causes."
     )
     until(
         "sandboxpool",
@@ -155,7 +190,13 @@ def _truth() -> None:
         seconds=POOL_SECONDS,
         hope="pool gvisor has refilled",
     )
-    shown("get", "sbp,sbc")
+    shown("get", "sbr,sbp,sbc")
+
+
+def _say_why(obj: Object, kind: str) -> None:
+    found = condition(obj, kind)
+    terminal.output(f"\n{kind}={found['status']} {found['reason']}")
+    terminal.say(found["message"])
 
 
 def _farewell(seconds: float) -> None:

@@ -232,7 +232,7 @@ def test_sandboxes_move_away_from_a_node_whose_shim_is_gone_and_come_back(
         message="all live pods are on the healthy node",
         timeout=30,
     )
-    assert before <= history.deleted()
+    eventually(lambda: before <= history.deleted(), message="the one there is gone", timeout=30)
     assert claim_pod(api)["status"]["nodeName"] == WITH_GVISOR
 
     nodes.restore_shims(WITH_BROKEN_KATA)

@@ -8,6 +8,7 @@ import pytest
 
 from fakekubelet import FakeNodes
 from localcluster.controlplane import ControlPlane
+from sandboxpool.api import names
 from support import Api, consistently, eventually, invariants, objects
 from support.faultproxy import FaultProxy
 from support.operator_process import Operator, StartOperator
@@ -31,15 +32,30 @@ def faulty(
 
 
 def quiet(api: Api, *, warm: int = 3, claimed: int = 0) -> None:
-    """Waits until all is done, and checks that nothing was lost, doubled or leaked."""
+    """Waits until all is done, and checks that nothing was lost, doubled or leaked.
+
+    What sets things in motion must have happened before: until then all is quiet, too.
+    """
+
+    def counted() -> tuple[int, int]:
+        labels = [pod["metadata"]["labels"] for pod in api.list("Pod")]
+        taken = sum(names.LABEL_CLAIM_UID in has for has in labels)
+        return len(labels) - taken, taken
+
     eventually(
-        lambda: len(api.list("Pod")) == warm + claimed,
+        counted,
+        until=lambda seen: seen == (warm, claimed),
         message=f"{warm} warm and {claimed} claimed pods, and no other",
         timeout=30,
     )
     pool_status(api, warm=warm, claimed=claimed, starting=0, stopping=0, timeout=30)
     invariants.check(api)
-    assert len(api.list("Pod")) == warm + claimed
+    assert counted() == (warm, claimed)
+
+
+def come_through(proxy: FaultProxy, pattern: str) -> None:
+    """Waits until a write that was held has been carried out."""
+    eventually(lambda: proxy.requests("PATCH", pattern), message="the write has come through")
 
 
 def test_a_claim_costs_exactly_two_writes_of_its_own(
@@ -69,6 +85,7 @@ def test_a_claim_deleted_before_its_pod_is_written_leaks_nothing(
     api.delete("SandboxClaim", "claim")
     eventually(lambda: api.find("SandboxClaim", "claim") is None, message="the claim is gone")
     held.release()
+    come_through(proxy, POD)
     quiet(api)
 
 
@@ -82,6 +99,7 @@ def test_a_claim_deleted_before_it_is_told_gives_its_pod_back_to_nobody(
     api.delete("SandboxClaim", "claim")
     eventually(lambda: api.find("SandboxClaim", "claim") is None, message="the claim is gone")
     held.release()
+    come_through(proxy, CLAIM_STATUS)
     quiet(api)
     assert taken["metadata"]["uid"] not in {p["metadata"]["uid"] for p in api.list("Pod")}
 
@@ -143,6 +161,7 @@ def test_a_lost_answer_to_a_create_does_not_double_the_pod(
 ) -> None:
     rule = getattr(proxy, fault)("POST", POD_CREATE)
     api.scale("SandboxPool", "pool", 4)
+    rule.wait_reached()
     quiet(api, warm=4)
     assert rule.hits == 1
 

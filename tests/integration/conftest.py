@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
-import yaml
 
 from fakekubelet import FakeNode, FakeNodes
 from localcluster.controlplane import ControlPlane
-from support import Api, ApiError, eventually, invariants, is_true, objects
+from support import Api, ApiError, invariants, objects
 from support.controllers import Controllers
+from support.crds import apply_crds
 from support.faultproxy import FaultProxy
 from support.operator_process import Operator, StartOperator
 
@@ -67,24 +66,6 @@ def control_plane() -> Iterator[ControlPlane]:
         with Api(plane.kubeconfig) as api:
             apply_crds(api)
         yield plane
-
-
-def apply_crds(api: Api) -> None:
-    """Creates the CRDs of the repository and waits until they are served."""
-    crds = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
-    for crd in crds:
-        api.create(crd)
-    for crd in crds:
-        name = crd["metadata"]["name"]
-        eventually(
-            partial(api.get, "CustomResourceDefinition", name),
-            until=partial(is_true, kind="Established"),
-            message=f"CRD {name} is established",
-        )
-    for crd in crds:
-        spec = crd["spec"]
-        path = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
-        eventually(partial(api.raw, "GET", path), message=f"{path} is served")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ surface.
 """
 
 import heapq
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass
 
 
@@ -63,15 +63,19 @@ class _Shelf:
 
 
 class _Stock:
-    """One pool: its free pods, its waiting claims, and how many sandboxes it has where."""
+    """One pool: its free pods, its waiting claims, and how many sandboxes it has where.
+
+    Claimed pods outlive their pool, and after a restart are seen without ever having seen it.
+    """
 
     def __init__(self) -> None:
         self.packed = False
-        self.forgotten = False
+        self.known = False
         self.free: dict[str, Candidate] = {}
         self.shelves = {True: _Shelf(), False: _Shelf()}
         self.waiting: OrderedDict[str, None] = OrderedDict()
-        self.held_on: defaultdict[str, int] = defaultdict(int)
+        # A Counter, which does not keep what it is only asked for.
+        self.held_on: Counter[str] = Counter()
 
     def rank(self, node: str) -> int:
         return -self.held_on[node] if self.packed else self.held_on[node]
@@ -135,6 +139,7 @@ class Allocator:
     def place(self, pool: str, *, packed: bool) -> None:
         """Set whether a pool's claims go to the node with the most or with the fewest."""
         stock = self._stock(pool)
+        stock.known = True
         if stock.packed != packed:
             stock.packed = packed
             stock.rebuild()
@@ -159,6 +164,7 @@ class Allocator:
         pool = self._pool_of_free.pop(pod, None)
         if pool is not None:
             self._stocks[pool].drop(pod)
+            self._clean_up(pool)
         return pod not in self._held
 
     def request(self, pool: str, claim: str) -> Candidate | None:
@@ -199,8 +205,7 @@ class Allocator:
             pool, node = held
             stock = self._stock(pool)
             stock.count(node, -1)
-            if stock.forgotten and not (stock.held_on or stock.free or stock.waiting):
-                del self._stocks[pool]
+            self._clean_up(pool)
 
     def settle(self, claim: str) -> None:
         """The reserved pod is the claim's now; it stays held until it ends."""
@@ -234,6 +239,7 @@ class Allocator:
         self._stock(pool).waiting.pop(claim, None)
         candidate = self._reserved.pop(claim, None)
         if candidate is None:
+            self._clean_up(pool)
             return None
         self.release(candidate.uid)
         return pool, candidate
@@ -253,11 +259,15 @@ class Allocator:
         stock.waiting.clear()
         for claim in waiting:
             self._pool_of_claim.pop(claim, None)
-        # Its claimed pods live on; the last one takes the stock with it.
-        stock.forgotten = True
-        if not stock.held_on:
-            del self._stocks[pool]
+        stock.known = stock.packed = False
+        self._clean_up(pool)
         return waiting
+
+    def _clean_up(self, pool: str) -> None:
+        """A pool may be gone, or never have been there: the last of what it had takes it along."""
+        stock = self._stocks.get(pool)
+        if stock and not (stock.known or stock.held_on or stock.free or stock.waiting):
+            del self._stocks[pool]
 
     def forgive(self) -> list[str]:
         """Give refused pods another chance, at the second call after their refusal.

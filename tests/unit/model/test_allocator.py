@@ -1,0 +1,238 @@
+"""The allocator against a model simple enough to be seen to be right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sandboxpool.claims.allocator import Allocator, Candidate
+
+POOLS = ["p", "q"]
+NODES = ["n1", "n2", "n3"]
+PODS = [f"pod-{i}" for i in range(8)]
+CLAIMS = [f"claim-{i}" for i in range(6)]
+
+
+@dataclass
+class PoolModel:
+    """One pool, as lists that are searched from end to end."""
+
+    known: bool = False
+    packed: bool = False
+    free: dict[str, Candidate] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+    reserved: dict[str, Candidate] = field(default_factory=dict)
+    # Held without a reservation: a claim's for good, by its node.
+    settled: dict[str, str] = field(default_factory=dict)
+
+    def held_on(self) -> Counter[str]:
+        return Counter([*(c.node for c in self.reserved.values()), *self.settled.values()])
+
+    def best(self) -> set[str]:
+        """The pods that may be given next: newest revision, then the node by placement."""
+        pods = list(self.free.values())
+        pods = [c for c in pods if c.current] or pods
+        sign = -1 if self.packed else 1
+        ranks = {c.uid: sign * self.held_on()[c.node] for c in pods}
+        return {uid for uid, rank in ranks.items() if rank == min(ranks.values())}
+
+
+class AllocatorMachine(RuleBasedStateMachine):
+    """Two pools, pods that come and go, claims that ask, win, lose and leave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real = Allocator()
+        self.pools = {name: PoolModel() for name in POOLS}
+        self.refused: dict[str, str] = {}
+        self.on_probation: set[str] = set()
+        self.pool_of: dict[str, str] = {}
+
+    # --- The model -------------------------------------------------------------------------------
+
+    def held(self) -> dict[str, str]:
+        """The pods that are a claim's, or about to be, and their pools."""
+        return {
+            uid: name
+            for name, pool in self.pools.items()
+            for uid in (*(c.uid for c in pool.reserved.values()), *pool.settled)
+        }
+
+    def reserve(self, pool: str, claim: str, found: Candidate) -> None:
+        assert found.uid not in self.held()
+        self.pools[pool].free.pop(found.uid, None)
+        self.pools[pool].reserved[claim] = found
+
+    def known_pool(self, claim: str) -> str | None:
+        """The pool that a claim waits for, or has something reserved of."""
+        return next((n for n, p in self.pools.items() if claim in (*p.waiting, *p.reserved)), None)
+
+    def reservations(self) -> list[tuple[str, str]]:
+        return [(name, claim) for name, pool in self.pools.items() for claim in pool.reserved]
+
+    # --- What happens ----------------------------------------------------------------------------
+
+    @rule(
+        pool=st.sampled_from(POOLS),
+        uid=st.sampled_from(PODS),
+        node=st.sampled_from(NODES),
+        version=st.integers(1, 3),
+        current=st.booleans(),
+    )
+    def offer(self, pool: str, uid: str, node: str, version: int, current: bool) -> None:
+        pool = self.pool_of.setdefault(uid, pool)
+        offered = Candidate(uid, "default", uid, str(version), node, current)
+        granted = self.real.offer(pool, offered)
+        if uid in self.held() or self.refused.get(uid) == offered.version:
+            assert granted is None
+            return
+        self.refused.pop(uid, None)
+        line = self.pools[pool].waiting
+        if line:
+            assert granted == line.pop(0)
+            self.reserve(pool, granted, offered)
+        else:
+            assert granted is None
+            self.pools[pool].free[uid] = offered
+
+    @rule(uid=st.sampled_from(PODS))
+    def withdraw(self, uid: str) -> None:
+        assert self.real.withdraw(uid) == (uid not in self.held())
+        for pool in self.pools.values():
+            pool.free.pop(uid, None)
+
+    @rule(uid=st.sampled_from(PODS), pool=st.sampled_from(POOLS), node=st.sampled_from(NODES))
+    def is_seen_to_be_a_claims(self, uid: str, pool: str, node: str) -> None:
+        pool = self.pool_of.setdefault(uid, pool)
+        self.real.hold(pool, uid, node)
+        if uid not in self.held():
+            self.pools[pool].free.pop(uid, None)
+            self.pools[pool].settled[uid] = node
+
+    @rule(pool=st.sampled_from(POOLS), claim=st.sampled_from(CLAIMS))
+    def request(self, pool: str, claim: str) -> None:
+        pool = self.known_pool(claim) or pool
+        model = self.pools[pool]
+        if claim in model.reserved:
+            assert self.real.request(pool, claim) == model.reserved[claim]
+            return
+        may_get = model.best() if claim not in model.waiting else set()
+        found = self.real.request(pool, claim)
+        assert (found is None) == (not may_get)
+        if found is not None:
+            assert found.uid in may_get
+            self.reserve(pool, claim, found)
+        elif claim not in model.waiting:
+            model.waiting.append(claim)
+
+    @precondition(lambda self: self.reservations())
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        pool, claim = data.draw(st.sampled_from(self.reservations()))
+        found = self.pools[pool].reserved.pop(claim)
+        self.pools[pool].settled[found.uid] = found.node
+        self.real.settle(claim)
+
+    @precondition(lambda self: self.reservations())
+    @rule(data=st.data())
+    def refuse(self, data: st.DataObject) -> None:
+        pool, claim = data.draw(st.sampled_from(self.reservations()))
+        model = self.pools[pool]
+        lost = model.reserved.pop(claim)
+        self.refused[lost.uid] = lost.version
+        may_get = model.best()
+        found = self.real.refuse(claim)
+        if found is None:
+            assert not may_get
+            model.waiting.insert(0, claim)
+        else:
+            assert found.uid in may_get
+            self.reserve(pool, claim, found)
+
+    @rule()
+    def forgive(self) -> None:
+        due = {uid for uid in self.refused if uid in self.on_probation}
+        assert set(self.real.forgive()) == due
+        for uid in due:
+            del self.refused[uid]
+        self.on_probation = set(self.refused)
+
+    @rule(claim=st.sampled_from(CLAIMS))
+    def abandon(self, claim: str) -> None:
+        pool = self.known_pool(claim)
+        freed = self.real.abandon(claim)
+        if pool is None:
+            assert freed is None
+            return
+        model = self.pools[pool]
+        found = model.reserved.pop(claim, None)
+        assert freed == (None if found is None else (pool, found))
+        if claim in model.waiting:
+            model.waiting.remove(claim)
+
+    @rule(uid=st.sampled_from(PODS))
+    def pod_ends(self, uid: str) -> None:
+        if any(c.uid == uid for pool in self.pools.values() for c in pool.reserved.values()):
+            return  # the claim finds out by its write, and refuses it
+        self.real.release(uid)
+        self.refused.pop(uid, None)
+        for pool in self.pools.values():
+            pool.free.pop(uid, None)
+            pool.settled.pop(uid, None)
+
+    @rule(pool=st.sampled_from(POOLS))
+    def forget_pool(self, pool: str) -> None:
+        model = self.pools[pool]
+        assert self.real.forget_pool(pool) == model.waiting
+        model.waiting.clear()
+        model.free.clear()
+        model.known = model.packed = False
+
+    @rule(pool=st.sampled_from(POOLS), packed=st.booleans())
+    def place(self, pool: str, packed: bool) -> None:
+        self.real.place(pool, packed=packed)
+        self.pools[pool].packed = packed
+        self.pools[pool].known = True
+
+    # --- What always holds -----------------------------------------------------------------------
+
+    @invariant()
+    def each_pod_is_at_most_one_claims(self) -> None:
+        pods = [found.uid for found in self.real._reserved.values()]
+        assert len(pods) == len(set(pods))
+        assert {uid for uid in PODS if self.real.is_held(uid)} == set(self.held())
+
+    @invariant()
+    def free_pods_and_waiting_claims_exclude_each_other(self) -> None:
+        for name, model in self.pools.items():
+            assert self.real.free(name) == len(model.free)
+            assert self.real.waiting(name) == len(model.waiting)
+            assert not (model.free and model.waiting)
+
+    @invariant()
+    def heaps_stay_bounded(self) -> None:
+        for stock in self.real._stocks.values():
+            for shelf in stock.shelves.values():
+                assert len(shelf.heap) <= 4 * len(shelf.nodes) + 65
+
+    def teardown(self) -> None:
+        """Whatever has happened: when all has ended, nothing is left of it."""
+        for name, model in self.pools.items():
+            if model.known:
+                self.real.forget_pool(name)
+        for claim in CLAIMS:
+            self.real.abandon(claim)
+        for uid in PODS:
+            self.real.release(uid)
+        self.real.forgive()
+        assert not any(vars(self.real).values()), vars(self.real)
+
+
+AllocatorMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None
+)
+TestAllocator = AllocatorMachine.TestCase

@@ -746,7 +746,7 @@ def test_a_runtime_is_listed_with_what_an_sre_reads_first(server: Server, runtim
         "Quarantined": 1,
         "Pools": 1,
         "Warm": 2,
-        "P50 Ready": 1,
+        "P50 Ready (s)": 1,
         "Working": "True",
         "Reason": "NodeQuarantined",
         "Evidence": "IsolationProven",

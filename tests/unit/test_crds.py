@@ -295,7 +295,7 @@ def test_an_sre_sees_at_once_how_a_runtime_stands() -> None:
         "Quarantined",
         "Pools",
         "Warm",
-        "P50 Ready",
+        "P50 Ready (s)",
         "Working",
         "Reason",
         "Evidence",

@@ -962,7 +962,7 @@ class SandboxRuntime(Model):
                 "Warm", ".status.sandboxes.warm", type="integer", description="Ready to be claimed"
             ),
             Column(
-                "P50 Ready",
+                "P50 Ready (s)",
                 ".status.startup.stages.ready.p50Seconds",
                 type="number",
                 description="Seconds within which half of the sandboxes are ready",

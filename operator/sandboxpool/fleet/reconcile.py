@@ -24,7 +24,7 @@ RUNTIMES_PATH = resource_path(names.API_VERSION, names.RUNTIMES)
 # The status of a class is written no more often than this,
 WRITE_INTERVAL_SECONDS = 1.0
 # and than this, if only that has changed which changes with every sandbox and every failure.
-RESTLESS_INTERVAL_SECONDS = 30.0
+RESTLESS_INTERVAL_SECONDS = 5.0
 # Time alone changes a status while issues and samples leave their windows.
 WINDOW_CHECK_SECONDS = 60.0
 

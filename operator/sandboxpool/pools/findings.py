@@ -137,8 +137,8 @@ def _no_node_serves(given: PoolInput, handler: str) -> Finding:
             type_,
             False,
             causes.pop() if len(causes) == 1 else Reason.ALL_NODES_QUARANTINED,
-            f"all {len(verdict.quarantined)} nodes that list the handler {handler!r} are "
-            f"quarantined, {_first_quarantine(given)}",
+            f"every eligible node that lists the handler {handler!r} is kept out: "
+            f"{_quarantined_too(given)}",
         )
     if verdict.unproven:
         return Finding(

@@ -63,14 +63,14 @@ def kept_out(*quarantines: tuple[str, Breaker], **verdict: Any) -> dict[str, Any
             kept_out(("a", NO_SHIM), ("b", NO_SHIM)),
             "False",
             "ShimMissing",
-            ["all 2 nodes", "'runsc'", "such as a: ShimMissing: no shim binary"],
+            ["kept out: 2 quarantined", "'runsc'", "such as a: ShimMissing: no shim binary"],
             id="all quarantined for one cause",
         ),
         pytest.param(
             kept_out(("a", NO_SHIM), ("b", NO_KVM), not_serving=("c",)),
             "False",
             "AllNodesQuarantined",
-            ["all 2 nodes", "such as a"],
+            ["kept out: 2 quarantined", "such as a"],
             id="all quarantined for several",
         ),
         pytest.param(

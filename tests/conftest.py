@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+pytest_plugins = ("support.fixtures",)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "integration: needs a kube-apiserver and etcd (built once)")

@@ -91,6 +91,16 @@ e2e: $(INSTALLED) ## End-to-end tests only: real kubelets and gVisor
 # --- Benchmarks ------------------------------------------------------------------------------
 
 NODES ?= 5000
+ROUNDS ?= 3
+PLOTS := $(VENV)/.plots
+
+$(PLOTS): $(INSTALLED) requirements/bench.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/bench.txt
+	@touch $@
+
+.PHONY: bench
+bench: $(PLOTS) ## Claims beside the floor; ROUNDS=1 is short. Writes docs/benchmarks.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.claims --rounds $(ROUNDS)
 
 .PHONY: bench-fleet
 bench-fleet: $(INSTALLED) ## What a fleet of NODES fake nodes costs; writes docs/benchmarks/fleet.md
@@ -112,6 +122,6 @@ lock: $(INSTALLED) ## Lock the dependencies anew, with hashes (after a change of
 	@lock() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --generate-hashes --no-annotate --no-header "$$@"; }; \
 	lock pyproject.toml -o requirements/runtime.txt; \
-	for group in build test lint; do \
+	for group in build test lint bench; do \
 	  lock --group $$group -c requirements/runtime.txt -o requirements/$$group.txt; \
 	done

@@ -13,6 +13,7 @@ from localcluster import builds, process
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = resource.getpagesize()
+CORES = os.cpu_count() or 1
 
 
 def describe() -> dict[str, str]:
@@ -22,7 +23,7 @@ def describe() -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": process.run(["git", "rev-parse", "--short", "HEAD"], timeout=10).strip(),
-        "machine": f"{os.cpu_count()} CPUs, {_model()}, {_memory_gib():.0f} GiB",
+        "machine": f"{CORES} CPUs, {_model()}, {_memory_gib():.0f} GiB",
         "kernel": platform.release(),
         "python": platform.python_version(),
         "kube-apiserver": _version(apiserver, "--version"),

@@ -58,12 +58,28 @@ CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
 
 
 class Operator:
-    """One operator process, connected to one cluster."""
+    """One operator process, connected to one cluster.
 
-    def __init__(self, settings: Settings, info: kopf.ConnectionInfo) -> None:
+    Args:
+        settings: how it runs.
+        info: where the API server is.
+        client: speaks to it; made from ``info`` unless given.
+        wall: seconds since the epoch.
+        clock: a monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        info: kopf.ConnectionInfo,
+        *,
+        client: ApiClient | None = None,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._metrics = Metrics()
-        self._client = ApiClient(
+        self._client = client or ApiClient(
             info, user_agent="sandboxpool-operator", observe=self._metrics.request
         )
         self._cluster = Cluster()
@@ -93,7 +109,7 @@ class Operator:
         probe = ProbeImage(
             settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets
         )
-        self._records = NodeRecords(self._client, settings.namespace, time.monotonic)
+        self._records = NodeRecords(self._client, settings.namespace, clock)
         self._pool_reconciler = PoolReconciler(
             client=self._client,
             cluster=self._cluster,
@@ -105,8 +121,8 @@ class Operator:
             on_startup_sample=self._on_startup_sample,
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
             probe=probe,
-            wall=time.time,
-            clock=time.monotonic,
+            wall=wall,
+            clock=clock,
         )
         self._claims = self._informer(
             names.API_VERSION, names.CLAIMS, Claim, lambda o, n: self._reactions.claim(o, n)
@@ -121,8 +137,8 @@ class Operator:
             cold=self._pool_reconciler,
             events=self._events,
             observer=self._metrics,
-            wall=time.time,
-            clock=time.monotonic,
+            wall=wall,
+            clock=clock,
         )
         self._prober = Prober(
             client=self._client,
@@ -133,7 +149,7 @@ class Operator:
             classes=self._cluster.classes.get,
             sandbox_event=self._cluster.events.message,
             on_result=lambda *result: self._health.observe_probe(*result),
-            wall=time.time,
+            wall=wall,
             seed=lambda: uuid.uuid4().hex,
         )
         self._reactions = Reactions(
@@ -156,20 +172,20 @@ class Operator:
             records=self._records,
             listener=self._reactions,
             pools=self._pools,
-            wall=time.time,
+            wall=wall,
         )
         self._fleet = FleetGatherer(
             cluster=self._cluster,
             pools=self._pools,
             issues=self._issues,
-            wall=time.time,
-            clock=time.monotonic,
+            wall=wall,
+            clock=clock,
         )
         self._runtime_reconciler = RuntimeReconciler(
             client=self._client,
             gather=self._fleet.gather,
             events=self._events,
-            clock=time.monotonic,
+            clock=clock,
         )
         self._pods = self._informer(
             "v1", "pods", Pod, self._reactions.pod, label_selector=names.LABEL_POOL_UID
@@ -187,7 +203,7 @@ class Operator:
             client=self._client,
             cluster=self._cluster,
             get=lambda name: self._nodes.get("", name),
-            wall=time.time,
+            wall=wall,
         )
         self._sandbox_events = self._informer(
             "v1",
@@ -212,7 +228,7 @@ class Operator:
         )
         self._listed = asyncio.Event()
         self._metrics.registry.register(
-            ClusterCollector(self._cluster, self._pools, self._allocator, self._offers, time.time)
+            ClusterCollector(self._cluster, self._pools, self._allocator, self._offers, wall)
         )
 
     def _informer(
@@ -351,6 +367,13 @@ class Operator:
             self._settings.host, self._settings.port, self._metrics.registry, self._not_synced
         )
         try:
+            await self.operate()
+        finally:
+            await server.cleanup()
+
+    async def operate(self) -> None:
+        """Do all but answer probes and scrapes."""
+        try:
             async with self._client, asyncio.TaskGroup() as parts:
                 await self._load_records()
                 feeding = [
@@ -368,7 +391,6 @@ class Operator:
                     task.cancel()
         finally:
             self._queues.close()
-            await server.cleanup()
 
     async def _kopf(self) -> None:
         registry = kopf.OperatorRegistry()

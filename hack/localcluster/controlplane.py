@@ -182,6 +182,19 @@ class ControlPlane:
         )
         self._await("kube-apiserver", self._apiserver, log, self._ready)
 
+    def pause_etcd(self) -> None:
+        """Freeze etcd: nothing is written or read any more, and all connections stay."""
+        self._signal_etcd(signal.SIGSTOP)
+
+    def resume_etcd(self) -> None:
+        """Let a frozen etcd go on."""
+        self._signal_etcd(signal.SIGCONT)
+
+    def _signal_etcd(self, number: signal.Signals) -> None:
+        if self._etcd is None:
+            raise RuntimeError("this control plane does not run")
+        self._etcd.send_signal(number)
+
     def kubeconfig_for(self, user: str) -> Path:
         """Write a kubeconfig for one of the users given at the start and return its path."""
         return self._write_kubeconfig(user, self._tokens[user])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 import subprocess
@@ -21,6 +22,8 @@ CONTROLLERS = ("garbage-collector-controller", "namespace-controller", "resource
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+# Their places in the order of the start.
+_MANAGER = 1
 
 
 @dataclass
@@ -75,6 +78,14 @@ class Controllers:
             process.terminate(child, grace=_STOP_SECONDS)
         self._children.clear()
         self._folder.cleanup()
+
+    def pause_manager(self) -> None:
+        """Freeze the controller manager, and with it the garbage collector."""
+        self._children[_MANAGER].send_signal(signal.SIGSTOP)
+
+    def resume_manager(self) -> None:
+        """Let a frozen controller manager go on."""
+        self._children[_MANAGER].send_signal(signal.SIGCONT)
 
     def log(self, name: str) -> Path:
         """The log file of one of the programs."""

@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import re
 import ssl
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,10 +69,13 @@ class Rule:
         hits: How many requests it has acted on.
     """
 
-    def __init__(self, method: str, pattern: str, times: int | None) -> None:
+    def __init__(
+        self, method: str, pattern: str, times: int | None, chance: Callable[[], bool] | None = None
+    ) -> None:
         self._method = method
         self._pattern = re.compile(pattern)
         self._left = times
+        self._chance = chance
         self.hits = 0
         self._hit = threading.Event()
 
@@ -80,6 +84,7 @@ class Rule:
             self._left != 0
             and self._method in {"*", method}
             and self._pattern.search(target) is not None
+            and (self._chance is None or self._chance())
         )
 
     def take(self) -> None:
@@ -136,12 +141,17 @@ class Hold(Rule):
 class Stall:
     """Watches of which nothing gets through for a while. What they said comes late, in order."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, only: Collection[int] | None) -> None:
         self._pattern = re.compile(pattern)
+        self._only = only
         self._released = threading.Event()
 
-    def matches(self, target: str) -> bool:
-        return not self._released.is_set() and self._pattern.search(target) is not None
+    def matches(self, watch: int, target: str) -> bool:
+        return (
+            not self._released.is_set()
+            and (self._only is None or watch in self._only)
+            and self._pattern.search(target) is not None
+        )
 
     def release(self) -> None:
         """Lets everything through again."""
@@ -149,17 +159,35 @@ class Stall:
 
 
 class _Lose(Rule):
-    def __init__(self, method: str, pattern: str, times: int | None, where: Where) -> None:
-        super().__init__(method, pattern, times)
+    def __init__(
+        self,
+        method: str,
+        pattern: str,
+        times: int | None,
+        where: Where,
+        chance: Callable[[], bool] | None,
+    ) -> None:
+        super().__init__(method, pattern, times, chance)
         self.where = where
 
 
 class _Refuse(Rule):
     def __init__(
-        self, method: str, pattern: str, times: int | None, answer: tuple[int, dict[str, str], str]
+        self,
+        method: str,
+        pattern: str,
+        times: int | None,
+        answer: tuple[int, dict[str, str], str],
+        chance: Callable[[], bool] | None,
     ) -> None:
-        super().__init__(method, pattern, times)
+        super().__init__(method, pattern, times, chance)
         self.status, self.headers, self.body = answer
+
+
+class _Delay(Rule):
+    def __init__(self, method: str, pattern: str, times: int | None, seconds: float) -> None:
+        super().__init__(method, pattern, times)
+        self.seconds = seconds
 
 
 class _CutError(Exception):
@@ -200,14 +228,17 @@ class FaultProxy:
         url: Where it listens: plain HTTP on loopback.
     """
 
-    def __init__(self, upstream: str, ca_file: Path | str | None = None) -> None:
+    def __init__(self, upstream: str, ca_file: Path | str | None = None, *, seed: int = 0) -> None:
         """Prepares a proxy.
 
         Args:
             upstream: URL of the API server.
             ca_file: CA that the server's certificate is checked with; None trusts the system's.
+            seed: Of the rules that act by chance.
         """
         self.url = ""
+        self._random = random.Random(seed)
+        self._page_size: int | None = None
         self._upstream = upstream.rstrip("/")
         self._tls = ssl.create_default_context(cafile=ca_file) if "https" in upstream else None
         self._thread = LoopThread("fault-proxy")
@@ -270,13 +301,20 @@ class FaultProxy:
         """
         return self._add(Hold(method, pattern, times, where))
 
-    def lose_response(self, method: str, pattern: str, times: int | None = 1) -> Rule:
-        """Sends requests on, then cuts the client's connection instead of answering."""
-        return self._add(_Lose(method, pattern, times, "response"))
+    def lose_response(
+        self, method: str, pattern: str, times: int | None = 1, *, chance: float = 1.0
+    ) -> Rule:
+        """Sends requests on, then cuts the client's connection instead of answering.
 
-    def lose_request(self, method: str, pattern: str, times: int | None = 1) -> Rule:
-        """Cuts the client's connection and sends nothing on."""
-        return self._add(_Lose(method, pattern, times, "request"))
+        With a chance below 1 it acts on that share of them, drawn by the proxy's seed.
+        """
+        return self._add(_Lose(method, pattern, times, "response", self._draw(chance)))
+
+    def lose_request(
+        self, method: str, pattern: str, times: int | None = 1, *, chance: float = 1.0
+    ) -> Rule:
+        """Cuts the client's connection and sends nothing on; `chance` as above."""
+        return self._add(_Lose(method, pattern, times, "request", self._draw(chance)))
 
     def refuse(
         self,
@@ -286,16 +324,33 @@ class FaultProxy:
         times: int | None = 1,
         headers: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | str | None = None,
+        *,
+        chance: float = 1.0,
     ) -> Rule:
-        """Answers with an error, by default a Status object, and sends nothing on."""
+        """Answers with an error, by default a Status object, and sends nothing on.
+
+        `chance` as above.
+        """
         content = body if body is not None else _status_object(status)
         text = content if isinstance(content, str) else json.dumps(content)
         all_headers = {"Content-Type": "application/json", **(headers or {})}
-        return self._add(_Refuse(method, pattern, times, (status, all_headers, text)))
+        answer = (status, all_headers, text)
+        return self._add(_Refuse(method, pattern, times, answer, self._draw(chance)))
 
-    def stall_watches(self, pattern: str = "") -> Stall:
-        """Keeps watches open, present and future ones, but lets nothing through."""
-        stall = Stall(pattern)
+    def delay(self, method: str, pattern: str, seconds: float, *, times: int | None = None) -> Rule:
+        """Makes requests slow: each is sent on only after so many seconds."""
+        return self._add(_Delay(method, pattern, times, seconds))
+
+    def page_lists(self, size: int | None) -> None:
+        """Makes the pages of lists no longer than this, whatever the client asks for."""
+        self._page_size = size
+
+    def _draw(self, chance: float) -> Callable[[], bool] | None:
+        return None if chance >= 1.0 else lambda: self._random.random() < chance
+
+    def stall_watches(self, pattern: str = "", *, future: bool = True) -> Stall:
+        """Keeps watches open but lets nothing through: present ones, and future ones if wanted."""
+        stall = Stall(pattern, None if future else set(self._watches))
         with self._lock:
             self._stalls.append(stall)
         return stall
@@ -321,6 +376,7 @@ class FaultProxy:
             rule.cancel()
         for stall in stalls:
             stall.release()
+        self._page_size = None
 
     # What came by.
 
@@ -376,7 +432,7 @@ class FaultProxy:
         return len(cut)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        method, target = request.method, request.path_qs
+        method, target = request.method, self._paged(request.path_qs)
         exchange = _Exchange(
             method,
             target,
@@ -397,6 +453,11 @@ class FaultProxy:
             # A server that cannot be reached looks like one: no answer, a dead connection.
             _abort(request)
             return web.Response()
+
+    def _paged(self, target: str) -> str:
+        if self._page_size is None:
+            return target
+        return re.sub(r"(?<=[?&]limit=)\d+", str(self._page_size), target)
 
     async def _write(self, exchange: _Exchange) -> web.Response:
         # A task of its own, which goes on when the client hangs up.
@@ -434,10 +495,10 @@ class FaultProxy:
                 if isinstance(exchange.rule, _Lose):
                     raise _CutError
                 answer = web.StreamResponse(status=response.status, headers=_passed_on(response))
-                await self._unstalled(exchange)
+                await self._unstalled(request, exchange)
                 await answer.prepare(request)
                 async for chunk in response.content.iter_any():
-                    await self._unstalled(exchange)
+                    await self._unstalled(request, exchange)
                     await answer.write(chunk)
                 await answer.write_eof()
                 return answer
@@ -458,6 +519,9 @@ class FaultProxy:
 
     async def _before(self, exchange: _Exchange) -> None:
         rule = exchange.rule
+        if isinstance(rule, _Delay):
+            rule.act()
+            await asyncio.sleep(rule.seconds)
         if isinstance(rule, _Lose) and rule.where == "request":
             self._note(exchange, 0)
             rule.act()
@@ -474,13 +538,14 @@ class FaultProxy:
             rule.act()
             await rule.pause()
 
-    async def _unstalled(self, exchange: _Exchange) -> None:
-        while exchange.is_watch and self._is_stalled(exchange.target):  # noqa: ASYNC110
+    async def _unstalled(self, request: web.BaseRequest, exchange: _Exchange) -> None:
+        watch, target = id(request), exchange.target
+        while exchange.is_watch and self._is_stalled(watch, target):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
-    def _is_stalled(self, target: str) -> bool:
+    def _is_stalled(self, watch: int, target: str) -> bool:
         with self._lock:
-            return any(stall.matches(target) for stall in self._stalls)
+            return any(stall.matches(watch, target) for stall in self._stalls)
 
     def _match(self, method: str, target: str) -> Rule | None:
         with self._lock:

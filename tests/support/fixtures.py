@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from support.crds import apply_crds
 from support.faultproxy import FaultProxy
 from support.operator_process import Operator, StartOperator
 
-_OPERATORS = pytest.StashKey[list[Operator]]()
+# A test that runs operators leaves them here, for the report.
+OPERATORS = pytest.StashKey[list[Operator]]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -26,7 +28,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
-        for operator in item.stash.get(_OPERATORS, []):
+        for operator in item.stash.get(OPERATORS, []):
             report.sections.append((f"log of {operator.name}", operator.tail(150)))
     return report
 
@@ -136,19 +138,16 @@ def proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
         yield running
 
 
-@pytest.fixture
-def start_operator(
-    control_plane: ControlPlane,
-    controllers: Controllers,
-    admin: Api,
-    namespace: str,
-    request: pytest.FixtureRequest,
+@contextmanager
+def operators(
+    control_plane: ControlPlane, admin: Api, own_namespace: str, started: list[Operator]
 ) -> Iterator[StartOperator]:
-    """Starts replicas of the operator, all in one fresh namespace of their own."""
-    own_namespace = f"{namespace}-system"
+    """Starts replicas of the operator, all in one fresh namespace of their own.
+
+    Each is added to the list, so that others may find its log. They end with the context.
+    """
     admin.create(objects.namespace(own_namespace))
     token = operator_token(control_plane)
-    operators: list[Operator] = request.node.stash.setdefault(_OPERATORS, [])
     with tempfile.TemporaryDirectory(prefix="operator-") as folder:
 
         def start(
@@ -157,21 +156,38 @@ def start_operator(
             name: str = "operator",
             env: dict[str, str] | None = None,
             ready: bool = True,
+            changes: Sequence[str] = (),
         ) -> Operator:
             kubeconfig = through.kubeconfig(token) if through else control_plane.kubeconfig
             settings = {"SANDBOXPOOL_PROBE_IMAGE": objects.PROBE_IMAGE, **(env or {})}
-            operator = Operator(kubeconfig, Path(folder), own_namespace, settings, name)
-            operators.append(operator)
+            operator = Operator(kubeconfig, Path(folder), own_namespace, settings, name, changes)
+            started.append(operator)
             operator.start(ready=ready)
             return operator
 
-        yield start
-        for operator in operators:
-            operator.kill()
+        try:
+            yield start
+        finally:
+            for operator in started:
+                operator.kill()
     empty(admin, own_namespace)
     admin.delete("Namespace", own_namespace)
     for runtime in admin.list("SandboxRuntime"):
         admin.delete("SandboxRuntime", runtime["metadata"]["name"])
+
+
+@pytest.fixture
+def start_operator(
+    control_plane: ControlPlane,
+    controllers: Controllers,
+    admin: Api,
+    namespace: str,
+    request: pytest.FixtureRequest,
+) -> Iterator[StartOperator]:
+    """Starts replicas of the operator, which end with the test."""
+    started: list[Operator] = request.node.stash.setdefault(OPERATORS, [])
+    with operators(control_plane, admin, f"{namespace}-system", started) as start:
+        yield start
 
 
 @pytest.fixture

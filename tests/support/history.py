@@ -1,59 +1,158 @@
-"""Every pod that was ever seen in a namespace, in every state it was seen in."""
+"""Every object of a namespace in every state it was ever in, from a watch that forgets nothing.
+
+What a test reads afterwards cannot say what never happened in between. A watch sees each write,
+so nothing escapes it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import aiohttp
 import msgspec
 
-from fakekubelet import Access, Client
+from fakekubelet import Access, ApiError, Client
 from fakekubelet.loopthread import LoopThread
+from support.api import KINDS
 
 Object = dict[str, Any]
 
+_BEGIN_SECONDS = 15.0
+# An API server that restarts is asked again so often; the watch goes on where it was.
+_AGAIN_SECONDS = 0.1
 
-class PodHistory:
-    """A watch that forgets nothing, for what must never have happened.
 
-    What a test reads afterwards cannot say that no pod was made in between, nor where one that
-    is gone had been. A watch sees each write, so neither escapes it.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One write, as the watch showed it.
+
+    Attributes:
+        version: Its resourceVersion: of all kinds together, these count up from write to write.
+        kind: The object's kind.
+        deleted: Whether the object is gone with it.
+        object: The object afterwards; of one that is gone, its last state.
     """
 
-    def __init__(self, kubeconfig: Path, namespace: str) -> None:
+    version: int
+    kind: str
+    deleted: bool
+    object: Object
+
+    @property
+    def uid(self) -> str:
+        """The object's uid."""
+        return str(self.object["metadata"]["uid"])
+
+
+class History:
+    """Follows some kinds in one namespace; use as a context manager."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, kinds: Sequence[str] = ("Pod",)) -> None:
         self._access = Access.from_kubeconfig(kubeconfig)
-        self._path = f"/api/v1/namespaces/{namespace}/pods"
-        self._thread = LoopThread("pod-history")
+        self._paths = {
+            kind: f"{KINDS[kind].root}/namespaces/{namespace}/{KINDS[kind].plural}"
+            for kind in kinds
+        }
+        self._thread = LoopThread("history")
         self._lock = threading.Lock()
-        self._states: dict[str, list[Object]] = {}
-        self._deleted: set[str] = set()
+        self._changes: list[Change] = []
         self._broken: BaseException | None = None
-        self._began = threading.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def __enter__(self) -> Self:
         """Begins with what is there."""
-        self._thread.call(self._begin())
-        if not self._began.wait(15):
-            raise TimeoutError(f"the pods cannot be watched: {self._broken}")
+        self._thread.call(self._begin(), _BEGIN_SECONDS)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.call(self._end())
         self._thread.stop()
 
-    def states(self) -> list[Object]:
-        """All pods in all their states, oldest first for each pod.
+    def changes(self, since: int = 0) -> list[Change]:
+        """The changes after the first so many, in the order in which they were seen.
+
+        Those of one kind come in the order of the writes, those of different kinds need not.
 
         Raises:
-            AssertionError: If the watch broke, so that something may have been missed.
+            AssertionError: If a watch broke, so that something may have been missed.
         """
         assert self._broken is None, f"the history has a gap: {self._broken}"
         with self._lock:
-            return [state for states in self._states.values() for state in states]
+            return self._changes[since:]
+
+    async def _begin(self) -> None:
+        begun = []
+        for kind in self._paths:
+            begun.append(asyncio.Event())
+            self._tasks.append(asyncio.create_task(self._follow(kind, begun[-1])))
+        for event in begun:
+            await event.wait()
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _follow(self, kind: str, begun: asyncio.Event) -> None:
+        try:
+            async with Client(self._access) as client:
+                listed = await client.get(self._paths[kind])
+                version = listed["metadata"]["resourceVersion"]
+                for obj in listed["items"]:
+                    self._add(kind, obj, deleted=False)
+                begun.set()
+                while True:
+                    version = await self._watch(client, kind, version)
+        except Exception as error:
+            self._broken = error
+            begun.set()
+
+    async def _watch(self, client: Client, kind: str, version: str) -> str:
+        """Follows one watch to its end and returns the version to go on from."""
+        try:
+            async for line in client.watch(self._paths[kind], version):
+                change = msgspec.json.decode(line)
+                _check(change)
+                version = change["object"]["metadata"]["resourceVersion"]
+                if change["type"] != "BOOKMARK":
+                    self._add(kind, change["object"], deleted=change["type"] == "DELETED")
+        except (aiohttp.ClientError, OSError):
+            await asyncio.sleep(_AGAIN_SECONDS)
+        except ApiError as error:
+            if error.status < 500:
+                # Most likely 410: what happened since is not told any more.
+                raise
+            await asyncio.sleep(_AGAIN_SECONDS)
+        return version
+
+    def _add(self, kind: str, obj: Object, *, deleted: bool) -> None:
+        version = int(obj["metadata"]["resourceVersion"])
+        with self._lock:
+            self._changes.append(Change(version, kind, deleted, obj))
+
+
+def _check(event: Object) -> None:
+    if event["type"] == "ERROR":
+        raise ApiError(event["object"].get("code", 500), str(event["object"]))
+
+
+class PodHistory(History):
+    """The pods of a namespace."""
+
+    def states(self) -> list[Object]:
+        """All pods in all their states, oldest first for each pod."""
+        states: dict[str, list[Object]] = {}
+        for change in self.changes():
+            if not change.deleted:
+                states.setdefault(change.uid, []).append(change.object)
+        return [state for of_one in states.values() for state in of_one]
 
     def created(self) -> set[str]:
         """The uids of all pods that have ever been."""
@@ -65,45 +164,4 @@ class PodHistory:
 
     def deleted(self) -> set[str]:
         """The uids of the pods that are gone."""
-        with self._lock:
-            return set(self._deleted)
-
-    async def _begin(self) -> None:
-        self._task = asyncio.create_task(self._follow())
-
-    async def _end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _follow(self) -> None:
-        try:
-            async with Client(self._access) as client:
-                listed = await client.get(self._path)
-                version = listed["metadata"]["resourceVersion"]
-                for pod in listed["items"]:
-                    self._add(pod)
-                self._began.set()
-                while True:
-                    async for line in client.watch(self._path, version):
-                        version = self._took(msgspec.json.decode(line))
-        except Exception as error:
-            self._broken = error
-            raise
-
-    def _took(self, change: Object) -> str:
-        """Takes one change in and returns the version to go on from."""
-        pod = change["object"]
-        if change["type"] == "ERROR":
-            raise RuntimeError(f"the watch ended with {pod}")
-        if change["type"] == "DELETED":
-            with self._lock:
-                self._deleted.add(pod["metadata"]["uid"])
-        elif change["type"] != "BOOKMARK":
-            self._add(pod)
-        return str(pod["metadata"]["resourceVersion"])
-
-    def _add(self, pod: Object) -> None:
-        with self._lock:
-            self._states.setdefault(pod["metadata"]["uid"], []).append(pod)
+        return {change.uid for change in self.changes() if change.deleted}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandboxpool.api import names
-from support.api import Api
+from support.api import Api, is_true
 
 Object = Mapping[str, Any]
 
@@ -59,6 +59,62 @@ def violations(seen: Snapshot) -> list[str]:
     ]
 
 
+def unsettled(seen: Snapshot) -> list[str]:
+    """What is yet to happen, or will never: a sentence each; nothing once all is quiet."""
+    claims = {claim["metadata"]["uid"]: claim for claim in seen.claims}
+    pools = {pool["metadata"]["uid"]: pool for pool in seen.pools}
+    pods: dict[str, list[Object]] = defaultdict(list)
+    found = []
+    for pod in filter(_is_ours, seen.pods):
+        pool_uid = _labels(pod).get(names.LABEL_POOL_UID, "")
+        pods[pool_uid].append(pod)
+        for uid in claim_uids(pod):
+            phase = claims[uid].get("status", {}).get("phase") if uid in claims else "gone"
+            if phase not in ("Bound", "Lost"):
+                found.append(f"pod {full_name(pod)} belongs to a claim that is {phase}")
+        if not claim_uids(pod) and pool_uid not in pools:
+            found.append(f"pod {full_name(pod)} belongs to a pool that is gone")
+    for uid, pool in pools.items():
+        found += _unsettled_pool(pool, pods[uid])
+    for claim in seen.claims:
+        pool_of = [p for p in seen.pools if p["metadata"]["name"] == claim["spec"]["poolName"]]
+        status = claim.get("status", {})
+        if status.get("phase") in (None, "", "Pending") and any(
+            _is_warm(pod) for pool in pool_of for pod in pods[pool["metadata"]["uid"]]
+        ):
+            found.append(f"claim {full_name(claim)} waits, and a sandbox is warm")
+    return found
+
+
+def _unsettled_pool(pool: Object, pods: list[Object]) -> list[str]:
+    status = pool.get("status", {})
+    stock = [pod for pod in pods if not claim_uids(pod)]
+    real = {
+        "observedGeneration": pool["metadata"]["generation"],
+        "replicas": len(stock),
+        "target": len(stock),
+        "warm": sum(map(_is_warm, stock)),
+        "claimed": len(pods) - len(stock),
+        **dict.fromkeys(("starting", "stopping", "failed", "unproven"), 0),
+    }
+    wrong = [
+        f"pool {full_name(pool)} says {key}={status.get(key)}, in truth it is {value}"
+        for key, value in real.items()
+        if status.get(key) != value
+    ]
+    if real["warm"] != len(stock):
+        wrong.append(f"pool {full_name(pool)} has {len(stock)} unclaimed pods, {real['warm']} warm")
+    return wrong
+
+
+def _is_warm(pod: Object) -> bool:
+    return (
+        not claim_uids(pod)
+        and not pod["metadata"].get("deletionTimestamp")
+        and is_true(pod, "Ready")
+    )
+
+
 def other_runtimes(seen: Snapshot) -> list[str]:
     """Every claim that was given a pod of another class than its pool's, or than it was told.
 
@@ -70,7 +126,7 @@ def other_runtimes(seen: Snapshot) -> list[str]:
     wrong = []
     for pod in filter(_is_ours, seen.pods):
         given = pod["spec"].get("runtimeClassName")
-        for uid in _claim_uids(pod):
+        for uid in claim_uids(pod):
             wanted = {"its pool": classes.get(_labels(pod).get(names.LABEL_POOL_UID, ""))}
             if uid in claims:
                 claim = claims[uid]
@@ -78,7 +134,8 @@ def other_runtimes(seen: Snapshot) -> list[str]:
                 told = claim.get("status", {}).get("runtime", {})
                 wanted["the claim's status"] = told.get("className")
             wrong += [
-                f"pod {_name(pod)} of claim uid {uid} has class {given!r}, but {who} says {name!r}"
+                f"pod {full_name(pod)} of claim uid {uid} has class {given!r}, "
+                f"but {who} says {name!r}"
                 for who, name in wanted.items()
                 if name is not None and name != given
             ]
@@ -96,8 +153,8 @@ def _claims_with_two_pods(pods: Iterable[Object]) -> list[str]:
     for pod in pods:
         if pod["metadata"].get("deletionTimestamp"):
             continue
-        for uid in _claim_uids(pod):
-            by_claim[uid].add(_name(pod))
+        for uid in claim_uids(pod):
+            by_claim[uid].add(full_name(pod))
     return [
         f"claim uid {uid} has {len(held)} pods: {', '.join(sorted(held))}"
         for uid, held in by_claim.items()
@@ -107,9 +164,9 @@ def _claims_with_two_pods(pods: Iterable[Object]) -> list[str]:
 
 def _pods_with_two_claims(pods: Iterable[Object]) -> list[str]:
     return [
-        f"pod {_name(pod)} belongs to {len(uids)} claims: {', '.join(sorted(uids))}"
+        f"pod {full_name(pod)} belongs to {len(uids)} claims: {', '.join(sorted(uids))}"
         for pod in pods
-        if len(uids := _claim_uids(pod)) > 1
+        if len(uids := claim_uids(pod)) > 1
     ]
 
 
@@ -119,17 +176,19 @@ def _pods_without_owner(pods: Iterable[Object]) -> list[str]:
         owners = _owners(pod)
         controllers = [o for o in owners if o.get("controller")]
         if not owners:
-            wrong.append(f"pod {_name(pod)} has no owner")
+            wrong.append(f"pod {full_name(pod)} has no owner")
         elif len(controllers) != 1:
-            wrong.append(f"pod {_name(pod)} has {len(controllers)} controllers")
+            wrong.append(f"pod {full_name(pod)} has {len(controllers)} controllers")
         label = _labels(pod).get(names.LABEL_CLAIM_UID)
         if label and all(o["uid"] != label for o in owners):
-            wrong.append(f"pod {_name(pod)} is labelled with claim uid {label} but not owned by it")
+            wrong.append(
+                f"pod {full_name(pod)} is labelled with claim uid {label} but not owned by it"
+            )
     return wrong
 
 
 def _bound_claims_without_their_pod(claims: Iterable[Object], pods: list[Object]) -> list[str]:
-    by_name = {_name(pod): pod for pod in pods}
+    by_name = {full_name(pod): pod for pod in pods}
     holders: dict[str, str] = {}
     wrong = []
     for claim in claims:
@@ -138,16 +197,19 @@ def _bound_claims_without_their_pod(claims: Iterable[Object], pods: list[Object]
             continue
         key = f"{claim['metadata']['namespace']}/{status.get('podName')}"
         if key in holders:
-            wrong.append(f"claims {holders[key]} and {_name(claim)} are both bound to pod {key}")
-        holders[key] = _name(claim)
+            wrong.append(
+                f"claims {holders[key]} and {full_name(claim)} are both bound to pod {key}"
+            )
+        holders[key] = full_name(claim)
         pod = by_name.get(key)
         # A pod that is gone is a matter of time (Lost), one of somebody else is a fault.
-        if pod is not None and claim["metadata"]["uid"] not in _claim_uids(pod):
-            wrong.append(f"claim {_name(claim)} is bound to pod {key}, which is not its own")
+        if pod is not None and claim["metadata"]["uid"] not in claim_uids(pod):
+            wrong.append(f"claim {full_name(claim)} is bound to pod {key}, which is not its own")
     return wrong
 
 
-def _claim_uids(pod: Object) -> set[str]:
+def claim_uids(pod: Object) -> set[str]:
+    """The uids of all claims that a pod says to belong to, by label or by owner."""
     uids = {o["uid"] for o in _owners(pod) if o["kind"] == names.CLAIM_KIND}
     label = _labels(pod).get(names.LABEL_CLAIM_UID)
     return uids | {label} if label else uids
@@ -161,5 +223,6 @@ def _labels(pod: Object) -> Mapping[str, str]:
     return pod["metadata"].get("labels") or {}
 
 
-def _name(obj: Object) -> str:
+def full_name(obj: Object) -> str:
+    """Namespace and name, for reports."""
     return f"{obj['metadata']['namespace']}/{obj['metadata']['name']}"

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,10 @@ from support.faultproxy import FaultProxy
 _READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.05
-_SOURCES = Path(__file__).resolve().parents[2] / "operator"
+_ROOT = Path(__file__).resolve().parents[2]
+_SOURCES = _ROOT / "operator"
+# Where the changes to its code are found.
+_TEST_SOURCES = (_ROOT / "tests", _ROOT / "hack")
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Operator:
         namespace: The operator's own namespace.
         env: Further settings, over the defaults.
         name: Tells replicas apart.
+        changes: Names of changes to its code, see `support.sabotage`; none for the real one.
     """
 
     kubeconfig: Path
@@ -43,6 +48,7 @@ class Operator:
     namespace: str = "sandboxpool-system"
     env: dict[str, str] = field(default_factory=dict)
     name: str = "operator"
+    changes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -72,12 +78,15 @@ class Operator:
         """Starts it and, unless told otherwise, waits until it is ready."""
         if self.running:
             raise RuntimeError(f"{self.name} runs already")
+        sources, module = [_SOURCES], ["sandboxpool"]
+        if self.changes:
+            sources, module = [_SOURCES, *_TEST_SOURCES], ["support.sabotage", *self.changes]
         settings = {
             "KUBECONFIG": str(self.kubeconfig),
             "SANDBOXPOOL_LISTEN": self._listen,
             "SANDBOXPOOL_NAMESPACE": self.namespace,
             "SANDBOXPOOL_LOG_LEVEL": "debug",
-            "PYTHONPATH": str(_SOURCES),
+            "PYTHONPATH": os.pathsep.join(map(str, sources)),
             "PYTHONUNBUFFERED": "1",
             **self.env,
         }
@@ -88,7 +97,7 @@ class Operator:
                 *(f"{name}={value}" for name, value in settings.items()),
                 sys.executable,
                 "-m",
-                "sandboxpool",
+                *module,
             ],
             log=self.log,
         )
@@ -213,6 +222,7 @@ class StartOperator(Protocol):
         name: str = "operator",
         env: dict[str, str] | None = None,
         ready: bool = True,
+        changes: Sequence[str] = (),
     ) -> Operator: ...
 
 

@@ -1,0 +1,353 @@
+"""The operator with changes to its code: guards taken out, or long times made short.
+
+    python -m support.sabotage NAME...
+
+A test of a guard is worth what it finds when the guard is missing. Each change here is one
+function that replaces one part of the operator before it starts; the operator itself knows
+nothing of them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sandboxpool import __main__ as main_module
+from sandboxpool import app
+from sandboxpool.api.core import Pod
+from sandboxpool.claims import offers
+from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.kube import client
+from sandboxpool.kube.informer import Informer
+from sandboxpool.pools import decide as decisions
+from sandboxpool.pools import reconcile as pools
+from sandboxpool.pools import template
+from sandboxpool.pools.decide import PoolInput, PoolPlan
+from sandboxpool.pools.expectations import Expectations
+from sandboxpool.pools.members import State
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.ground import Ground
+
+# Where the wall clock's shift is found: a file with one little-endian double, in seconds.
+CLOCK_FILE = "CHAOS_CLOCK_FILE"
+
+CHANGES: dict[str, Callable[[], None]] = {}
+
+
+def _change(function: Callable[[], None]) -> Callable[[], None]:
+    CHANGES[function.__name__] = function
+    return function
+
+
+# --- Times ---------------------------------------------------------------------------------------
+
+
+@_change
+def impatient_watches() -> None:
+    """A watch that says nothing for two seconds is given up, instead of 90."""
+    client.WATCH_SILENCE_SECONDS = 2.0  # type: ignore[misc]
+
+
+@_change
+def frequent_sweeps() -> None:
+    """Sweeps and lists come each second, instead of each minute."""
+    app.SWEEP_SECONDS = app.LIST_SECONDS = 1.0
+
+
+@_change
+def shifted_clock() -> None:
+    """The wall clock is off by what stands in a file; the monotonic one goes on."""
+    with Path(os.environ[CLOCK_FILE]).open("rb") as file:
+        shift = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
+    true_time = time.time
+    time.time = lambda: true_time() + float(struct.unpack("<d", shift[:8])[0])
+
+
+# --- Writes --------------------------------------------------------------------------------------
+
+
+@_change
+def binding_ignores_versions() -> None:
+    """Write 1 takes a pod whatever has become of it."""
+    original = client.ApiClient.merge_patch
+
+    async def merge_patch(self: client.ApiClient, path: str, body: Mapping[str, Any]) -> bytes:
+        metadata = {k: v for k, v in body["metadata"].items() if k != "resourceVersion"}
+        return await original(self, path, {**body, "metadata": metadata})
+
+    _set(client.ApiClient, merge_patch)
+
+
+@_change
+def unknown_outcomes_are_failures() -> None:
+    """After a lost answer to write 1 the next pod is taken."""
+
+    async def _read_back(*_: object) -> None:
+        return None
+
+    _set(ClaimReconciler, _read_back)
+
+
+@_change
+def status_ignores_uids() -> None:
+    """Write 2 goes to whoever has the claim's name."""
+
+    async def replace_status(
+        self: client.ApiClient,
+        path: str,
+        uid: str,
+        status: Mapping[str, Any],
+        *,
+        version: str | None = None,
+    ) -> bytes:
+        return await self.json_patch(
+            path + "/status", [{"op": "add", "path": "/status", "value": status}]
+        )
+
+    _set(client.ApiClient, replace_status)
+
+
+@_change
+def expiry_ignores_changes() -> None:
+    """A claim expires even if somebody has just given it more time."""
+    original = ClaimReconciler._write_status
+
+    async def _write_status(
+        self: ClaimReconciler, claim: Any, status: Any, *, only_if_unchanged: bool = False
+    ) -> bool:
+        return await original(self, claim, status)
+
+    _set(ClaimReconciler, _write_status)
+
+
+@_change
+def deletes_without_conditions() -> None:
+    """A DELETE takes whoever has the name, whatever has become of it."""
+
+    async def delete(
+        self: client.ApiClient,
+        path: str,
+        *,
+        uid: str,
+        resource_version: str | None = None,
+        grace: int | None = None,
+    ) -> bytes:
+        return await self._request("DELETE", path, body={})
+
+    _set(client.ApiClient, delete)
+
+
+@_change
+def retries_take_new_names() -> None:
+    """A create that is repeated asks for another pod."""
+    original, asked = client.ApiClient.create, set[str]()
+
+    async def create(
+        self: client.ApiClient,
+        path: str,
+        body: Mapping[str, Any],
+        params: Mapping[str, str] | None = None,
+    ) -> bytes:
+        name = body["metadata"].get("name", "")
+        if name in asked and params is None:
+            metadata = {**body["metadata"], "name": name[:-4] + secrets.token_hex(2)}
+            body = {**body, "metadata": metadata}
+        asked.add(name)
+        return await original(self, path, body, params)
+
+    _set(client.ApiClient, create)
+
+
+@_change
+def cold_names_are_random() -> None:
+    """A pod that is made for a claim has a name that nobody can know."""
+    _set(pools, pod_name=lambda pool, seed: template.pod_name(pool, secrets.token_hex(16)))
+
+
+# --- Memory --------------------------------------------------------------------------------------
+
+
+@_change
+def taken_pods_are_forgotten() -> None:
+    """Between the two writes only the cache knows whose the pod is."""
+
+    class Forgetful(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            pass
+
+    original = ClaimReconciler.__init__
+
+    def __init__(self: ClaimReconciler, **parts: Any) -> None:
+        original(self, **parts)
+        self._taken = Forgetful()
+
+    _set(ClaimReconciler, __init__)
+
+
+@_change
+def bindings_are_forgotten() -> None:
+    """A claim that was told of its pod counts as waiting until the cache shows it."""
+    _set(ClaimReconciler, _remember=lambda *_: None)
+
+
+@_change
+def expectations_are_forgotten() -> None:
+    """What was asked for and is not seen was not asked for."""
+    _set(Expectations, count_creating=lambda _: (0, 0), is_creating=lambda *_: False)
+
+
+@_change
+def leaving_pods_are_offered() -> None:
+    """A pod that is being deleted stays on the shelf."""
+    _set(Allocator, withdraw=lambda self, pod: pod not in self._held)
+    _set(Expectations, is_deleting=lambda *_: False)
+
+
+@_change
+def lists_only_add() -> None:
+    """What a list lacks stays in the cache."""
+    original = Informer._list
+
+    async def _list(self: Informer[Any]) -> None:
+        put = self._put
+        self._put = lambda key, new: put(key, new) if new is not None else None  # type: ignore[method-assign]
+        try:
+            await original(self)
+        finally:
+            del self._put
+
+    _set(Informer, _list)
+
+
+@_change
+def silence_is_patience() -> None:
+    """A watch that says nothing is waited for, however long."""
+    client.WATCH_SILENCE_SECONDS = 86400.0  # type: ignore[misc]
+
+
+@_change
+def half_a_view_is_enough() -> None:
+    """Decisions are made before the caches are complete."""
+
+    async def _all_synced(_: app.Operator) -> None:
+        return
+
+    _set(app.Operator, _all_synced)
+
+
+# --- Decisions -----------------------------------------------------------------------------------
+
+
+@_change
+def leaving_pods_make_room() -> None:
+    """Terminating pods do not count against maxSandboxes."""
+
+    def decide(given: PoolInput) -> PoolPlan:
+        here = tuple(m for m in given.members if m.state is not State.STOPPING)
+        return decisions.decide(replace(given, members=here))
+
+    _set(pools, decide)
+
+
+@_change
+def unseen_pods_are_lost() -> None:
+    """A pod that the watch no longer shows is not asked for."""
+
+    async def _find(*_: object) -> None:
+        return None
+
+    _set(ClaimReconciler, _find)
+
+
+@_change
+def second_pods_are_kept() -> None:
+    """A claim keeps whatever carries its uid."""
+    original = ClaimReconciler._delete_pod
+
+    async def _delete_pod(self: ClaimReconciler, pod: Any, why: str) -> None:
+        if why != "the claim has another one":
+            await original(self, pod, why)
+
+    _set(ClaimReconciler, _delete_pod)
+
+
+@_change
+def orphans_are_kept() -> None:
+    """Nobody looks for pods whose claim is gone."""
+
+    async def sweep(_: ClaimReconciler) -> None:
+        return
+
+    _set(ClaimReconciler, sweep)
+
+
+@_change
+def orphans_are_guessed() -> None:
+    """A pod whose claim is not in the cache is deleted without asking."""
+
+    async def _exists(*_: object) -> bool:
+        return False
+
+    _set(ClaimReconciler, _exists)
+
+
+@_change
+def nodes_do_not_matter() -> None:
+    """A pod is handed out wherever it stands."""
+
+    def can_be_handed_out(pod: Pod, ground: Ground) -> bool:
+        return pod.ready and pod.metadata.deletionTimestamp is None
+
+    _set(offers, can_be_handed_out)
+
+
+@_change
+def last_come_is_first_served() -> None:
+    """The newest claim gets the next pod."""
+    original = Allocator.offer
+
+    def offer(self: Allocator, pool: str, candidate: Candidate) -> str | None:
+        waiting = self._stock(pool).waiting
+        if waiting:
+            waiting.move_to_end(next(reversed(waiting)), last=False)
+        return original(self, pool, candidate)
+
+    _set(Allocator, offer)
+
+
+@_change
+def waiting_is_reported() -> None:
+    """A claim that waits says so, each time it is looked at."""
+    original, looks = ClaimReconciler._none_warm, deque(range(1_000_000))
+
+    async def _none_warm(self: ClaimReconciler, claim: Any, pool: Any, left: float) -> float | None:
+        await self._say_pending(claim, Reason.NO_WARM_SANDBOX, f"look {looks.popleft()}")
+        return await original(self, claim, pool, left)
+
+    _set(ClaimReconciler, _none_warm)
+
+
+def _set(
+    owner: type | ModuleType, *functions: Callable[..., Any], **named: Callable[..., Any]
+) -> None:
+    for name, function in {**{f.__name__: f for f in functions}, **named}.items():
+        if not hasattr(owner, name):
+            raise AttributeError(f"{owner.__name__} has no {name} to be changed")
+        setattr(owner, name, function)
+
+
+if __name__ == "__main__":
+    for change in sys.argv[1:]:
+        CHANGES[change]()
+    sys.exit(main_module.main())

@@ -6,7 +6,7 @@ is kept up to date by the change itself, so no reader ever scans what is not its
 
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sandboxpool.api import names
@@ -69,6 +69,10 @@ class PodIndex:
     def of_pool(self, uid: str) -> list[Pod]:
         """The pods of a pool, claimed ones included."""
         return list(self._by_pool.get(uid, {}).values())
+
+    def count_of_pool(self, uid: str) -> int:
+        """How many pods a pool has, claimed ones included."""
+        return len(self._by_pool.get(uid, ()))
 
     def of_claim(self, uid: str) -> list[Pod]:
         """The pods that carry a claim's uid: one, if all is well."""
@@ -259,6 +263,24 @@ class Cluster:
             proof_wanted=proof is not IsolationProof.OFF,
             evidence=found.message if found is not None else "",
         )
+
+    def grounds(self, proof: IsolationProof) -> Callable[[Pod], Ground]:
+        """Return ``ground`` for many pods of one moment.
+
+        Pods of one node and handler share the answer, unless each has a proof of its own.
+        """
+        shared: dict[tuple[str, str], Ground] = {}
+
+        def ground(pod: Pod) -> Ground:
+            key = pod.spec.nodeName, pod.metadata.annotations.get(names.ANNOTATION_HANDLER, "")
+            found = shared.get(key)
+            if found is None:
+                found = shared[key] = self.ground(pod, proof)
+            return found
+
+        if proof is IsolationProof.PER_SANDBOX:
+            return lambda pod: self.ground(pod, proof)
+        return ground
 
     def _evidence_for(
         self, pod: Pod, node: NodeFacts, handler: str, proof: IsolationProof

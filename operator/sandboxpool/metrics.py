@@ -15,7 +15,7 @@ from sandboxpool.api.times import epoch
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers
-from sandboxpool.pools.members import State, member_of
+from sandboxpool.pools.members import MemberBook, State
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.status import former_runtime
 from sandboxpool.pools.store import PoolStore
@@ -220,6 +220,8 @@ class ClusterCollector(Collector):
         self._pools = pools
         self._allocator = allocator
         self._offers = offers
+        # Scrapes come often, and most pods are as they were at the last one.
+        self._books: dict[str, MemberBook] = {}
 
     def describe(self) -> Iterable[Metric]:
         """Name nothing beforehand: the caches may be empty when this is registered."""
@@ -255,6 +257,8 @@ class ClusterCollector(Collector):
             "Conditions of a pool: 1 if True, 0 if False, -1 if Unknown.",
             labels=("namespace", "pool", "condition", "reason"),
         )
+        living = {pool.uid for pool in self._pools}
+        self._books = {uid: book for uid, book in self._books.items() if uid in living}
         for pool in self._pools:
             resolution = self._cluster.resolution(pool)
             if resolution is None or pool.spec is None:
@@ -295,13 +299,10 @@ class ClusterCollector(Collector):
         return 0.0
 
     def _states(self, pool: Pool) -> Tally[State]:
-        return Tally(
-            member_of(
-                pod,
-                ground=self._cluster.ground(pod, pool.proof),
-                sandbox_event=None,
-                deleting=False,
-                claimed=self._allocator.is_held(pod.metadata.uid),
-            ).state
+        ground = self._cluster.grounds(pool.proof)
+        book = self._books.setdefault(pool.uid, MemberBook())
+        members = book.sort(
+            (pod, ground(pod), None, False, self._allocator.is_held(pod.metadata.uid))
             for pod in self._cluster.pods.of_pool(pool.uid)
         )
+        return Tally(member.state for member in members)

@@ -30,9 +30,17 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 
-# Changes that come in bursts are gathered for a moment before a pool is looked at.
+# Changes that come in bursts are gathered for a moment before a pool is looked at: a look costs
+# in proportion to the pool's pods, so that of a large pool is put off for longer.
 POD_BURST_SECONDS = 0.05
+PODS_PER_BURST = 1000
+LONGEST_POD_BURST_SECONDS = 1.0
 NODE_BURST_SECONDS = 0.1
+
+
+def pod_burst_seconds(pods: int) -> float:
+    """For how long changes of the pods of a pool with so many are gathered."""
+    return min(POD_BURST_SECONDS * max(1.0, pods / PODS_PER_BURST), LONGEST_POD_BURST_SECONDS)
 
 
 @dataclass
@@ -82,7 +90,8 @@ class Reactions:
             self.pool_reconciler.observe_pod(pool_uid, old, new if pool_uid == is_now else None)
             pool = self.pools.by_uid(pool_uid)
             if pool is not None:
-                self.queues.pools.add_after(pool.key, POD_BURST_SECONDS)
+                pods = self.cluster.pods.count_of_pool(pool_uid)
+                self.queues.pools.add_after(pool.key, pod_burst_seconds(pods))
         if new is not None:
             if was is not None and is_now is None:
                 logger.warning(

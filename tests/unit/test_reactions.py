@@ -25,7 +25,7 @@ from sandboxpool.pools.members import pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
-from sandboxpool.reactions import Queues, Reactions
+from sandboxpool.reactions import Queues, Reactions, pod_burst_seconds
 from sandboxpool.references import Reference
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
@@ -337,6 +337,13 @@ def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
     world.remove_pod("pod-a")
     assert world.parts.told == {"a-uid: gone": 1}
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
+
+
+@pytest.mark.parametrize(
+    ("pods", "seconds"), [(0, 0.05), (1000, 0.05), (4000, 0.2), (100_000, 1.0)]
+)
+def test_changes_of_a_large_pool_are_gathered_for_longer(pods: int, seconds: float) -> None:
+    assert pod_burst_seconds(pods) == pytest.approx(seconds)
 
 
 def test_a_pod_that_is_gone_is_forgotten_everywhere(world: World) -> None:

@@ -8,7 +8,7 @@ are timers that add. ``forget`` ends a key's history of failures.
 import asyncio
 import logging
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
@@ -46,12 +46,24 @@ class _Silent:
 
 
 class WorkQueue(Generic[K]):
-    """Keys to reconcile, in the order of their arrival."""
+    """Keys to reconcile: in the order of their arrival within a lane, and lane by lane in turn.
 
-    def __init__(self, name: str, observer: QueueObserver | None = None) -> None:
+    Args:
+        name: for logs.
+        observer: told what metrics need.
+        lane_of: the lane of a key at its arrival; all stand in one unless told.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        observer: QueueObserver | None = None,
+        lane_of: Callable[[K], Hashable] = lambda key: None,
+    ) -> None:
         self.name = name
         self._observer: QueueObserver = observer or _Silent()
-        self._order: deque[K] = deque()
+        self._lane_of = lane_of
+        self._lanes: OrderedDict[Hashable, deque[K]] = OrderedDict()
         self._added_at: dict[K, float] = {}
         self._working: set[K] = set()
         self._again: set[K] = set()
@@ -60,7 +72,7 @@ class WorkQueue(Generic[K]):
         self._wakeup = asyncio.Event()
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._added_at)
 
     def add(self, key: K) -> None:
         """Ask for a key to be worked on as soon as a worker is free."""
@@ -68,8 +80,8 @@ class WorkQueue(Generic[K]):
             self._again.add(key)
         elif key not in self._added_at:
             self._added_at[key] = asyncio.get_running_loop().time()
-            self._order.append(key)
-            self._observer.added(len(self._order))
+            self._lanes.setdefault(self._lane_of(key), deque()).append(key)
+            self._observer.added(len(self))
             self._wakeup.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -106,13 +118,22 @@ class WorkQueue(Generic[K]):
 
     async def take(self) -> K:
         """Wait for a key; the caller must call ``done`` with it afterwards."""
-        while not self._order:
+        while not self._lanes:
             self._wakeup.clear()
             await self._wakeup.wait()
-        key = self._order.popleft()
+        key = self._next()
         waited = asyncio.get_running_loop().time() - self._added_at.pop(key)
         self._working.add(key)
-        self._observer.taken(len(self._order), waited)
+        self._observer.taken(len(self), waited)
+        return key
+
+    def _next(self) -> K:
+        lane, keys = next(iter(self._lanes.items()))
+        key = keys.popleft()
+        if keys:
+            self._lanes.move_to_end(lane)
+        else:
+            del self._lanes[lane]
         return key
 
     def done(self, key: K) -> None:

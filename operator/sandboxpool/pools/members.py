@@ -1,6 +1,6 @@
 """The pods of a pool, each put into exactly one state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -154,6 +154,42 @@ def _stock_state(pod: Pod, ground: Ground) -> State:
     if not pod.ready:
         return State.STARTING
     return State.WARM if ground.proven else State.UNPROVEN
+
+
+# What a member is made of; see member_of.
+Facts = tuple[Pod, Ground, str | None, bool, bool]
+
+
+class MemberBook:
+    """A pool's members as they were sorted last: only what has changed is sorted anew.
+
+    Of a large pool few pods change between two looks, and each of those follows the other.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Facts, Member]] = {}
+
+    def sort(self, pods: Iterable[Facts]) -> tuple[Member, ...]:
+        """Sort all pods of the pool; each comes as the arguments of ``member_of``, in order."""
+        known: dict[str, tuple[Facts, Member]] = {}
+        for facts in pods:
+            pod, ground, sandbox_event, deleting, claimed = facts
+            uid = pod.metadata.uid
+            before = self._known.get(uid)
+            # A cached pod is never changed, only replaced.
+            if before is not None and before[0][0] is pod and before[0][1:] == facts[1:]:
+                known[uid] = before
+            else:
+                member = member_of(
+                    pod,
+                    ground=ground,
+                    sandbox_event=sandbox_event,
+                    deleting=deleting,
+                    claimed=claimed,
+                )
+                known[uid] = facts, member
+        self._known = known
+        return tuple(member for _, member in known.values())
 
 
 def oldest_first(member: Member) -> tuple[float, str]:

@@ -55,16 +55,21 @@ class StatusPublisher:
         """The pool is gone."""
         self._sent.pop(pool_uid, None)
 
+    def due(self, pool_uid: str) -> float:
+        """Seconds until a status of this pool may be written; until then it need not be known."""
+        sent = self._sent.get(pool_uid)
+        return max(0.0, sent[0] + STATUS_INTERVAL_SECONDS - self._clock()) if sent else 0.0
+
     async def publish(self, pool: Pool, status: dict[str, Any]) -> float | None:
         """Write the status if it says something new; return when to try again, if not yet."""
         current = self._pools.by_uid(pool.uid)
         if current is None or status == current.status:
             return None
-        at, sent, echo = self._sent.get(pool.uid, (float("-inf"), None, None))
+        _, sent, echo = self._sent.get(pool.uid, (0.0, None, None))
         if status == sent and current.status == echo:
             # The server holds what we sent, in its own words.
             return None
-        wait = at + STATUS_INTERVAL_SECONDS - self._clock()
+        wait = self.due(pool.uid)
         if wait > 0:
             return wait
         path = resource_path(names.API_VERSION, names.POOLS, pool.namespace, pool.name)

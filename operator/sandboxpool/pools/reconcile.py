@@ -25,7 +25,6 @@ from sandboxpool.pools.decide import (
     TemplateVerdict,
     decide,
 )
-from sandboxpool.pools.members import member_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.publish import StatusPublisher
 from sandboxpool.pools.startup import StartupTracker
@@ -158,8 +157,11 @@ class PoolReconciler:
                 for name in new
             ]
             await self._writer.create(pool, state, bodies)
-        status = pool_status(pool, given, plan, state.times.summary(self._clock()))
-        status_due = await self._publisher.publish(pool, status)
+        # To sum up a large pool costs more than to decide about it.
+        status_due: float | None = self._publisher.due(pool.uid)
+        if not status_due:
+            status = pool_status(pool, given, plan, state.times.summary(self._clock()))
+            status_due = await self._publisher.publish(pool, status)
         if errors:
             # Everything else is done; the queue tries the deletions again, ever more slowly.
             raise errors[0]
@@ -188,13 +190,14 @@ class PoolReconciler:
     ) -> PoolInput:
         assert pool.spec is not None, "asked before"
         state = self._states[pool.uid]
-        members = tuple(
-            member_of(
+        ground = self._cluster.grounds(pool.proof)
+        members = state.members.sort(
+            (
                 pod,
-                ground=self._cluster.ground(pod, pool.proof),
-                sandbox_event=self._cluster.events.message(pod.metadata.uid),
-                deleting=state.expectations.is_deleting(pod.metadata.uid),
-                claimed=self._allocator.is_held(pod.metadata.uid),
+                ground(pod),
+                self._cluster.events.message(pod.metadata.uid),
+                state.expectations.is_deleting(pod.metadata.uid),
+                self._allocator.is_held(pod.metadata.uid),
             )
             for pod in self._cluster.pods.of_pool(pool.uid)
         )

@@ -94,9 +94,9 @@ class StartupTracker:
         began = self._began.get(uid)
         if began is None:
             return
-        seen = self._reached[uid]
+        seen, now_has = self._reached[uid], reached(pod)
         for stage in STAGES:
-            if stage in reached(pod) and stage not in seen:
+            if stage in now_has and stage not in seen:
                 seen.add(stage)
                 self._on_sample(pool_uid, stage, self._clock() - began)
         if "ready" in seen or pod.finished:

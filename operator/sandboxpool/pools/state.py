@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sandboxpool.pools.decide import Trouble
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.members import Member, MemberBook, State
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
@@ -20,13 +20,14 @@ LONGEST_AUTOSCALER_BACKOFF_SECONDS = 6 * 3600.0
 
 @dataclass
 class PoolState:
-    """One pool's expectations, start-up times and the trouble it is in.
+    """One pool's expectations, members, start-up times and the trouble it is in.
 
     Attributes:
         failed_at: epoch seconds of the last failure.
     """
 
     expectations: Expectations
+    members: MemberBook = field(default_factory=MemberBook)
     times: StartupTimes = field(default_factory=StartupTimes)
     trouble: Trouble = field(default_factory=Trouble)
     failed_at: float = 0.0

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 CREATE_ATTEMPTS = 3
 DELETE_BATCH = 20
+# Of all pools together: an API server that is busy with refill keeps claims waiting.
+WRITES_AT_ONCE = 8
 
 
 class FailureObserver(Protocol):
@@ -63,6 +65,7 @@ class PodWriter:
         self._on_start_timeout = on_start_timeout
         self._wall = wall
         self._clock = clock
+        self._slots = asyncio.Semaphore(WRITES_AT_ONCE)
 
     async def delete(
         self, pool: Pool, state: PoolState, deletions: Sequence[Deletion]
@@ -103,11 +106,12 @@ class PodWriter:
                 pool.reference, str(deletion.reason), f"{member.name}{where}: {deletion.message}"
             )
         try:
-            await self._client.delete(
-                resource_path("v1", "pods", pool.namespace, member.name),
-                uid=member.uid,
-                resource_version=member.version,
-            )
+            async with self._slots:
+                await self._client.delete(
+                    resource_path("v1", "pods", pool.namespace, member.name),
+                    uid=member.uid,
+                    resource_version=member.version,
+                )
         except ApiError as error:
             state.expectations.settle_delete(member.uid)
             pod = self._cluster.pods.get(member.uid)
@@ -144,7 +148,8 @@ class PodWriter:
         self, pool: Pool, state: PoolState, body: Mapping[str, Any]
     ) -> KubeError | None:
         try:
-            await self.post(pool, body)
+            async with self._slots:
+                await self.post(pool, body)
         except ApiError as error:
             state.expectations.settle_create(body["metadata"]["name"])
             return error

@@ -152,3 +152,21 @@ async def test_after_closing_no_timer_adds() -> None:
     queue.close()
     await asyncio.sleep(5)
     assert not len(queue)
+
+
+async def test_lanes_take_turns_and_keep_their_own_order() -> None:
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0])
+    for key in ("a1", "a2", "a3", "b1", "c1", "b2"):
+        queue.add(key)
+    assert len(queue) == 6
+    assert [await queue.take() for _ in range(6)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+async def test_a_lane_that_comes_back_stands_behind_the_others() -> None:
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0])
+    queue.add("a1")
+    queue.add("b1")
+    assert await queue.take() == "a1"
+    queue.add("a2")
+    assert [await queue.take(), await queue.take()] == ["b1", "a2"]
+    assert len(queue) == 0

@@ -240,6 +240,21 @@ def test_evidence_of_another_handler_or_of_former_software_is_none(cluster: Clus
     assert cluster.ground(pod(), IsolationProof.PER_NODE).isolation is None
 
 
+@pytest.mark.parametrize("proof", list(IsolationProof))
+def test_pods_of_one_moment_stand_where_each_would_alone(
+    cluster: Cluster, proof: IsolationProof
+) -> None:
+    pods = [
+        pod("a"),
+        pod("b", initContainerStatuses=[probed()]),
+        pod("c", handler="kata"),
+        pod("d", node=""),
+        pod("e", node="unseen"),
+    ]
+    ground = cluster.grounds(proof)
+    assert [ground(it) for it in pods] == [cluster.ground(it, proof) for it in pods]
+
+
 def test_a_pod_without_a_node_stands_on_nothing(cluster: Cluster) -> None:
     for it in (pod(node=""), pod(node="unseen", initContainerStatuses=[probed()])):
         ground = cluster.ground(it, IsolationProof.PER_SANDBOX)

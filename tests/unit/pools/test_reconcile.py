@@ -23,6 +23,7 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, pod_name
+from sandboxpool.pools.writer import WRITES_AT_ONCE
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import Strike
 from sandboxpool.runtimes.probe import ProbeImage
@@ -181,6 +182,25 @@ async def test_a_slow_start_stops_at_the_first_refusal(succeeded: int, sent: int
     await world.reconcile()
     assert world.posted == sent
     assert len(world.pods) == succeeded
+
+
+async def test_refill_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(replicas=200, startup={"maxStarting": 200})
+    send = world.api._send
+    flying = most = 0
+
+    async def slowly(*request: Any) -> bytes:
+        nonlocal flying, most
+        flying += 1
+        most = max(most, flying)
+        await asyncio.sleep(0.01)
+        flying -= 1
+        return await send(*request)
+
+    monkeypatch.setattr(world.api, "_send", slowly)
+    await world.reconcile()
+    assert world.posted == 200
+    assert most == WRITES_AT_ONCE
 
 
 async def test_a_quota_is_said_and_is_no_storm() -> None:

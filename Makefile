@@ -102,6 +102,10 @@ $(PLOTS): $(INSTALLED) requirements/bench.txt
 bench: $(PLOTS) ## Claims beside the floor; ROUNDS=1 is short. Writes docs/benchmarks.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.claims --rounds $(ROUNDS)
 
+.PHONY: bench-scale
+bench-scale: $(INSTALLED) ## 10,000 warm pods, 200 pools, NODES nodes; writes docs/benchmarks/scale.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.scale --nodes $(NODES)
+
 .PHONY: bench-fleet
 bench-fleet: $(INSTALLED) ## What a fleet of NODES fake nodes costs; writes docs/benchmarks/fleet.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.fleet --nodes $(NODES)

@@ -31,7 +31,8 @@ Pod = dict[str, Any]
 
 
 class _Meta(msgspec.Struct, frozen=True):
-    name: str
+    # A bookmark has no name.
+    name: str = ""
     uid: str = ""
     resourceVersion: str = ""
     generation: int = 0

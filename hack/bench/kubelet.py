@@ -48,7 +48,8 @@ class _Meta(msgspec.Struct, frozen=True):
 
 
 class _Spec(msgspec.Struct, frozen=True):
-    containers: list[_Container] = []
+    # A bookmark has none.
+    containers: list[_Container] | None = None
 
 
 class _Pod(msgspec.Struct, frozen=True):
@@ -188,7 +189,7 @@ def status_of(
                 "restartCount": 0,
                 "state": state,
             }
-            for container in pod.spec.containers
+            for container in pod.spec.containers or ()
         ],
     }
 

@@ -32,7 +32,7 @@ CLASS, HANDLER = "gvisor", "runsc"
 NODES = 10
 POOL = "pool"
 _HACK = Path(__file__).resolve().parents[1]
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 _FILL_SECONDS = 300.0
 
 
@@ -157,7 +157,7 @@ class Rig:
 
     # --- Pools and claims ------------------------------------------------------------------------
 
-    def add_pool(self, namespace: str, name: str = POOL, replicas: int = 0) -> None:
+    def add_pool(self, namespace: str, name: str = POOL, replicas: int = 0, **spec: Any) -> None:
         """Create a pool, in a namespace that may exist."""
         if self.api.find("Namespace", namespace) is None:
             self.api.create(objects.namespace(namespace))
@@ -167,7 +167,7 @@ class Rig:
             replicas,
             startup={"maxStarting": 1000},
             # As an operator would be run: with proof that the runtime isolates.
-            isolationProof="PerNode",
+            **{"isolationProof": "PerNode", **spec},
         )
         self.api.create({**pool, "metadata": {"name": name, "namespace": namespace}})
 
@@ -185,7 +185,13 @@ class Rig:
         self.start("operator", namespace)
         began = time.monotonic()
         self.set_pool(namespace, replicas=warm, paused=False)
-        wait(lambda: self.warm(namespace) == warm, _FILL_SECONDS, f"{warm} warm sandboxes")
+
+        def filled() -> bool:
+            if self._kubelet is None or self._kubelet.poll() is not None:
+                raise RuntimeError("the kubelets have ended")
+            return self.warm(namespace) == warm
+
+        wait(filled, _FILL_SECONDS, f"{warm} warm sandboxes")
         return time.monotonic() - began
 
     def set_pool(self, namespace: str, **fields: Any) -> None:
@@ -203,7 +209,7 @@ class Rig:
         def quiet() -> bool:
             status = self.api.get(names.POOL_KIND, POOL, namespace).get("status") or {}
             path = f"/api/v1/namespaces/{namespace}/pods?fieldSelector=status.phase%3DPending"
-            return status.get("starting") == 0 and not self._count(path)
+            return status.get("starting") == 0 and not self.count(path)
 
         wait(quiet, _FILL_SECONDS, "no sandbox that starts")
 
@@ -214,10 +220,11 @@ class Rig:
         pods = f"/api/v1/namespaces/{namespace}/pods?labelSelector={names.LABEL_CLAIM_UID}"
         for path in (claims, pods):
             # A request may not take longer than the client waits: large sets go in several.
-            while self._count(path):
+            while self.count(path):
                 self.api.raw("DELETE", path + ("&" if "?" in path else "?") + "limit=500", _NOW)
 
-    def _count(self, path: str) -> int:
+    def count(self, path: str) -> int:
+        """At least how many objects are at a path: 0 or 1."""
         query = "&" if "?" in path else "?"
         return len(self.api.raw("GET", f"{path}{query}limit=1")["items"])
 
@@ -225,7 +232,7 @@ class Rig:
 _NOW = {"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}
 
 
-def wait(done: Callable[[], bool], seconds: float, what: str) -> None:
+def wait(done: Callable[[], bool], seconds: float, what: str, *, poll: float = 0.1) -> None:
     """Wait for a condition.
 
     Raises:
@@ -235,4 +242,4 @@ def wait(done: Callable[[], bool], seconds: float, what: str) -> None:
     while not done():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not in {seconds:g} s")
-        time.sleep(0.1)
+        time.sleep(poll)

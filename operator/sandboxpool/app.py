@@ -5,10 +5,13 @@ Nothing else knows all the parts. What a change of an object sets in motion is i
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import kopf
@@ -30,9 +33,10 @@ from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.credentials import connection_info
-from sandboxpool.kube.errors import KubeError
+from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import Informer
+from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import ClusterCollector, Metrics
 from sandboxpool.pools.pool import Pool
@@ -51,7 +55,9 @@ LIST_SECONDS = 60.0
 SWEEP_SECONDS = 60.0
 LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
-FLUSH_SECONDS = 3.0
+FLUSH_SECONDS = 1.0
+LEASE_LOST_EXIT_CODE = 3
+USER_AGENT = "sandboxpool-operator"
 
 POOLS_PATH = resource_path(names.API_VERSION, names.POOLS)
 CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
@@ -65,7 +71,7 @@ class Operator:
         info: where the API server is.
         client: speaks to it; made from ``info`` unless given.
         wall: seconds since the epoch.
-        clock: a monotonic clock, in seconds.
+        clock: a monotonic clock, in seconds, that counts the time of a suspension too.
     """
 
     def __init__(
@@ -75,18 +81,34 @@ class Operator:
         *,
         client: ApiClient | None = None,
         wall: Callable[[], float] = time.time,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._settings = settings
+        self._main: asyncio.Task[Any] | None = None
         self._metrics = Metrics()
         self._client = client or ApiClient(
-            info, user_agent="sandboxpool-operator", observe=self._metrics.request
+            info,
+            user_agent=USER_AGENT,
+            observe=self._metrics.request,
+            permit=lambda: self._elector.require(),
+        )
+        self._lease_client = client or ApiClient(
+            info, user_agent=USER_AGENT, observe=self._metrics.request
+        )
+        self._elector = Elector(
+            self._lease_client,
+            settings.namespace,
+            # Not even the next process in the same container has the same.
+            identity=f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}",
+            times=settings.lease,
+            clock=clock,
+            wall=wall,
         )
         self._cluster = Cluster()
         self._allocator = Allocator()
         self._queues = Queues(
             pools=WorkQueue("pools", self._metrics.queue("pools")),
-            claims=WorkQueue("claims", self._metrics.queue("claims")),
+            claims=WorkQueue("claims", self._metrics.queue("claims"), self._lane_of),
             runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes")),
             nodes=WorkQueue("nodes", self._metrics.queue("nodes"))
             if settings.publish_on_nodes
@@ -226,6 +248,10 @@ class Operator:
             self._claims,
             self._runtimes,
         )
+        for informer in self._informers:
+            # A standby's caches are warm, and everything that remembers or decides is as new as
+            # in a process that has just been started: it comes to life when the lease is ours.
+            informer.mute()
         self._listed = asyncio.Event()
         self._metrics.registry.register(
             ClusterCollector(self._cluster, self._pools, self._allocator, self._offers, wall)
@@ -249,6 +275,11 @@ class Operator:
             **selectors,
         )
 
+    def _lane_of(self, key: tuple[str, str]) -> tuple[str, str]:
+        """Claims of one pool stand in one line: a burst on it holds up no other pool's."""
+        claim = self._claims.get(*key)
+        return key if claim is None else (key[0], claim.spec.poolName)
+
     def _on_startup_sample(self, pool: Pool, stage: str, seconds: float) -> None:
         resolution = self._cluster.resolution(pool)
         if resolution is not None and resolution.runtime is not None:
@@ -270,7 +301,6 @@ class Operator:
             "events": self._sandbox_events.synced,
             "sandboxclaims": self._claims.synced,
             "sandboxruntimes": self._runtimes.synced,
-            "sandboxpools, runtimeclasses": self._listed,
         }
         return [name for name, event in synced.items() if not event.is_set()]
 
@@ -322,15 +352,38 @@ class Operator:
     async def _all_synced(self) -> None:
         for cache in self._informers:
             await cache.synced.wait()
+
+    async def _elect(self) -> None:
+        try:
+            await self._elector.run()
+        except NotLeaderError as error:
+            # Another may lead by now. All that this process knows, and has under way, ends here.
+            logger.critical("%s: the process ends", error)
+            logging.shutdown()
+            os._exit(LEASE_LOST_EXIT_CODE)
+
+    async def _take_over(self) -> None:
+        """Become as a process that has just been started, with full caches.
+
+        The former leader has written until a moment ago. What decides about sandboxes must be no
+        older than our lease: its bindings, and what it has kept of the nodes.
+        """
+        async with asyncio.TaskGroup() as reading:
+            reading.create_task(self._pods.relist())
+            reading.create_task(self._claims.relist())
+            reading.create_task(self._load_records())
+        for informer in (self._nodes, self._sandbox_events, self._pods):
+            await informer.unmute()
+        for informer in (self._probes, self._claims, self._runtimes):
+            await informer.unmute()
         await self._listed.wait()
 
     async def _work(self) -> None:
-        """Start to decide once every cache is complete: a partial view creates and deletes.
+        """Start to decide, now that every cache is complete: a partial view creates and deletes.
 
         kopf starts last. At its end it waits for, and cancels, every task made after its start,
         so that whatever is to be in our own hands must exist before.
         """
-        await self._all_synced()
         logger.info(
             "caches synced: %d pools, %d claims, %d pods, %d nodes",
             len(self._pools),
@@ -363,34 +416,66 @@ class Operator:
 
     async def run(self) -> None:
         """Run until a signal comes; any part that dies takes the whole process with it."""
+        self._main = asyncio.current_task()
+        self._take_signals()
         server = await web.serve(
             self._settings.host, self._settings.port, self._metrics.registry, self._not_synced
         )
         try:
-            await self.operate()
+            with suppress(asyncio.CancelledError):
+                await self.operate()
         finally:
             await server.cleanup()
+
+    def _take_signals(self) -> None:
+        """Let a signal end everything at once, so that the next leader need not wait."""
+        if self._main is not None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self._main.cancel)
 
     async def operate(self) -> None:
         """Do all but answer probes and scrapes."""
         try:
-            async with self._client, asyncio.TaskGroup() as parts:
-                await self._load_records()
-                feeding = [
+            async with self._connected(), asyncio.TaskGroup() as parts:
+                watching = [
                     parts.create_task(part)
-                    for part in (
-                        *(informer.run() for informer in self._informers),
-                        self._list_what_kopf_watches(),
-                        self._events.run(),
-                        self._measure_lag(),
-                    )
+                    for part in (*(i.run() for i in self._informers), self._measure_lag())
                 ]
-                await parts.create_task(self._work())
-                await self._records.flush(FLUSH_SECONDS)
-                for task in feeding:
+                await self._all_synced()
+                async with self._leading(parts):
+                    await self._take_over()
+                    try:
+                        await self._work()
+                    finally:
+                        await self._records.flush(FLUSH_SECONDS)
+                for task in watching:
                     task.cancel()
         finally:
             self._queues.close()
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[None]:
+        async with AsyncExitStack() as clients:
+            for client in {self._client, self._lease_client}:
+                await clients.enter_async_context(client)
+            yield
+
+    @asynccontextmanager
+    async def _leading(self, parts: asyncio.TaskGroup) -> AsyncIterator[None]:
+        """Wait for the lease, hold it, and give it back when all has been said."""
+        background = [parts.create_task(self._elect())]
+        try:
+            await self._elector.leading.wait()
+            self._metrics.leader.set(1)
+            background += [
+                parts.create_task(self._list_what_kopf_watches()),
+                parts.create_task(self._events.run()),
+            ]
+            yield
+        finally:
+            for task in background:
+                task.cancel()
+            await self._elector.release()
 
     async def _kopf(self) -> None:
         registry = kopf.OperatorRegistry()
@@ -400,7 +485,8 @@ class Operator:
             on_pool=lambda body, deleted: self._pools.observe(body, deleted=deleted),
             on_class=lambda body, deleted: self._classes.observe(body, deleted=deleted),
         )
-        await kopf.operator(
+        ours = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=handlers.settings(),
             clusterwide=True,
@@ -408,6 +494,9 @@ class Operator:
             # Unless told, kopf looks its user up, and the uid of a container need not have a name.
             identity=socket.gethostname(),  # type: ignore[arg-type]  # a str that it gives a name
         )
+        # On a signal kopf would wait for tasks that are not its own.
+        self._take_signals()
+        await kopf.run_tasks(tasks, ignored=ours)
 
 
 async def run(settings: Settings) -> None:

@@ -88,6 +88,11 @@ class Metrics:
             ("resource", "cause"),
             registry=self.registry,
         )
+        self.leader = Gauge(
+            "sandboxpool_leader",
+            "1 in the process that leads, 0 in one that stands by.",
+            registry=self.registry,
+        )
         self.loop_lag = Gauge(
             "sandboxpool_loop_lag_seconds",
             "How late the event loop ran a timer, the worst of the last ten seconds.",

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from sandboxpool.kube.lease import LeaseTimes
 
 
 class SettingsError(Exception):
@@ -25,9 +27,9 @@ class Settings:
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR (SANDBOXPOOL_LOG_LEVEL)."""
 
-    claim_workers: int = 50
-    """Claims worked on at once; each waits for the API server most of its time
-    (SANDBOXPOOL_CLAIM_WORKERS)."""
+    claim_workers: int = 16
+    """Claims worked on at once; each waits for the API server most of its time, and more of them
+    would only wait for longer, and others behind them (SANDBOXPOOL_CLAIM_WORKERS)."""
 
     pool_workers: int = 8
     """Pools worked on at once; fewer than claims, so that refill never crowds them out
@@ -47,6 +49,10 @@ class Settings:
     probe_pull_secrets: tuple[str, ...] = ()
     """Secrets of our own namespace for pulling the probe image
     (SANDBOXPOOL_PROBE_PULL_SECRETS, names separated by commas)."""
+
+    lease: LeaseTimes = field(default_factory=LeaseTimes)
+    """How long the lease of the leader lasts, in seconds (SANDBOXPOOL_LEASE: duration, renew
+    deadline and retry, such as 15/10/2)."""
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -70,6 +76,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     if publish not in ("true", "false"):
         raise SettingsError(f"SANDBOXPOOL_PUBLISH_ON_NODES={publish}: use true or false")
     secrets = environ.get("SANDBOXPOOL_PROBE_PULL_SECRETS", "").split(",")
+    lease = environ.get("SANDBOXPOOL_LEASE")
     return Settings(
         namespace=environ.get("SANDBOXPOOL_NAMESPACE", default.namespace),
         host=host or default.host,
@@ -91,6 +98,20 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         probe_image=environ.get("SANDBOXPOOL_PROBE_IMAGE", default.probe_image).strip(),
         probe_pull_policy=pull_policy,
         probe_pull_secrets=tuple(name.strip() for name in secrets if name.strip()),
+        lease=_lease(lease) if lease is not None else default.lease,
+    )
+
+
+def _lease(text: str) -> LeaseTimes:
+    parts = text.split("/")
+    if len(parts) == 3 and all(part.isdecimal() for part in parts):
+        duration, deadline, retry = map(int, parts)
+        if duration > deadline > retry > 0:
+            return LeaseTimes(duration, deadline, retry)
+    raise SettingsError(
+        f"SANDBOXPOOL_LEASE={text}: use three whole numbers of seconds such as 15/10/2, the "
+        "lease's duration, the renew deadline and the pause between tries, each less than the "
+        "one before"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import aiohttp
 import kopf
 import msgspec
+from aiohttp.connector import Connection
 
 from sandboxpool.kube.credentials import token_source
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
@@ -89,24 +90,48 @@ def resource_path(
 
 
 class ApiClient:
-    """Requests to one API server; use as an async context manager."""
+    """Requests to one API server; use as an async context manager.
+
+    Args:
+        info: where the API server is, and who we are.
+        user_agent: what we call ourselves.
+        observe: told of each finished request.
+        permit: called right before each write is sent; what it raises keeps the write from being.
+    """
 
     def __init__(
-        self, info: kopf.ConnectionInfo, *, user_agent: str, observe: RequestObserver | None = None
+        self,
+        info: kopf.ConnectionInfo,
+        *,
+        user_agent: str,
+        observe: RequestObserver | None = None,
+        permit: Callable[[], None] = lambda: None,
     ) -> None:
         self._server = info.server.rstrip("/")
         self._ssl = info.as_ssl_context() if self._server.startswith("https") else None
         self._authorization: Callable[[], dict[str, str]] = token_source(info)
         self._user_agent = user_agent
         self._observe = observe or (lambda verb, code, seconds: None)
+        self._permit = permit
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiClient":
+        permit = self._permit
+
+        class Request(aiohttp.ClientRequest):
+            # Waiting for a free connection may take long: only what comes after it is "right
+            # before".
+            async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+                if self.method != "GET":
+                    permit()
+                return await super().send(conn)
+
         connector = aiohttp.TCPConnector(
             limit=MAX_CONNECTIONS, ssl=self._ssl if self._ssl is not None else True
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
+            request_class=Request,
             headers={"User-Agent": self._user_agent, "Accept": JSON},
             timeout=aiohttp.ClientTimeout(
                 total=REQUEST_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS

@@ -14,6 +14,10 @@ class UnknownOutcomeError(KubeError):
     """
 
 
+class NotLeaderError(KubeError):
+    """The lease is not ours, or its time is over: nothing was sent, and nothing may be."""
+
+
 @dataclass
 class ApiError(KubeError):
     """The API server answered, and the answer was no.

@@ -34,6 +34,7 @@ class Meta(Protocol):
     namespace: str
     uid: str
     resourceVersion: str
+    creationTimestamp: str
 
 
 class Object(Protocol):
@@ -112,6 +113,11 @@ class Informer(Generic[T]):
         self._objects: dict[tuple[str, str], T] = {}
         self._version = ""
         self._progress = 0
+        self._muted = False
+        # Objects that were kept while muted, and of which nobody was told yet.
+        self._untold: dict[tuple[str, str], T] = {}
+        self._turn: asyncio.Timeout | None = None
+        self._listed = asyncio.Event()
         self.synced = asyncio.Event()
 
     def __iter__(self) -> Iterator[T]:
@@ -124,15 +130,54 @@ class Informer(Generic[T]):
         """Return the cached object, or None."""
         return self._objects.get((namespace, name))
 
+    def mute(self) -> None:
+        """Keep the cache up to date and call nobody back until ``unmute``."""
+        self._muted = True
+
+    async def unmute(self) -> None:
+        """Call back for each object as if it were new, the oldest first; then for each change."""
+        self._muted = False
+        self._untold, self._objects = self._objects, {}
+        for turn, key in enumerate(sorted(self._untold, key=self._age_of), 1):
+            # One that has changed since, or is gone, has been told of.
+            obj = self._untold.pop(key, None)
+            if obj is not None:
+                self._put(key, obj)
+            if turn % EVENTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _age_of(self, key: tuple[str, str]) -> tuple[str, int]:
+        # Creation times have whole seconds; among untouched objects versions tell the rest.
+        metadata = self._untold[key].metadata
+        return metadata.creationTimestamp, int(metadata.resourceVersion)
+
+    async def relist(self) -> None:
+        """List anew while ``run`` runs; return when the cache is no older than this call."""
+        listed = self._listed = asyncio.Event()
+        if self._turn is not None:
+            self._turn.reschedule(asyncio.get_running_loop().time())
+        await listed.wait()
+
     async def run(self) -> None:
         """List and watch until cancelled, whatever the API server does meanwhile."""
+        while True:
+            try:
+                async with asyncio.timeout(None) as self._turn:
+                    await self._list_and_watch()
+            except TimeoutError:
+                # Asked for: see `relist`.
+                self._version = ""
+
+    async def _list_and_watch(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
         while True:
             before = self._progress
             try:
                 if not self._version:
+                    listed = self._listed
                     await self._list()
                     self.synced.set()
+                    listed.set()
                 await self._watch()
                 cause = "ended"
             except ApiError as error:
@@ -238,6 +283,14 @@ class Informer(Generic[T]):
             return None
 
     def _put(self, key: tuple[str, str], new: T | None) -> None:
+        if self._muted:
+            if new is not None:
+                self._objects[key] = new
+            else:
+                self._objects.pop(key, None)
+            return
+        # Whatever comes now is newer.
+        self._untold.pop(key, None)
         old = self._objects.get(key)
         if new is None:
             if old is None:

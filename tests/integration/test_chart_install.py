@@ -2,8 +2,10 @@
 
 import json
 import os
+import ssl
 import subprocess
 import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from crdgen.__main__ import REPOSITORY
 from localcluster import tools
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
+from sandboxpool.kube import lease
 
 CHART = REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"
@@ -49,16 +52,26 @@ def installed(
     metadata = {"name": NAMESPACE, "labels": labels}
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
     control_plane.request("POST", "/api/v1/namespaces", body)
-    answer = helm("install", RELEASE, str(CHART))
+    answer = helm("install", RELEASE, str(CHART), "--set", "apiPriority.enabled=true")
     assert answer.returncode == 0, answer.stderr
     yield control_plane
     answer = helm("uninstall", RELEASE)
     assert answer.returncode == 0, answer.stderr
 
 
-def allowed(plane: ControlPlane, verb: str, group: str, resource: str, **user: Any) -> bool:
+def allowed(
+    plane: ControlPlane,
+    verb: str,
+    group: str,
+    resource: str,
+    *,
+    namespace: str = SOMEWHERE,
+    called: str = "",
+    **user: Any,
+) -> bool:
     name, _, subresource = resource.partition("/")
-    attributes = {"verb": verb, "group": group, "resource": name, "namespace": SOMEWHERE}
+    attributes = {"verb": verb, "group": group, "resource": name, "namespace": namespace}
+    attributes["name"] = called
     if subresource:
         attributes["subresource"] = subresource
     answer = plane.request(
@@ -126,6 +139,79 @@ def test_the_operator_may_not(
     installed: ControlPlane, verb: str, group: str, resource: str
 ) -> None:
     assert not allowed(installed, verb, group, resource, **OPERATOR)
+
+
+@pytest.mark.parametrize(
+    ("verb", "namespace", "called", "expected"),
+    [
+        ("get", NAMESPACE, lease.NAME, True),
+        ("watch", NAMESPACE, lease.NAME, True),
+        ("patch", NAMESPACE, lease.NAME, True),
+        ("create", NAMESPACE, "", True),
+        ("get", NAMESPACE, "another", False),
+        ("patch", NAMESPACE, "another", False),
+        ("delete", NAMESPACE, lease.NAME, False),
+        ("patch", "kube-system", lease.NAME, False),
+        ("create", "kube-system", "", False),
+    ],
+)
+def test_the_operator_may_write_its_own_lease_only(
+    installed: ControlPlane, verb: str, namespace: str, called: str, *, expected: bool
+) -> None:
+    group = "coordination.k8s.io"
+    answer = allowed(
+        installed, verb, group, "leases", namespace=namespace, called=called, **OPERATOR
+    )
+    assert answer is expected
+
+
+def as_the_operator(plane: ControlPlane, method: str, path: str) -> tuple[int, str | None]:
+    """Return the answer's status, and the uid of the flow schema that sorted the request."""
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{RELEASE}"
+    token = plane.request("POST", f"{account}/token", body)["status"]["token"]
+    request = urllib.request.Request(
+        plane.url + path,
+        method=method,
+        data=None if method == "GET" else b"{}",
+        headers={
+            "Authorization": f"Bearer {token}",
+            "Content-Type": "application/merge-patch+json",
+        },
+    )
+    context = ssl.create_default_context(cafile=str(plane.ca_file))
+    try:
+        answer = urllib.request.urlopen(request, timeout=15, context=context)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        return answer.status, answer.headers.get("X-Kubernetes-Pf-Flowschema-Uid")
+
+
+def test_the_lease_can_be_watched_by_its_name(installed: ControlPlane) -> None:
+    """A watch of one object is one of the collection, with a selector that RBAC understands."""
+    leases = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases?watch=1&timeoutSeconds=1"
+    named = f"{leases}&fieldSelector=metadata.name%3D{lease.NAME}"
+    assert as_the_operator(installed, "GET", named)[0] == 200
+    assert as_the_operator(installed, "GET", leases)[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("PATCH", f"/api/v1/namespaces/{SOMEWHERE}/pods/x", True),
+        ("PATCH", f"/apis/{GROUP}/v1alpha1/namespaces/{SOMEWHERE}/sandboxclaims/x/status", True),
+        ("GET", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/x", True),
+        ("GET", "/api/v1/pods?limit=1", False),
+        ("PATCH", f"/apis/{GROUP}/v1alpha1/namespaces/{SOMEWHERE}/sandboxpools/x/status", False),
+    ],
+)
+def test_what_claims_wait_for_has_a_queue_of_its_own(
+    installed: ControlPlane, method: str, path: str, *, expected: bool
+) -> None:
+    schemas = "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas"
+    uid = installed.request("GET", f"{schemas}/{RELEASE}-claims")["metadata"]["uid"]
+    assert (as_the_operator(installed, method, path)[1] == uid) is expected
 
 
 @pytest.mark.parametrize(

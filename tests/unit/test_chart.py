@@ -15,6 +15,7 @@ import yaml
 from crdgen.__main__ import REPOSITORY
 from localcluster import builds
 from sandboxpool.api import names
+from sandboxpool.kube import lease
 from sandboxpool.settings import Settings, load
 
 CHART = REPOSITORY / "charts" / "sandboxpool"
@@ -154,7 +155,15 @@ def test_in_its_own_namespace_it_probes_and_remembers(render: Render) -> None:
     assert rights(role) == {
         *grant("pods", "get list watch create delete"),
         *grant("configmaps", "get create patch"),
+        *grant("coordination.k8s.io/leases", "get watch patch create"),
     }
+
+
+def test_of_leases_only_the_operators_own_may_be_read_and_written(render: Render) -> None:
+    rules = [r for r in only(render(), "Role")["rules"] if r["resources"] == ["leases"]]
+    # RBAC cannot restrict a create to a name.
+    assert {verb for r in rules if "resourceNames" not in r for verb in r["verbs"]} == {"create"}
+    assert [r["resourceNames"] for r in rules if "resourceNames" in r] == [[lease.NAME]]
 
 
 @pytest.mark.parametrize("scope", ["Cluster", ""])
@@ -209,10 +218,51 @@ def test_whoever_may_look_sees_all_three_kinds(render: Render) -> None:
     }
 
 
-def test_there_is_one_operator_and_never_two_during_an_update(render: Render) -> None:
-    spec = only(render(), "Deployment")["spec"]
-    assert spec["replicas"] == 1
-    assert spec["strategy"] == {"type": "Recreate"}
+def test_a_standby_is_there_before_a_leader_goes(render: Render) -> None:
+    manifests = render()
+    spec = only(manifests, "Deployment")["spec"]
+    assert spec["replicas"] == 2
+    assert spec["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
+    budget = only(manifests, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+    labels = spec["template"]["metadata"]["labels"].items()
+    for selector in (budget["selector"], spread["labelSelector"]):
+        assert selector["matchLabels"].items() <= labels
+
+
+def test_one_replica_needs_no_budget(render: Render) -> None:
+    manifests = render("--set", "replicas=1")
+    assert only(manifests, "Deployment")["spec"]["replicas"] == 1
+    assert "PodDisruptionBudget" not in {manifest["kind"] for manifest in manifests}
+
+
+def test_the_claim_path_has_a_queue_of_its_own_where_that_is_wanted(render: Render) -> None:
+    assert {m["kind"] for m in render()}.isdisjoint({"FlowSchema", "PriorityLevelConfiguration"})
+    manifests = render("--set", "apiPriority.enabled=true")
+    level = only(manifests, "PriorityLevelConfiguration")
+    schema = only(manifests, "FlowSchema")["spec"]
+    assert schema["priorityLevelConfiguration"]["name"] == level["metadata"]["name"]
+    (rule,) = schema["rules"]
+    account = only(manifests, "ServiceAccount")["metadata"]["name"]
+    assert rule["subjects"] == [
+        {
+            "kind": "ServiceAccount",
+            "serviceAccount": {"name": account, "namespace": NAMESPACE},
+        }
+    ]
+    claims = {
+        f"{group}/{resource}".lstrip("/")
+        for r in rule["resourceRules"]
+        for group in r["apiGroups"]
+        for resource in r["resources"]
+        if "patch" in r["verbs"]
+    }
+    assert claims == {"pods", f"{names.GROUP}/sandboxclaims/status"}
 
 
 def test_the_pod_is_restricted(render: Render) -> None:
@@ -293,8 +343,16 @@ def test_probes_can_run_another_image(render: Render) -> None:
     assert settings.probe_pull_secrets == ()
 
 
+def test_the_lease_lasts_as_long_as_the_values_say(render: Render) -> None:
+    assert settings_of(render()).lease == Settings().lease
+    wanted = ("durationSeconds=30", "renewDeadlineSeconds=20", "retrySeconds=5")
+    changed = render(*(word for value in wanted for word in ("--set", f"lease.{value}")))
+    assert settings_of(changed).lease == lease.LeaseTimes(30, 20, 5)
+
+
 def test_optional_parts_can_be_left_out(render: Render) -> None:
     manifests = render(
+        *("--set", "replicas=1"),
         *("--set", "rbac.create=false", "--set", "rbac.aggregate=false"),
         *("--set", "serviceAccount.create=false", "--set", "serviceAccount.name=mine"),
         *("--set", "metrics.service.enabled=false"),
@@ -334,7 +392,9 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("replicas=2", "replicas"),
+        ("replicas=two", "replicas"),
+        ("lease.durationSeconds=1", "durationSeconds"),
+        ("apiPriority.shares=1", "shares"),
         ("image.repository=", "repository"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("logLevel=loud", "logLevel"),

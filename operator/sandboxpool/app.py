@@ -444,6 +444,7 @@ class Operator:
                 await self._all_synced()
                 async with self._leading(parts):
                     await self._take_over()
+                    self._metrics.leader.set(1)
                     try:
                         await self._work()
                     finally:
@@ -466,7 +467,6 @@ class Operator:
         background = [parts.create_task(self._elect())]
         try:
             await self._elector.leading.wait()
-            self._metrics.leader.set(1)
             background += [
                 parts.create_task(self._list_what_kopf_watches()),
                 parts.create_task(self._events.run()),

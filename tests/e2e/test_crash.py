@@ -44,11 +44,11 @@ def test_a_crash_in_a_burst_of_claims_gives_each_one_pod(
         creating.result(timeout=30)
     assert len(bound(api.list("SandboxClaim"))) < CLAIMS, "it was killed too late"
     eventually(
-        lambda: deployed.restarts() > victim.restarts,
+        lambda: deployed.restarts(victim) > victim.restarts,
         message="the kubelet has started it again",
         timeout=60,
     )
-    assert deployed.last_exit_code() == SIGKILLED
+    assert deployed.exit_code(victim) == SIGKILLED
 
     def all_bound() -> bool:
         # Not only in the end: at no moment may a claim have two pods, or a pod two claims.

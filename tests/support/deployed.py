@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from demo.install import NAMESPACE, RELEASE
 from localcluster import nodes, process
 from localcluster.kindcluster import kubectl
+from sandboxpool.kube.lease import NAME as LEASE
 from support.api import Api, is_true
 from support.waiting import eventually
 
@@ -25,7 +26,7 @@ _GONE_SECONDS = 60.0
 
 @dataclass
 class DeployedOperator:
-    """The one pod of the Deployment.
+    """The pods of the Deployment: the one that leads, and those that stand by.
 
     Attributes:
         api: A client with all rights.
@@ -33,15 +34,30 @@ class DeployedOperator:
 
     api: Api
     _kept: list[str] = field(default_factory=list)
+    _replicas: int = 0
 
     def pods(self) -> list[Object]:
         """Its pods, those on their way out included."""
         return self.api.list("Pod", NAMESPACE, labelSelector=_SELECTOR)
 
+    def leader(self) -> Object:
+        """The pod that holds the lease.
+
+        Raises:
+            LookupError: There is none.
+        """
+        holder = self.api.get("Lease", LEASE, NAMESPACE)["spec"].get("holderIdentity") or ""
+        for pod in self.pods():
+            if holder.startswith(f"{pod['metadata']['name']}_"):
+                return pod
+        raise LookupError(f"no pod is {holder!r}")
+
     def ready(self) -> bool:
-        """Whether exactly one pod is there and ready."""
+        """Whether all pods are there and ready, and one of them leads."""
         pods = self.pods()
-        return len(pods) == 1 and is_true(pods[0], "Ready")
+        wanted = self.api.get("Deployment", RELEASE, NAMESPACE)["spec"]["replicas"]
+        all_ready = len(pods) == wanted and all(is_true(pod, "Ready") for pod in pods)
+        return all_ready and self.metric("sandboxpool_leader") == 1
 
     def wait_ready(self) -> None:
         """Waits until it is ready."""
@@ -50,20 +66,21 @@ class DeployedOperator:
     def stop(self) -> None:
         """Scales the Deployment to nothing and waits until no pod is left."""
         self.keep(self.log())
+        self._replicas = self.api.get("Deployment", RELEASE, NAMESPACE)["spec"]["replicas"]
         self.api.scale("Deployment", RELEASE, 0, NAMESPACE)
         eventually(
             self.pods, until=lambda pods: not pods, message="no operator", timeout=_GONE_SECONDS
         )
 
     def start(self) -> None:
-        """Scales the Deployment back to one."""
-        self.api.scale("Deployment", RELEASE, 1, NAMESPACE)
+        """Scales the Deployment back to what it was."""
+        self.api.scale("Deployment", RELEASE, self._replicas, NAMESPACE)
         self.wait_ready()
 
     def replace(self) -> None:
-        """Deletes its pod and waits for the Deployment's next one."""
+        """Deletes the leader's pod and waits until another leads and the Deployment is whole."""
         self.keep(self.log())
-        (old,) = self.pods()
+        old = self.leader()
         self.api.delete("Pod", old["metadata"]["name"], NAMESPACE)
         eventually(
             self.pods,
@@ -93,8 +110,8 @@ class DeployedOperator:
         return [kept for kept in found if kept["metadata"]["name"].startswith(_RECORDS)]
 
     def process(self) -> Process:
-        """The operator's process on its node, found before it is needed."""
-        (pod,) = self.pods()
+        """The leader's process on its node, found before it is needed."""
+        pod = self.leader()
         container = _container(pod)
         node = pod["spec"]["nodeName"]
         pid = nodes.exec_on(
@@ -102,17 +119,16 @@ class DeployedOperator:
             *("crictl", "inspect", "--output", "go-template", "--template", "{{.info.pid}}"),
             container["containerID"].rpartition("/")[2],
         )
-        return Process(node, int(pid), container["restartCount"])
+        return Process(pod["metadata"]["name"], node, int(pid), container["restartCount"])
 
-    def restarts(self) -> int:
-        """How often its container was started again."""
-        (pod,) = self.pods()
-        return int(_container(pod)["restartCount"])
+    def restarts(self, of: Process) -> int:
+        """How often a process's container was started again."""
+        return int(_container(self.api.get("Pod", of.pod, NAMESPACE))["restartCount"])
 
-    def last_exit_code(self) -> int:
-        """How the container before the present one ended."""
-        (pod,) = self.pods()
-        return int(_container(pod)["lastState"]["terminated"]["exitCode"])
+    def exit_code(self, of: Process) -> int:
+        """How a process ended whose container was started again since."""
+        container = _container(self.api.get("Pod", of.pod, NAMESPACE))
+        return int(container["lastState"]["terminated"]["exitCode"])
 
     def get(self, path: str) -> str:
         """What it answers over HTTP, asked through the API server's proxy of its Service."""
@@ -120,10 +136,12 @@ class DeployedOperator:
         return str(self.api.raw("GET", f"{service}{path}"))
 
     def metric(self, name: str, /, **labels: str) -> float:
-        """The sum of the samples of a name that have these labels."""
+        """The sum of the leader's samples of a name that have these labels."""
+        pod = self.leader()["metadata"]["name"]
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:http/proxy/metrics"
         return sum(
             sample.value
-            for family in text_string_to_metric_families(self.get("/metrics"))
+            for family in text_string_to_metric_families(str(self.api.raw("GET", path)))
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
@@ -157,8 +175,9 @@ def _container(pod: Object) -> Object:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process in a node's own numbering."""
+    """A pod's process in its node's own numbering."""
 
+    pod: str
     node: str
     pid: int
     restarts: int

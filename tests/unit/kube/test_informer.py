@@ -22,6 +22,7 @@ class Meta(msgspec.Struct):
     uid: str
     resourceVersion: str
     namespace: str = ""
+    creationTimestamp: str = ""
 
 
 class Thing(msgspec.Struct):
@@ -107,12 +108,18 @@ class Run:
         self.told.append((short(old), short(new)))
 
     async def go(self, seconds: float = 100) -> "Run":
+        """Run for so long."""
+        async with self.running():
+            await asyncio.sleep(seconds)
+        return self
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
         task = asyncio.create_task(self.informer.run())
-        await asyncio.sleep(seconds)
+        yield
         assert not task.done(), task.exception()
         task.cancel()
         await asyncio.wait([task])
-        return self
 
     @property
     def names(self) -> list[str]:
@@ -227,3 +234,70 @@ async def test_a_server_that_asks_for_patience_gets_it() -> None:
 async def test_watches_that_end_at_once_are_no_tight_loop() -> None:
     run = await Run([listed()], [[] for _ in range(1000)]).go(60)
     assert len(run.server.versions()) < 30
+
+
+# --- Warm, and silent ----------------------------------------------------------------------------
+
+
+def aged(name: str, version: int, second: int) -> dict[str, Any]:
+    body = thing(name, version)
+    body["metadata"]["creationTimestamp"] = f"2026-01-01T00:00:{second:02}Z"
+    return body
+
+
+async def test_a_muted_informer_keeps_its_cache_and_tells_nobody() -> None:
+    watch = [event("MODIFIED", thing("a", 11)), event("DELETED", thing("b", 12)), asyncio.Event()]
+    run = Run([listed(thing("a"), thing("b"))], [watch])
+    run.informer.mute()
+    await run.go()
+    assert run.informer.synced.is_set()
+    assert (run.told, run.names) == ([], ["a"])
+
+
+async def test_what_was_kept_is_told_the_oldest_first_whatever_comes_meanwhile() -> None:
+    many = [aged(f"n{i}", 1000 - i, second=i // 10) for i in range(200)]
+    later, more = asyncio.Event(), asyncio.Event()
+    changes = [event("MODIFIED", aged("n199", 2000, 19)), event("DELETED", thing("n198", 2001))]
+    run = Run([listed(*many)], [[later, *changes, more]])
+    run.informer.mute()
+    async with run.running():
+        await asyncio.sleep(1)
+        telling = asyncio.create_task(run.informer.unmute())
+        await asyncio.sleep(0)
+        later.set()
+        await telling
+        await asyncio.sleep(1)
+    assert [new for old, new in run.told if new is None or old is not None] == []
+    # Of one second the lower version, which is the older, comes first.
+    first = [new for _, new in run.told if new not in ("n199@2000",)]
+    in_order = sorted(range(198), key=lambda i: (i // 10, 1000 - i))
+    assert first == [f"n{i}@{1000 - i}" for i in in_order]
+    assert [new for _, new in run.told].count("n199@2000") == 1
+    assert "n198" not in run.names
+
+
+async def test_a_list_on_request_is_newer_than_the_request() -> None:
+    lists = [listed(thing("a"), thing("b")), listed(thing("a", 22), version=30)]
+    run = Run(lists, [[event("ADDED", thing("c", 12)), asyncio.Event()]])
+    run.informer.mute()
+    async with run.running():
+        await asyncio.sleep(1)
+        assert run.names == ["a", "b", "c"]
+        await run.informer.relist()
+        assert run.names == ["a"]
+        await run.informer.unmute()
+    assert run.told == [(None, "a@22")]
+    assert run.server.versions() == ["10", "30"]
+
+
+async def test_a_list_on_request_does_not_wait_for_the_end_of_a_pause() -> None:
+    outage: list[Any] = [UnknownOutcomeError("refused") for _ in range(7)]
+    run = Run([*outage, listed(thing("a"))])
+    async with run.running():
+        while len(run.server.asked) < len(outage):  # noqa: ASYNC110  # time is virtual
+            await asyncio.sleep(0.1)
+        assert not run.informer.synced.is_set()
+        began = asyncio.get_running_loop().time()
+        await run.informer.relist()
+        assert asyncio.get_running_loop().time() - began < 1
+    assert run.names == ["a"]

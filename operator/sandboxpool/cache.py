@@ -25,6 +25,7 @@ from sandboxpool.runtimes.verdict import Standing, Verdict, judge, stand
 
 MAX_SANDBOX_EVENTS = 5000
 VIEW_REVIEW_CHANGES = 1000
+MAX_GROUNDS = 50_000
 
 
 class PodIndex:
@@ -233,6 +234,7 @@ class Cluster:
         self.nodes = NodeIndex(self.breakers, self.evidence)
         self.events = SandboxEvents()
         self.classes: dict[str, Runtime] = {}
+        self._grounds: dict[tuple[str, str, IsolationProof], Ground] = {}
 
     def resolution(self, pool: Pool) -> Resolution | None:
         """What the pool's class stands for now; None for a pool that does not fit the API."""
@@ -267,15 +269,23 @@ class Cluster:
     def grounds(self, proof: IsolationProof) -> Callable[[Pod], Ground]:
         """Return ``ground`` for many pods of one moment.
 
-        Pods of one node and handler share the answer, unless each has a proof of its own.
+        Pods of one node and handler share the answer, unless each has a proof of its own; and as
+        long as it stays the same it is the same object, which is quick to compare.
         """
         shared: dict[tuple[str, str], Ground] = {}
+        if len(self._grounds) > MAX_GROUNDS:
+            # Of nodes that are gone, for the most part.
+            self._grounds.clear()
 
         def ground(pod: Pod) -> Ground:
             key = pod.spec.nodeName, pod.metadata.annotations.get(names.ANNOTATION_HANDLER, "")
             found = shared.get(key)
             if found is None:
-                found = shared[key] = self.ground(pod, proof)
+                found = self.ground(pod, proof)
+                before = self._grounds.get((*key, proof))
+                if found == before:
+                    found = before
+                shared[key] = self._grounds[*key, proof] = found
             return found
 
         if proof is IsolationProof.PER_SANDBOX:

@@ -33,7 +33,7 @@ Key = tuple[str, str]
 # Changes that come in bursts are gathered for a moment before a pool is looked at: a look costs
 # in proportion to the pool's pods, so that of a large pool is put off for longer.
 POD_BURST_SECONDS = 0.05
-PODS_PER_BURST = 1000
+PODS_PER_BURST = 500
 LONGEST_POD_BURST_SECONDS = 1.0
 NODE_BURST_SECONDS = 0.1
 

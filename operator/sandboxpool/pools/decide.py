@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec, UpdateType
-from sandboxpool.pools.members import Member, State, where
+from sandboxpool.pools.members import Member, State, oldest_first, where
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.resolve import Resolution
@@ -153,7 +153,7 @@ def decide(given: PoolInput) -> PoolPlan:
     deletions = _hopeless(given)
     left = _without(deletions, given.members)
     deletions += _moved(given, left, target)
-    stock = tuple(where(lambda m: m.alive or _waits_for_installer(m, given), left))
+    stock = tuple(m for m in left if m.alive or _waits_for_installer(m, given))
     deletions += _superseded(given, stock, target)
     stock = _without(deletions, stock)
     deletions += _surplus(given, stock, target)
@@ -169,18 +169,19 @@ def decide(given: PoolInput) -> PoolPlan:
 
 
 def _without(deletions: list[Deletion], members: tuple[Member, ...]) -> tuple[Member, ...]:
+    if not deletions:
+        return members
     going = {deletion.member.uid for deletion in deletions}
     return tuple(member for member in members if member.uid not in going)
 
 
 def _hopeless(given: PoolInput) -> list[Deletion]:
     """The pods that will never be handed out, whatever the target is."""
-    found = []
-    for member in where(lambda m: m.unclaimed, given.members):
-        deletion = _hopeless_one(member, given)
-        if deletion is not None:
-            found.append(deletion)
-    return found
+    found = (_hopeless_one(member, given) for member in given.members if member.unclaimed)
+    return sorted(
+        (deletion for deletion in found if deletion is not None),
+        key=lambda deletion: oldest_first(deletion.member),
+    )
 
 
 def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
@@ -336,7 +337,7 @@ def _superseded(given: PoolInput, stock: tuple[Member, ...], target: int) -> lis
     if not _replaceable(given):
         return []
     update = given.spec.update
-    rolled = [m for m in stock if outdated(m, given)]
+    rolled = where(lambda m: outdated(m, given), stock)
     if update.type is UpdateType.ON_CLAIM:
         # They wait to be claimed; one that was made without its probe never can be.
         per_sandbox = given.spec.isolation_proof is IsolationProof.PER_SANDBOX
@@ -344,7 +345,8 @@ def _superseded(given: PoolInput, stock: tuple[Member, ...], target: int) -> lis
     text = "it is of an older revision of the template"
     if update.type is UpdateType.RECREATE and rolled:
         return [Deletion(member, Reason.ROLLING, text) for member in rolled]
-    aged = [m for m in stock if _aged(m, given) and m not in rolled]
+    known = {member.uid for member in rolled}
+    aged = where(lambda m: _aged(m, given) and m.uid not in known, stock)
     found = [Deletion(m, Reason.ROLLING, text) for m in rolled if m.state is not State.WARM]
     candidates = [(m, text) for m in rolled if m.state is State.WARM]
     candidates += [(m, "it is older than maxAgeSeconds") for m in aged if m.state is State.WARM]

@@ -175,11 +175,9 @@ class MemberBook:
         for facts in pods:
             pod, ground, sandbox_event, deleting, claimed = facts
             uid = pod.metadata.uid
-            before = self._known.get(uid)
-            # A cached pod is never changed, only replaced.
-            if before is not None and before[0][0] is pod and before[0][1:] == facts[1:]:
-                known[uid] = before
-            else:
+            entry = self._known.get(uid)
+            # A cached pod is never changed, only replaced. Tuples compare by identity first.
+            if entry is None or entry[0][0] is not pod or entry[0] != facts:
                 member = member_of(
                     pod,
                     ground=ground,
@@ -187,7 +185,8 @@ class MemberBook:
                     deleting=deleting,
                     claimed=claimed,
                 )
-                known[uid] = facts, member
+                entry = facts, member
+            known[uid] = entry
         self._known = known
         return tuple(member for _, member in known.values())
 

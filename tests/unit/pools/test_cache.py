@@ -255,6 +255,14 @@ def test_pods_of_one_moment_stand_where_each_would_alone(
     assert [ground(it) for it in pods] == [cluster.ground(it, proof) for it in pods]
 
 
+def test_pods_stand_otherwise_once_their_node_does(cluster: Cluster) -> None:
+    before = cluster.grounds(IsolationProof.OFF)(pod())
+    assert cluster.grounds(IsolationProof.OFF)(pod()) is before
+    cluster.nodes.put(node(), node(version=2, unschedulable=True))
+    after = cluster.grounds(IsolationProof.OFF)(pod())
+    assert (before.firm, after.firm) == (True, False)
+
+
 def test_a_pod_without_a_node_stands_on_nothing(cluster: Cluster) -> None:
     for it in (pod(node=""), pod(node="unseen", initContainerStatuses=[probed()])):
         ground = cluster.ground(it, IsolationProof.PER_SANDBOX)

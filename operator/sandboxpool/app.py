@@ -35,7 +35,7 @@ from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.credentials import connection_info
 from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.kube.informer import Informer
+from sandboxpool.kube.informer import WATCH_SECONDS, Informer
 from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import ClusterCollector, Metrics
@@ -52,6 +52,7 @@ from sandboxpool.settings import Settings
 logger = logging.getLogger(__name__)
 
 LIST_SECONDS = 60.0
+EVENT_WATCH_SECONDS = (45, 60)
 SWEEP_SECONDS = 60.0
 LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
@@ -232,6 +233,7 @@ class Operator:
             "events",
             Event,
             self._reactions.sandbox_event,
+            watch_seconds=EVENT_WATCH_SECONDS,
             field_selector=f"reason={FAILED_CREATE_SANDBOX},involvedObject.kind=Pod",
         )
         self._runtimes = self._informer(
@@ -264,6 +266,7 @@ class Operator:
         type_: type[Any],
         on_change: Callable[[Any, Any], None],
         namespace: str | None = None,
+        watch_seconds: tuple[int, int] = WATCH_SECONDS,
         **selectors: str,
     ) -> Informer[Any]:
         return Informer(
@@ -272,6 +275,7 @@ class Operator:
             type_,
             on_change,
             on_restart=lambda cause: self._metrics.watch_restarted(resource, cause),
+            watch_seconds=watch_seconds,
             **selectors,
         )
 

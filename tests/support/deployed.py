@@ -137,8 +137,9 @@ class DeployedOperator:
 
     def metric(self, name: str, /, **labels: str) -> float:
         """The sum of the leader's samples of a name that have these labels."""
-        pod = self.leader()["metadata"]["name"]
-        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:http/proxy/metrics"
+        pod = self.leader()
+        port = pod["spec"]["containers"][0]["ports"][0]["containerPort"]
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}:{port}/proxy/metrics"
         return sum(
             sample.value
             for family in text_string_to_metric_families(str(self.api.raw("GET", path)))

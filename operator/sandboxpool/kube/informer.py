@@ -86,6 +86,9 @@ class Informer(Generic[T]):
         label_selector: server-side filter.
         field_selector: server-side filter.
         on_restart: called with the cause each time the watch has to start again.
+        watch_seconds: between what bounds the server is asked to end a watch. It sends bookmarks
+            only where it has a cache, as for all kinds but Events: a watch of these must end
+            before its silence looks like a dead connection.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Informer(Generic[T]):
         label_selector: str | None = None,
         field_selector: str | None = None,
         on_restart: Callable[[str], None] = lambda cause: None,
+        watch_seconds: tuple[int, int] = WATCH_SECONDS,
     ) -> None:
         self._client = client
         self._path = path
@@ -105,6 +109,7 @@ class Informer(Generic[T]):
         self._decode_event = msgspec.json.Decoder(_WatchEvent).decode
         self._on_change = on_change
         self._on_restart = on_restart
+        self._watch_seconds = watch_seconds
         self._params = {}
         if label_selector:
             self._params["labelSelector"] = label_selector
@@ -239,7 +244,7 @@ class Informer(Generic[T]):
             **self._params,
             "resourceVersion": self._version,
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311 - no secret
+            "timeoutSeconds": str(random.randint(*self._watch_seconds)),  # noqa: S311 - no secret
         }
         async with self._client.watch(self._path, params) as lines:
             async for line in lines:

@@ -54,14 +54,17 @@ class TemplateChecker:
         self._checked.pop(pool_uid, None)
 
     def recheck_at(self, pool_uid: str) -> float | None:
-        """Epoch seconds at which the verdict should be asked for again; None for never."""
+        """When the verdict should be asked for again, as `check` counts time; None for never."""
         checked = self._checked.get(pool_uid)
         if checked is None or checked.verdict.state is TemplateState.ACCEPTED:
             return None
         return checked.again_at
 
     async def check(self, pool: Pool, runtime: Runtime | None, now: float) -> TemplateVerdict:
-        """Give the verdict for a pool's template, from memory where it still holds."""
+        """Give the verdict for a pool's template, from memory where it still holds.
+
+        ``now`` is of a clock that nobody sets back: a pool waits for a verdict to be asked anew.
+        """
         if len(pool.name) > LONGEST_POOL_NAME:
             return TemplateVerdict(
                 TemplateState.REJECTED,

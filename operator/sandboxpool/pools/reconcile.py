@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
@@ -132,7 +133,7 @@ class PoolReconciler:
         resolution = self._cluster.resolution(pool)
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
-        template = await self._checker.check(pool, usable, self._wall())
+        template = await self._checker.check(pool, usable, self._clock())
         if self._pools.get(key) is not pool:
             # It has changed, or gone, while the API server was asked: start anew.
             return 0.0
@@ -201,6 +202,8 @@ class PoolReconciler:
             )
             for pod in self._cluster.pods.of_pool(pool.uid)
         )
+        now = self._wall()
+        state.note_time(now)
         state.note_success(members)
         creating, creating_cold = state.expectations.count_creating()
         return PoolInput(
@@ -215,7 +218,7 @@ class PoolReconciler:
             creating=creating,
             creating_cold=creating_cold,
             trouble=state.trouble,
-            now=self._wall(),
+            now=now,
         )
 
     def _quarantines(
@@ -229,9 +232,10 @@ class PoolReconciler:
 
     def _next_look(self, pool: Pool, plan: PoolPlan, status_due: float | None) -> float | None:
         now = self._wall()
-        times = [
-            at - now for at in (plan.recheck, self._checker.recheck_at(pool.uid)) if at is not None
-        ]
+        times = [plan.recheck - now] if plan.recheck is not None else []
+        asked = self._checker.recheck_at(pool.uid)
+        if asked is not None:
+            times.append(asked - self._clock())
         state = self._states[pool.uid]
         if state.trouble.until > now:
             times.append(state.trouble.until - now)
@@ -252,7 +256,7 @@ class PoolReconciler:
             return Refusal(Reason.RUNTIME_CLASS_NOT_FOUND, message)
         if not resolution.usable:
             return Refusal(resolution.reason, resolution.message)
-        template = await self._checker.check(pool, resolution.runtime, self._wall())
+        template = await self._checker.check(pool, resolution.runtime, self._clock())
         verdict, template = self._judge(pool, resolution, template)
         if template.state is not TemplateState.ACCEPTED:
             return Refusal(template.reason, template.message)
@@ -282,19 +286,27 @@ class PoolReconciler:
         except ApiError as error:
             state.expectations.settle_create(name)
             if error.already_exists:
-                return None if await self._is_claims(pool, name, claim) else _taken(name)
+                return await self._meet(pool, name, claim)
             return Refusal(refusal_reason(error), cut(error.message))
         return None
 
-    async def _is_claims(self, pool: Pool, name: str, claim: ClaimRef) -> bool:
+    async def _meet(self, pool: Pool, name: str, claim: ClaimRef) -> Refusal | None:
+        """The name of a claim's pod is taken: by its pod, made before, or by somebody else's."""
         path = resource_path("v1", "pods", pool.namespace, name)
         pod = msgspec.json.decode(await self._client.get(path), type=Pod)
-        owner = pod.metadata.controller
-        return owner is not None and owner.uid == claim.uid
-
-
-def _taken(name: str) -> Refusal:
-    return Refusal(
-        Reason.CREATE_FAILED,
-        f"a pod named {name!r} exists and is not this claim's: delete it",
-    )
+        metadata, owner = pod.metadata, pod.metadata.controller
+        if owner is None or owner.uid != claim.uid:
+            return Refusal(
+                Reason.CREATE_FAILED,
+                f"a pod named {name!r} exists and is not this claim's: delete it",
+            )
+        if names.LABEL_POOL_UID in metadata.labels:
+            return None
+        # No watch of ours will ever show it. It was never bound, so another may take its place.
+        if metadata.deletionTimestamp is None:
+            await self._client.delete(
+                path, uid=metadata.uid, resource_version=metadata.resourceVersion
+            )
+        return Refusal(
+            Reason.CREATE_FAILED, f"pod {name!r} has lost its labels, and another one is made"
+        )

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sandboxpool.pools.decide import Trouble
 from sandboxpool.pools.expectations import Expectations
@@ -45,6 +45,12 @@ class PoolState:
         delay *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
         self.failed_at = now
         self.trouble = Trouble(failures, now + delay, reason, cut(message))
+
+    def note_time(self, now: float) -> None:
+        """A wall clock that was set back does not make the wait longer: it begins anew, once."""
+        if now < self.failed_at:
+            delay = self.trouble.until - self.failed_at
+            self.failed_at, self.trouble = now, replace(self.trouble, until=now + delay)
 
     def note_success(self, members: Iterable[Member]) -> None:
         """A sandbox that was made since the last failure and is warm ends the trouble."""

@@ -19,6 +19,7 @@ from sandboxpool.kube.errors import KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.decide import INSTALL_GRACE_SECONDS
 from sandboxpool.pools.expectations import DEADLINE_SECONDS
+from sandboxpool.pools.members import Member, member_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
@@ -57,6 +58,8 @@ class World:
         self.given_up: list[str] = []
         self.watching = True
         self.echo: Callable[[Any], Any] = lambda status: status
+        # Of the wall clock, which may be set.
+        self.shift = 0.0
         self.api = ScriptedApi(self.wall, self._changed)
         self.offers = Offers(
             self.cluster,
@@ -78,7 +81,7 @@ class World:
             probe=ProbeImage("registry.example/probe:1"),
             on_startup_sample=lambda pool, stage, seconds: None,
             wall=self.wall,
-            clock=lambda: self.wall() - START,
+            clock=lambda: asyncio.get_running_loop().time(),
         )
         self.cluster.classes["gvisor"] = runtime()
         self.cluster.nodes.put(None, node())
@@ -87,7 +90,7 @@ class World:
             self.put_pod(name)
 
     def wall(self) -> float:
-        return START + asyncio.get_running_loop().time()
+        return START + self.shift + asyncio.get_running_loop().time()
 
     def _changed(self, path: str, old: Any, new: Any) -> None:
         if not self.watching:
@@ -184,6 +187,25 @@ async def test_a_slow_start_stops_at_the_first_refusal(succeeded: int, sent: int
     assert len(world.pods) == succeeded
 
 
+async def test_what_changes_in_a_large_pool_costs_a_look_at_what_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(*(f"pod-{n}" for n in range(300)), replicas=300)
+    await world.reconcile()
+    looked_at: list[str] = []
+
+    def count(pod: Pod, **given: Any) -> Member:
+        looked_at.append(pod.metadata.name)
+        return member_of(pod, **given)
+
+    monkeypatch.setattr("sandboxpool.pools.members.member_of", count)
+    world.put_pod("pod-7", version=2, claim="claim-uid")
+    await world.reconcile()
+    assert looked_at == ["pod-7"]
+    await world.reconcile()
+    assert looked_at == ["pod-7"]
+
+
 async def test_refill_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(replicas=200, startup={"maxStarting": 200})
     send = world.api._send
@@ -215,6 +237,26 @@ async def test_a_quota_is_said_and_is_no_storm() -> None:
     assert world.condition("TemplateAccepted") == ("True", "TemplateAccepted")
     assert world.posted < 20
     assert set(world.observer.failures) == {"QuotaExceeded"}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+async def test_a_clock_that_is_set_back_does_not_make_a_pool_wait_longer(dry_run: bool) -> None:
+    world = World(replicas=1)
+
+    def refuse(call: Any) -> None:
+        if call.method == "POST" and call.dry_run == dry_run:
+            raise UNKNOWN
+
+    world.api.before = refuse
+    await world.reconcile()
+    assert world.pods == []
+    world.api.before = lambda call: None
+    world.shift = -3600.0
+    end = asyncio.get_running_loop().time() + 120
+    while not world.pods and asyncio.get_running_loop().time() < end:
+        again = await world.reconcile()
+        await asyncio.sleep(1.0 if again is None else min(again, 5.0))
+    assert len(world.pods) == 1
 
 
 async def test_a_refused_batch_is_one_failure() -> None:
@@ -558,6 +600,22 @@ async def test_a_cold_pod_that_exists_already_is_the_claims_or_nobodys() -> None
     refusal = await cold(world)
     assert refusal is not None
     assert name in refusal.message
+
+
+async def test_a_cold_pod_that_no_watch_shows_any_more_is_made_again() -> None:
+    world = World(replicas=0)
+    world.watching = False
+    assert await cold(world) is None
+    (path,) = world.pods
+    first = world.api.objects[path]["metadata"]
+    first["labels"] = {}
+    await asyncio.sleep(DEADLINE_SECONDS + 1)
+    refusal = await cold(world)
+    assert refusal is not None
+    assert "lost its labels" in refusal.message
+    assert world.pods == []
+    assert await cold(world) is None
+    assert world.api.objects[path]["metadata"]["labels"]
 
 
 async def test_a_quota_refuses_a_cold_pod_in_its_own_words() -> None:

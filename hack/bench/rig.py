@@ -109,7 +109,7 @@ class Rig:
             if self.operator.pid is None:
                 # It would look after what the floor has bound, and mend it.
                 self.clear(namespace)
-                self.operator.start()
+                self.start_operator()
             assert self.operator.pid is not None, "it is ready, so it runs"
             return self.operator.pid
         if self._floor is None or self._floor.poll() is not None:
@@ -122,6 +122,15 @@ class Rig:
                 f"--pool-uid={pool['metadata']['uid']}",
             )
         return self._floor.pid
+
+    def start_operator(self) -> float:
+        """Start the operator; return the seconds until its caches were synced, before it led."""
+        began = time.monotonic()
+        self.operator.start()
+        synced = time.monotonic() - began
+        leads = "sandboxpool_leader"
+        wait(lambda: self.operator.metric(leads) == 1, _START_SECONDS, "the operator to lead")
+        return synced
 
     def stop(self) -> None:
         """End whoever binds claims."""

@@ -79,9 +79,7 @@ def run(layout: Layout, folder: Path) -> dict[str, Any]:
                 isolationProof="Off",
             )
         asyncio.run(_create_pods(rig, layout))
-        began = time.monotonic()
-        rig.operator.start()
-        synced = time.monotonic() - began
+        synced = rig.start_operator()
         pid = rig.operator.pid
         assert pid is not None, "it is ready, so it runs"
         wait(lambda: _warm(rig) == layout.pods, 120, "all pods in the pools' status")

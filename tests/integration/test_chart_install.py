@@ -86,7 +86,7 @@ def allowed(
     return bool(answer["status"]["allowed"])
 
 
-OPERATOR = {
+OPERATOR: dict[str, Any] = {
     "user": f"system:serviceaccount:{NAMESPACE}:{RELEASE}",
     "groups": ["system:serviceaccounts", "system:authenticated"],
 }

@@ -1,13 +1,14 @@
 """A claim's way: reserve, two writes, watch over it, expire, retire.
 
 Write 1 makes the pod the claim's (conditional on the pod's version), write 2 tells the claim
-(conditional on the claim's uid). Whatever interrupts them, the label with the claim's uid on the
+(conditional on the claim's). Whatever interrupts them, the label with the claim's uid on the
 pod is the truth from which the next attempt goes on.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
+from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -45,6 +46,15 @@ COLD_RECHECK_SECONDS = 30.0
 
 _decode_pod = msgspec.json.Decoder(Pod).decode
 _decode_claim = msgspec.json.Decoder(Claim).decode
+
+
+class Written(Enum):
+    """What became of the write of a claim's status."""
+
+    DONE = "done"
+    GONE = "gone"
+    CHANGED = "changed"
+    """The claim is not as it was seen. The watch brings it as it is, and has it looked at again."""
 
 
 class ColdStarter(Protocol):
@@ -346,53 +356,59 @@ class ClaimReconciler:
             evidence=self._offers.evidence(pod, pool),
             now=now,
         )
-        if not await self._write_status(claim, status):
-            self._taken.pop(claim.uid, None)
+        written = await self._write_status(claim, status)
+        self._taken.pop(claim.uid, None)
+        if written is Written.GONE:
             await self._delete_pod(pod, "its claim was deleted while it was being bound")
             return
-        self._taken.pop(claim.uid, None)
         self._remember(claim)
-        if pool is not None and began is not None:
+        if written is Written.DONE and pool is not None and began is not None:
             self._observer.bound(pool, source, self._clock() - began)
 
     def _remember(self, claim: Claim) -> None:
-        """What was written is known until the watch shows it, if it has not done so already."""
+        """That it was written is known until the watch shows it, if it has not done so already."""
         current = self._get(*claim.key)
         if current is None or current.uid != claim.uid:
             return
         if current.status.phase in ("", "Pending"):
             self._written.add(claim.uid)
 
-    async def _write_status(
-        self, claim: Claim, status: ClaimStatus, *, only_if_unchanged: bool = False
-    ) -> bool:
-        """Write a claim's status; False if the claim is gone, or has changed and must not have."""
+    async def _write_status(self, claim: Claim, status: ClaimStatus) -> Written:
+        """Write a claim's status, if it is as it was seen: nothing newer is ever overwritten."""
         path = _path(claim)
-        version = claim.metadata.resourceVersion if only_if_unchanged else None
-        for attempt in range(STATUS_ATTEMPTS):
+        version = claim.metadata.resourceVersion
+        for attempt in range(1, STATUS_ATTEMPTS + 1):
             try:
                 await self._client.replace_status(path, claim.uid, status.body(), version=version)
             except ApiError as error:
                 if error.not_found:
-                    return False
+                    return Written.GONE
                 if error.status == 422:
-                    # A failed test and an invalid status look alike: ask who has the name now.
-                    if not await self._exists(*claim.key, claim.uid):
-                        return False
-                    if only_if_unchanged:
-                        return False
-                    raise
+                    # A failed test and an invalid status look alike: ask.
+                    now = await self._read(*claim.key, claim.uid)
+                    if now is None:
+                        return Written.GONE
+                    if now.status == status:
+                        # By an attempt whose answer was lost.
+                        return Written.DONE
+                    if now.metadata.resourceVersion == version or attempt == STATUS_ATTEMPTS:
+                        raise
+                    if status.phase != "Bound" or now.status.phase not in ("", "Pending"):
+                        return Written.CHANGED
+                    # Whatever has changed, it has its pod already.
+                    version = now.metadata.resourceVersion
+                    continue
                 if error.status < 500:
                     raise
                 failure: Exception = error
             except UnknownOutcomeError as error:
-                # Guarded by the uid and the same every time, so it may be sent again.
+                # Guarded by the version and the same every time, so it may be sent again.
                 failure = error
             else:
-                return True
-            if attempt == STATUS_ATTEMPTS - 1:
+                return Written.DONE
+            if attempt == STATUS_ATTEMPTS:
                 raise failure
-            await asyncio.sleep(0.1 * 2**attempt)
+            await asyncio.sleep(0.05 * 2**attempt)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     # --- Bound ---------------------------------------------------------------------------------
@@ -448,8 +464,7 @@ class ClaimReconciler:
         """Expired first, and only if nobody has changed the claim since; then the pod goes."""
         message = "spec.ttlSeconds, or the pool's limit, has passed since the binding"
         status = decide.finished_status(claim, "Expired", Reason.TTL_EXPIRED, message, self._wall())
-        # If it has changed, the watch brings the new state, and with it this claim again.
-        if await self._write_status(claim, status, only_if_unchanged=True):
+        if await self._write_status(claim, status) is Written.DONE:
             self._report(claim, "Expired", Reason.TTL_EXPIRED, message)
 
     # --- Finished ------------------------------------------------------------------------------
@@ -457,7 +472,7 @@ class ClaimReconciler:
     async def _finish(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
         self._abandon(claim.uid)
         status = decide.finished_status(claim, phase, reason, message, self._wall())
-        if await self._write_status(claim, status):
+        if await self._write_status(claim, status) is Written.DONE:
             self._remember(claim)
             self._report(claim, phase, reason, message)
 
@@ -521,18 +536,19 @@ class ClaimReconciler:
                     continue
                 if uid in self._sending or not name:
                     continue
-                if not await self._exists(pod.metadata.namespace, name, uid):
+                if await self._read(pod.metadata.namespace, name, uid) is None:
                     await self._delete_pod(pod, "its claim does not exist any more")
 
-    async def _exists(self, namespace: str, name: str, uid: str) -> bool:
-        """Whether this very claim is still there, by a live read."""
+    async def _read(self, namespace: str, name: str, uid: str) -> Claim | None:
+        """This very claim by a live read; None if it is gone."""
         path = resource_path(names.API_VERSION, names.CLAIMS, namespace, name)
         try:
-            return _decode_claim(await self._client.get(path)).uid == uid
+            claim = _decode_claim(await self._client.get(path))
         except ApiError as error:
             if error.not_found:
-                return False
+                return None
             raise
+        return claim if claim.uid == uid else None
 
 
 def _path(claim: Claim) -> str:

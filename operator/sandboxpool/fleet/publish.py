@@ -7,6 +7,7 @@ that selector too, and could never find out that a node works again. The conditi
 taint nodes by it, which probes tolerate.
 """
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,10 @@ from sandboxpool.runtimes.verdict import Answer, answer_of
 
 LABEL_PREFIX = f"runtime.{names.GROUP}/"
 CONDITION_PREFIX = f"{names.GROUP}/"
+
+# What somebody else changes in our conditions, perhaps a former leader by a late write, is no news
+# of the node: it is put right when the node is looked at again. Each has a time of its own.
+LOOK_AGAIN_SECONDS = (300.0, 900.0)
 
 
 def handler_labels(node: NodeFacts, handlers: set[str]) -> dict[str, str | None]:
@@ -59,7 +64,7 @@ class NodePublisher:
         self._wall = wall
 
     async def reconcile(self, name: str) -> float | None:
-        """Bring one node's labels and conditions up to date."""
+        """Bring one node's labels and conditions up to date; return when to look again."""
         node, facts = self._get(name), self._cluster.nodes.get(name)
         if node is None or facts is None or not facts.ready:
             # A node that is not Ready is not believed, and keeps what was last known of it.
@@ -78,7 +83,8 @@ class NodePublisher:
         except ApiError as error:
             if not error.not_found:
                 raise
-        return None
+            return None
+        return random.uniform(*LOOK_AGAIN_SECONDS)  # noqa: S311 - no secret
 
     def _changed_conditions(
         self, node: Node, facts: NodeFacts, handlers: set[str]

@@ -3,7 +3,8 @@
 One object could not hold a large fleet, and one for each node would be thousands, so there are
 some, and a node's record stands under its name in the one that the name hashes to. Memory is the
 truth here: objects are read once, at the start, and from then on only written, each time only what
-has changed. A ConfigMap that somebody deletes comes back whole with its next write.
+has changed, and only onto what was seen there: what a former leader sends late changes nothing that
+is newer. A ConfigMap that somebody else writes or deletes comes back whole with its next write.
 """
 
 import asyncio
@@ -29,17 +30,28 @@ LONGEST_RETRY_SECONDS = 60.0
 # The API server takes at most 1 MiB of values in one ConfigMap.
 MAX_SHARD_BYTES = 1_000_000
 
+SEND_ATTEMPTS = 3
+
 _encode = msgspec.json.Encoder().encode
 
 
+class _Metadata(msgspec.Struct):
+    resourceVersion: str
+
+
 class _ConfigMap(msgspec.Struct):
+    metadata: _Metadata
     data: dict[str, str] | None = None
+
+
+_decode = msgspec.json.Decoder(_ConfigMap).decode
 
 
 class _Shard:
     """One ConfigMap as it should be.
 
     Attributes:
+        version: the resourceVersion that was seen last; empty if it does not exist.
         values: encoded records by node.
         changed: nodes whose record is not yet written, or not yet removed.
         due: when the next write may be tried.
@@ -48,6 +60,7 @@ class _Shard:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.version = ""
         self.values: dict[str, bytes] = {}
         self.changed: set[str] = set()
         self.due = 0.0
@@ -105,14 +118,8 @@ class NodeRecords:
         return {node: record for records in loaded for node, record in records.items()}
 
     async def _load(self, shard: _Shard) -> dict[str, dict[str, Any]]:
-        try:
-            body = await self._client.get(self._path(shard.name))
-        except ApiError as error:
-            if error.not_found:
-                return {}
-            raise
         records = {}
-        for node, value in (msgspec.json.decode(body, type=_ConfigMap).data or {}).items():
+        for node, value in (await self._read(shard)).items():
             if node in shard.changed:
                 continue
             try:
@@ -122,6 +129,17 @@ class NodeRecords:
                 logger.warning("%s: the record of node %s: %s", shard.name, node, error)
                 self._change(shard, node)
         return records
+
+    async def _read(self, shard: _Shard) -> dict[str, str]:
+        try:
+            found = _decode(await self._client.get(self._path(shard.name)))
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            shard.version = ""
+            return {}
+        shard.version = found.metadata.resourceVersion
+        return found.data or {}
 
     def put(self, node: str, record: Mapping[str, Any] | None) -> None:
         """Remember what is to be written, None to remove it; the same again costs nothing."""
@@ -177,7 +195,8 @@ class NodeRecords:
             await self._send(shard, nodes)
             written = True
             shard.failures = 0
-        except KubeError as error:
+        except (KubeError, msgspec.DecodeError) as error:
+            # Also where something between us and the API server answers in its place.
             delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(shard.failures, 16), LONGEST_RETRY_SECONDS)
             shard.failures += 1
             shard.due = self._clock() + delay
@@ -187,28 +206,33 @@ class NodeRecords:
                 shard.changed |= nodes
 
     async def _send(self, shard: _Shard, nodes: set[str]) -> None:
-        body = {"metadata": {"labels": LABELS}, "data": shard.data(nodes)}
-        try:
-            await self._client.merge_patch(self._path(shard.name), body)
-        except ApiError as error:
-            if not error.not_found:
-                raise
-            # Whoever makes it, and whatever becomes of this attempt: all is to be written now.
-            nodes.update(shard.values)
-            if shard.values:
-                await self._client.create(
-                    self._path(),
-                    {
-                        "apiVersion": "v1",
-                        "kind": "ConfigMap",
-                        "metadata": {
-                            "name": shard.name,
-                            "namespace": self._namespace,
-                            "labels": LABELS,
-                        },
-                        "data": shard.data(set(shard.values)),
-                    },
-                )
+        for attempt in range(1, SEND_ATTEMPTS + 1):
+            try:
+                if shard.version:
+                    metadata = {"labels": LABELS, "resourceVersion": shard.version}
+                    body = {"metadata": metadata, "data": shard.data(nodes)}
+                    answer = await self._client.merge_patch(self._path(shard.name), body)
+                elif shard.values:
+                    answer = await self._client.create(self._path(), self._whole(shard))
+                else:
+                    return
+            except ApiError as error:
+                unseen = error.conflict or error.already_exists or error.not_found
+                if not unseen or attempt == SEND_ATTEMPTS:
+                    raise
+                # Whatever is there, and whatever becomes of this attempt: all is to be written.
+                nodes.update(await self._read(shard), shard.values)
+            else:
+                shard.version = _decode(answer).metadata.resourceVersion
+                return
+
+    def _whole(self, shard: _Shard) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": shard.name, "namespace": self._namespace, "labels": LABELS},
+            "data": shard.data(set(shard.values)),
+        }
 
     def _path(self, name: str | None = None) -> str:
         return resource_path("v1", "configmaps", self._namespace, name)

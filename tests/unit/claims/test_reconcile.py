@@ -339,6 +339,115 @@ async def test_a_second_pod_of_a_claim_is_deleted_and_the_named_one_kept() -> No
     assert world.pod("pod-2") is None
 
 
+# --- Nothing newer is overwritten ----------------------------------------------------------------
+
+
+def meanwhile(world: World, change: Callable[[], None]) -> None:
+    """Something happens right before the next write of the claim's status arrives."""
+
+    def before(call: Call) -> None:
+        if call.write and call.path.endswith("/status"):
+            world.api.before = lambda call: None
+            change()
+
+    world.api.before = before
+
+
+def told_by_another(world: World, **status: Any) -> None:
+    """Another operator's write arrives, and our watch does not yet show it."""
+    path = f"{CLAIMS}/claim"
+    world.api.touch(path)
+    world.api.objects[path]["status"] = status
+
+
+async def test_an_edit_by_its_owner_does_not_keep_a_claim_from_being_told() -> None:
+    world = World("pod-1", "pod-2")
+    world.put_claim()
+    meanwhile(world, lambda: world.api.touch(f"{CLAIMS}/claim", labels={"a": "b"}))
+    await world.reconcile()
+    assert world.status()["podName"] == "pod-1"
+    assert world.owner("pod-2") == "pool"
+    assert world.observer.told == [("bound", "Warm")]
+
+
+@pytest.mark.parametrize("pod", ["pod-1", "pod-9"], ids=["same", "other"])
+async def test_what_another_has_told_a_claim_stands(pod: str) -> None:
+    world = World("pod-1")
+    world.put_claim()
+    theirs = bound(pod, boundAt=timestamp(NOW - 5))
+    meanwhile(world, lambda: told_by_another(world, **theirs))
+    await world.reconcile()
+    assert world.status() == theirs
+    # Which of two it keeps is decided with both in sight.
+    assert world.owner("pod-1") == "claim"
+    assert world.observer.told == []
+
+
+async def test_a_claim_that_another_has_bound_does_not_fail() -> None:
+    world = World()
+    world.put_claim(bindTimeoutSeconds=10)
+    world.now += 11
+    meanwhile(world, lambda: told_by_another(world, **bound()))
+    await world.reconcile()
+    assert world.status() == bound()
+    assert world.observer.told == []
+
+
+async def test_a_claim_that_another_has_bound_does_not_wait() -> None:
+    world = World()
+    world.put_claim(onEmpty="Create")
+    meanwhile(world, lambda: told_by_another(world, **bound()))
+    await world.reconcile()
+    assert world.status() == bound()
+
+
+async def test_a_claim_that_has_ended_is_not_bound_again() -> None:
+    world = World()
+    world.put_pod("pod-1", claim="claim", ready=False)
+    world.put_claim(status=bound())
+    ended = {"phase": "Expired", "finishedAt": timestamp(NOW)}
+    meanwhile(world, lambda: told_by_another(world, **ended))
+    await world.reconcile()
+    assert world.status() == ended
+
+
+async def test_a_status_that_is_refused_for_itself_is_an_error() -> None:
+    world = World("pod-1")
+    world.put_claim()
+    invalid = ApiError(422, "Invalid", "status.phase: unsupported value")
+    world.api.fail("PATCH", "/status", invalid)
+    with pytest.raises(ApiError):
+        await world.reconcile()
+    assert world.status()["phase"] == "Pending"
+    assert "unsupported value" in world.status()["conditions"][0]["message"]
+
+
+async def test_a_claim_that_changes_faster_than_it_is_told_is_told_later() -> None:
+    world = World("pod-1", "pod-2")
+    world.put_claim()
+
+    def touch(call: Call) -> None:
+        if call.write and call.path.endswith("/status"):
+            world.api.touch(f"{CLAIMS}/claim")
+
+    world.api.before = touch
+    with pytest.raises(ApiError):
+        await world.reconcile()
+    world.api.before = lambda call: None
+    await world.reconcile()
+    assert world.status()["podName"] == "pod-1"
+    assert world.owner("pod-2") == "pool"
+
+
+async def test_an_end_that_was_written_unheard_is_reported_once() -> None:
+    world = World()
+    world.put_claim(bindTimeoutSeconds=10)
+    world.now += 11
+    world.api.fail("PATCH", "/status", UNKNOWN, applied=True)
+    await world.reconcile()
+    assert world.observer.told == [("Failed", "BindTimeout")]
+
+
 # --- Pods must not be lost to everybody ----------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import looptime
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -188,7 +189,7 @@ async def test_a_write_that_fails_is_tried_again_with_the_newest(
 async def test_retries_slow_down_and_are_never_given_up() -> None:
     server = api()
     records = records_of(server)
-    server.fail("PATCH", "/configmaps", BROKEN, times=20)
+    server.fail("POST", "/configmaps", BROKEN, times=20)
     times: list[float] = []
     server.before = lambda call: times.append(clock())
     async with running(records):
@@ -204,7 +205,7 @@ async def test_retries_slow_down_and_are_never_given_up() -> None:
 async def test_what_changes_meanwhile_hastens_no_retry() -> None:
     server = api()
     records = records_of(server)
-    server.fail("PATCH", "/configmaps", BROKEN, times=100)
+    server.fail("POST", "/configmaps", BROKEN, times=100)
     async with running(records):
         for n in range(60):
             records.put("node-1", {"n": n})
@@ -236,7 +237,7 @@ async def test_the_first_failure_after_a_success_is_the_first() -> None:
     records = records_of(server)
     async with running(records):
         for n in range(2):
-            server.fail("PATCH", "/configmaps", BROKEN, times=5)
+            server.fail("PATCH" if n else "POST", "/configmaps", BROKEN, times=5)
             records.put("node-1", {"n": n})
             await asyncio.sleep(1 + 2 + 4 + 8 + 16 + 1)
             assert stored(server) == {"node-1": {"n": n}}
@@ -302,6 +303,56 @@ async def test_an_object_made_by_somebody_else_meanwhile_is_filled_whole() -> No
 
 
 @pytest.mark.looptime
+async def test_what_a_former_leader_sends_late_changes_nothing_that_is_newer() -> None:
+    server = api()
+    first, second = neighbours(2)
+    former = records_of(server)
+    former.put(first, {"n": 1})
+    await former.flush(5)
+    records = records_of(server)
+    await records.load()
+    records.put(first, {"n": 2})
+    await records.flush(5)
+
+    # It is gone, so that its last write is all that comes of it.
+    server.fail("GET", "/configmaps", UNKNOWN, times=10)
+    former.put(first, {"n": 3})
+    former.put(second, {"n": 3})
+    await former.flush(0.5)
+    assert stored(server) == {first: {"n": 2}}
+
+
+@pytest.mark.looptime
+async def test_what_somebody_else_has_written_is_put_right_with_the_next_write() -> None:
+    server = api()
+    first, second, third = neighbours(3)
+    records = records_of(server)
+    records.put(first, {"n": 1})
+    await records.flush(5)
+    path = path_of(server, first)
+    server.touch(path)
+    server.objects[path]["data"] = {first: "{}", third: "{}"}
+    records.put(second, {"n": 2})
+    await records.flush(5)
+    assert stored(server) == {first: {"n": 1}, second: {"n": 2}}
+
+
+@pytest.mark.looptime
+async def test_an_answer_that_is_no_configmap_is_an_error_like_another() -> None:
+    server = api()
+    records = records_of(server)
+
+    def nonsense(path: str, old: Any, new: Any) -> None:
+        server.on_change = lambda *_: None
+        raise msgspec.ValidationError("<html>")
+
+    server.on_change = nonsense
+    records.put("node-1", {"n": 1})
+    await records.flush(5)
+    assert stored(server) == {"node-1": {"n": 1}}
+
+
+@pytest.mark.looptime
 async def test_what_is_damaged_is_skipped_and_removed(caplog: pytest.LogCaptureFixture) -> None:
     server = api()
     names = neighbours(6)
@@ -322,7 +373,8 @@ async def test_what_is_damaged_is_skipped_and_removed(caplog: pytest.LogCaptureF
 @pytest.mark.looptime
 async def test_an_object_without_data_holds_nothing() -> None:
     server = api()
-    server.put(f"{PATH}/sandboxpool-nodes-3", {"metadata": {"name": "sandboxpool-nodes-3"}})
+    metadata = {"name": "sandboxpool-nodes-3", "resourceVersion": "7"}
+    server.put(f"{PATH}/sandboxpool-nodes-3", {"metadata": metadata})
     assert await records_of(server).load() == {}
 
 
@@ -389,7 +441,7 @@ async def test_the_end_is_tried_again_until_its_deadline(
 ) -> None:
     server = api()
     records = records_of(server)
-    server.fail("PATCH", "/configmaps", BROKEN, times=failures)
+    server.fail("POST", "/configmaps", BROKEN, times=failures)
     records.put("node-1", {})
     began = clock()
     await records.flush(5)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from crdgen.__main__ import REPOSITORY
-from localcluster import builds
+from localcluster import builds, tools
 from sandboxpool.api import names
 from sandboxpool.kube import lease
 from sandboxpool.settings import Settings, load
@@ -28,23 +28,17 @@ Render = Callable[..., list[Manifest]]
 
 
 @cache
-def helm_binary() -> Path | None:
-    """Find Helm: the one that the local cluster uses, else the machine's."""
-    built = builds.location("helm")
-    if built.is_file():
-        return built
+def helm_binary() -> Path:
+    """Find Helm: the one that the local cluster uses, else the machine's, else build it, once."""
     found = shutil.which("helm")
-    return Path(found) if found else None
+    if found is not None and not builds.location("helm").is_file():
+        return Path(found)
+    return tools.path("helm")
 
 
 @pytest.fixture
 def helm(tmp_path: Path) -> Helm:
     binary = helm_binary()
-    if binary is None:
-        pytest.skip(
-            "helm is neither built nor on the PATH; build it with"
-            " `PYTHONPATH=hack python -c 'from localcluster import tools; tools.path(\"helm\")'`"
-        )
     environment = {
         **os.environ,
         "HELM_CACHE_HOME": str(tmp_path / "cache"),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxpool import handlers
+from sandboxpool.kube.lease import LeaseTimes
 from sandboxpool.logs import JsonFormatter
 from sandboxpool.settings import Settings, SettingsError, load
 
@@ -43,8 +44,10 @@ def test_variables() -> None:
             "SANDBOXPOOL_CLAIM_WORKERS": "7",
             "SANDBOXPOOL_POOL_WORKERS": "3",
             "SANDBOXPOOL_NAMESPACE": "ours",
+            "SANDBOXPOOL_LEASE": "30/20/5",
         }
     )
+    assert found.lease == LeaseTimes(duration=30, deadline=20, retry=5)
     assert (found.host, found.port) == ("127.0.0.1", 9000)
     assert found.log_level == "DEBUG"
     assert (found.claim_workers, found.pool_workers, found.namespace) == (7, 3, "ours")
@@ -66,6 +69,14 @@ def test_a_port_alone_listens_everywhere(listen: str) -> None:
         ("SANDBOXPOOL_CLAIM_WORKERS", "-1"),
         ("SANDBOXPOOL_POOL_WORKERS", "1.5"),
         ("SANDBOXPOOL_POOL_WORKERS", "²"),
+        ("SANDBOXPOOL_LEASE", ""),
+        ("SANDBOXPOOL_LEASE", "15"),
+        ("SANDBOXPOOL_LEASE", "15/10/2/1"),
+        ("SANDBOXPOOL_LEASE", "15/10/two"),
+        # Who stops when the next begins has begun to stop too late.
+        ("SANDBOXPOOL_LEASE", "10/10/2"),
+        ("SANDBOXPOOL_LEASE", "15/10/10"),
+        ("SANDBOXPOOL_LEASE", "15/10/0"),
     ],
 )
 def test_a_wrong_setting_names_its_variable(variable: str, value: str) -> None:
@@ -74,7 +85,8 @@ def test_a_wrong_setting_names_its_variable(variable: str, value: str) -> None:
 
 
 @given(
-    st.sampled_from(["LISTEN", "LOG_LEVEL", "CLAIM_WORKERS", "POOL_WORKERS"]), st.text(max_size=9)
+    st.sampled_from(["LISTEN", "LOG_LEVEL", "CLAIM_WORKERS", "POOL_WORKERS", "LEASE"]),
+    st.text(max_size=9) | st.from_regex(r"[0-9]{1,3}/[0-9]{1,3}/[0-9]{1,3}", fullmatch=True),
 )
 def test_no_value_of_a_variable_breaks_anything_else(variable: str, value: str) -> None:
     with contextlib.suppress(SettingsError):

@@ -1,0 +1,121 @@
+"""One life of the operator: its real parts, on the simulated clock, network and cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import kopf
+import msgspec
+
+from sandboxpool.app import CLASSES_PATH, POOLS_PATH, Operator
+from sandboxpool.kube.errors import KubeError, NotLeaderError
+from sandboxpool.kube.lease import LeaseTimes
+from sandboxpool.settings import Settings
+from support.simulation.network import Network, SimulatedClient
+
+# Seldom renewed, for the sake of the test's time.
+LEASE = LeaseTimes(duration=15, deadline=12, retry=5)
+PROBE_IMAGE = "registry.example/probe:1"
+KOPF_RETRY_SECONDS = 1.0
+NOWHERE = kopf.ConnectionInfo(server="http://simulated")
+
+
+class SimulatedOperator(Operator):
+    """The operator without its web server, and with a watch of pools and classes like kopf's."""
+
+    on_lease_lost: Callable[[], None]
+
+    async def _measure_lag(self) -> None:
+        """In virtual time there is none."""
+
+    async def _elect(self) -> None:
+        """A process that has lost its lease ends at once; here it is not the test's."""
+        try:
+            await self._elector.run()
+        except NotLeaderError:
+            self.on_lease_lost()
+
+    @property
+    def leads(self) -> bool:
+        """Whether it holds the lease."""
+        return self._elector.holds
+
+    def permit(self) -> None:
+        """Called right before each write, as the operator's own client does."""
+        self._elector.require()
+
+    async def _kopf(self) -> None:
+        async with asyncio.TaskGroup() as watches:
+            for path, store in ((POOLS_PATH, self._pools), (CLASSES_PATH, self._classes)):
+                watches.create_task(self._watch_as_kopf_does(path, store.observe))
+
+    async def _watch_as_kopf_does(self, path: str, observe: Callable[..., None]) -> None:
+        """List, and watch on; what has vanished while the watch was down is never told."""
+        while True:
+            try:
+                listed = msgspec.json.decode(await self._client.get(path))
+                for body in listed["items"]:
+                    observe(body, deleted=False)
+                params = {
+                    "resourceVersion": listed["metadata"]["resourceVersion"],
+                    "timeoutSeconds": "270",
+                }
+                async with self._client.watch(path, params) as lines:
+                    async for event in _events(lines):
+                        observe(event["object"], deleted=event["type"] == "DELETED")
+            except KubeError:
+                pass
+            await asyncio.sleep(KOPF_RETRY_SECONDS)
+
+
+async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[Mapping[str, Any]]:
+    async for line in lines:
+        event = msgspec.json.decode(line)
+        if event["type"] != "BOOKMARK":
+            yield event
+
+
+class Process:
+    """An operator that runs until it is killed; nothing of it is left then.
+
+    Args:
+        network: between it and the API server.
+        wall: seconds since the epoch.
+        on_lease_lost: told, with the process, that it has to end for want of a lease.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        wall: Callable[[], float],
+        on_lease_lost: Callable[[Process], None],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.client = SimulatedClient(network)
+        self.operator = SimulatedOperator(
+            Settings(probe_image=PROBE_IMAGE, lease=LEASE),
+            NOWHERE,
+            client=self.client,
+            wall=wall,
+            clock=loop.time,
+        )
+        self.client.permit = self.operator.permit
+        self.operator.on_lease_lost = lambda: on_lease_lost(self)
+        self.task = loop.create_task(self.operator.operate())
+
+    @property
+    def dead(self) -> bool:
+        """It was killed."""
+        return self.client.dead
+
+    def kill(self) -> None:
+        """End it at once: not one request is sent from now on, whatever its code would do."""
+        self.client.dead = True
+        self.task.cancel()
+
+    async def finish(self) -> None:
+        """Kill it and wait for its end."""
+        self.kill()
+        await asyncio.gather(self.task, return_exceptions=True)

@@ -1,0 +1,158 @@
+"""Judges every change that is made to the simulated cluster, from the API's objects alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+
+from sandboxpool.api import names
+from support.invariants import Snapshot, claim_uids, violations
+from support.simulation.apiserver import ApiServer, Change, Object, labels
+
+# So long after a request of a sender that had given up, or was no more, was carried out, what it
+# has caused must have been put right.
+PUT_RIGHT_SECONDS = 90.0
+# So long a change of a pool may go unseen: kopf's watch is down, and the list of every minute fails.
+UNSEEN_SECONDS = 240.0
+WINDOW_SECONDS = 60.0
+# Creates and deletes a minute that need no cause, and those that each cause may bring.
+UNCAUSED = 30
+FOR_EACH_CAUSE = 6
+
+
+class Watchdog:
+    """Keeps a list of what was wrong at some moment.
+
+    Args:
+        server: what it looks at.
+        clock: virtual time, in seconds.
+    """
+
+    def __init__(self, server: ApiServer, clock: Callable[[], float]) -> None:
+        self.wrong: list[str] = []
+        self._server = server
+        self._clock = clock
+        self._late: dict[str, float] = {}
+        self._spoiled: set[str] = set()
+        self._ceilings: defaultdict[str, list[tuple[float, int | None]]] = defaultdict(list)
+        self._writes: dict[str, deque[float]] = {"create": deque(), "delete": deque()}
+        self._causes: deque[float] = deque()
+        server.listeners.append(self._see)
+
+    def spoil(self, obj: Object) -> None:
+        """Somebody has changed an object as nobody should: it is not judged from now on."""
+        self._spoiled.add(obj["metadata"]["uid"])
+
+    def is_spoiled(self, obj: Object) -> bool:
+        """Whether somebody has changed it as nobody should."""
+        return obj["metadata"]["uid"] in self._spoiled
+
+    def cause(self, count: int = 1) -> None:
+        """Something has happened that gives the operator work."""
+        self._causes.extend([self._clock()] * count)
+
+    def _see(self, change: Change) -> None:
+        if change.resource == "sandboxpools" and change.new is not None:
+            ceiling = change.new["spec"].get("maxSandboxes")
+            self._ceilings[change.new["metadata"]["uid"]].append((self._clock(), ceiling))
+        if change.resource == "pods" and labels(change.object).get(names.LABEL_POOL_UID):
+            if change.by == "operator":
+                self._see_pod_written(change)
+            self._look()
+        if change.resource == "sandboxclaims":
+            if change.by == "operator" and change.new is not None and change.old is not None:
+                self._see_claim_told(change.old, change.new)
+            self._look()
+
+    def _say(self, text: str) -> None:
+        self.wrong.append(f"at {self._clock():.3f} s: {text}")
+
+    def _look(self) -> None:
+        """Hold the whole cluster against the invariants that tests with a real server use, too."""
+        now = self._clock()
+        pods = [p for p in self._server.all("pods") if not self._excused(p, now)]
+        claims = [c for c in self._server.all("sandboxclaims") if not self.is_spoiled(c)]
+        for found in violations(Snapshot(pods, claims)):
+            if not any(found in known for known in self.wrong):
+                self._say(found)
+
+    def _excused(self, pod: Object, now: float) -> bool:
+        return self.is_spoiled(pod) or self._late.get(pod["metadata"]["uid"], 0.0) > now
+
+    # --- Pods ------------------------------------------------------------------------------------
+
+    def _see_pod_written(self, change: Change) -> None:
+        pod, was = change.object, change.old
+        if change.late:
+            self._late[pod["metadata"]["uid"]] = self._clock() + PUT_RIGHT_SECONDS
+        if was is None:
+            self._count("create")
+            if not change.late:
+                self._hold_against_ceiling(pod)
+        elif change.new is None or (_leaving(change.new) and not _leaving(was)):
+            self._count("delete")
+            self._hold_against_claims(was)
+        elif not claim_uids(was) and claim_uids(pod) and not self.is_spoiled(pod):
+            if not _ready(was) or _leaving(was):
+                self._say(f"pod {_name(pod)} was handed out though it was not ready")
+
+    def _hold_against_ceiling(self, pod: Object) -> None:
+        uid, now = labels(pod)[names.LABEL_POOL_UID], self._clock()
+        known = self._ceilings[uid]
+        since = max((at for at, _ in known if at <= now - UNSEEN_SECONDS), default=0.0)
+        lately = [ceiling for at, ceiling in known if at >= since]
+        if not lately or any(ceiling is None for ceiling in lately):
+            return
+        highest = max(ceiling for ceiling in lately if ceiling is not None)
+        there = [
+            p
+            for p in self._server.all("pods")
+            if labels(p).get(names.LABEL_POOL_UID) == uid
+            and p["metadata"]["uid"] not in self._late
+            and not self.is_spoiled(p)
+        ]
+        if len(there) > highest:
+            self._say(f"{len(there)} pods of a pool that may have {highest}, with {_name(pod)}")
+
+    def _hold_against_claims(self, pod: Object) -> None:
+        for claim in self._server.all("sandboxclaims"):
+            status, metadata = claim.get("status") or {}, claim["metadata"]
+            if (
+                metadata["uid"] in claim_uids(pod)
+                and "deletionTimestamp" not in metadata
+                and status.get("phase") == "Bound"
+                and status.get("podUID") == pod["metadata"]["uid"]
+                and not self.is_spoiled(claim)
+                and not self.is_spoiled(pod)
+            ):
+                self._say(f"pod {_name(pod)} was deleted, and {_name(claim)} uses it")
+
+    def _count(self, verb: str) -> None:
+        now, lately = self._clock(), self._writes[verb]
+        lately.append(now)
+        while lately[0] < now - WINDOW_SECONDS:
+            lately.popleft()
+        while self._causes and self._causes[0] < now - UNSEEN_SECONDS:
+            self._causes.popleft()
+        if len(lately) > UNCAUSED + FOR_EACH_CAUSE * len(self._causes):
+            self._say(f"{len(lately)} pods {verb}d within a minute: {len(self._causes)} causes")
+
+    # --- Claims ----------------------------------------------------------------------------------
+
+    def _see_claim_told(self, old: Object, new: Object) -> None:
+        before = (old.get("status") or {}).get("podUID")
+        after = (new.get("status") or {}).get("podUID")
+        if before and before != after and not self.is_spoiled(new):
+            self._say(f"claim {_name(new)} had pod {before} and was told of {after}")
+
+
+def _ready(pod: Object) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"])
+
+
+def _leaving(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"]
+
+
+def _name(obj: Object) -> str:
+    return str(obj["metadata"]["name"])

@@ -80,6 +80,7 @@ class Result:
         sent: how many POSTs were answered with success.
         refused: how many were answered with an error.
         samples_ms: latency of each claim that was bound.
+        posts_ms: how long the API server took to answer each POST.
         cpu_seconds: what the generator itself used.
     """
 
@@ -88,6 +89,7 @@ class Result:
     sent: int = 0
     refused: int = 0
     samples_ms: list[float] = field(default_factory=list)
+    posts_ms: list[float] = field(default_factory=list)
     cpu_seconds: float = 0.0
 
     @property
@@ -250,6 +252,7 @@ class Generator:
             self._waiting.pop(name, None)
             result.refused += 1
             return
+        result.posts_ms.append(1000 * (CLOCK() - sent))
         result.sent += 1
         self._made.append(name)
         at = await bound

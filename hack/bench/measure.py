@@ -27,6 +27,7 @@ class Row:
     """What came out of one pattern, in one round, on one side.
 
     Attributes:
+        post_p99_ms: p99 of the API server's answers to the POSTs, in which no binder has part.
         cpu_ms: CPU of the binder for each claim, what follows a binding included.
         generator_cpu_ms: CPU of the load generator for each claim.
         kubelet_share: part of one core that the fake kubelets took.
@@ -43,6 +44,7 @@ class Row:
     samples_ms: list[float]
     unbound: int
     refused: int
+    post_p99_ms: float
     cpu_ms: float
     generator_cpu_ms: float
     kubelet_share: float
@@ -91,6 +93,7 @@ def measure(
         samples_ms=result.samples_ms,
         unbound=result.unbound,
         refused=result.refused,
+        post_p99_ms=summarise(result.posts_ms, 0).p99,
         cpu_ms=1000 * cpu / bound,
         generator_cpu_ms=1000 * result.cpu_seconds / bound,
         kubelet_share=kubelet / lasted,

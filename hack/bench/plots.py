@@ -21,6 +21,8 @@ def latencies(rows: Sequence[Row], scenarios: Sequence[str], path: Path) -> None
     mpl.use("svg")
     # The same figures make the same file.
     mpl.rcParams["svg.hashsalt"] = "bench"
+    # Text stays text.
+    mpl.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
 
     lines = -(-len(scenarios) // _COLUMNS)

@@ -282,7 +282,7 @@ class PoolReconciler:
             claim=claim,
         )
         try:
-            await self._writer.post(pool, body)
+            await self._writer.post(pool, state, body)
         except ApiError as error:
             state.expectations.settle_create(name)
             if error.already_exists:

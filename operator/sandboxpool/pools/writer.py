@@ -149,7 +149,7 @@ class PodWriter:
     ) -> KubeError | None:
         try:
             async with self._slots:
-                await self.post(pool, body)
+                await self.post(pool, state, body)
         except ApiError as error:
             state.expectations.settle_create(body["metadata"]["name"])
             return error
@@ -158,8 +158,11 @@ class PodWriter:
             return error
         return None
 
-    async def post(self, pool: Pool, body: Mapping[str, Any]) -> None:
+    async def post(self, pool: Pool, state: PoolState, body: Mapping[str, Any]) -> None:
         """POST a pod; repeated under the same name, so an unknown outcome cannot double it.
+
+        The name must be expected: once the watch has shown the pod nothing is repeated, for it may
+        have ended since, and its place may have been given to another.
 
         Raises:
             ApiError: it was refused; AlreadyExists if the name was taken before.
@@ -182,6 +185,8 @@ class PodWriter:
                 self._tracker.began(created.metadata.uid, began)
                 return
             await asyncio.sleep(0.2 * attempt)
+            if not state.expectations.is_creating(body["metadata"]["name"]):
+                return
 
     def _refused(self, pool: Pool, state: PoolState, error: KubeError) -> None:
         if isinstance(error, ApiError) and error.namespace_terminating:

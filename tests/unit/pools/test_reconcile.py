@@ -293,6 +293,19 @@ async def test_an_unanswered_create_is_repeated_under_its_name() -> None:
     assert len(posted) == 1
 
 
+async def test_a_pod_that_was_seen_is_not_asked_for_again_though_it_has_ended_since() -> None:
+    world = World(replicas=1)
+    world.api.fail("POST", "/pods", UNKNOWN, applied=True)
+    making = asyncio.ensure_future(world.reconcile())
+    await asyncio.sleep(0.1)
+    (made,) = world.pods
+    world.api.remove(made)
+    await making
+    # Its place may be another's by now.
+    assert world.posted == 1
+
+
+
 async def test_a_create_that_nobody_answered_for_is_made_up_for_in_time() -> None:
     world = World(replicas=1)
     world.api.fail("POST", "/pods", UNKNOWN, times=3)

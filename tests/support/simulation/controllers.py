@@ -97,9 +97,9 @@ class Controllers:
             return
         for pod in self.server.all("pods"):
             owned_by = list(owners(pod))
-            if owned_by and not any(self._exists(pod, owner) for owner in owned_by):
-                if "deletionTimestamp" not in pod["metadata"]:
-                    self.server.delete("pods", pod, by="collector")
+            orphaned = owned_by and not any(self._exists(pod, owner) for owner in owned_by)
+            if orphaned and "deletionTimestamp" not in pod["metadata"]:
+                self.server.delete("pods", pod, by="collector")
 
     def _exists(self, pod: Object, owner: Object) -> bool:
         resource = OWNERS.get(owner["kind"])

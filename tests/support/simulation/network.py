@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -113,13 +114,19 @@ class Stream:
         self._way = way
         self._loop = asyncio.get_running_loop()
         self._lines: asyncio.Queue[bytes | KubeError | None] = asyncio.Queue()
+        self._under_way: deque[bytes | KubeError | None] = deque()
         self._last = 0.0
 
     def tell(self, line: bytes | KubeError | None) -> None:
         """Send a line, an error, or the end, behind all that was sent before."""
         if not self.stalled:
             self._last = max(self._last, self._loop.time() + self._way())
-            self._loop.call_at(self._last, self._lines.put_nowait, line)
+            self._under_way.append(line)
+            self._loop.call_at(self._last, self._arrive)
+
+    def _arrive(self) -> None:
+        # Timers of one moment ring in any order; lines come in theirs.
+        self._lines.put_nowait(self._under_way.popleft())
 
     def cut(self) -> None:
         """The connection breaks: what is on its way does not arrive."""
@@ -187,7 +194,7 @@ class Network:
             return
         if fate is Fate.CRASH_MEANWHILE:
             self._on_crash(sender)
-            await asyncio.sleep(weather.random.uniform(0.5, 30.0))
+            await asyncio.sleep(weather.random.uniform(0.5, 60.0))
         await asyncio.sleep(weather.way())
         if fate in (Fate.LOST, Fate.LATE):
             await asyncio.sleep(weather.random.choice((0.0, TIMEOUT_SECONDS)))
@@ -243,7 +250,7 @@ class Network:
         def bookmark() -> None:
             metadata = {"resourceVersion": str(self.server.version)}
             stream.tell(encode({"type": "BOOKMARK", "object": {"metadata": metadata}}))
-            timers[0] = loop.call_later(BOOKMARK_SECONDS, bookmark)
+            timers.append(loop.call_later(BOOKMARK_SECONDS, bookmark))
 
         def close() -> None:
             end()
@@ -251,10 +258,10 @@ class Network:
             for timer in timers:
                 timer.cancel()
 
-        timers = [
-            loop.call_later(BOOKMARK_SECONDS, bookmark),
-            loop.call_later(float(params.get("timeoutSeconds", "300")), stream.tell, None),
-        ]
+        seconds = float(params.get("timeoutSeconds", "300"))
+        timers = [loop.call_later(seconds, stream.tell, None)]
+        if params.get("allowWatchBookmarks"):
+            bookmark()
         return stream, close
 
     async def finish(self) -> None:

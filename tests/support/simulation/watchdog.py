@@ -12,7 +12,7 @@ from support.simulation.apiserver import ApiServer, Change, Object, labels
 # So long after a request of a sender that had given up, or was no more, was carried out, what it
 # has caused must have been put right.
 PUT_RIGHT_SECONDS = 90.0
-# So long a change of a pool may go unseen: kopf's watch is down, and the list of every minute fails.
+# So long a change of a pool may go unseen: kopf's watch is down, and each minute's list fails.
 UNSEEN_SECONDS = 240.0
 WINDOW_SECONDS = 60.0
 # Creates and deletes a minute that need no cause, and those that each cause may bring.
@@ -92,9 +92,8 @@ class Watchdog:
         elif change.new is None or (_leaving(change.new) and not _leaving(was)):
             self._count("delete")
             self._hold_against_claims(was)
-        elif not claim_uids(was) and claim_uids(pod) and not self.is_spoiled(pod):
-            if not _ready(was) or _leaving(was):
-                self._say(f"pod {_name(pod)} was handed out though it was not ready")
+        elif not claim_uids(was) and claim_uids(pod) and (not _ready(was) or _leaving(was)):
+            self._say(f"pod {_name(pod)} was handed out though it was not ready")
 
     def _hold_against_ceiling(self, pod: Object) -> None:
         uid, now = labels(pod)[names.LABEL_POOL_UID], self._clock()

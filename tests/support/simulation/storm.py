@@ -1,0 +1,69 @@
+"""One seed, one storm: claims and people hurry while the network and the operator fail.
+
+Where the state machine of `unit/model` searches broadly, a storm is all on the way of claims, and so
+dense that a guard which is taken out is soon missed.
+"""
+
+from __future__ import annotations
+
+import random
+
+from support.simulation.network import Fate
+from support.simulation.world import World
+
+STEPS = 60
+CLAIMS = [f"claim-{i}" for i in range(5)]
+# What the operator's next request of a kind may meet, and which kinds there are.
+FATES = (
+    Fate.UNHEARD,
+    Fate.LOST,
+    Fate.LATE,
+    Fate.RIVAL,
+    Fate.HALF_BROKEN,
+    Fate.CRASH_AFTER,
+    Fate.CRASH_MEANWHILE,
+    Fate.CRASH_MEANWHILE,
+)
+KINDS = ("bind", "bind", "tell", "create pods", "delete pods", "delete pods")
+
+
+def storm(seed: int) -> None:
+    """Play it, let it pass, and look at what is left.
+
+    Raises:
+        AssertionError: an invariant did not hold, or in the end not all is well.
+    """
+    chance = random.Random(seed)
+    with World(seed) as world:
+        world.weather.slow = chance.choice((0.02, 0.3))
+        world.make_pool(replicas=chance.randint(1, 3), maxSandboxes=chance.choice((4, 6)))
+        world.run(3.0)
+        for _ in range(STEPS):
+            _step(world, chance)
+            world.run(chance.choice((0.0, 0.01, 0.05, 0.2, 0.2, 1.0, 1.0, 20.0)))
+        world.converge()
+
+
+def _step(world: World, chance: random.Random) -> None:
+    name = chance.choice(CLAIMS)
+    claim = world.claim(name)
+    match chance.randrange(8):
+        case 0 | 1 | 2 | 3:
+            if claim is not None:
+                world.delete("sandboxclaims", claim)
+            if claim is None or chance.random() < 0.5:
+                # Made again under its old name, while what was done for it is under way.
+                world.make_claim(name, onEmpty=chance.choice(("Wait", "Create")))
+        case 4:
+            world.weather.next.setdefault(chance.choice(KINDS), []).append(chance.choice(FATES))
+        case 5:
+            pods = world.pods()
+            if pods and chance.random() < 0.5:
+                world.touch("pods", chance.choice(pods))
+            elif pods:
+                world.delete("pods", chance.choice(pods))
+        case 6:
+            world.change_pool("pool", replicas=chance.randint(0, 4))
+        case 7:
+            how = chance.choice(("stall", "cut", "expire"))
+            world.break_watches(chance.choice(("pods", "sandboxclaims")), how)

@@ -1,0 +1,88 @@
+"""Storms: the operator stands them, and without any one of its guards it does not."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.kube.client import ApiClient
+from sandboxpool.pools import reconcile
+from sandboxpool.pools.expectations import Expectations
+from support.simulation.storm import storm
+
+STORMS = int(os.environ.get("SANDBOXPOOL_SIMULATIONS", "40"))
+# So many at most until one shows that a guard is missing.
+ENOUGH = 60
+
+
+@pytest.mark.parametrize("seed", range(STORMS))
+def test_the_operator_stands_a_storm(seed: int) -> None:
+    storm(seed)
+
+
+def without_the_version_of_write_1(patch: pytest.MonkeyPatch) -> None:
+    sent = ApiClient.merge_patch
+
+    async def unconditional(self: ApiClient, path: str, body: dict[str, Any]) -> bytes:
+        metadata = {k: v for k, v in body["metadata"].items() if k != "resourceVersion"}
+        return await sent(self, path, {**body, "metadata": metadata} if "/pods/" in path else body)
+
+    patch.setattr(ApiClient, "merge_patch", unconditional)
+
+
+def without_reading_back(patch: pytest.MonkeyPatch) -> None:
+    async def take_it_for_refused(*_: Any) -> None:
+        return None
+
+    patch.setattr(ClaimReconciler, "_read_back", take_it_for_refused)
+
+
+def without_the_preconditions_of_deletes(patch: pytest.MonkeyPatch) -> None:
+    async def delete(self: ApiClient, path: str, **_: Any) -> bytes:
+        return await self._request("DELETE", path, body={})
+
+    patch.setattr(ApiClient, "delete", delete)
+
+
+def without_the_uid_of_write_2(patch: pytest.MonkeyPatch) -> None:
+    async def replace(self: ApiClient, path: str, uid: str, status: Any, **_: Any) -> bytes:
+        steps = [{"op": "add", "path": "/status", "value": status}]
+        return await self.json_patch(path + "/status", steps)
+
+    patch.setattr(ApiClient, "replace_status", replace)
+
+
+def without_expectations(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Expectations, "creating", lambda self, name, cold=False: None)
+
+
+def without_the_names_of_cold_pods(patch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count()
+    named = reconcile.pod_name
+    patch.setattr(reconcile, "pod_name", lambda pool, seed: named(pool, f"{seed}{next(numbers)}"))
+
+
+@pytest.mark.parametrize(
+    "take_out",
+    [
+        without_the_version_of_write_1,
+        without_reading_back,
+        without_the_preconditions_of_deletes,
+        without_the_uid_of_write_2,
+        without_expectations,
+        without_the_names_of_cold_pods,
+    ],
+)
+def test_a_missing_guard_is_missed(
+    take_out: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_out(monkeypatch)
+    with pytest.raises(AssertionError) as missed:  # noqa: PT012 - any of the storms
+        for seed in range(ENOUGH):
+            storm(seed)
+    print(f"storm {seed}: {missed.value}")

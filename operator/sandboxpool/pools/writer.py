@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 CREATE_ATTEMPTS = 3
 DELETE_BATCH = 20
 # Of all pools together: an API server that is busy with refill keeps claims waiting.
-WRITES_AT_ONCE = 8
+WRITES_AT_ONCE = 4
 
 
 class FailureObserver(Protocol):

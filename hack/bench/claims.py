@@ -12,7 +12,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ class Run:
         )
 
 
-def run(rounds: int, folder: Path) -> Run:
-    """Measure everything, so many times."""
+def run(rounds: int, folder: Path, keep: Callable[[Run], None]) -> Run:
+    """Measure everything, so many times; what there is, is kept after each round."""
     done = Run()
     with Rig(folder) as rig:
         rig.add_pool(MAIN)
@@ -96,6 +96,7 @@ def run(rounds: int, folder: Path) -> Run:
             _refill(rig, done, number)
             _neighbours(rig, done, number)
             _sustained(rig, done, number)
+            keep(done)
         _compared(rig, done, 0, LARGE)
     done.kubelet = json.loads((folder / "kubelet.json").read_text())
     return done
@@ -183,8 +184,14 @@ def main() -> None:
     folder = DOCS if given.rounds >= ROUNDS else SHORT
     about = machine.describe()
     began = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(done: Run) -> None:
+        raw = {"about": about, "kubelet": done.kubelet, "rows": [r.as_dict() for r in done.rows]}
+        (folder / "claims.json").write_text(json.dumps(raw, separators=(",", ":")) + "\n")
+
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        done = run(given.rounds, Path(scratch))
+        done = run(given.rounds, Path(scratch), keep)
     about["took"] = f"{(time.monotonic() - began) / 60:.0f} min"
     page = report.page(
         about,
@@ -195,10 +202,8 @@ def main() -> None:
         burst=BURST,
         findings=report.findings(DOCS / "findings.md"),
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    keep(done)
     plots.latencies(done.rows, [s.name for s in COMPARED + LARGE], folder / "latency.svg")
-    raw = {"about": about, "kubelet": done.kubelet, "rows": [row.as_dict() for row in done.rows]}
-    (folder / "claims.json").write_text(json.dumps(raw, separators=(",", ":")) + "\n")
     path = DOCS.parent / "benchmarks.md" if folder == DOCS else folder / "benchmarks.md"
     path.write_text(page)
     say(page)

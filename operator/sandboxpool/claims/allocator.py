@@ -287,6 +287,10 @@ class Allocator:
         stock = self._stocks.get(pool)
         return len(stock.free) if stock else 0
 
+    def binding(self, pool: str) -> int:
+        """How many claims are being given a pod of a pool at this moment."""
+        return sum(self._pool_of_claim[claim] == pool for claim in self._reserved)
+
     def waiting(self, pool: str) -> int:
         """How many claims wait for a pod of a pool."""
         stock = self._stocks.get(pool)

@@ -44,6 +44,9 @@ from sandboxpool.runtimes.verdict import Verdict
 
 Key = tuple[str, str]
 
+# A pool some of whose pods are just being handed out is looked at again after this many seconds.
+BINDING_RECHECK_SECONDS = 5.0
+
 
 class PoolReconciler:
     """Works on one pool at a time."""
@@ -244,6 +247,9 @@ class PoolReconciler:
             times.append(overdue)
         if status_due is not None:
             times.append(status_due)
+        if self._allocator.binding(pool.uid):
+            # Should it fail, no event of the pod would tell.
+            times.append(BINDING_RECHECK_SECONDS)
         return max(0.05, min(times)) if times else None
 
     # --- Cold starts ---------------------------------------------------------------------------

@@ -211,6 +211,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         for name, model in self.pools.items():
             assert self.real.free(name) == len(model.free)
             assert self.real.waiting(name) == len(model.waiting)
+            assert self.real.binding(name) == len(model.reserved)
             assert not (model.free and model.waiting)
 
     @invariant()

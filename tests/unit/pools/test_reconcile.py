@@ -21,7 +21,7 @@ from sandboxpool.pools.decide import INSTALL_GRACE_SECONDS
 from sandboxpool.pools.expectations import DEADLINE_SECONDS
 from sandboxpool.pools.members import Member, member_of
 from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.reconcile import PoolReconciler
+from sandboxpool.pools.reconcile import BINDING_RECHECK_SECONDS, PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, pod_name
 from sandboxpool.pools.writer import WRITES_AT_ONCE
@@ -293,6 +293,17 @@ async def test_an_unanswered_create_is_repeated_under_its_name() -> None:
     assert len(posted) == 1
 
 
+async def test_a_pool_is_looked_at_again_while_its_pods_are_being_handed_out() -> None:
+    world = World("pod-1", replicas=1)
+    assert await world.reconcile() is None
+    world.allocator.request(POOL_UID, "claim")
+    again = await world.reconcile()
+    # Whether the binding succeeds or not: its failure would be no event.
+    assert again is not None
+    assert again <= BINDING_RECHECK_SECONDS
+    await asyncio.sleep(1.0)
+
+
 async def test_a_pod_that_was_seen_is_not_asked_for_again_though_it_has_ended_since() -> None:
     world = World(replicas=1)
     world.api.fail("POST", "/pods", UNKNOWN, applied=True)
@@ -303,7 +314,6 @@ async def test_a_pod_that_was_seen_is_not_asked_for_again_though_it_has_ended_si
     await making
     # Its place may be another's by now.
     assert world.posted == 1
-
 
 
 async def test_a_create_that_nobody_answered_for_is_made_up_for_in_time() -> None:

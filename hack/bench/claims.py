@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -180,9 +181,16 @@ def main() -> None:
     """Measure, print, plot and write."""
     parser = argparse.ArgumentParser(prog="python -m bench.claims")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--again", type=Path, help="write the page of figures kept before")
     given = parser.parse_args()
+    if given.again is not None:
+        kept = json.loads(given.again.read_text())
+        rows = [Row.of(row) for row in kept["rows"]]
+        _write(given.again.resolve().parent, kept["about"], Run(rows, kept["kubelet"]))
+        return
     folder = DOCS if given.rounds >= ROUNDS else SHORT
     about = machine.describe()
+    about["load average before"] = f"{os.getloadavg()[0]:.1f}"
     began = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -193,21 +201,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         done = run(given.rounds, Path(scratch), keep)
     about["took"] = f"{(time.monotonic() - began) / 60:.0f} min"
+    keep(done)
+    _write(folder, about, done)
+
+
+def _write(folder: Path, about: dict[str, str], done: Run) -> None:
+    """The page and the plots."""
+    rounds = 1 + max(row.round for row in done.rows)
+    names = [scenario.name for scenario in COMPARED + LARGE]
     page = report.page(
         about,
         done.rows,
         done.kubelet,
-        command=f"make bench ROUNDS={given.rounds}",
-        names=[scenario.name for scenario in COMPARED + LARGE],
+        command=f"make bench ROUNDS={rounds}",
+        names=names,
         burst=BURST,
         findings=report.findings(DOCS / "findings.md"),
     )
-    keep(done)
-    plots.latencies(done.rows, [s.name for s in COMPARED + LARGE], folder / "latency.svg")
+    plots.latencies(done.rows, names, folder / "latency.svg")
     path = DOCS.parent / "benchmarks.md" if folder == DOCS else folder / "benchmarks.md"
     path.write_text(page)
     say(page)
-    say(f"wrote {path.relative_to(ROOT)} and {folder.relative_to(ROOT)}/")
+    say(f"wrote {path} and {folder}/")
 
 
 if __name__ == "__main__":

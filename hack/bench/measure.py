@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bench import machine
 from bench.counters import per_claim
@@ -57,6 +57,11 @@ class Row:
     def summary(self) -> Summary:
         """The figures."""
         return summarise(self.samples_ms, self.seconds)
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Any]) -> Self:
+        """A row as ``as_dict`` has kept it."""
+        return cls(**{field.name: kept[field.name] for field in fields(cls)})
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

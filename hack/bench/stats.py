@@ -72,14 +72,11 @@ def median_summary(rounds: Sequence[Summary]) -> Summary:
     )
 
 
-def median_ratio(measured: Sequence[float], floor: Sequence[float]) -> float:
-    """The median over rounds of measured / floor: each round is compared with itself.
-
-    What slows a whole round down slows both sides of it, and does not count.
-    """
+def ratios(measured: Sequence[float], floor: Sequence[float]) -> list[float]:
+    """Measured / floor of each round: what slows a whole round down slows both sides of it."""
     if len(measured) != len(floor) or not measured:
         raise ValueError("each round needs both sides")
-    return statistics.median(a / b for a, b in zip(measured, floor, strict=True))
+    return [a / b for a, b in zip(measured, floor, strict=True)]
 
 
 def cumulative(samples_ms: Iterable[float]) -> tuple[list[float], list[float]]:

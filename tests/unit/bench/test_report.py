@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -81,11 +82,11 @@ def test_what_is_slower_than_wanted_misses_its_goal(
 
 
 def test_a_goal_says_by_how_much() -> None:
-    assert Goal("CPU", 1.8, 1.5, unit="ms").line() == (
+    assert Goal("CPU", [1.8], 1.5, unit="ms").line() == (
         "| CPU | <= 1.5 ms | 1.80 ms | **missed by 20 %** |"
     )
-    assert Goal("rate", 0.9, 0.8, at_most=False).line() == (
-        "| rate | >= 0.8 x | 0.90 x | met, 12 % to spare |"
+    assert Goal("rate", [0.7, 0.9, 1.0], 0.8, at_most=False).line() == (
+        "| rate | >= 0.8 x | 0.90 x (0.70 to 1.00) | met, 12 % to spare |"
     )
 
 
@@ -96,7 +97,7 @@ def test_rounds_are_compared_with_themselves() -> None:
         row("1 in flight", "floor", 1, samples_ms=[100.0]),
         row("1 in flight", "operator", 1, samples_ms=[120.0]),
     ]
-    assert Rows(slow_machine).ratio("p50", "1 in flight") == pytest.approx(1.2)
+    assert Rows(slow_machine).ratios("p50", "1 in flight") == pytest.approx([1.2, 1.2])
 
 
 def test_a_page_shows_every_scenario_and_what_was_not_bound() -> None:
@@ -114,3 +115,8 @@ def test_a_page_shows_every_scenario_and_what_was_not_bound() -> None:
     assert "| 75/s, refill on (3 not bound) |" in text
     assert "- machine: 2 CPUs" in text
     assert text.endswith("Something.\n")
+
+
+def test_a_row_that_was_kept_is_the_same_row() -> None:
+    one = row("burst 500", samples_ms=[1.0, 2.5])
+    assert Row.of(json.loads(json.dumps(one.as_dict()))) == one

@@ -4,9 +4,9 @@ from bench.stats import (
     Summary,
     cumulative,
     difference,
-    median_ratio,
     median_summary,
     percentile,
+    ratios,
     summarise,
 )
 
@@ -42,12 +42,12 @@ def test_the_median_of_rounds_is_taken_for_each_figure_alone() -> None:
 
 def test_a_slow_round_does_not_count_against_either_side() -> None:
     floor = [10.0, 10.0, 100.0]
-    assert median_ratio([12.0, 12.0, 120.0], floor) == pytest.approx(1.2)
+    assert ratios([12.0, 12.0, 120.0], floor) == pytest.approx([1.2, 1.2, 1.2])
 
 
 def test_a_ratio_needs_both_sides_of_each_round() -> None:
     with pytest.raises(ValueError, match="both sides"):
-        median_ratio([1.0], [1.0, 2.0])
+        ratios([1.0], [1.0, 2.0])
 
 
 def test_a_cumulative_distribution_ends_at_one() -> None:

@@ -253,7 +253,7 @@ class ApiServer:
         return {"metadata": metadata, "items": items[:limit]}
 
     def _post(self, place: Place, request: Request, late: bool) -> Object:
-        body = copy.deepcopy(request.body)
+        body: Object = copy.deepcopy(request.body)
         if place.namespace:
             body["metadata"]["namespace"] = place.namespace
         if "dryRun" in request.params:

@@ -1,7 +1,7 @@
 """One seed, one storm: claims and people hurry while the network and the operator fail.
 
-Where the state machine of `unit/model` searches broadly, a storm is all on the way of claims, and so
-dense that a guard which is taken out is soon missed.
+Where the state machine of `unit/model` searches broadly, a storm is all on the way of claims, and
+so dense that a guard which is taken out is soon missed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,52 @@ def storm(seed: int) -> None:
         for _ in range(STEPS):
             _step(world, chance)
             world.run(chance.choice((0.0, 0.01, 0.05, 0.2, 0.2, 1.0, 1.0, 20.0)))
+        world.converge()
+
+
+def hand_over(seed: int) -> None:
+    """The last request of a leader that dies arrives when the next one is long at work.
+
+    Raises:
+        AssertionError: as for a storm.
+    """
+    chance = random.Random(seed)
+    with World(seed) as world:
+        world.make_pool(replicas=3)
+        world.run(5.0)
+        kind = chance.choice(("bind", "delete pods"))
+        world.weather.next[kind] = [Fate.CRASH_MEANWHILE]
+        if kind == "bind":
+            world.make_claim("first")
+        else:
+            world.change_pool("pool", replicas=2)
+        world.run(1.0)
+        if kind == "bind":
+            world.delete("sandboxclaims", world.claim("first") or {})
+        for name in CLAIMS[:3]:
+            world.make_claim(name)
+            world.run(chance.uniform(0.0, 10.0))
+        world.run(60.0)
+        world.converge()
+
+
+def lost_answer(seed: int) -> None:
+    """A pod is made, or made a claim's, and nobody hears of it; perhaps not even by the watch.
+
+    Raises:
+        AssertionError: as for a storm.
+    """
+    chance = random.Random(seed)
+    with World(seed) as world:
+        world.make_pool(replicas=chance.choice((0, 3)))
+        world.run(5.0)
+        fates = [chance.choice((Fate.UNHEARD, Fate.HALF_BROKEN)) for _ in range(3)]
+        world.weather.next = {"bind": fates, "create pods": [*fates]}
+        if chance.random() < 0.5:
+            world.break_watches("pods", "stall")
+        for name in CLAIMS[:3]:
+            world.make_claim(name, onEmpty="Create")
+            world.run(chance.uniform(0.0, 10.0))
         world.converge()
 
 

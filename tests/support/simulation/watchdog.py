@@ -72,7 +72,7 @@ class Watchdog:
         now = self._clock()
         pods = [p for p in self._server.all("pods") if not self._excused(p, now)]
         claims = [c for c in self._server.all("sandboxclaims") if not self.is_spoiled(c)]
-        for found in violations(Snapshot(pods, claims)):
+        for found in violations(Snapshot([*pods], [*claims])):
             if not any(found in known for known in self.wrong):
                 self._say(found)
 

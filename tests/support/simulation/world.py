@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import uuid
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 from unittest import mock
@@ -52,6 +53,7 @@ class World:
         self.logged = _Errors()
         self._seed = seed
         self._nodes = nodes
+        self._undo = ExitStack()
         self._replicas = replicas
         # Pools with pods that others have changed: what is theirs is a matter of opinion.
         self._counts_amiss: set[str] = set()
@@ -60,20 +62,21 @@ class World:
 
     def __enter__(self) -> Self:
         bits = random.Random(self._seed + 3)
-        fixed = lambda: uuid.UUID(int=bits.getrandbits(128))  # noqa: E731
-        self._patches = [
-            mock.patch("uuid.uuid4", fixed),
-            mock.patch("sandboxpool.app.boot_clock", self.loop.time),
-        ]
-        for patch in self._patches:
-            patch.start()
-        self._random_state = random.getstate()
+        self._undo.callback(random.setstate, random.getstate())
         random.seed(self._seed)
+        for name, fixed in (
+            ("uuid.uuid4", lambda: uuid.UUID(int=bits.getrandbits(128))),
+            ("sandboxpool.app.boot_clock", self.loop.time),
+        ):
+            self._undo.enter_context(mock.patch(name, fixed))
         logger = logging.getLogger("sandboxpool")
-        self._log_settings = logger.level, logger.propagate
+        self._undo.callback(logger.removeHandler, self.logged)
+        self._undo.callback(logger.setLevel, logger.level)
+        self._undo.callback(setattr, logger, "propagate", logger.propagate)
+        logger.addHandler(self.logged)
         logger.setLevel(logging.ERROR)
         logger.propagate = False
-        logger.addHandler(self.logged)
+        self._undo.callback(self.loop.close)
         self._do(self._begin)
         return self
 
@@ -90,18 +93,9 @@ class World:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
+        with self._undo:
             self.loop.run_until_complete(self._finish())
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        finally:
-            self.loop.close()
-            logger = logging.getLogger("sandboxpool")
-            logger.removeHandler(self.logged)
-            logger.level, logger.propagate = self._log_settings
-            logger.setLevel(self._log_settings[0])
-            random.setstate(self._random_state)
-            for patch in self._patches:
-                patch.stop()
 
     async def _finish(self) -> None:
         for process in self.processes:

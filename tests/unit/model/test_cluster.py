@@ -18,7 +18,7 @@ from support.simulation.controllers import Start
 from support.simulation.network import Fate
 from support.simulation.world import GVISOR, World
 
-SIMULATIONS = int(os.environ.get("SANDBOXPOOL_SIMULATIONS", "60"))
+SIMULATIONS = int(os.environ.get("SANDBOXPOOL_SIMULATIONS", "25"))
 
 POOLS = st.sampled_from(["one", "two"])
 CLAIMS = st.sampled_from([f"claim-{i}" for i in range(6)])
@@ -172,12 +172,12 @@ class ClusterMachine(RuleBasedStateMachine):
         if pod is None:
             return
         thief = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": "x"}
-        changed = {
+        changes: dict[str, Object] = {
             "labels": {"labels": {}},
             "owners": {"ownerReferences": []},
             "stolen": {"ownerReferences": [{**thief, "controller": True}]},
-        }[what]
-        self.world.change("pods", pod, metadata={**pod["metadata"], **changed})
+        }
+        self.world.change("pods", pod, metadata={**pod["metadata"], **changes[what]})
 
     @rule(
         name=CLAIMS,

@@ -111,7 +111,7 @@ def report(about: Mapping[str, str], found: Figures, command: str, warm: int) ->
 def main() -> None:
     """Measure and write the page, with the raw figures beside it."""
     parser = argparse.ArgumentParser(prog="python -m bench.handover")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warm", type=int, default=50)
     given = parser.parse_args()
     about = machine.describe()

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -33,9 +33,9 @@ from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.credentials import connection_info
-from sandboxpool.kube.errors import KubeError, NotLeaderError
+from sandboxpool.kube.errors import UNREADABLE, KubeError, NotLeaderError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.kube.informer import WATCH_SECONDS, Informer
+from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import ClusterCollector, Metrics
@@ -52,7 +52,6 @@ from sandboxpool.settings import Settings
 logger = logging.getLogger(__name__)
 
 LIST_SECONDS = 60.0
-EVENT_WATCH_SECONDS = (45, 60)
 SWEEP_SECONDS = 60.0
 LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
@@ -62,6 +61,20 @@ USER_AGENT = "sandboxpool-operator"
 
 POOLS_PATH = resource_path(names.API_VERSION, names.POOLS)
 CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
+
+
+class _Listed(msgspec.Struct):
+    metadata: dict[str, Any]
+    items: list[msgspec.Raw]
+
+
+def _readable(items: list[msgspec.Raw]) -> Iterator[dict[str, Any]]:
+    """What can be read of a list; the rest is as good as not there."""
+    for item in items:
+        try:
+            yield msgspec.json.decode(item, type=dict[str, Any])
+        except UNREADABLE as error:
+            logger.warning("an object is skipped, which cannot be read: %s", error)
 
 
 class Operator:
@@ -233,7 +246,6 @@ class Operator:
             "events",
             Event,
             self._reactions.sandbox_event,
-            watch_seconds=EVENT_WATCH_SECONDS,
             field_selector=f"reason={FAILED_CREATE_SANDBOX},involvedObject.kind=Pod",
         )
         self._runtimes = self._informer(
@@ -266,7 +278,6 @@ class Operator:
         type_: type[Any],
         on_change: Callable[[Any, Any], None],
         namespace: str | None = None,
-        watch_seconds: tuple[int, int] = WATCH_SECONDS,
         **selectors: str,
     ) -> Informer[Any]:
         return Informer(
@@ -275,7 +286,6 @@ class Operator:
             type_,
             on_change,
             on_restart=lambda cause: self._metrics.watch_restarted(resource, cause),
-            watch_seconds=watch_seconds,
             **selectors,
         )
 
@@ -313,11 +323,11 @@ class Operator:
         while True:
             try:
                 for path, store in ((CLASSES_PATH, self._classes), (POOLS_PATH, self._pools)):
-                    listed = msgspec.json.decode(await self._client.get(path))
-                    store.replace(listed["items"], listed["metadata"]["resourceVersion"])
+                    listed = msgspec.json.decode(await self._client.get(path), type=_Listed)
+                    store.replace(_readable(listed.items), listed.metadata["resourceVersion"])
                 self._listed.set()
                 wait = LIST_SECONDS
-            except (KubeError, msgspec.DecodeError, LookupError, TypeError) as error:
+            except (KubeError, *UNREADABLE, LookupError, TypeError) as error:
                 # Also where something between us and the API server answers in its place.
                 logger.warning("list of pools and classes: %r", error)
                 wait = LIST_SECONDS if self._listed.is_set() else 1.0
@@ -347,7 +357,7 @@ class Operator:
         while True:
             try:
                 await self._health.load()
-            except (KubeError, msgspec.DecodeError) as error:
+            except (KubeError, *UNREADABLE) as error:
                 logger.warning("records of the nodes: %s", error)
                 await asyncio.sleep(1.0)
             else:

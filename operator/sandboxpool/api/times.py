@@ -12,5 +12,5 @@ def epoch(timestamp: str) -> float:
     """Turn an API timestamp into seconds since the epoch; 0 if it is none."""
     try:
         return datetime.datetime.fromisoformat(timestamp).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0

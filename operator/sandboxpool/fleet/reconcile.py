@@ -18,6 +18,7 @@ from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.reasons import Reason
 from sandboxpool.references import Reference
+from sandboxpool.versions import number_of
 
 RUNTIMES_PATH = resource_path(names.API_VERSION, names.RUNTIMES)
 
@@ -213,4 +214,4 @@ def _path(name: str) -> str:
 
 
 def _version(stored: StoredRuntime) -> int:
-    return int(stored.metadata.resourceVersion)
+    return number_of(stored.metadata.resourceVersion)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError, KubeError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class NodeRecords:
             try:
                 records[node] = msgspec.json.decode(value, type=dict[str, Any])
                 shard.keep(node, value.encode())
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 logger.warning("%s: the record of node %s: %s", shard.name, node, error)
                 self._change(shard, node)
         return records
@@ -195,7 +195,7 @@ class NodeRecords:
             await self._send(shard, nodes)
             written = True
             shard.failures = 0
-        except (KubeError, msgspec.DecodeError) as error:
+        except (KubeError, *UNREADABLE) as error:
             # Also where something between us and the API server answers in its place.
             delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(shard.failures, 16), LONGEST_RETRY_SECONDS)
             shard.failures += 1

@@ -17,7 +17,7 @@ import msgspec
 from aiohttp.connector import Connection
 
 from sandboxpool.kube.credentials import token_source
-from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, UnknownOutcomeError
 
 JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -26,7 +26,7 @@ JSON_PATCH: Final = "application/json-patch+json"
 
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
-# A healthy watch says something at least once a minute: the server sends bookmarks.
+# A healthy watch ends within a minute, if it has nothing to say.
 WATCH_SILENCE_SECONDS: Final = 90.0
 MAX_CONNECTIONS: Final = 100
 THROTTLED_ATTEMPTS: Final = 5
@@ -59,7 +59,7 @@ def error_of(http_status: int, body: bytes, retry_after: str | None = None) -> A
     """Make an error of an answer; a body that is no Status becomes the message."""
     try:
         status = msgspec.json.decode(body, type=Status)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         status = Status(message=body[:500].decode("utf-8", "replace"))
     seconds: float | None = None
     if retry_after is not None and retry_after.isdigit():

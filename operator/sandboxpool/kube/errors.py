@@ -1,6 +1,12 @@
 """What can go wrong between us and the API server, told apart by what a caller may do next."""
 
 from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+# What is raised where bytes are no JSON or no UTF-8, nested too deeply, or of another shape.
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class KubeError(Exception):

@@ -15,14 +15,17 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from sandboxpool.kube.client import ApiClient, error_of
-from sandboxpool.kube.errors import ApiError, KubeError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
+from sandboxpool.versions import number_of
 
 logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 500
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 30.0
-WATCH_SECONDS = (240, 300)
+# The server is asked to end a watch before its silence would look like a dead connection: where
+# nothing changes it need not send a bookmark for minutes.
+WATCH_SECONDS = (45, 60)
 # After so many events without a pause other tasks get a turn: a burst must not stall the loop.
 EVENTS_PER_TURN = 50
 
@@ -86,9 +89,6 @@ class Informer(Generic[T]):
         label_selector: server-side filter.
         field_selector: server-side filter.
         on_restart: called with the cause each time the watch has to start again.
-        watch_seconds: between what bounds the server is asked to end a watch. It sends bookmarks
-            only where it has a cache, as for all kinds but Events: a watch of these must end
-            before its silence looks like a dead connection.
     """
 
     def __init__(
@@ -101,7 +101,6 @@ class Informer(Generic[T]):
         label_selector: str | None = None,
         field_selector: str | None = None,
         on_restart: Callable[[str], None] = lambda cause: None,
-        watch_seconds: tuple[int, int] = WATCH_SECONDS,
     ) -> None:
         self._client = client
         self._path = path
@@ -109,7 +108,6 @@ class Informer(Generic[T]):
         self._decode_event = msgspec.json.Decoder(_WatchEvent).decode
         self._on_change = on_change
         self._on_restart = on_restart
-        self._watch_seconds = watch_seconds
         self._params = {}
         if label_selector:
             self._params["labelSelector"] = label_selector
@@ -154,7 +152,7 @@ class Informer(Generic[T]):
     def _age_of(self, key: tuple[str, str]) -> tuple[str, int]:
         # Creation times have whole seconds; among untouched objects versions tell the rest.
         metadata = self._untold[key].metadata
-        return metadata.creationTimestamp, int(metadata.resourceVersion)
+        return metadata.creationTimestamp, number_of(metadata.resourceVersion)
 
     async def relist(self) -> None:
         """List anew while ``run`` runs; return when the cache is no older than this call."""
@@ -186,7 +184,8 @@ class Informer(Generic[T]):
                 await self._watch()
                 cause = "ended"
             except ApiError as error:
-                if error.gone:
+                if error.gone or error.status == 400:
+                    # Too old, or none at all: whoever gave it to us, the next comes from a list.
                     self._version = ""
                 cause = "gone" if error.gone else str(error.status)
                 wait = error.retry_after or 0.0
@@ -196,7 +195,7 @@ class Informer(Generic[T]):
             except KubeError as error:
                 cause = "connection"
                 logger.warning("%s", error)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 # A bookmark or an error that is none: only a list can tell where we are.
                 self._version = ""
                 cause = "unreadable"
@@ -218,7 +217,7 @@ class Informer(Generic[T]):
             answer = await self._client.get(self._path, params)
             try:
                 page = msgspec.json.decode(answer, type=_List)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 # Something between us and the API server answered in its place.
                 raise KubeError(f"list of {self._path}: no list: {error}") from error
             for raw in page.items or ():
@@ -244,7 +243,7 @@ class Informer(Generic[T]):
             **self._params,
             "resourceVersion": self._version,
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(random.randint(*self._watch_seconds)),  # noqa: S311 - no secret
+            "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311 - no secret
         }
         async with self._client.watch(self._path, params) as lines:
             async for line in lines:
@@ -256,7 +255,7 @@ class Informer(Generic[T]):
     def _apply(self, line: bytes) -> str:
         try:
             event = self._decode_event(line)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             logger.warning("watch of %s: unreadable line skipped: %s", self._path, error)
             return ""
         if event.type == "ERROR":
@@ -281,7 +280,7 @@ class Informer(Generic[T]):
     def _decoded(self, raw: msgspec.Raw) -> T | None:
         try:
             return self._decode(raw)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             logger.warning(
                 "%s: object %s does not fit and is skipped: %s", self._path, _key_of(raw), error
             )
@@ -321,6 +320,6 @@ class _Code(msgspec.Struct):
 def _key_of(raw: msgspec.Raw) -> tuple[str, str] | None:
     try:
         bare = msgspec.json.decode(raw, type=_Bare)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
     return bare.metadata.namespace, bare.metadata.name

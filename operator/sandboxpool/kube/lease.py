@@ -18,7 +18,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from sandboxpool.kube.client import ApiClient, error_of, resource_path
-from sandboxpool.kube.errors import ApiError, KubeError, NotLeaderError, UnknownOutcomeError
+from sandboxpool.kube.errors import (
+    UNREADABLE,
+    ApiError,
+    KubeError,
+    NotLeaderError,
+    UnknownOutcomeError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +291,7 @@ def _new(namespace: str, spec: dict[str, Any]) -> dict[str, Any]:
 def _decoded(body: bytes | msgspec.Raw, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type_)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise UnknownOutcomeError(f"what should be a lease is none: {error}") from error
 
 

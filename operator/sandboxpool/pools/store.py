@@ -5,10 +5,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.pools.pool import Pool
+from sandboxpool.versions import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,28 +47,31 @@ class PoolStore:
 
     def observe(self, body: Mapping[str, Any], *, deleted: bool = False) -> None:
         """Take in one object as a watch shows it; an older state than the known one is ignored."""
-        metadata = body["metadata"]
-        key = metadata["namespace"], metadata["name"]
-        old = self._pools.get(key)
-        version = _number(metadata.get("resourceVersion"))
-        if metadata["uid"] in self._dead or (old is not None and version < old.version):
+        metadata = _identity_of(body)
+        if metadata is None:
+            return
+        old = self._pools.get(metadata.key)
+        version = number_of(metadata.resourceVersion)
+        if metadata.uid in self._dead or (old is not None and version < old.version):
             # A uid is never used again: what a list has shown to be gone stays gone, even if a
             # watch that lags behind tells of its last days.
             return
         if deleted:
-            if old is not None and old.uid == metadata["uid"]:
-                self._put(key, None)
+            if old is not None and old.uid == metadata.uid:
+                self._put(metadata.key, None)
             return
-        self._put(key, parse(body, old))
+        self._put(metadata.key, parse(body, old))
 
     def replace(self, bodies: Iterable[Mapping[str, Any]], version: str) -> None:
         """Take in a whole list: what it lacks and is not newer than it is gone."""
         listed = set()
         for body in bodies:
-            listed.add((body["metadata"]["namespace"], body["metadata"]["name"]))
-            self.observe(body)
+            metadata = _identity_of(body)
+            if metadata is not None:
+                listed.add(metadata.key)
+                self.observe(body)
         for key, pool in list(self._pools.items()):
-            if key not in listed and pool.version <= _number(version):
+            if key not in listed and pool.version <= number_of(version):
                 self._put(key, None)
 
     def _put(self, key: tuple[str, str], new: Pool | None) -> None:
@@ -84,10 +89,42 @@ class PoolStore:
             self._on_change(old, new)
 
 
+class _Metadata(msgspec.Struct):
+    namespace: str
+    name: str
+    uid: str
+    resourceVersion: str = ""
+    generation: Any = 0
+    deletionTimestamp: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.namespace, self.name
+
+
+class _Object(msgspec.Struct):
+    metadata: _Metadata
+
+
+def _identity_of(body: Mapping[str, Any]) -> _Metadata | None:
+    """What every object of the API has; None, and a line in the log, if this one lacks it."""
+    try:
+        return msgspec.convert(body, _Object).metadata
+    except (msgspec.ValidationError, RecursionError) as error:
+        logger.warning("a SandboxPool without the metadata of an object is skipped: %s", error)
+        return None
+
+
 def parse(body: Mapping[str, Any], old: Pool | None) -> Pool:
-    """Make a Pool of an object; the parsed spec is taken over while the generation stands."""
-    metadata = body["metadata"]
-    uid, generation = metadata["uid"], metadata.get("generation", 0)
+    """Make a Pool of an object; the parsed spec is taken over while the generation stands.
+
+    Raises:
+        msgspec.ValidationError: it has not the metadata that every object has.
+    """
+    metadata = msgspec.convert(body, _Object).metadata
+    uid, generation = metadata.uid, metadata.generation
+    if not isinstance(generation, int):
+        generation = 0
     problem = ""
     if old is not None and old.uid == uid and old.generation == generation:
         spec, template, problem = old.spec, old.template, old.problem
@@ -103,17 +140,17 @@ def parse(body: Mapping[str, Any], old: Pool | None) -> Pool:
             spec = None
             logger.warning(
                 "SandboxPool %s/%s does not fit the API and is skipped: %s",
-                metadata["namespace"],
-                metadata["name"],
+                metadata.namespace,
+                metadata.name,
                 problem,
             )
     return Pool(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
+        namespace=metadata.namespace,
+        name=metadata.name,
         uid=uid,
         generation=generation,
-        version=_number(metadata.get("resourceVersion")),
-        deleting=metadata.get("deletionTimestamp") is not None,
+        version=number_of(metadata.resourceVersion),
+        deleting=metadata.deletionTimestamp is not None,
         spec=spec,
         template=template,
         status=_mapping(body.get("status")),
@@ -124,9 +161,3 @@ def parse(body: Mapping[str, Any], old: Pool | None) -> Pool:
 def _mapping(value: Any) -> Mapping[str, Any]:
     """The value if it is a mapping; damage, which an older CRD may have let in, is none."""
     return value if isinstance(value, dict) else {}
-
-
-def _number(version: str | None) -> int:
-    # Resource versions are comparable as numbers, by the API's own promise since 1.35 and by
-    # what every released server does. One that is no number counts as older than all others.
-    return int(version) if version and version.isdigit() else 0

@@ -2,14 +2,24 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from sandboxpool.api.core import RuntimeClass
 from sandboxpool.runtimes.resolve import Runtime, runtime_of
+from sandboxpool.versions import number_of
 
 logger = logging.getLogger(__name__)
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Bare(msgspec.Struct):
+    metadata: _Named
 
 
 class RuntimeStore:
@@ -29,14 +39,10 @@ class RuntimeStore:
         """Take in one object; an older state than the known one is ignored."""
         try:
             obj = msgspec.convert(body, RuntimeClass)
-        except msgspec.ValidationError as error:
-            logger.warning(
-                "RuntimeClass %s does not fit and is skipped: %s",
-                body.get("metadata", {}).get("name"),
-                error,
-            )
+        except (msgspec.ValidationError, RecursionError) as error:
+            logger.warning("a RuntimeClass does not fit and is skipped: %s", error)
             return
-        name, version = obj.metadata.name, int(obj.metadata.resourceVersion or 0)
+        name, version = obj.metadata.name, number_of(obj.metadata.resourceVersion)
         if version < self._versions.get(name, 0):
             return
         self._versions[name] = version
@@ -55,11 +61,13 @@ class RuntimeStore:
         """Take in a whole list: what it lacks and is not newer than it is gone."""
         listed = set()
         for body in bodies:
-            listed.add(body["metadata"]["name"])
+            with suppress(msgspec.ValidationError):
+                # One that does not fit is not gone.
+                listed.add(msgspec.convert(body, _Bare).metadata.name)
             self.observe(body)
         for name in [name for name in self._classes if name not in listed]:
-            if self._versions.get(name, 0) <= int(version or 0):
+            if self._versions.get(name, 0) <= number_of(version):
                 # A watch that lags behind may still tell of its last days.
-                self._versions[name] = int(version or 0) + 1
+                self._versions[name] = number_of(version) + 1
                 del self._classes[name]
                 self._on_change(name)

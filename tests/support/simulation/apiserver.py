@@ -198,7 +198,10 @@ class ApiServer:
         Raises:
             ApiError: 410 if the version is too old.
         """
-        place, since = Place.of(path), int(params["resourceVersion"])
+        place = Place.of(path)
+        if not params["resourceVersion"].isdecimal():
+            raise ApiError(400, "BadRequest", "Invalid value: resourceVersion")
+        since = int(params["resourceVersion"])
         if since < self._compacted:
             raise ApiError(410, "Expired", f"too old resource version: {since}")
         watch = Watch(place, params, tell)

@@ -193,7 +193,9 @@ class Controllers:
 
     def _started(self, pod: Object, node: FakeNode, address: str) -> Object:
         now = timestamp(self.wall())
-        names = [container["name"] for container in pod["spec"]["containers"]]
+        # A template may hold anything; what the real server would refuse has no name here.
+        named = (c for c in pod["spec"].get("containers") or () if isinstance(c, dict))
+        names = [str(container.get("name")) for container in named]
         states: dict[str, Object] = {name: {"running": {"startedAt": now}} for name in names}
         if PROBE_CONTAINER in names:
             code = 0 if node.isolates else 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import kopf
 import msgspec
 
 from sandboxpool.app import CLASSES_PATH, POOLS_PATH, Operator
-from sandboxpool.kube.errors import KubeError, NotLeaderError
+from sandboxpool.kube.errors import UNREADABLE, KubeError, NotLeaderError
 from sandboxpool.kube.lease import LeaseTimes
 from sandboxpool.settings import Settings
 from support.simulation.network import Network, SimulatedClient
@@ -52,20 +53,28 @@ class SimulatedOperator(Operator):
                 watches.create_task(self._watch_as_kopf_does(path, store.observe))
 
     async def _watch_as_kopf_does(self, path: str, observe: Callable[..., None]) -> None:
-        """List, and watch on; what has vanished while the watch was down is never told."""
+        """List, and watch on; what has vanished while the watch was down is never told.
+
+        As in kopf, what a handler raises is nobody's business but the log's.
+        """
+
+        def handle(body: Mapping[str, Any], *, deleted: bool) -> None:
+            with suppress(Exception):
+                observe(body, deleted=deleted)
+
         while True:
             try:
                 listed = msgspec.json.decode(await self._client.get(path))
                 for body in listed["items"]:
-                    observe(body, deleted=False)
+                    handle(body, deleted=False)
                 params = {
                     "resourceVersion": listed["metadata"]["resourceVersion"],
                     "timeoutSeconds": "270",
                 }
                 async with self._client.watch(path, params) as lines:
                     async for event in _events(lines):
-                        observe(event["object"], deleted=event["type"] == "DELETED")
-            except KubeError:
+                        handle(event["object"], deleted=event["type"] == "DELETED")
+            except (KubeError, *UNREADABLE):
                 pass
             await asyncio.sleep(KOPF_RETRY_SECONDS)
 

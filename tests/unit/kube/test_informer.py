@@ -199,6 +199,29 @@ async def test_an_unreadable_object_is_skipped_by_name_and_what_was_known_of_it_
     assert "'bad'" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "damage", [b"\xff", b"\\ud800", b'", "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b', "": "']
+)
+async def test_what_is_no_json_and_what_is_too_deep_is_skipped_in_a_watch(damage: bytes) -> None:
+    bad = event("MODIFIED", thing("bad", 11)).replace(b"bad", b"bad" + damage)
+    run = await Run([listed(thing("a"))], [[bad, event("ADDED", thing("b", 12))]]).go()
+    assert run.names == ["a", "b"]
+
+
+async def test_what_is_no_text_is_skipped_in_a_list() -> None:
+    bad = listed(thing("bad"), thing("a")).replace(b"bad", b"\xff")
+    assert (await Run([bad]).go()).names == ["a"]
+
+
+async def test_a_version_that_the_server_does_not_know_leads_to_a_list() -> None:
+    nonsense = thing("x")
+    nonsense["metadata"]["resourceVersion"] = "nonsense"
+    refused = ApiError(400, "BadRequest", "invalid resourceVersion")
+    watches = [[event("BOOKMARK", nonsense)], [refused]]
+    run = await Run([listed(thing("a")), listed(thing("b"), version=30)], watches).go()
+    assert run.names == ["b"]
+
+
 async def test_the_end_of_an_unreadable_object_is_its_end() -> None:
     watch = [event("DELETED", thing("bad", 11, size="big")), asyncio.Event()]
     run = await Run([listed(thing("bad"))], [watch]).go()

@@ -173,6 +173,13 @@ def test_no_junk_in_an_object_stops_the_others(where: str, value: Any) -> None:
     assert known.says()
 
 
+@pytest.mark.parametrize("body", [{}, {"metadata": []}, {"metadata": {"name": 1}}, None, "x"])
+def test_what_is_no_object_at_all_stops_no_other(body: Any) -> None:
+    store = PoolStore(lambda old, new: None)
+    store.replace([body, pool_body("good", uid="good")], "10")
+    assert store.by_uid("good") is not None
+
+
 # --- Members -------------------------------------------------------------------------------------
 
 

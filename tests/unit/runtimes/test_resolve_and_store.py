@@ -120,3 +120,29 @@ def test_a_known_class_that_becomes_unreadable_is_not_taken_for_gone(
     store.observe(runtime_class(version=1))
     store.replace([runtime_class(version=2) | {"handler": None}], "10")
     assert "gvisor" in classes
+
+
+@pytest.mark.parametrize("version", ["", "²", "x", "-1", "9" * 5000])
+def test_a_version_that_is_no_number_is_older_than_all_others(
+    store: RuntimeStore, classes: dict[str, Runtime], version: str
+) -> None:
+    body = runtime_class()
+    body["metadata"]["resourceVersion"] = version
+    store.replace([body], version)
+    assert "gvisor" in classes
+
+
+@pytest.mark.parametrize("body", [{}, {"metadata": []}, {"metadata": {"name": 1}}, None, "x"])
+def test_what_is_no_class_stops_no_other(
+    store: RuntimeStore, classes: dict[str, Runtime], body: Any
+) -> None:
+    store.replace([body, runtime_class()], "5")
+    assert list(classes) == ["gvisor"]
+
+
+def test_a_class_that_does_not_fit_any_more_is_not_gone(
+    store: RuntimeStore, classes: dict[str, Runtime]
+) -> None:
+    store.observe(runtime_class())
+    store.replace([{**runtime_class(version=2), "handler": 5}], "5")
+    assert list(classes) == ["gvisor"]

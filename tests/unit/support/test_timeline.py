@@ -95,6 +95,12 @@ def somebody_elses(w: Writer) -> None:
     w.claim("a", "Bound", "one")
 
 
+def somebody_elses_and_gone(w: Writer) -> None:
+    w.pod("one", "b")
+    w.pod("one", "b", deleted=True)
+    w.claim("a", "Bound", "one")
+
+
 def unbound_again(w: Writer) -> None:
     w.bind("a", "one")
     w.claim("a", "Pending")
@@ -153,7 +159,8 @@ def unowned(w: Writer) -> None:
         (taken_over, "went from claim uid a-uid to b-uid"),
         (two_pods, "has 2 pods: test/one, test/two"),
         (another_pod, "was given another pod"),
-        (somebody_elses, "was bound to test/one, not its own"),
+        (somebody_elses, "was bound to a pod not its own"),
+        (somebody_elses_and_gone, "was bound to a pod not its own"),
         (unbound_again, "was bound and is not any more"),
         (deleted_under_its_claim, "was deleted under its claim"),
         (deleted_at_once_under_its_claim, "was deleted under its claim"),

@@ -106,6 +106,10 @@ bench: $(PLOTS) ## Claims beside the floor; ROUNDS=1 is short. Writes docs/bench
 bench-scale: $(INSTALLED) ## 10,000 warm pods, 200 pools, NODES nodes; writes docs/benchmarks/scale.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.scale --nodes $(NODES)
 
+.PHONY: bench-handover
+bench-handover: $(INSTALLED) ## How long claims wait when a leader goes; docs/benchmarks/handover.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.handover
+
 .PHONY: bench-fleet
 bench-fleet: $(INSTALLED) ## What a fleet of NODES fake nodes costs; writes docs/benchmarks/fleet.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.fleet --nodes $(NODES)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,9 @@ from sandboxpool.claims import offers
 from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.kube import client
+from sandboxpool.kube.errors import NotLeaderError
 from sandboxpool.kube.informer import Informer
+from sandboxpool.kube.lease import Elector
 from sandboxpool.pools import decide as decisions
 from sandboxpool.pools import reconcile as pools
 from sandboxpool.pools import template
@@ -121,14 +124,19 @@ def status_ignores_uids() -> None:
 @_change
 def expiry_ignores_changes() -> None:
     """A claim expires even if somebody has just given it more time."""
-    original = ClaimReconciler._write_status
+    original = client.ApiClient.replace_status
 
-    async def _write_status(
-        self: ClaimReconciler, claim: Any, status: Any, *, only_if_unchanged: bool = False
-    ) -> bool:
-        return await original(self, claim, status)
+    async def replace_status(
+        self: client.ApiClient,
+        path: str,
+        uid: str,
+        status: Mapping[str, Any],
+        *,
+        version: str | None = None,
+    ) -> bytes:
+        return await original(self, path, uid, status)
 
-    _set(ClaimReconciler, _write_status)
+    _set(client.ApiClient, replace_status)
 
 
 @_change
@@ -173,6 +181,29 @@ def retries_take_new_names() -> None:
 def cold_names_are_random() -> None:
     """A pod that is made for a claim has a name that nobody can know."""
     _set(pools, pod_name=lambda pool, seed: template.pod_name(pool, secrets.token_hex(16)))
+
+
+# --- Leadership ----------------------------------------------------------------------------------
+
+
+@_change
+def writes_need_no_lease() -> None:
+    """Whether the lease is ours is asked before no write."""
+    _set(Elector, require=lambda _: None)
+
+
+@_change
+def lost_leases_are_ignored() -> None:
+    """Who has lost the lease goes on."""
+
+    async def _elect(self: app.Operator) -> None:
+        with suppress(NotLeaderError):
+            await self._elector.run()
+
+    _set(app.Operator, _elect)
+
+
+# --- Memory --------------------------------------------------------------------------------------
 
 
 # --- Memory --------------------------------------------------------------------------------------
@@ -296,10 +327,10 @@ def orphans_are_kept() -> None:
 def orphans_are_guessed() -> None:
     """A pod whose claim is not in the cache is deleted without asking."""
 
-    async def _exists(*_: object) -> bool:
-        return False
+    async def _read(*_: object) -> None:
+        return None
 
-    _set(ClaimReconciler, _exists)
+    _set(ClaimReconciler, _read)
 
 
 @_change

@@ -259,7 +259,8 @@ def test_a_crash_keeps_quarantine_and_evidence_and_probes_nothing_anew(
         operator.start()
         eventually(
             lambda: operator.metric("sandboxpool_quarantined_nodes", handler="runsc") == 1,
-            timeout=3,
+            # Its own former lease has to run out first.
+            timeout=40,
             message="it is still known",
         )
         assert OWN_KERNEL in claim_pod(api)["status"]["runtime"]["evidence"]

@@ -128,6 +128,8 @@ def test_a_lost_write_still_gives_one_pod(
 ) -> None:
     rule = getattr(proxy, fault)("PATCH", pattern)
     claim_pod(api)
+    # What was carried out may be seen before its answer is lost.
+    rule.wait_reached()
     assert rule.hits == 1
     quiet(api, claimed=1)
 

@@ -10,6 +10,7 @@ from typing import Any
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
+from sandboxpool.fleet.reconcile import RESTLESS_INTERVAL_SECONDS
 from support import Api, condition, consistently, eventually, invariants, objects
 from support.history import PodHistory
 from support.operator_process import Operator
@@ -312,10 +313,11 @@ def test_heartbeats_and_handlers_in_another_order_cause_no_work(
 
     def quiet() -> bool:
         before = work()
-        time.sleep(1.5)
+        # Counts of sandboxes are written so late.
+        time.sleep(RESTLESS_INTERVAL_SECONDS + 1)
         return work() == before
 
-    eventually(quiet, message="nothing is left to do", timeout=20)
+    eventually(quiet, message="nothing is left to do", timeout=40)
     before = work()
     for _ in range(5):
         for name in nodes.names():

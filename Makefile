@@ -80,6 +80,12 @@ test: lint ## Lint, unit, integration (real API server), e2e (kind with real gVi
 unit: $(INSTALLED) ## Unit tests only: pure and fast
 	@$(PYTEST) tests/unit
 
+SIMULATIONS ?= 1000
+
+.PHONY: model
+model: $(INSTALLED) ## Simulated clusters with random faults: SIMULATIONS=1000 of each kind
+	@SANDBOXPOOL_SIMULATIONS=$(SIMULATIONS) $(PYTEST) tests/unit/model
+
 .PHONY: integration
 integration: $(INSTALLED) ## Integration tests only: a real API server, fake nodes
 	@$(PYTEST) tests/integration
@@ -87,6 +93,21 @@ integration: $(INSTALLED) ## Integration tests only: a real API server, fake nod
 .PHONY: e2e
 e2e: $(INSTALLED) ## End-to-end tests only: real kubelets and gVisor
 	@$(PYTEST) tests/e2e
+
+# --- Faults -----------------------------------------------------------------------------------
+
+KILLS ?= 50
+SEED ?=
+
+.PHONY: chaos
+chaos: $(INSTALLED) ## All faults, KILLS kills, every guard taken out once; SEED replays a run
+	@CHAOS_FULL=1 CHAOS_KILLS=$(KILLS) CHAOS_SEED=$(SEED) $(PYTEST) tests/chaos
+
+MINUTES ?= 60
+
+.PHONY: soak
+soak: $(INSTALLED) ## MINUTES of mixed load, whether anything grows; writes docs/benchmarks/soak.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.soak --minutes $(MINUTES)
 
 # --- Benchmarks ------------------------------------------------------------------------------
 

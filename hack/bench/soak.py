@@ -89,7 +89,7 @@ class Soak:
         self._nodes = nodes
         self._operator = operator
         self._random = random.Random(seed)  # noqa: S311 - no secret
-        self._numbers = itertools.count()
+        self._numbers, self._turns = itertools.count(), itertools.count()
         self._living: list[tuple[float, str]] = []
         self.claims = 0
         self._acts = self._endless_acts()
@@ -134,7 +134,7 @@ class Soak:
     def _endless_acts(self) -> Iterator[Callable[[], object]]:
         """What changes besides claims, one after the other, for ever."""
         draw, nodes, api = self._random, self._nodes, self._api
-        for turn in itertools.count():
+        for turn in self._turns:
             node, pool = f"node-{turn % NODES}", list(POOLS)[turn % len(POOLS)]
             extra, short = FakeNode(f"{PASSING[1]}{turn}", {"runc", "runsc"}), f"{PASSING[0]}{turn}"
             yield partial(api.scale, "SandboxPool", pool, draw.randint(2, 16))
@@ -189,6 +189,8 @@ class Soak:
         for claim in self._api.list("SandboxClaim"):
             self._delete("SandboxClaim", claim["metadata"]["name"])
         self._living.clear()
+        # What is left of the present turn is of nodes and pools that are gone.
+        self._acts = self._endless_acts()
         for pool in self._api.list("SandboxPool"):
             name = pool["metadata"]["name"]
             if name in POOLS:

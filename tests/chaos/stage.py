@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import aiohttp
 
 from fakekubelet import FakeNodes
 from localcluster.controlplane import ControlPlane
 from sandboxpool.pools.template import ClaimRef, handed_over
-from support import Api, invariants, timeline
+from support import Api, ApiError, invariants, timeline
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy
 from support.history import History
@@ -20,11 +24,34 @@ from support.waiting import eventually
 
 Object = dict[str, Any]
 
+# As short as a crowded machine allows: each death of the operator costs so much.
+LEASE = {"SANDBOXPOOL_LEASE": "6/4/1"}
 KINDS = ("Pod", "SandboxClaim", "SandboxPool")
 _CATCH_UP_SECONDS = 15.0
 _LOOK_SECONDS = 0.2
+# An API server that restarts on a crowded machine takes its time.
+_AWAY_SECONDS = 120.0
 # So often in a row it must look quiet: a decision may be on its way.
 _LOOKS = 4
+
+
+@contextmanager
+def supervised(operator: Operator) -> Iterator[None]:
+    """Starts the operator again whenever it has ended, as a kubelet does."""
+    over = threading.Event()
+
+    def supervise() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if not operator.running:
+                operator.start(ready=False)
+
+    thread = threading.Thread(target=supervise, name="supervisor")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @dataclass
@@ -35,6 +62,8 @@ class Stage:
         api: A client of its own, which no fault touches.
         proxy: What the operator speaks through.
         seed: What everything random is drawn from.
+        operator: It is started again whenever it ends.
+        another: Starts a second one beside it.
         patience: How many seconds the operator gets to settle once all faults have ended.
         hasty: Whether the first thing that is seen to be wrong is enough.
         excused: The uids of objects that the test itself took apart, see `timeline`.
@@ -43,6 +72,7 @@ class Stage:
     api: Api
     namespace: str
     operator: Operator
+    another: Callable[[], object]
     proxy: FaultProxy
     plane: ControlPlane
     controllers: Controllers
@@ -140,3 +170,24 @@ class Stage:
                 return True
             time.sleep(_LOOK_SECONDS)
         return False
+
+    def insist(self, act: Callable[[], object]) -> None:
+        """Does something once, though the API server may be away for a while."""
+        deadline = time.monotonic() + _AWAY_SECONDS
+        again = False
+        while True:
+            try:
+                act()
+            except ApiError as error:
+                if again and error.status == 409:
+                    # It was done before, and the answer was lost.
+                    return
+                if error.status < 500 or time.monotonic() > deadline:
+                    raise
+            except (aiohttp.ClientError, OSError):
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            again = True
+            time.sleep(_LOOK_SECONDS)

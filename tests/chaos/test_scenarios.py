@@ -11,6 +11,7 @@ import pytest
 from chaos import scenarios
 from chaos.conftest import StageMaker
 from chaos.stage import Stage
+from fakekubelet import FakeNode, FakeNodes
 
 Scenario = Callable[[Stage], list[str]]
 
@@ -24,12 +25,16 @@ class Case:
 
     Attributes:
         guards: Names of changes in `support.sabotage` that take one out, and what is found then.
-        needs: Changes that only make long times short.
+        needs: Changes that only make long times short, or move the clock.
+        own: It needs an operator that no other scenario has.
+        full: It is left to `make chaos`.
     """
 
     play: Scenario
     guards: dict[tuple[str, ...], str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    own: bool = False
+    full: bool = False
 
 
 # One of each family is looked at in each run of the tests: binding, answers, deletes, ceilings,
@@ -71,7 +76,7 @@ CASES = [
     ),
     Case(
         scenarios.a_claim_expires_while_it_is_given_more_time,
-        {("expiry_ignores_changes",): "is Expired, with time left"},
+        {("status_ignores_versions",): "is Expired, with time left"},
     ),
     Case(
         scenarios.a_second_pod_carries_a_claim,
@@ -112,13 +117,30 @@ CASES = [
         {("lists_only_add",): "in truth it is"},
     ),
     Case(
+        scenarios.the_labels_of_a_claimed_pod_are_stripped,
+        {("unseen_pods_are_lost",): "Lost, and its pod lives"},
+    ),
+    Case(
+        scenarios.a_node_is_cordoned_under_warm_pods,
+        {("nodes_do_not_matter",): "on a cordoned node"},
+    ),
+    Case(
+        scenarios.more_claims_than_pods,
+        {
+            ("last_come_is_first_served",): "was served as number",
+            ("waiting_is_reported",): "writes of their own",
+        },
+    ),
+    Case(
+        scenarios.a_crowd_at_another_pool,
+        {("one_claim_at_a_time_and_in_line",): "came before theirs"},
+        full=True,
+    ),
+    # These need an operator of their own.
+    Case(
         scenarios.a_watch_falls_silent,
         {("silence_is_patience",): "was not missed"},
         needs=("impatient_watches",),
-    ),
-    Case(
-        scenarios.the_labels_of_a_claimed_pod_are_stripped,
-        {("unseen_pods_are_lost",): "Lost, and its pod lives"},
     ),
     Case(scenarios.the_owner_of_a_claimed_pod_is_taken_away),
     Case(scenarios.the_status_of_a_bound_claim_is_wiped),
@@ -133,22 +155,27 @@ CASES = [
         needs=("frequent_sweeps",),
     ),
     Case(
-        scenarios.a_node_is_cordoned_under_warm_pods,
-        {("nodes_do_not_matter",): "on a cordoned node"},
+        scenarios.the_clock_goes_back_after_a_failure,
+        {("set_back_clocks_are_trusted",): "in truth it is"},
+        needs=("shifted_clock",),
     ),
     Case(
-        scenarios.more_claims_than_pods,
-        {
-            ("last_come_is_first_served",): "was served as number",
-            ("waiting_is_reported",): "writes of their own",
-        },
+        scenarios.two_operators_run_with_one_lease,
+        {("everybody_leads",): "over maxSandboxes"},
+        own=True,
     ),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.play.__name__)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.play.__name__, marks=[pytest.mark.full] if case.full else [])
+        for case in CASES
+    ],
+)
 def test_nothing_is_lost_doubled_or_leaked(case: Case, make_stage: StageMaker) -> None:
-    assert case.play(make_stage(*case.needs)) == []
+    assert case.play(make_stage(*case.needs, own=case.own)) == []
 
 
 @pytest.mark.parametrize(
@@ -166,3 +193,15 @@ def test_it_is_noticed_when_the_guard_is_missing(
     stage = make_stage(*case.needs, *without, patience=_SABOTAGE_PATIENCE_SECONDS, hasty=True)
     violations = case.play(stage)
     assert any(re.search(found, text) for text in violations), violations
+
+
+@pytest.mark.full
+def test_five_thousand_claims_on_a_hundred_pods(make_stage: StageMaker, nodes: FakeNodes) -> None:
+    nodes.add(*(FakeNode(f"more-{number}", {"runsc"}) for number in range(4)))
+    stage = make_stage(patience=300)
+    assert scenarios.more_claims_than_pods(stage, claims=5000, replicas=100) == []
+
+
+def test_a_hundred_claims_on_twenty_pods(make_stage: StageMaker) -> None:
+    stage = make_stage(patience=120)
+    assert scenarios.more_claims_than_pods(stage, claims=100, replicas=20) == []

@@ -76,6 +76,7 @@ class Rule:
         self._pattern = re.compile(pattern)
         self._left = times
         self._chance = chance
+        self._body = b""
         self.hits = 0
         self._hit = threading.Event()
 
@@ -86,6 +87,10 @@ class Rule:
             and self._pattern.search(target) is not None
             and (self._chance is None or self._chance())
         )
+
+    def concerns(self, body: bytes) -> bool:
+        """Whether it acts on a request with this body, given that the rest matches."""
+        return self._body in body
 
     def take(self) -> None:
         """Reserves one of the rule's times, so that no second request gets it."""
@@ -123,9 +128,12 @@ R = TypeVar("R", bound=Rule)
 class Hold(Rule):
     """Keeps requests back, before they are sent on or before they are answered."""
 
-    def __init__(self, method: str, pattern: str, times: int | None, where: Where) -> None:
+    def __init__(
+        self, method: str, pattern: str, times: int | None, where: Where, body: str
+    ) -> None:
         super().__init__(method, pattern, times)
         self.where = where
+        self._body = body.encode()
         self._released = threading.Event()
 
     def release(self) -> None:
@@ -286,7 +294,13 @@ class FaultProxy:
     # Rules.
 
     def hold(
-        self, method: str, pattern: str, *, times: int | None = 1, where: Where = "request"
+        self,
+        method: str,
+        pattern: str,
+        *,
+        times: int | None = 1,
+        where: Where = "request",
+        body: str = "",
     ) -> Hold:
         """Keeps requests back until released.
 
@@ -298,8 +312,9 @@ class FaultProxy:
             pattern: What the path with its query must match.
             times: How many requests are held; None means all until the release.
             where: `request` holds before the API server hears of it, `response` after it acted.
+            body: What the request's body must contain.
         """
-        return self._add(Hold(method, pattern, times, where))
+        return self._add(Hold(method, pattern, times, where, body))
 
     def lose_response(
         self, method: str, pattern: str, times: int | None = 1, *, chance: float = 1.0
@@ -336,6 +351,11 @@ class FaultProxy:
         all_headers = {"Content-Type": "application/json", **(headers or {})}
         answer = (status, all_headers, text)
         return self._add(_Refuse(method, pattern, times, answer, self._draw(chance)))
+
+    def expire_watches(self, pattern: str = "", times: int | None = 1) -> Rule:
+        """Tells new watches that their version is too old, as an API server does: by an event."""
+        event = {"type": "ERROR", "object": _status_object(410)}
+        return self.refuse("GET", rf"(?=.*watch=).*{pattern}", 200, times, body=event)
 
     def delay(self, method: str, pattern: str, seconds: float, *, times: int | None = None) -> Rule:
         """Makes requests slow: each is sent on only after so many seconds."""
@@ -433,12 +453,13 @@ class FaultProxy:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         method, target = request.method, self._paged(request.path_qs)
+        body = await request.read() if request.can_read_body else None
         exchange = _Exchange(
             method,
             target,
             {k: v for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP},
-            await request.read() if request.can_read_body else None,
-            self._match(method, target),
+            body,
+            self._match(method, target, body or b""),
         )
         try:
             if isinstance(exchange.rule, _Refuse):
@@ -547,10 +568,10 @@ class FaultProxy:
         with self._lock:
             return any(stall.matches(watch, target) for stall in self._stalls)
 
-    def _match(self, method: str, target: str) -> Rule | None:
+    def _match(self, method: str, target: str, body: bytes) -> Rule | None:
         with self._lock:
             for rule in self._rules:
-                if rule.matches(method, target):
+                if rule.concerns(body) and rule.matches(method, target):
                     rule.take()
                     return rule
         return None

@@ -9,6 +9,7 @@ nothing of them.
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import os
 import secrets
@@ -39,6 +40,7 @@ from sandboxpool.pools import template
 from sandboxpool.pools.decide import PoolInput, PoolPlan
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import State
+from sandboxpool.pools.state import PoolState
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
 
@@ -73,8 +75,11 @@ def shifted_clock() -> None:
     """The wall clock is off by what stands in a file; the monotonic one goes on."""
     with Path(os.environ[CLOCK_FILE]).open("rb") as file:
         shift = mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)
-    true_time = time.time
-    time.time = lambda: true_time() + float(struct.unpack("<d", shift[:8])[0])
+
+    def wall() -> float:
+        return time.time() + float(struct.unpack("<d", shift[:8])[0])
+
+    _given(app.Operator.__init__, wall=wall)
 
 
 # --- Writes --------------------------------------------------------------------------------------
@@ -122,8 +127,8 @@ def status_ignores_uids() -> None:
 
 
 @_change
-def expiry_ignores_changes() -> None:
-    """A claim expires even if somebody has just given it more time."""
+def status_ignores_versions() -> None:
+    """A claim's status is written whatever has become of the claim since it was looked at."""
     original = client.ApiClient.replace_status
 
     async def replace_status(
@@ -206,9 +211,6 @@ def lost_leases_are_ignored() -> None:
 # --- Memory --------------------------------------------------------------------------------------
 
 
-# --- Memory --------------------------------------------------------------------------------------
-
-
 @_change
 def taken_pods_are_forgotten() -> None:
     """Between the two writes only the cache knows whose the pod is."""
@@ -262,9 +264,28 @@ def lists_only_add() -> None:
 
 
 @_change
+def everybody_leads() -> None:
+    """The lease is nobody's business."""
+
+    async def _acquire(_: Elector) -> None:
+        return
+
+    async def _keep(_: Elector) -> None:
+        await asyncio.Event().wait()
+
+    _set(Elector, _acquire, _keep, holds=property(lambda _: True))
+
+
+@_change
 def silence_is_patience() -> None:
     """A watch that says nothing is waited for, however long."""
     client.WATCH_SILENCE_SECONDS = 86400.0  # type: ignore[misc]
+
+
+@_change
+def set_back_clocks_are_trusted() -> None:
+    """A pool waits until the wall clock says so, whatever has happened to that."""
+    _set(PoolState, note_time=lambda *_: None)
 
 
 @_change
@@ -274,7 +295,12 @@ def half_a_view_is_enough() -> None:
     async def _all_synced(_: app.Operator) -> None:
         return
 
-    _set(app.Operator, _all_synced)
+    async def _take_over(self: app.Operator) -> None:
+        for informer in self._informers:
+            await informer.unmute()
+        await self._listed.wait()
+
+    _set(app.Operator, _all_synced, _take_over)
 
 
 # --- Decisions -----------------------------------------------------------------------------------
@@ -358,6 +384,20 @@ def last_come_is_first_served() -> None:
 
 
 @_change
+def one_claim_at_a_time_and_in_line() -> None:
+    """A claim that finds no pod is waited for before the next one is looked at."""
+    turn = asyncio.Lock()
+
+    async def _none_warm(self: ClaimReconciler, claim: Any, pool: Any, left: float) -> float | None:
+        async with turn:
+            while self._allocator.request(pool.uid, claim.uid) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return 0.0
+
+    _set(ClaimReconciler, _none_warm)
+
+
+@_change
 def waiting_is_reported() -> None:
     """A claim that waits says so, each time it is looked at."""
     original, looks = ClaimReconciler._none_warm, deque(range(1_000_000))
@@ -369,9 +409,16 @@ def waiting_is_reported() -> None:
     _set(ClaimReconciler, _none_warm)
 
 
-def _set(
-    owner: type | ModuleType, *functions: Callable[..., Any], **named: Callable[..., Any]
-) -> None:
+def _given(function: Callable[..., Any], **values: Any) -> None:
+    """Changes what a function takes for arguments that nobody gives."""
+    defaults = function.__kwdefaults__ or {}
+    for name, value in values.items():
+        if name not in defaults:
+            raise AttributeError(f"{function.__qualname__} has no default for {name}")
+        defaults[name] = value
+
+
+def _set(owner: type | ModuleType, *functions: Callable[..., Any], **named: Any) -> None:
     for name, function in {**{f.__name__: f for f in functions}, **named}.items():
         if not hasattr(owner, name):
             raise AttributeError(f"{owner.__name__} has no {name} to be changed")

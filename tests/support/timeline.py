@@ -149,13 +149,11 @@ class Timeline:
                 self._wrong(change, f"claim {full_name(claim)} is Lost, and its pod lives")
 
     def _bound(self, change: Change, pod_uid: str) -> None:
-        pod = self._pods.get(pod_uid)
-        # One that is gone is a matter of time, one of somebody else is a fault.
-        if pod is not None and change.uid not in claim_uids(pod):
-            self._wrong(
-                change,
-                f"claim {full_name(change.object)} was bound to {full_name(pod)}, not its own",
-            )
+        # One that nobody had, and that is gone, is a matter of time; one of somebody else is a
+        # fault, whatever has become of it.
+        owner = self._claim_of_pod.get(pod_uid, "")
+        if owner != change.uid and (owner or pod_uid in self._pods):
+            self._wrong(change, f"claim {full_name(change.object)} was bound to a pod not its own")
 
 
 def judge(changes: Iterable[Change], excused: Collection[str] = ()) -> list[str]:

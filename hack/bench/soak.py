@@ -153,7 +153,15 @@ class Soak:
             yield partial(self._delete, "SandboxClaim", f"of-{short}")
             yield partial(nodes.set_handlers, node, {"runc", *HANDLERS.values()})
             yield partial(self._delete, "SandboxPool", short)
-            yield partial(nodes.remove, extra.name)
+            yield partial(self._remove, extra.name)
+
+    def _remove(self, node: str) -> None:
+        """Remove a node, and its pods as the pod garbage collector does, which does not run here."""
+        self._nodes.remove(node)
+        for namespace in (NAMESPACE, SYSTEM):
+            for pod in self._api.list("Pod", namespace, fieldSelector=f"spec.nodeName={node}"):
+                name = pod["metadata"]["name"]
+                self._api.delete("Pod", name, namespace, gracePeriodSeconds=0)
 
     def _roll(self, pool: str, turn: int) -> None:
         template = objects.pod_template(f"registry.example/sandbox:{turn + 2}")
@@ -181,7 +189,7 @@ class Soak:
         self._nodes.behaviour.reset()
         for name in self._nodes.names():
             if name.startswith(PASSING):
-                self._nodes.remove(name)
+                self._remove(name)
             else:
                 self._nodes.recover(name)
                 self._nodes.cordon(name, on=False)

@@ -153,6 +153,7 @@ def make_stage(
             patience: float = _PATIENCE_SECONDS,
             hasty: bool = False,
             own: bool = False,
+            gaps: bool = False,
         ) -> Stage:
             if changes or own:
                 _shared.stop()
@@ -166,7 +167,9 @@ def make_stage(
                 running = _shared.get()
                 running.proxy.reset()
             request.node.stash.setdefault(OPERATORS, []).append(running.operator)
-            history = stack.enter_context(History(control_plane.kubeconfig, namespace, KINDS))
+            history = stack.enter_context(
+                History(control_plane.kubeconfig, namespace, KINDS, gaps=gaps)
+            )
             running.proxy.clear()
             return Stage(
                 api=api,

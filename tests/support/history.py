@@ -51,9 +51,21 @@ class Change:
 
 
 class History:
-    """Follows some kinds in one namespace; use as a context manager."""
+    """Follows some kinds in one namespace; use as a context manager.
 
-    def __init__(self, kubeconfig: Path, namespace: str, kinds: Sequence[str] = ("Pod",)) -> None:
+    An API server that has been restarted tells nothing of what was before. Where a test restarts
+    it, `gaps` has a list go on from there: what was between is missed then.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: Path,
+        namespace: str,
+        kinds: Sequence[str] = ("Pod",),
+        *,
+        gaps: bool = False,
+    ) -> None:
+        self._gaps = gaps
         self._access = Access.from_kubeconfig(kubeconfig)
         self._paths = {
             kind: f"{KINDS[kind].root}/namespaces/{namespace}/{KINDS[kind].plural}"
@@ -103,16 +115,35 @@ class History:
     async def _follow(self, kind: str, begun: asyncio.Event) -> None:
         try:
             async with Client(self._access) as client:
-                listed = await client.get(self._paths[kind])
-                version = listed["metadata"]["resourceVersion"]
-                for obj in listed["items"]:
-                    self._add(kind, obj, deleted=False)
+                version = await self._list(client, kind)
                 begun.set()
                 while True:
-                    version = await self._watch(client, kind, version)
+                    try:
+                        version = await self._watch(client, kind, version)
+                    except ApiError as error:
+                        if error.status != 410 or not self._gaps:
+                            raise
+                        version = await self._list(client, kind)
         except Exception as error:
             self._broken = error
             begun.set()
+
+    async def _list(self, client: Client, kind: str) -> str:
+        """Takes in what there is, and that the rest is gone; returns the version to go on from."""
+        listed = await client.get(self._paths[kind])
+        version = str(listed["metadata"]["resourceVersion"])
+        last = {change.uid: change for change in self._changes if change.kind == kind}
+        for obj in listed["items"]:
+            known = last.pop(obj["metadata"]["uid"], None)
+            if known is None or known.version != int(obj["metadata"]["resourceVersion"]):
+                self._add(kind, obj, deleted=False)
+        with self._lock:
+            self._changes += [
+                Change(int(version), kind, True, change.object)
+                for change in last.values()
+                if not change.deleted
+            ]
+        return version
 
     async def _watch(self, client: Client, kind: str, version: str) -> str:
         """Follows one watch to its end and returns the version to go on from."""
@@ -126,7 +157,7 @@ class History:
         except (aiohttp.ClientError, OSError):
             await asyncio.sleep(_AGAIN_SECONDS)
         except ApiError as error:
-            if error.status < 500:
+            if error.status < 500 and error.status != 429:
                 # Most likely 410: what happened since is not told any more.
                 raise
             await asyncio.sleep(_AGAIN_SECONDS)

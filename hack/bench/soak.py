@@ -156,7 +156,7 @@ class Soak:
             yield partial(self._remove, extra.name)
 
     def _remove(self, node: str) -> None:
-        """Remove a node, and its pods, as the pod garbage collector would that does not run here."""
+        """Remove a node and its pods, as the pod garbage collector would, which is not here."""
         self._nodes.remove(node)
         for namespace in (NAMESPACE, SYSTEM):
             for pod in self._api.list("Pod", namespace, fieldSelector=f"spec.nodeName={node}"):

@@ -243,9 +243,10 @@ def test_a_new_machine_under_an_old_name_starts_clean(
 ) -> None:
     warm_pool(api, replicas=3, template=objects.large_template())
     nodes.fail("runsc", texts.KVM_MISSING, ["gvisor-0"])
-    api.scale("SandboxPool", "pool", 4)
+    # One more for each node: which of them gets the first is left to chance.
+    api.scale("SandboxPool", "pool", 6)
     is_quarantined(operator)
-    pool_status(api, warm=4)
+    pool_status(api, warm=6)
     eventually(lambda: "gvisor-0" not in nodes_of(api.list("Pod")), message="nothing runs there")
     again = nodes["gvisor-0"]
     nodes.remove("gvisor-0")
@@ -258,9 +259,9 @@ def test_a_new_machine_under_an_old_name_starts_clean(
     )
     assert pool["status"]["runtime"]["nodes"]["quarantined"] == 0
     # And what happens on it counts.
-    api.scale("SandboxPool", "pool", 6)
+    api.scale("SandboxPool", "pool", 8)
     is_quarantined(operator)
-    pool_status(api, warm=6)
+    pool_status(api, warm=8)
 
 
 # --- Drift ---------------------------------------------------------------------------------------

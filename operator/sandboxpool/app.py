@@ -254,11 +254,12 @@ class Operator:
             StoredRuntime,
             self._on_runtime,
         )
+        # In the order in which a new leader takes their objects in.
         self._informers = (
-            self._pods,
-            self._probes,
             self._nodes,
             self._sandbox_events,
+            self._pods,
+            self._probes,
             self._claims,
             self._runtimes,
         )
@@ -386,9 +387,7 @@ class Operator:
             reading.create_task(self._pods.relist())
             reading.create_task(self._claims.relist())
             reading.create_task(self._load_records())
-        for informer in (self._nodes, self._sandbox_events, self._pods):
-            await informer.unmute()
-        for informer in (self._probes, self._claims, self._runtimes):
+        for informer in self._informers:
             await informer.unmute()
         await self._listed.wait()
 

@@ -8,11 +8,10 @@ import pytest
 
 from fakekubelet import FakeNodes
 from localcluster.controlplane import ControlPlane
-from sandboxpool.api import names
-from support import Api, consistently, eventually, invariants, objects
+from support import Api, consistently, eventually, objects
 from support.faultproxy import FaultProxy
 from support.operator_process import Operator, StartOperator
-from support.sandboxes import bound_reason, claim_pod, phase, pool_status, warm_pool
+from support.sandboxes import bound_reason, claim_pod, phase, pool_status, quiet, warm_pool
 
 POD = r"/pods/pool-"
 POD_CREATE = r"/pods$"
@@ -29,28 +28,6 @@ def faulty(
     proxy.clear()
     yield operator
     proxy.reset()
-
-
-def quiet(api: Api, *, warm: int = 3, claimed: int = 0) -> None:
-    """Waits until all is done, and checks that nothing was lost, doubled or leaked.
-
-    What sets things in motion must have happened before: until then all is quiet, too.
-    """
-
-    def counted() -> tuple[int, int]:
-        labels = [pod["metadata"]["labels"] for pod in api.list("Pod")]
-        taken = sum(names.LABEL_CLAIM_UID in has for has in labels)
-        return len(labels) - taken, taken
-
-    eventually(
-        counted,
-        until=lambda seen: seen == (warm, claimed),
-        message=f"{warm} warm and {claimed} claimed pods, and no other",
-        timeout=30,
-    )
-    pool_status(api, warm=warm, claimed=claimed, starting=0, stopping=0, timeout=30)
-    invariants.check(api)
-    assert counted() == (warm, claimed)
 
 
 def come_through(proxy: FaultProxy, pattern: str) -> None:

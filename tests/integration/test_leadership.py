@@ -13,15 +13,14 @@ import pytest
 
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
-from sandboxpool.api import names
 from sandboxpool.app import LEASE_LOST_EXIT_CODE
 from sandboxpool.kube import lease
 from sandboxpool.pools.members import State
-from support import Api, consistently, eventually, invariants, objects
+from support import Api, consistently, eventually, objects
 from support.faultproxy import FaultProxy
 from support.history import PodHistory
 from support.operator_process import Operator, StartOperator
-from support.sandboxes import gvisor_class, phase, pool_status, warm_pool
+from support.sandboxes import gvisor_class, phase, pool_status, quiet, warm_pool
 
 # Of a leader that dies nothing is heard; a test should not wait for that longer than it must.
 ENVIRONMENT = {"SANDBOXPOOL_LEASE": "8/6/1"}
@@ -82,25 +81,6 @@ def pair(start_pair: StartPair, api: Api) -> Pair:
     started = start_pair()
     warm_pool(api, replicas=3)
     return started
-
-
-def quiet(api: Api, *, warm: int = 3, claimed: int = 0) -> None:
-    """Waits until all is done, and checks that nothing was lost, doubled or leaked."""
-
-    def counted() -> tuple[int, int]:
-        labels = [pod["metadata"]["labels"] for pod in api.list("Pod")]
-        taken = sum(names.LABEL_CLAIM_UID in has for has in labels)
-        return len(labels) - taken, taken
-
-    eventually(
-        counted,
-        until=lambda seen: seen == (warm, claimed),
-        message=f"{warm} warm and {claimed} claimed pods, and no other",
-        timeout=30,
-    )
-    pool_status(api, warm=warm, claimed=claimed, starting=0, stopping=0, timeout=30)
-    invariants.check(api)
-    assert counted() == (warm, claimed)
 
 
 def bind_all(api: Api, number: int, at_half: Callable[[], object]) -> None:

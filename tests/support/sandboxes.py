@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from support import objects
+from sandboxpool.api import names
+from support import invariants, objects
 from support.api import Api, condition
 from support.waiting import eventually
 
@@ -111,3 +112,25 @@ def bound_reason(claim: Object) -> str:
 def live_pods(api: Api) -> list[Object]:
     """The pods that are not on their way out."""
     return [pod for pod in api.list("Pod") if "deletionTimestamp" not in pod["metadata"]]
+
+
+def quiet(api: Api, *, warm: int = 3, claimed: int = 0) -> None:
+    """Waits until all is done, and checks that nothing was lost, doubled or leaked.
+
+    What sets things in motion must have happened before: until then all is quiet, too.
+    """
+
+    def counted() -> tuple[int, int]:
+        labels = [pod["metadata"]["labels"] for pod in api.list("Pod")]
+        taken = sum(names.LABEL_CLAIM_UID in has for has in labels)
+        return len(labels) - taken, taken
+
+    eventually(
+        counted,
+        until=lambda seen: seen == (warm, claimed),
+        message=f"{warm} warm and {claimed} claimed pods, and no other",
+        timeout=30,
+    )
+    pool_status(api, warm=warm, claimed=claimed, starting=0, stopping=0, timeout=30)
+    invariants.check(api)
+    assert counted() == (warm, claimed)

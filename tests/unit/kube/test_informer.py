@@ -306,7 +306,8 @@ async def test_a_list_on_request_is_newer_than_the_request() -> None:
     async with run.running():
         await asyncio.sleep(1)
         assert run.names == ["a", "b", "c"]
-        await run.informer.relist()
+        async with asyncio.timeout(10):
+            await run.informer.relist()
         assert run.names == ["a"]
         await run.informer.unmute()
     assert run.told == [(None, "a@22")]
@@ -321,6 +322,7 @@ async def test_a_list_on_request_does_not_wait_for_the_end_of_a_pause() -> None:
             await asyncio.sleep(0.1)
         assert not run.informer.synced.is_set()
         began = asyncio.get_running_loop().time()
-        await run.informer.relist()
+        async with asyncio.timeout(10):
+            await run.informer.relist()
         assert asyncio.get_running_loop().time() - began < 1
     assert run.names == ["a"]

@@ -214,6 +214,7 @@ def _merged(old: Any, patch: Any) -> Any:
 
 UNKNOWN = UnknownOutcomeError("connection cut")
 CONFLICT = ApiError(409, "Conflict", "the object has been modified")
-BROKEN = ApiError(500, "InternalError", "etcd is away")
+BROKEN = ApiError(500, "InternalError", "a webhook is away")
+UNDECIDED = ApiError(500, "", "etcdserver: request timed out")
 QUOTA = ApiError(403, "Forbidden", 'pods "x" is forbidden: exceeded quota: pods, used: 2')
 REFUSED = ApiError(403, "Forbidden", 'pods "x" is forbidden: denied by policy')

@@ -67,3 +67,8 @@ class ApiError(KubeError):
     def namespace_terminating(self) -> bool:
         """The namespace is being deleted and takes no new objects."""
         return self.status == 403 and "because it is being terminated" in self.message
+
+    @property
+    def undecided(self) -> bool:
+        """Somebody gave up waiting, etcd's client or a balancer: a write may be carried out yet."""
+        return self.status == 504 or (self.status >= 500 and not self.reason)

@@ -151,7 +151,8 @@ class PodWriter:
             async with self._slots:
                 await self.post(pool, state, body)
         except ApiError as error:
-            state.expectations.settle_create(body["metadata"]["name"])
+            if not error.undecided:
+                state.expectations.settle_create(body["metadata"]["name"])
             return error
         except UnknownOutcomeError as error:
             # The expectation stands: if it was made after all, the watch shows it under this name.

@@ -15,7 +15,7 @@ from sandboxpool.api.times import timestamp
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers
-from sandboxpool.kube.errors import KubeError
+from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.decide import INSTALL_GRACE_SECONDS
 from sandboxpool.pools.expectations import DEADLINE_SECONDS
@@ -29,7 +29,7 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import Strike
 from sandboxpool.runtimes.probe import ProbeImage
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
-from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, ScriptedApi
+from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNDECIDED, UNKNOWN, ScriptedApi
 
 pytestmark = pytest.mark.looptime
 
@@ -314,6 +314,22 @@ async def test_a_pod_that_was_seen_is_not_asked_for_again_though_it_has_ended_si
     await making
     # Its place may be another's by now.
     assert world.posted == 1
+
+
+@pytest.mark.parametrize(("error", "made_again"), [(UNDECIDED, False), (BROKEN, True)])
+async def test_a_create_that_may_have_been_carried_out_takes_its_room(
+    error: ApiError, made_again: bool
+) -> None:
+    world = World(replicas=1, maxSandboxes=1)
+    world.watching = False
+    world.api.fail("POST", "/pods", error, times=2)
+    world.api.fail("POST", "/pods", error, applied=error is UNDECIDED)
+    await world.reconcile()
+    await asyncio.sleep(5)
+    await world.reconcile()
+    names_asked = {c.body["metadata"]["name"] for c in world.api.sent("POST", "/pods")}
+    assert len(names_asked) == (2 if made_again else 1)
+    assert len(world.pods) == 1
 
 
 async def test_a_create_that_nobody_answered_for_is_made_up_for_in_time() -> None:

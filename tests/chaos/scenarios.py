@@ -48,6 +48,18 @@ def the_answer_to_a_binding_is_lost(stage: Stage) -> list[str]:
     return stage.verdict()
 
 
+def a_binding_arrives_late(stage: Stage) -> list[str]:
+    """Write 1 is given up while it is on its way, and takes effect when all seems to be done."""
+    _warm(stage, 2)
+    held = stage.proxy.hold("PATCH", POD, hang_up=True)
+    stage.api.create(objects.claim())
+    phase(stage.api, "Bound")
+    sent = len(stage.proxy.requests("PATCH", POD))
+    held.release()
+    stage.until(lambda: len(stage.proxy.requests("PATCH", POD)) > sent, "it has come through")
+    return stage.verdict()
+
+
 def a_claim_is_made_again_while_it_is_being_bound(stage: Stage) -> list[str]:
     """Write 2 arrives when the name is another claim's."""
     _warm(stage, 2)

@@ -63,6 +63,10 @@ CASES = [
         {("unknown_outcomes_are_failures",): "has 2 pods"},
     ),
     Case(
+        scenarios.a_binding_arrives_late,
+        {("lost_bindings_go_elsewhere",): "has 2 pods"},
+    ),
+    Case(
         scenarios.a_claim_is_made_again_while_it_is_being_bound,
         {("status_ignores_uids",): "not its own"},
     ),

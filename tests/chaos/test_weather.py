@@ -51,7 +51,8 @@ CASES = [
     Case(weather.watches_are_late),
     Case(weather.watches_are_told_that_it_is_too_late),
     Case(weather.answers_are_lost),
-    Case(weather.requests_are_lost),
+    # A pod that nobody was asked for is missed only when it is overdue, which takes two minutes.
+    Case(weather.requests_are_lost, changes=() if FULL else ("impatient_expectations",)),
     Case(weather.requests_are_throttled),
     Case(weather.others_edit_the_same_pods),
     Case(weather.people_strip_labels),

@@ -129,10 +129,18 @@ class Hold(Rule):
     """Keeps requests back, before they are sent on or before they are answered."""
 
     def __init__(
-        self, method: str, pattern: str, times: int | None, where: Where, body: str
+        self,
+        method: str,
+        pattern: str,
+        times: int | None,
+        where: Where,
+        body: str,
+        *,
+        hang_up: bool,
     ) -> None:
         super().__init__(method, pattern, times)
         self.where = where
+        self.hang_up = hang_up
         self._body = body.encode()
         self._released = threading.Event()
 
@@ -301,6 +309,7 @@ class FaultProxy:
         times: int | None = 1,
         where: Where = "request",
         body: str = "",
+        hang_up: bool = False,
     ) -> Hold:
         """Keeps requests back until released.
 
@@ -313,8 +322,9 @@ class FaultProxy:
             times: How many requests are held; None means all until the release.
             where: `request` holds before the API server hears of it, `response` after it acted.
             body: What the request's body must contain.
+            hang_up: Whether the client's connection is cut as soon as its write is held.
         """
-        return self._add(Hold(method, pattern, times, where, body))
+        return self._add(Hold(method, pattern, times, where, body, hang_up=hang_up))
 
     def lose_response(
         self, method: str, pattern: str, times: int | None = 1, *, chance: float = 1.0
@@ -485,6 +495,8 @@ class FaultProxy:
         task = asyncio.create_task(self._send(exchange))
         self._sending.add(task)
         task.add_done_callback(self._sent)
+        if isinstance(exchange.rule, Hold) and exchange.rule.hang_up:
+            raise _CutError
         answer = await asyncio.shield(task)
         if isinstance(exchange.rule, _Lose):
             raise _CutError

@@ -31,12 +31,12 @@ from sandboxpool.claims import offers
 from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.kube import client
-from sandboxpool.kube.errors import NotLeaderError
+from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import Elector
 from sandboxpool.pools import decide as decisions
+from sandboxpool.pools import expectations, template
 from sandboxpool.pools import reconcile as pools
-from sandboxpool.pools import template
 from sandboxpool.pools.decide import PoolInput, PoolPlan
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import State
@@ -71,6 +71,12 @@ def frequent_sweeps() -> None:
 
 
 @_change
+def impatient_expectations() -> None:
+    """What was asked for and is not seen counts for ten seconds, instead of 120."""
+    expectations.DEADLINE_SECONDS = 10.0
+
+
+@_change
 def shifted_clock() -> None:
     """The wall clock is off by what stands in a file; the monotonic one goes on."""
     with Path(os.environ[CLOCK_FILE]).open("rb") as file:
@@ -102,6 +108,21 @@ def unknown_outcomes_are_failures() -> None:
     """After a lost answer to write 1 the next pod is taken."""
 
     async def _read_back(*_: object) -> None:
+        return None
+
+    _set(ClaimReconciler, _read_back)
+
+
+@_change
+def lost_bindings_go_elsewhere() -> None:
+    """After a lost write 1, which the pod does not carry, the next pod is taken."""
+    original = ClaimReconciler._read_back
+
+    async def _read_back(
+        self: ClaimReconciler, claim: Any, path: str, candidate: Candidate, failure: KubeError
+    ) -> Pod | None:
+        with suppress(KubeError):
+            return await original(self, claim, path, candidate, failure)
         return None
 
     _set(ClaimReconciler, _read_back)

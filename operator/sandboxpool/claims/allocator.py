@@ -272,9 +272,8 @@ class Allocator:
     def forgive(self) -> list[str]:
         """Give refused pods another chance, at the second call after their refusal.
 
-        Where a write was lost on its way, the watch has nothing to say, and the pod would be
-        refused for ever. Should that write still arrive, the pod carries a claim that has another
-        one by then, and is deleted for it. Return the pods, to be offered again.
+        Where a pod is as it was, the watch has nothing to say, and it would be refused for ever.
+        Return the pods, to be offered again.
         """
         due = [pod for pod in self._refused if pod in self._on_probation]
         for pod in due:

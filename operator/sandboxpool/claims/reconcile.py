@@ -22,7 +22,7 @@ from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
+from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.decide import STALE_EXCLUSION_SECONDS
 from sandboxpool.pools.pool import Pool
@@ -59,6 +59,9 @@ class Written(Enum):
 
 class ColdStarter(Protocol):
     """Makes a pod for one claim; kept by the pools, who own templates and ceilings."""
+
+    def is_starting_cold(self, pool: Pool, claim_uid: str) -> bool:
+        """Whether the claim's pod was asked for and is not seen yet."""
 
     async def create_cold(self, pool: Pool, claim: ClaimRef) -> decide.Refusal | None:
         """Create the claim's pod, once; return why it cannot be done now, if so."""
@@ -173,6 +176,10 @@ class ClaimReconciler:
         if refusal is not None:
             await self._finish(claim, "Failed", refusal.reason, refusal.message)
             return None
+        cold = claim.spec.onEmpty == "Create"
+        if cold and self._cold.is_starting_cold(pool, claim.uid):
+            # The watch is late: whatever is warm meanwhile would be a second one.
+            return await self._start_cold(claim, pool, left)
         candidate = self._allocator.request(pool.uid, claim.uid)
         if candidate is not None:
             try:
@@ -216,7 +223,8 @@ class ClaimReconciler:
             )
             return min(left, COLD_RECHECK_SECONDS)
         await self._say_pending(claim, refusal.reason, refusal.message)
-        if self._still_wanted(claim) and self._allocator.request(pool.uid, claim.uid) is not None:
+        free = not self._cold.is_starting_cold(pool, claim.uid) and self._still_wanted(claim)
+        if free and self._allocator.request(pool.uid, claim.uid) is not None:
             return 0.0
         if refusal.reason is Reason.MAX_SANDBOXES_REACHED:
             return min(left, ROOM_RECHECK_SECONDS)
@@ -318,12 +326,20 @@ class ClaimReconciler:
                 # A policy refuses what this claim puts on its pod: no other pod would do better.
                 # Pod and claim stay together, and it is tried again ever more slowly.
                 raise
+            failure: KubeError = error
         except UnknownOutcomeError as error:
             logger.warning("binding: %s", error, extra=_about(claim).log)
-        return await self._read_back(claim, path, candidate)
+            failure = error
+        return await self._read_back(claim, path, candidate, failure)
 
-    async def _read_back(self, claim: Claim, path: str, candidate: Candidate) -> Pod | None:
-        """After a conflict or an unknown outcome only the pod itself can say whose it is."""
+    async def _read_back(
+        self, claim: Claim, path: str, candidate: Candidate, failure: KubeError
+    ) -> Pod | None:
+        """After a conflict or an unknown outcome only the pod itself can say whose it is.
+
+        Where it is nobody's, as it was, the write may still be on its way: pod and claim stay
+        together, as another pod would be the claim's second one then.
+        """
         for attempt in range(READ_BACK_ATTEMPTS):
             try:
                 pod = _decode_pod(await self._client.get(path))
@@ -333,9 +349,15 @@ class ClaimReconciler:
             except UnknownOutcomeError:
                 pass
             else:
+                if pod.metadata.uid != candidate.uid:
+                    return None
                 owner = pod.metadata.controller
-                ours = owner is not None and owner.uid == claim.uid
-                return pod if ours and pod.metadata.uid == candidate.uid else None
+                if owner is not None and owner.uid == claim.uid:
+                    return pod
+                conflict = isinstance(failure, ApiError) and failure.conflict
+                if pod.metadata.resourceVersion == candidate.version and not conflict:
+                    raise failure
+                return None
             await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
         raise UnknownOutcomeError(f"{path}: nobody can say whether it was given to {claim.key}")
 

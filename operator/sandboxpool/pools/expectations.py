@@ -20,16 +20,26 @@ class Expectations:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._creating: dict[str, tuple[float, bool]] = {}
+        self._doubted: set[str] = set()
         self._deleting: dict[str, float] = {}
 
     def creating(self, name: str, *, cold: bool = False) -> None:
         """A pod of this name is being asked for; a cold one is a claim's and not of the stock."""
         self._creating[name] = self._clock() + DEADLINE_SECONDS, cold
+        self._doubted.discard(name)
+
+    def doubt(self, name: str) -> None:
+        """Nobody can say whether a pod was made: it takes room, and may be asked for again."""
+        self._doubted.add(name)
 
     def is_creating(self, name: str) -> bool:
         """A pod of this name was asked for and is not seen yet."""
         expected = self._creating.get(name)
         return expected is not None and expected[0] > self._clock()
+
+    def is_doubted(self, name: str) -> bool:
+        """What was asked for under this name may be asked for again."""
+        return name in self._doubted
 
     def deleting(self, uid: str) -> None:
         """This pod's deletion is being asked for."""
@@ -38,6 +48,7 @@ class Expectations:
     def settle_create(self, name: str) -> None:
         """The pod was seen, or was certainly not made."""
         self._creating.pop(name, None)
+        self._doubted.discard(name)
 
     def settle_delete(self, uid: str) -> None:
         """The pod's end was seen, or its deletion was certainly refused."""
@@ -57,6 +68,7 @@ class Expectations:
         """How many pods were asked for and not seen: for the stock, and cold ones for claims."""
         now = self._clock()
         self._creating = {name: e for name, e in self._creating.items() if e[0] > now}
+        self._doubted &= self._creating.keys()
         self._deleting = {uid: at for uid, at in self._deleting.items() if at > now}
         cold = sum(is_cold for _, is_cold in self._creating.values())
         return len(self._creating) - cold, cold

@@ -254,6 +254,11 @@ class PoolReconciler:
 
     # --- Cold starts ---------------------------------------------------------------------------
 
+    def is_starting_cold(self, pool: Pool, claim_uid: str) -> bool:
+        """Whether the claim's pod was asked for and is not seen yet."""
+        name = pod_name(pool.name, claim_uid)
+        return self._states[pool.uid].expectations.is_creating(name)
+
     async def create_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
         """Create the pod of one claim; return why it cannot be done now, if so."""
         resolution = self._cluster.resolution(pool)
@@ -268,9 +273,11 @@ class PoolReconciler:
             return Refusal(template.reason, template.message)
         state = self._states[pool.uid]
         name = pod_name(pool.name, claim.uid)
-        if state.expectations.is_creating(name) or self._cluster.pods.of_claim(claim.uid):
+        again = self.is_starting_cold(pool, claim.uid)
+        known = again and not state.expectations.is_doubted(name)
+        if known or self._cluster.pods.of_claim(claim.uid):
             return None
-        if pool.spec.max_sandboxes is not None:
+        if not again and pool.spec.max_sandboxes is not None:
             existing = len(self._cluster.pods.of_pool(pool.uid))
             if existing + sum(state.expectations.count_creating()) >= pool.spec.max_sandboxes:
                 return Refusal(
@@ -290,10 +297,15 @@ class PoolReconciler:
         try:
             await self._writer.post(pool, state, body)
         except ApiError as error:
-            state.expectations.settle_create(name)
-            if error.already_exists:
-                return await self._meet(pool, name, claim)
-            return Refusal(refusal_reason(error), cut(error.message))
+            if not error.already_exists:
+                state.expectations.settle_create(name)
+                return Refusal(refusal_reason(error), cut(error.message))
+            # If it is the claim's, it takes its room until a watch shows it.
+            state.expectations.doubt(name)
+            refusal = await self._meet(pool, name, claim)
+            if refusal is not None:
+                state.expectations.settle_create(name)
+            return refusal
         return None
 
     async def _meet(self, pool: Pool, name: str, claim: ClaimRef) -> Refusal | None:

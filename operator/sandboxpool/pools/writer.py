@@ -151,8 +151,7 @@ class PodWriter:
             async with self._slots:
                 await self.post(pool, state, body)
         except ApiError as error:
-            if not error.undecided:
-                state.expectations.settle_create(body["metadata"]["name"])
+            state.expectations.settle_create(body["metadata"]["name"])
             return error
         except UnknownOutcomeError as error:
             # The expectation stands: if it was made after all, the watch shows it under this name.
@@ -170,6 +169,7 @@ class PodWriter:
             UnknownOutcomeError: nobody can say whether it exists.
         """
         path = resource_path("v1", "pods", pool.namespace)
+        name = body["metadata"]["name"]
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             began = self._clock()
             try:
@@ -177,16 +177,20 @@ class PodWriter:
             except ApiError as error:
                 if error.already_exists and attempt > 1:
                     return
+                if attempt == CREATE_ATTEMPTS and error.undecided:
+                    state.expectations.doubt(name)
+                    raise UnknownOutcomeError(f"POST {path}: {error}") from error
                 if error.status < 500 or attempt == CREATE_ATTEMPTS:
                     raise
             except UnknownOutcomeError:
                 if attempt == CREATE_ATTEMPTS:
+                    state.expectations.doubt(name)
                     raise
             else:
                 self._tracker.began(created.metadata.uid, began)
                 return
             await asyncio.sleep(0.2 * attempt)
-            if not state.expectations.is_creating(body["metadata"]["name"]):
+            if not state.expectations.is_creating(name):
                 return
 
     def _refused(self, pool: Pool, state: PoolState, error: KubeError) -> None:

@@ -49,7 +49,12 @@ class Cold:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.starting: set[str] = set()
         self.refusal: Refusal | None = None
+
+    def is_starting_cold(self, pool: Pool, claim_uid: str) -> bool:
+        del pool
+        return claim_uid in self.starting
 
     async def create_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
         self.asked.append(f"{pool.name}/{claim.name}")
@@ -230,16 +235,45 @@ async def test_an_unknown_outcome_that_took_place_keeps_its_pod() -> None:
     assert len(world.api.sent("PATCH", "/pods/")) == 1
 
 
-@pytest.mark.parametrize("error", [UNKNOWN, BROKEN, CONFLICT])
-async def test_a_write_that_did_not_take_place_is_not_sent_again_but_to_the_next_pod(
-    error: KubeError,
+@pytest.mark.parametrize("error", [UNKNOWN, BROKEN])
+@pytest.mark.parametrize("on_empty", ["Wait", "Fail"])
+async def test_a_binding_that_may_still_arrive_is_sent_again_to_no_other_pod(
+    error: KubeError, on_empty: str
 ) -> None:
     world = World("pod-1", "pod-2")
-    world.api.fail("PATCH", "/pods/", error)
-    world.put_claim()
+    world.api.fail("PATCH", "/pods/", error, times=2)
+    world.put_claim(onEmpty=on_empty)
+    for _ in range(2):
+        with pytest.raises(KubeError):
+            await world.reconcile()
     await world.reconcile()
-    assert [c.path for c in world.api.sent("PATCH", "/pods/")] == [f"{PODS}/pod-1", f"{PODS}/pod-2"]
-    assert world.status()["podName"] == "pod-2"
+    assert {c.path for c in world.api.sent("PATCH", "/pods/")} == {f"{PODS}/pod-1"}
+    assert world.status()["podName"] == "pod-1"
+    assert world.owner("pod-2") == "pool"
+
+
+async def test_a_binding_that_arrives_late_is_met_by_the_next_try() -> None:
+    world = World("pod-1", "pod-2")
+    world.api.fail("PATCH", "/pods/", UNKNOWN)
+    world.put_claim()
+    with pytest.raises(KubeError):
+        await world.reconcile()
+    (late,) = world.api.sent("PATCH", "/pods/")
+    await world.api.merge_patch(late.path, late.body)
+    await world.reconcile()
+    assert world.status()["podName"] == "pod-1"
+    assert world.owner("pod-2") == "pool"
+
+
+async def test_a_pod_whose_binding_is_in_doubt_is_free_again_without_its_claim() -> None:
+    world = World("pod-1")
+    world.api.fail("PATCH", "/pods/", UNKNOWN)
+    world.put_claim()
+    with pytest.raises(KubeError):
+        await world.reconcile()
+    assert world.allocator.is_held("pod-1-uid")
+    world.api.remove(f"{CLAIMS}/claim")
+    assert world.allocator.free("pool-uid") == 1
 
 
 async def test_a_pod_that_another_took_stays_his() -> None:
@@ -457,15 +491,12 @@ async def next_claim_gets(world: World, pod: str) -> bool:
     return world.status("next").get("podName") == pod
 
 
-@pytest.mark.parametrize("error", [UNKNOWN, BROKEN])
-async def test_a_pod_whose_binding_did_not_take_place_is_offered_again_in_time(
-    error: KubeError,
-) -> None:
+async def test_a_pod_that_was_refused_and_stays_as_it_is_is_offered_again_in_time() -> None:
     world = World("pod-1")
     world.put_claim(onEmpty="Fail")
-    world.api.fail("PATCH", "/pods/", error)
+    world.api.fail("PATCH", "/pods/", CONFLICT)
     await world.reconcile()
-    assert not await next_claim_gets(world, "pod-1"), "the write may still be on its way"
+    assert not await next_claim_gets(world, "pod-1"), "the watch may still bring another state"
     assert world.allocator.forgive() == []
     assert world.allocator.forgive() == ["pod-1-uid"]
     pod = world.cluster.pods.get("pod-1-uid")
@@ -511,6 +542,29 @@ async def test_a_pod_granted_while_a_cold_one_is_asked_for_goes_to_the_next() ->
 
     world.reconciler._cold = Granting()
     await world.reconcile()
+    assert await next_claim_gets(world, "pod-1")
+
+
+@pytest.mark.parametrize("refusal", [None, Refusal(Reason.CREATE_FAILED, "policy")])
+async def test_what_is_warm_is_no_claims_whose_cold_pod_may_exist(refusal: Refusal | None) -> None:
+    world = World("pod-1")
+    world.cold.starting.add("claim-uid")
+    world.cold.refusal = refusal
+    world.put_claim(onEmpty="Create")
+    await world.reconcile()
+    assert world.cold.asked == ["pool/claim"], "what is in doubt is asked for again"
+    assert world.allocator.free("pool-uid") == 1
+
+
+async def test_a_claim_whose_cold_pod_is_not_seen_yet_takes_no_warm_one() -> None:
+    world = World()
+    world.put_claim(onEmpty="Create")
+    await world.reconcile()
+    world.cold.starting = True
+    world.put_pod("pod-1")
+    assert await world.reconcile() == COLD_RECHECK_SECONDS
+    assert not world.api.sent("PATCH", "/pods/")
+    world.cold.starting = False
     assert await next_claim_gets(world, "pod-1")
 
 

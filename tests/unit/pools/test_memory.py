@@ -53,6 +53,22 @@ def test_what_is_expected_is_counted_until_it_is_seen_or_overdue() -> None:
     assert expected.next_deadline() is None
 
 
+def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
+    clock = Clock()
+    expected = Expectations(clock)
+    expected.creating("a", cold=True)
+    assert not expected.is_doubted("a")
+    expected.doubt("a")
+    assert expected.is_doubted("a")
+    assert expected.is_creating("a")
+    assert expected.count_creating() == (0, 1)
+    expected.creating("a", cold=True)
+    assert not expected.is_doubted("a")
+    expected.doubt("a")
+    clock.now = DEADLINE_SECONDS
+    assert expected.count_creating() == (0, 0)
+
+
 def test_a_settled_delete_is_no_longer_expected() -> None:
     expected = Expectations(Clock())
     expected.deleting("uid")

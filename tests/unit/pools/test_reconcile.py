@@ -316,14 +316,16 @@ async def test_a_pod_that_was_seen_is_not_asked_for_again_though_it_has_ended_si
     assert world.posted == 1
 
 
-@pytest.mark.parametrize(("error", "made_again"), [(UNDECIDED, False), (BROKEN, True)])
+@pytest.mark.parametrize(
+    ("error", "made_again"), [(UNKNOWN, False), (UNDECIDED, False), (BROKEN, True)]
+)
 async def test_a_create_that_may_have_been_carried_out_takes_its_room(
     error: ApiError, made_again: bool
 ) -> None:
     world = World(replicas=1, maxSandboxes=1)
     world.watching = False
     world.api.fail("POST", "/pods", error, times=2)
-    world.api.fail("POST", "/pods", error, applied=error is UNDECIDED)
+    world.api.fail("POST", "/pods", error, applied=not made_again)
     await world.reconcile()
     await asyncio.sleep(5)
     await world.reconcile()
@@ -622,6 +624,18 @@ async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None
     assert path.endswith(pod_name("pool", "job-uid"))
 
 
+async def test_a_cold_pod_is_starting_until_it_is_seen() -> None:
+    world = World(replicas=0)
+    world.watching = False
+    pool = world.pools.get((NAMESPACE, "pool"))
+    assert pool is not None
+    assert not world.reconciler.is_starting_cold(pool, CLAIM.uid)
+    await cold(world)
+    assert world.reconciler.is_starting_cold(pool, CLAIM.uid)
+    world.put_pod(pod_name("pool", CLAIM.uid), claim="job")
+    assert not world.reconciler.is_starting_cold(pool, CLAIM.uid)
+
+
 async def test_a_cold_pod_needs_room() -> None:
     world = World("pod-1", replicas=1, maxSandboxes=1)
     refusal = await cold(world)
@@ -667,14 +681,28 @@ async def test_a_quota_refuses_a_cold_pod_in_its_own_words() -> None:
     assert await cold(world) is None
 
 
-async def test_a_cold_create_that_nobody_answered_for_is_tried_again() -> None:
-    world = World(replicas=0)
-    world.api.fail("POST", "/pods", UNKNOWN, times=3)
+@pytest.mark.parametrize("error", [UNKNOWN, UNDECIDED])
+@pytest.mark.parametrize("made", [False, True])
+async def test_a_cold_create_that_nobody_answered_for_is_tried_again_at_once(
+    error: KubeError, made: bool
+) -> None:
+    # There is room for no more than it takes itself, whether it exists or not.
+    world = World(replicas=0, maxSandboxes=1)
+    world.watching = False
+    world.api.fail("POST", "/pods", error, times=2)
+    world.api.fail("POST", "/pods", error, applied=made)
+    pool = world.pools.get((NAMESPACE, "pool"))
+    assert pool is not None
     with pytest.raises(KubeError):
         await cold(world)
-    await asyncio.sleep(DEADLINE_SECONDS + 1)
-    await cold(world)
-    assert len(world.pods) == 1
+    assert world.reconciler.is_starting_cold(pool, CLAIM.uid)
+    assert await cold(world) is None
+    (path,) = world.pods
+    assert path.endswith(pod_name("pool", "job-uid"))
+    assert world.reconciler.is_starting_cold(pool, CLAIM.uid)
+    other = await world.reconciler.create_cold(pool, ClaimRef("other", "other-uid"))
+    assert other is not None
+    assert other.reason is Reason.MAX_SANDBOXES_REACHED
 
 
 # --- Rollouts in virtual time --------------------------------------------------------------------

@@ -102,6 +102,8 @@ class Reactions:
             self.health().observe_pod(old, new)
             self.offers.refresh([new])
         elif old is not None:
+            if claim_uid_of(old) is None and self.allocator.is_held(old.metadata.uid):
+                self._wake_claims_bound_to(old.metadata.uid)
             self.allocator.release(old.metadata.uid)
             self.cluster.events.forget(old.metadata.uid)
         for state in (old, new):
@@ -256,6 +258,12 @@ class Reactions:
         if key is not None:
             self.queues.claims.add(key)
         return key is not None
+
+    def _wake_claims_bound_to(self, pod_uid: str) -> None:
+        """A pod is gone before any watch has shown that it was handed out."""
+        for claim in self.claims:
+            if claim.status.podUID == pod_uid:
+                self.queues.claims.add(claim.key)
 
     def _about_node(self, name: str) -> Reference:
         node = self.cluster.nodes.get(name)

@@ -353,6 +353,19 @@ def test_a_pod_that_is_gone_is_forgotten_everywhere(world: World) -> None:
     assert world.free("a-uid") == 0
 
 
+def test_a_pod_that_goes_before_it_was_seen_as_a_claims_concerns_the_claim(world: World) -> None:
+    """The watch was down: what it shows next is that the pod is gone."""
+    world.put_claim("job", status={"phase": "Bound", "podUID": "pod-a-uid"}, pool="a")
+    world.put_claim("other", status={"phase": "Bound", "podUID": "pod-b-uid"}, pool="b")
+    assert world.allocator.request("a-uid", "job-uid") is not None
+    world.allocator.settle("job-uid")
+    world.take()
+    world.remove_pod("pod-a")
+    assert world.take()["claims"] == ["job"]
+    world.remove_pod("pod-b")
+    assert "claims" not in world.take(), "it was nobody's"
+
+
 def test_a_pod_that_changes_its_pool_is_gone_from_the_one_and_new_in_the_other(
     world: World,
 ) -> None:

@@ -556,18 +556,6 @@ async def test_what_is_warm_is_no_claims_whose_cold_pod_may_exist(refusal: Refus
     assert world.allocator.free("pool-uid") == 1
 
 
-async def test_a_claim_whose_cold_pod_is_not_seen_yet_takes_no_warm_one() -> None:
-    world = World()
-    world.put_claim(onEmpty="Create")
-    await world.reconcile()
-    world.cold.starting = True
-    world.put_pod("pod-1")
-    assert await world.reconcile() == COLD_RECHECK_SECONDS
-    assert not world.api.sent("PATCH", "/pods/")
-    world.cold.starting = False
-    assert await next_claim_gets(world, "pod-1")
-
-
 async def test_a_claim_that_finds_its_pod_while_it_waits_leaves_the_line() -> None:
     world = World()
     world.put_claim()

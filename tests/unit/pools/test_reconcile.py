@@ -624,18 +624,6 @@ async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None
     assert path.endswith(pod_name("pool", "job-uid"))
 
 
-async def test_a_cold_pod_is_starting_until_it_is_seen() -> None:
-    world = World(replicas=0)
-    world.watching = False
-    pool = world.pools.get((NAMESPACE, "pool"))
-    assert pool is not None
-    assert not world.reconciler.is_starting_cold(pool, CLAIM.uid)
-    await cold(world)
-    assert world.reconciler.is_starting_cold(pool, CLAIM.uid)
-    world.put_pod(pod_name("pool", CLAIM.uid), claim="job")
-    assert not world.reconciler.is_starting_cold(pool, CLAIM.uid)
-
-
 async def test_a_cold_pod_needs_room() -> None:
     world = World("pod-1", replicas=1, maxSandboxes=1)
     refusal = await cold(world)

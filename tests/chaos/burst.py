@@ -57,8 +57,18 @@ def _one(stage: Stage, draw: random.Random, name: str) -> None:
         stage.insist(lambda: stage.api.scale("SandboxPool", WARM, draw.randint(3, 8)))
 
 
-def unserved(stage: Stage, *, also: tuple[str, ...] = ()) -> list[str]:
-    """The claims that did not get what they are due; `also` names phases that are fine here."""
+def outcome(stage: Stage, *, also: tuple[str, ...] = ()) -> list[str]:
+    """What was or is wrong once all claims have ended or are served; no fault may be left.
+
+    A cold start that failed is tried again only after a while, in which all looks quiet. `also`
+    names phases of claims that are fine here.
+    """
+    stage.soon(lambda: not _unserved(stage, also), stage.patience)
+    return [*stage.verdict(), *_unserved(stage, also)]
+
+
+def _unserved(stage: Stage, also: tuple[str, ...]) -> list[str]:
+    """The claims that did not get what they are due."""
     return [
         f"claim {claim['metadata']['name']} is {_phase(claim)}"
         for claim in stage.api.list("SandboxClaim")

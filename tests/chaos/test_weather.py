@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from chaos import weather
-from chaos.burst import burst, two_pools, unserved
+from chaos.burst import burst, outcome, two_pools
 from chaos.conftest import StageMaker
 from chaos.stage import Stage
 from chaos.weather import Weather
@@ -71,7 +71,7 @@ def under(stage: Stage, case: Case) -> list[str]:
         burst(stage, CLAIMS)
         # It goes on while sandboxes are made and claims wait for them.
         time.sleep(LASTS_SECONDS)
-    return [*stage.verdict(), *unserved(stage, also=case.ends)]
+    return outcome(stage, also=case.ends)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def killed_in(stage: Stage, prefix: str) -> list[str]:
     """One burst in which the operator dies; afterwards all its claims are gone."""
     with weather.later(stage, stage.operator.kill, within=0.8):
         burst(stage, ROUND_CLAIMS, prefix)
-    wrong = [*stage.verdict(), *unserved(stage)]
+    wrong = outcome(stage)
     for claim in stage.api.list("SandboxClaim"):
         stage.api.delete("SandboxClaim", claim["metadata"]["name"])
     return wrong

@@ -119,7 +119,7 @@ class Operator:
             wall=wall,
         )
         self._cluster = Cluster()
-        self._allocator = Allocator()
+        self._allocator = Allocator(lambda *held: self._pool_reconciler.stir(*held))
         self._queues = Queues(
             pools=WorkQueue("pools", self._metrics.queue("pools")),
             claims=WorkQueue("claims", self._metrics.queue("claims"), self._lane_of),

@@ -6,7 +6,7 @@ is kept up to date by the change itself, so no reader ever scans what is not its
 
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sandboxpool.api import names
@@ -67,9 +67,9 @@ class PodIndex:
         """Every pod."""
         return list(self._by_uid.values())
 
-    def of_pool(self, uid: str) -> list[Pod]:
-        """The pods of a pool, claimed ones included."""
-        return list(self._by_pool.get(uid, {}).values())
+    def of_pool(self, uid: str) -> Mapping[str, Pod]:
+        """The pods of a pool by uid, claimed ones included; not to be kept across an await."""
+        return self._by_pool.get(uid, {})
 
     def count_of_pool(self, uid: str) -> int:
         """How many pods a pool has, claimed ones included."""

@@ -15,7 +15,8 @@ from sandboxpool.api.times import epoch
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers
-from sandboxpool.pools.members import MemberBook, State
+from sandboxpool.pools.book import Facts, MemberBook
+from sandboxpool.pools.members import State
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.status import former_runtime
 from sandboxpool.pools.store import PoolStore
@@ -303,11 +304,15 @@ class ClusterCollector(Collector):
                 return max(0.0, self._wall() - epoch(str(condition.get("lastTransitionTime"))))
         return 0.0
 
-    def _states(self, pool: Pool) -> Tally[State]:
+    def _states(self, pool: Pool) -> dict[State, int]:
         ground = self._cluster.grounds(pool.proof)
         book = self._books.setdefault(pool.uid, MemberBook())
-        members = book.sort(
-            (pod, ground(pod), None, False, self._allocator.is_held(pod.metadata.uid))
-            for pod in self._cluster.pods.of_pool(pool.uid)
-        )
-        return Tally(member.state for member in members)
+        pods = self._cluster.pods.of_pool(pool.uid)
+
+        def facts_of(uid: str) -> Facts | None:
+            pod = pods.get(uid)
+            held = self._allocator.is_held(uid)
+            return None if pod is None else (pod, ground(pod), None, False, held)
+
+        members = book.sort(facts_of, pods, anew=True)
+        return {state: members.count(state) for state in State}

@@ -30,17 +30,9 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 
-# Changes that come in bursts are gathered for a moment before a pool is looked at: a look costs
-# in proportion to the pool's pods, so that of a large pool is put off for longer.
+# Changes that come in bursts are gathered for a moment before a pool is looked at.
 POD_BURST_SECONDS = 0.05
-PODS_PER_BURST = 500
-LONGEST_POD_BURST_SECONDS = 1.0
 NODE_BURST_SECONDS = 0.1
-
-
-def pod_burst_seconds(pods: int) -> float:
-    """For how long changes of the pods of a pool with so many are gathered."""
-    return min(POD_BURST_SECONDS * max(1.0, pods / PODS_PER_BURST), LONGEST_POD_BURST_SECONDS)
 
 
 @dataclass
@@ -90,8 +82,7 @@ class Reactions:
             self.pool_reconciler.observe_pod(pool_uid, old, new if pool_uid == is_now else None)
             pool = self.pools.by_uid(pool_uid)
             if pool is not None:
-                pods = self.cluster.pods.count_of_pool(pool_uid)
-                self.queues.pools.add_after(pool.key, pod_burst_seconds(pods))
+                self.queues.pools.add_after(pool.key, POD_BURST_SECONDS)
         if new is not None:
             if was is not None and is_now is None:
                 logger.warning(
@@ -139,7 +130,9 @@ class Reactions:
         if pod is None:
             return
         self.health().observe_pod(None, pod)
-        pool = self.pools.by_uid(pool_uid_of(pod) or "")
+        pool_uid = pool_uid_of(pod) or ""
+        self.pool_reconciler.stir(pool_uid, pod.metadata.uid)
+        pool = self.pools.by_uid(pool_uid)
         if pool is not None and is_news:
             self.queues.pools.add(pool.key)
 
@@ -251,6 +244,7 @@ class Reactions:
         pods = self.cluster.pods.on_node(node)
         self.offers.refresh(pods)
         for pod in pods:
+            self.pool_reconciler.stir(pool_uid_of(pod) or "", pod.metadata.uid)
             self._wake_claim(claim_uid_of(pod))
 
     def _wake_claim(self, uid: str | None) -> bool:

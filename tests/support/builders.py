@@ -21,7 +21,7 @@ from sandboxpool.pools.decide import (
     TemplateVerdict,
     Trouble,
 )
-from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.pool import Pool, revision_of
 from sandboxpool.pools.store import parse
 from sandboxpool.reasons import Reason
@@ -260,7 +260,7 @@ def pool_input(
         verdict=verdict,
         exclusion=exclusion,
         template=template,
-        members=tuple(stock),
+        members=Members(stock),
         quarantines=tuple(quarantines),
         creating=creating,
         creating_cold=creating_cold,

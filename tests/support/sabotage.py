@@ -39,7 +39,7 @@ from sandboxpool.pools import expectations, template
 from sandboxpool.pools import reconcile as pools
 from sandboxpool.pools.decide import PoolInput, PoolPlan
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import State
+from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.state import PoolState
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
@@ -332,7 +332,7 @@ def leaving_pods_make_room() -> None:
     """Terminating pods do not count against maxSandboxes."""
 
     def decide(given: PoolInput) -> PoolPlan:
-        here = tuple(m for m in given.members if m.state is not State.STOPPING)
+        here = Members(m for m in given.members if m.state is not State.STOPPING)
         return decisions.decide(replace(given, members=here))
 
     _set(pools, decide)

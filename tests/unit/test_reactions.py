@@ -25,7 +25,7 @@ from sandboxpool.pools.members import pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
-from sandboxpool.reactions import Queues, Reactions, pod_burst_seconds
+from sandboxpool.reactions import Queues, Reactions
 from sandboxpool.references import Reference
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
@@ -69,6 +69,10 @@ class Parts:
     def __init__(self) -> None:
         self.told: Counter[str] = Counter()
         self.events: list[tuple[str, str, str, str]] = []
+        self.stirred: set[tuple[str, str]] = set()
+
+    def stir(self, pool_uid: str, pod_uid: str) -> None:
+        self.stirred.add((pool_uid, pod_uid))
 
     def observe_pod(self, pool_uid: str, _old: Pod | None, new: Pod | None) -> None:
         self.told[f"{pool_uid}: {'gone' if new is None else 'pod'}"] += 1
@@ -113,7 +117,7 @@ class World:
         self.classes = RuntimeStore(
             self.cluster.classes, lambda name: self.reactions.runtime_class(name)
         )
-        self.allocator = Allocator()
+        self.allocator = Allocator(parts.stir)
         self.offers = Offers(
             self.cluster,
             self.pools,
@@ -273,6 +277,7 @@ def test_what_is_on_a_node_is_offered_as_the_node_allows(world: World) -> None:
     assert (world.free("a-uid"), world.free("b-uid")) == (1, 1)
     world.put_node("node-a", version=2, unschedulable=True)
     assert (world.free("a-uid"), world.free("b-uid")) == (0, 1)
+    assert world.parts.stirred == {("a-uid", "pod-a-uid")}
     world.put_node("node-a", version=3)
     assert world.free("a-uid") == 1
 
@@ -334,14 +339,11 @@ def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
     world.take()
     world.put_pod("pod-a", pool_uid="a-uid", node="node-a", version=3, claim="claim")
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
+    world.parts.stirred.clear()
     world.remove_pod("pod-a")
+    assert world.parts.stirred == {("a-uid", "pod-a-uid")}
     assert world.parts.told == {"a-uid: gone": 1}
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
-
-
-@pytest.mark.parametrize(("pods", "seconds"), [(0, 0.05), (500, 0.05), (4000, 0.4), (100_000, 1.0)])
-def test_changes_of_a_large_pool_are_gathered_for_longer(pods: int, seconds: float) -> None:
-    assert pod_burst_seconds(pods) == pytest.approx(seconds)
 
 
 def test_a_pod_that_is_gone_is_forgotten_everywhere(world: World) -> None:
@@ -397,8 +399,10 @@ def test_a_sandbox_that_speaks_for_its_node_speaks_for_those_of_its_handler(worl
 def test_a_kubelets_word_concerns_the_pool_of_its_pod_once(world: World) -> None:
     world.put_pod("stuck", pool_uid="a-uid", node="empty", ready=False)
     world.take()
+    world.parts.stirred.clear()
     world.says("stuck-uid", "something strange")
     assert world.take() == {"pools": ["a"]}
+    assert world.parts.stirred == {("a-uid", "stuck-uid")}
     world.says("stuck-uid", "something strange")
     assert world.take() == {}
     world.says("of a pod that is not ours")
@@ -413,7 +417,9 @@ def test_a_quarantine_concerns_the_handlers_pools_and_what_stands_on_the_node(
         world.cluster.nodes.verdict(handler, Placement(), proof_wanted=False)
     world.put_pod("stuck", pool_uid="a-uid", node="node-b", ready=False)
     world.take()
+    world.parts.stirred.clear()
     world.says("stuck-uid")
+    assert world.parts.stirred == {("a-uid", "stuck-uid"), ("b-uid", "pod-b-uid")}
     assert world.parts.told == {"breaker runsc open": 1, "prober woken": 1}
     assert world.take() == {"pools": ["a", "b"], "runtimes": ["gvisor"], "nodes": ["node-b"]}
     assert (world.free("a-uid"), world.free("b-uid"), world.free("k-uid")) == (1, 0, 1)

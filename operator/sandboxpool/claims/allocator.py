@@ -11,6 +11,7 @@ surface.
 
 import heapq
 from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -122,9 +123,14 @@ class _Stock:
 
 
 class Allocator:
-    """Free pods, waiting claims, reservations."""
+    """Free pods, waiting claims, reservations.
 
-    def __init__(self) -> None:
+    Args:
+        on_held: told the pool and the pod whenever one becomes held, or is so no longer.
+    """
+
+    def __init__(self, on_held: Callable[[str, str], None] = lambda pool, pod: None) -> None:
+        self._on_held = on_held
         self._stocks: dict[str, _Stock] = {}
         self._pool_of_free: dict[str, str] = {}
         self._held: dict[str, tuple[str, str]] = {}
@@ -195,6 +201,7 @@ class Allocator:
         if pod not in self._held:
             self._held[pod] = pool, node
             self._stock(pool).count(node, 1)
+            self._on_held(pool, pod)
 
     def release(self, pod: str) -> None:
         """A pod has ended, or was certainly not handed out."""
@@ -206,6 +213,7 @@ class Allocator:
             stock = self._stock(pool)
             stock.count(node, -1)
             self._clean_up(pool)
+            self._on_held(pool, pod)
 
     def settle(self, claim: str) -> None:
         """The reserved pod is the claim's now; it stays held until it ends."""

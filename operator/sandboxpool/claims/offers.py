@@ -139,7 +139,7 @@ class Offers:
         """A pool, or its class, has changed."""
         if pool.spec is not None:
             self._allocator.place(pool.uid, packed=pool.spec.placement is Placement.PACKED)
-        self.refresh(self._cluster.pods.of_pool(pool.uid))
+        self.refresh(list(self._cluster.pods.of_pool(pool.uid).values()))
 
 
 def _is_of(pod: Pod, runtime: Runtime) -> bool:

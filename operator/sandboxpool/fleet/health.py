@@ -306,7 +306,7 @@ class Health:
         """The nodes with sandboxes that their proof stands for."""
         for pool, runtime in wanting:
             if pool.proof is IsolationProof.PER_NODE:
-                for pod in self._cluster.pods.of_pool(pool.uid):
+                for pod in list(self._cluster.pods.of_pool(pool.uid).values()):
                     node = self._node_of(pod)
                     if node is not None:
                         yield node, runtime

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec, UpdateType
-from sandboxpool.pools.members import Member, State, oldest_first, where
+from sandboxpool.pools.members import Member, Members, State, oldest_first
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.resolve import Resolution
@@ -81,7 +81,7 @@ class PoolInput:
     verdict: Verdict
     exclusion: str
     template: TemplateVerdict
-    members: tuple[Member, ...]
+    members: Members
     quarantines: tuple[tuple[str, Breaker], ...]
     creating: int
     creating_cold: int
@@ -122,8 +122,15 @@ class PoolPlan:
     recheck: float | None
 
 
+# What of the unclaimed may have to go for its own sake.
+_PERISHABLE = (State.FAILED, State.STRANDED, State.STARTING)
+
+
 def outdated(member: Member, given: PoolInput) -> bool:
-    """The pod is of an older template, or was made with another overhead of its class."""
+    """The pod is of an older template, or was made with another overhead of its class.
+
+    The same for all of its kind, as is `foreign`.
+    """
     runtime = given.resolution.runtime
     return member.revision != given.revision or (
         runtime is not None
@@ -143,7 +150,7 @@ def foreign(member: Member, given: PoolInput) -> bool:
 def decide(given: PoolInput) -> PoolPlan:
     """Compare what is with what should be."""
     spec = given.spec
-    claimed = sum(member.state is State.CLAIMED for member in given.members)
+    claimed = given.members.count(State.CLAIMED)
     target = spec.replicas
     if spec.max_sandboxes is not None:
         target = max(0, min(target, spec.max_sandboxes - claimed))
@@ -152,12 +159,13 @@ def decide(given: PoolInput) -> PoolPlan:
 
     deletions = _hopeless(given)
     left = _without(deletions, given.members)
-    deletions += _moved(given, left, target)
-    stock = tuple(m for m in left if m.alive or _waits_for_installer(m, given))
-    deletions += _superseded(given, stock, target)
-    stock = _without(deletions, stock)
-    deletions += _surplus(given, stock, target)
-    stock = _without(deletions, stock)
+    moved = _moved(given, left, target)
+    stock = _stock(given, left)
+    rolled = _superseded(given, stock, target)
+    stock = _without(rolled, stock)
+    surplus = _surplus(given, stock, target)
+    stock = _without(surplus, stock)
+    deletions += moved + rolled + surplus
 
     missing = target - len(stock) - given.creating
     create, held = _creatable(given, stock, missing)
@@ -168,16 +176,26 @@ def decide(given: PoolInput) -> PoolPlan:
     return PoolPlan(target, create, tuple(deletions), held, _recheck(given, stock))
 
 
-def _without(deletions: list[Deletion], members: tuple[Member, ...]) -> tuple[Member, ...]:
-    if not deletions:
-        return members
-    going = {deletion.member.uid for deletion in deletions}
-    return tuple(member for member in members if member.uid not in going)
+def _without(deletions: list[Deletion], members: Members) -> Members:
+    return members.without([deletion.member for deletion in deletions])
+
+
+def _stock(given: PoolInput, members: Members) -> Members:
+    """Those that count towards the target: they are warm, or may yet become so."""
+    stock = members.only(State.STARTING, State.WARM, State.UNPROVEN)
+    for member in members.of(State.STRANDED):
+        if _waits_for_installer(member, given):
+            stock.put(member)
+    return stock
 
 
 def _hopeless(given: PoolInput) -> list[Deletion]:
     """The pods that will never be handed out, whatever the target is."""
-    found = (_hopeless_one(member, given) for member in given.members if member.unclaimed)
+    usable = given.resolution.usable
+    doubtful = given.members.where(
+        lambda m: m.state in _PERISHABLE or (m.unclaimed and usable and foreign(m, given))
+    )
+    found = (_hopeless_one(member, given) for member in doubtful)
     return sorted(
         (deletion for deletion in found if deletion is not None),
         key=lambda deletion: oldest_first(deletion.member),
@@ -299,24 +317,22 @@ def _replaceable(given: PoolInput) -> bool:
     return given.resolution.usable and given.template.state is TemplateState.ACCEPTED
 
 
-def _moved(given: PoolInput, left: tuple[Member, ...], target: int) -> list[Deletion]:
+def _moved(given: PoolInput, left: Members, target: int) -> list[Deletion]:
     """Ready pods on doubtful nodes, as others become warm, within the budget.
 
     Where nothing can take their place they stay, for their nodes may be released; only those that
     the target has no use for go.
     """
-    doubtful = where(_doubtful, left)
+    doubtful = sorted(filter(_doubtful, left.of(State.STRANDED)), key=oldest_first)
     floor = target
     if _replaceable(given) and given.verdict.hopeful:
         ceiling = given.spec.max_sandboxes
         if ceiling is not None:
             # What stays and cannot be handed out leaves no room to make others first.
-            staying = (State.CLAIMED, State.UNPROVEN, State.STRANDED)
-            held = sum(m.state in staying and not _doubtful(m) for m in left)
-            floor = min(floor, ceiling - held)
+            staying = left.count(State.CLAIMED, State.UNPROVEN, State.STRANDED)
+            floor = min(floor, ceiling - (staying - len(doubtful)))
         floor -= given.spec.update.max_unavailable
-    warm = sum(m.state is State.WARM for m in left)
-    budget = max(0, warm + len(doubtful) - max(0, floor))
+    budget = max(0, left.count(State.WARM) + len(doubtful) - max(0, floor))
     return [Deletion(member, *_doubt(member)) for member in doubtful[:budget]]
 
 
@@ -332,12 +348,12 @@ def _doubtful(member: Member) -> bool:
     )
 
 
-def _superseded(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
+def _superseded(given: PoolInput, stock: Members, target: int) -> list[Deletion]:
     """The pods of an older template, or too old, as the update strategy allows."""
     if not _replaceable(given):
         return []
     update = given.spec.update
-    rolled = where(lambda m: outdated(m, given), stock)
+    rolled = sorted(stock.where(lambda m: outdated(m, given)), key=oldest_first)
     if update.type is UpdateType.ON_CLAIM:
         # They wait to be claimed; one that was made without its probe never can be.
         per_sandbox = given.spec.isolation_proof is IsolationProof.PER_SANDBOX
@@ -345,23 +361,27 @@ def _superseded(given: PoolInput, stock: tuple[Member, ...], target: int) -> lis
     text = "it is of an older revision of the template"
     if update.type is UpdateType.RECREATE and rolled:
         return [Deletion(member, Reason.ROLLING, text) for member in rolled]
-    known = {member.uid for member in rolled}
-    aged = where(lambda m: _aged(m, given) and m.uid not in known, stock)
     found = [Deletion(m, Reason.ROLLING, text) for m in rolled if m.state is not State.WARM]
     candidates = [(m, text) for m in rolled if m.state is State.WARM]
-    candidates += [(m, "it is older than maxAgeSeconds") for m in aged if m.state is State.WARM]
-    warm = sum(m.state is State.WARM for m in stock)
+    known = {member.uid for member in rolled}
+    aged = (member for member in _aged(given, stock) if member.uid not in known)
+    candidates += [(member, "it is older than maxAgeSeconds") for member in aged]
+    warm = stock.count(State.WARM)
     budget = max(0, warm - max(0, target - update.max_unavailable))
     found += [Deletion(m, Reason.ROLLING, why) for m, why in candidates[:budget]]
     return found
 
 
-def _aged(member: Member, given: PoolInput) -> bool:
+def _aged(given: PoolInput, stock: Members) -> list[Member]:
+    """The warm ones that are too old, the oldest first."""
     limit = given.spec.max_age_seconds
-    return limit is not None and given.now - member.created > limit
+    if limit is None:
+        return []
+    aged = (m for m in stock.of(State.WARM) if given.now - m.created > limit)
+    return sorted(aged, key=oldest_first)
 
 
-def _surplus(given: PoolInput, stock: tuple[Member, ...], target: int) -> list[Deletion]:
+def _surplus(given: PoolInput, stock: Members, target: int) -> list[Deletion]:
     """More than the target: first what is not ready, then what is outdated, then the newest."""
     # What was asked for and is not seen yet is the first to go as soon as it is: no warm one goes
     # on its account.
@@ -382,9 +402,7 @@ def _held_off(given: PoolInput) -> bool:
     return trouble.until > given.now and not answered
 
 
-def _creatable(
-    given: PoolInput, stock: tuple[Member, ...], missing: int
-) -> tuple[int, Reason | None]:
+def _creatable(given: PoolInput, stock: Members, missing: int) -> tuple[int, Reason | None]:
     if missing <= 0:
         return 0, None
     if not given.resolution.usable:
@@ -399,8 +417,7 @@ def _creatable(
     if spec.max_sandboxes is not None:
         room = spec.max_sandboxes - len(given.members) - given.creating - given.creating_cold
         held = _ceiling_reason(given) if room < missing else None
-    ready = (State.WARM, State.UNPROVEN)
-    starting = sum(m.state not in ready for m in stock) + given.creating
+    starting = len(stock) - stock.count(State.WARM, State.UNPROVEN) + given.creating
     limit = spec.startup.max_starting
     if not given.verdict.hopeful:
         # One pod stays pending, so that an autoscaler sees the demand, and no more than one.
@@ -421,23 +438,25 @@ def hopeless_reason(verdict: Verdict) -> Reason:
 
 def _ceiling_reason(given: PoolInput) -> Reason:
     lost = any(
-        m.state in (State.STOPPING, State.STRANDED) and (m.node is None or not m.node.ready)
-        for m in given.members
+        m.node is None or not m.node.ready
+        for m in given.members.of(State.STOPPING, State.STRANDED)
         if m.node_name
     )
     return Reason.CEILING_HELD_BY_LOST_NODE if lost else Reason.CLAMPED_BY_MAX_SANDBOXES
 
 
-def _recheck(given: PoolInput, stock: tuple[Member, ...]) -> float | None:
+def _recheck(given: PoolInput, stock: Members) -> float | None:
     """When time alone can change the decision."""
     times = [
         member.created + NEW_NODE_SECONDS
-        for member in given.members
-        if member.state is State.STRANDED and member.node is None
+        for member in given.members.of(State.STRANDED)
+        if member.node is None
     ]
     if given.trouble.until > given.now:
         times.append(given.trouble.until)
-    times += [at for member in stock if (at := _due(member, given)) is not None]
+    ageless = given.spec.max_age_seconds is None
+    watched = stock.of(State.STRANDED, State.STARTING) if ageless else stock
+    times += [at for member in watched if (at := _due(member, given)) is not None]
     due = (when + CLOCK_GRAIN_SECONDS for when in times)
     return min((when for when in due if when > given.now), default=None)
 

@@ -59,6 +59,10 @@ class Expectations:
         deadline = self._deleting.get(uid)
         return deadline is not None and deadline > self._clock()
 
+    def leaving(self) -> frozenset[str]:
+        """The uids of all pods whose deletion was asked for."""
+        return frozenset(self._deleting)
+
     def next_deadline(self) -> float | None:
         """Seconds until something that is expected is overdue; None if nothing is expected."""
         deadlines = [*(at for at, _ in self._creating.values()), *self._deleting.values()]

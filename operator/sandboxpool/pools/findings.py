@@ -186,13 +186,14 @@ def _isolation_proven(given: PoolInput) -> list[Finding]:
     if given.spec.isolation_proof is IsolationProof.OFF:
         return []
     type_ = "IsolationProven"
-    stock = [m for m in given.members if m.unclaimed]
+    members = given.members
     handler = given.resolution.runtime.handler if given.resolution.runtime else ""
-    refuted = {m.node_name for m in stock if m.ground.refuted} | set(given.verdict.unproven)
+    apart = members.of(State.STRANDED, State.FAILED)
+    refuted = {m.node_name for m in apart if m.ground.refuted} | set(given.verdict.unproven)
     if refuted:
         text = _not_isolating(sorted(refuted), handler)
         return [Finding(type_, False, Reason.ISOLATION_NOT_PROVEN, text)]
-    waiting = [m for m in stock if m.state is State.UNPROVEN]
+    waiting = list(members.of(State.UNPROVEN))
     without = [m for m in waiting if m.ground.isolation is Isolation.UNAVAILABLE]
     if without:
         first = without[0]
@@ -205,7 +206,7 @@ def _isolation_proven(given: PoolInput) -> list[Finding]:
         nodes = sorted({m.node_name for m in waiting})[:MAX_EXAMPLES]
         text = f"{len(waiting)} ready sandboxes wait for the probe of {', '.join(nodes)}"
         return [Finding(type_, None, Reason.EVIDENCE_PENDING, text)]
-    if any(m.state is State.WARM for m in stock):
+    if members.count(State.WARM):
         text = "every warm sandbox runs on another kernel than its node's"
         return [Finding(type_, True, Reason.ISOLATION_PROVEN, text)]
     return [Finding(type_, None, Reason.EVIDENCE_PENDING, "no sandbox is ready yet")]
@@ -276,7 +277,7 @@ def _why_held(given: PoolInput, plan: PoolPlan) -> str:
 
 
 def _up_to_date(given: PoolInput) -> Finding:
-    old = [m for m in given.members if m.alive and outdated(m, given)]
+    old = list(given.members.where(lambda m: m.alive and outdated(m, given)))
     if not old:
         return Finding("UpToDate", True, Reason.OK, "every warm sandbox is of the newest revision")
     if given.template.state is not TemplateState.ACCEPTED:
@@ -300,13 +301,15 @@ def _resolved(given: PoolInput) -> Finding:
     resolution, type_ = given.resolution, "RuntimeResolved"
     runtime = resolution.runtime
     if resolution.usable and runtime is not None:
-        former = [
-            m
-            for m in given.members
-            if m.class_name == runtime.class_name
-            and m.runtime_uid != runtime.uid
-            and m.state is not State.STOPPING
-        ]
+        former = list(
+            given.members.where(
+                lambda m: (
+                    m.class_name == runtime.class_name
+                    and m.runtime_uid != runtime.uid
+                    and m.state is not State.STOPPING
+                )
+            )
+        )
         if former:
             return Finding(
                 type_,

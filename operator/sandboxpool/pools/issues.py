@@ -7,7 +7,7 @@ from typing import Any
 from sandboxpool.api.times import timestamp
 from sandboxpool.pools.decide import PoolInput
 from sandboxpool.pools.findings import MAX_EXAMPLES
-from sandboxpool.pools.members import Member
+from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import SEVERITY
@@ -35,13 +35,11 @@ def quarantined(given: PoolInput) -> list[dict[str, Any]]:
     ]
 
 
-def failing(
-    members: tuple[Member, ...], former: Mapping[str, str], now: float
-) -> list[dict[str, Any]]:
+def failing(members: Members, former: Mapping[str, str], now: float) -> list[dict[str, Any]]:
     """Group the pods in trouble by cause, the worst first."""
     groups: dict[Reason, list[Member]] = defaultdict(list)
-    for member in members:
-        if member.unclaimed and member.failure is not None:
+    for member in members.of(State.STARTING, State.STRANDED, State.FAILED):
+        if member.failure is not None:
             groups[member.failure.reason].append(member)
     found = []
     for reason in sorted(groups, key=severity):

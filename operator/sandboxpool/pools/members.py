@@ -1,8 +1,9 @@
 """The pods of a pool, each put into exactly one state."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
@@ -64,6 +65,11 @@ class Member:
         return self.ground.node
 
     @property
+    def kind(self) -> "Kind":
+        """Its state, and all that it was made from."""
+        return self.state, self.revision, self.class_name, self.runtime_uid, self.overhead
+
+    @property
     def unclaimed(self) -> bool:
         """It belongs to the pool's own stock, and is not on its way out."""
         return self.state not in (State.CLAIMED, State.STOPPING)
@@ -72,6 +78,9 @@ class Member:
     def alive(self) -> bool:
         """It is warm, or may yet become so."""
         return self.state in (State.STARTING, State.WARM, State.UNPROVEN)
+
+
+Kind = tuple[State, str, str, str, tuple[tuple[str, str], ...]]
 
 
 def claim_uid_of(pod: Pod) -> str | None:
@@ -156,46 +165,65 @@ def _stock_state(pod: Pod, ground: Ground) -> State:
     return State.WARM if ground.proven else State.UNPROVEN
 
 
-# What a member is made of; see member_of.
-Facts = tuple[Pod, Ground, str | None, bool, bool]
-
-
-class MemberBook:
-    """A pool's members as they were sorted last: only what has changed is sorted anew.
-
-    Of a large pool few pods change between two looks, and each of those follows the other.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[Facts, Member]] = {}
-
-    def sort(self, pods: Iterable[Facts]) -> tuple[Member, ...]:
-        """Sort all pods of the pool; each comes as the arguments of ``member_of``, in order."""
-        known: dict[str, tuple[Facts, Member]] = {}
-        for facts in pods:
-            pod, ground, sandbox_event, deleting, claimed = facts
-            uid = pod.metadata.uid
-            entry = self._known.get(uid)
-            # A cached pod is never changed, only replaced. Tuples compare by identity first.
-            if entry is None or entry[0][0] is not pod or entry[0] != facts:
-                member = member_of(
-                    pod,
-                    ground=ground,
-                    sandbox_event=sandbox_event,
-                    deleting=deleting,
-                    claimed=claimed,
-                )
-                entry = facts, member
-            known[uid] = entry
-        self._known = known
-        return tuple(member for _, member in known.values())
-
-
 def oldest_first(member: Member) -> tuple[float, str]:
     """Sort key: creation, then name, so that equal ages have a stable order."""
     return member.created, member.name
 
 
-def where(predicate: Callable[[Member], bool], members: tuple[Member, ...]) -> list[Member]:
-    """The members that satisfy a predicate, oldest first."""
-    return sorted(filter(predicate, members), key=oldest_first)
+class Members:
+    """The pods of a pool, in groups that are alike in state and in what they were made from.
+
+    A large pool has few groups. What is asked of groups does not cost more where there are more
+    pods; only those that are not as they should be, or are asked for their age, are passed over.
+    """
+
+    def __init__(self, members: Iterable[Member] = ()) -> None:
+        self._groups: dict[Kind, dict[str, Member]] = {}
+        for member in members:
+            self.put(member)
+
+    def __iter__(self) -> Iterator[Member]:
+        return chain.from_iterable(group.values() for group in self._groups.values())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups.values()))
+
+    def put(self, member: Member) -> None:
+        """Take in a member that is not there yet."""
+        self._groups.setdefault(member.kind, {})[member.uid] = member
+
+    def remove(self, member: Member) -> None:
+        """Take out a member that is there."""
+        group = self._groups[member.kind]
+        del group[member.uid]
+        if not group:
+            del self._groups[member.kind]
+
+    def count(self, *states: State) -> int:
+        """How many are in one of these states."""
+        return sum(len(group) for kind, group in self._groups.items() if kind[0] in states)
+
+    def of(self, *states: State) -> Iterator[Member]:
+        """Those in one of these states."""
+        return self.where(lambda member: member.state in states)
+
+    def where(self, alike: Callable[[Member], bool]) -> Iterator[Member]:
+        """Those for which something holds that is the same for all of a kind."""
+        groups = list(self._groups.values())
+        return chain.from_iterable(g.values() for g in groups if alike(next(iter(g.values()))))
+
+    def only(self, *states: State) -> "Members":
+        """Those in one of these states, as a collection of its own."""
+        kept = Members()
+        kept._groups = {k: dict(group) for k, group in self._groups.items() if k[0] in states}
+        return kept
+
+    def without(self, going: Collection[Member]) -> "Members":
+        """The others."""
+        if not going:
+            return self
+        left = Members()
+        left._groups = {kind: dict(group) for kind, group in self._groups.items()}
+        for member in going:
+            left.remove(member)
+        return left

@@ -18,6 +18,7 @@ from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
+from sandboxpool.pools.book import Facts
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.decide import (
     PoolInput,
@@ -26,10 +27,11 @@ from sandboxpool.pools.decide import (
     TemplateVerdict,
     decide,
 )
+from sandboxpool.pools.members import Members
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.publish import StatusPublisher
 from sandboxpool.pools.startup import StartupTracker
-from sandboxpool.pools.state import PoolStates
+from sandboxpool.pools.state import PoolState, PoolStates
 from sandboxpool.pools.status import invalid_status, pool_status
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, build_pod, fingerprint, pod_name
@@ -99,13 +101,19 @@ class PoolReconciler:
         """A pod of a pool has changed in the cache; None if it is gone, or no longer the pool's."""
         if new is None:
             if old is not None:
+                self.stir(pool_uid, old.metadata.uid)
                 self._states.settle_delete(pool_uid, old.metadata.uid)
                 self._tracker.forget(old.metadata.uid)
             return
+        self.stir(pool_uid, new.metadata.uid)
         self._states.settle_create(pool_uid, new.metadata.name)
         if new.metadata.deletionTimestamp is not None:
             self._states.settle_delete(pool_uid, new.metadata.uid)
         self._tracker.observe(pool_uid, new)
+
+    def stir(self, pool_uid: str, pod_uid: str) -> None:
+        """A pod, its ground, what was said of it or whether it is held may have changed."""
+        self._states.stir(pool_uid, pod_uid)
 
     def is_leaving(self, pool_uid: str, pod_uid: str) -> bool:
         """Whether the pod's deletion was asked for."""
@@ -194,17 +202,7 @@ class PoolReconciler:
     ) -> PoolInput:
         assert pool.spec is not None, "asked before"
         state = self._states[pool.uid]
-        ground = self._cluster.grounds(pool.proof)
-        members = state.members.sort(
-            (
-                pod,
-                ground(pod),
-                self._cluster.events.message(pod.metadata.uid),
-                state.expectations.is_deleting(pod.metadata.uid),
-                self._allocator.is_held(pod.metadata.uid),
-            )
-            for pod in self._cluster.pods.of_pool(pool.uid)
-        )
+        members = self._sort(pool, state)
         now = self._wall()
         state.note_time(now)
         state.note_success(members)
@@ -222,6 +220,31 @@ class PoolReconciler:
             creating_cold=creating_cold,
             trouble=state.trouble,
             now=now,
+        )
+
+    def _sort(self, pool: Pool, state: PoolState) -> Members:
+        ground = self._cluster.grounds(pool.proof)
+        pods = self._cluster.pods.of_pool(pool.uid)
+
+        def facts_of(uid: str) -> Facts | None:
+            pod = pods.get(uid)
+            return (
+                None
+                if pod is None
+                else (
+                    pod,
+                    ground(pod),
+                    self._cluster.events.message(uid),
+                    state.expectations.is_deleting(uid),
+                    self._allocator.is_held(uid),
+                )
+            )
+
+        return state.book.sort(
+            facts_of,
+            pods,
+            passing=state.expectations.leaving(),
+            anew=state.is_due_anew(pool.proof, self._clock()),
         )
 
     def _quarantines(
@@ -278,7 +301,7 @@ class PoolReconciler:
         if known or self._cluster.pods.of_claim(claim.uid):
             return None
         if not again and pool.spec.max_sandboxes is not None:
-            existing = len(self._cluster.pods.of_pool(pool.uid))
+            existing = self._cluster.pods.count_of_pool(pool.uid)
             if existing + sum(state.expectations.count_creating()) >= pool.spec.max_sandboxes:
                 return Refusal(
                     Reason.MAX_SANDBOXES_REACHED,

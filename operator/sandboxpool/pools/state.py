@@ -1,18 +1,21 @@
 """What the operator remembers of one pool between decisions; none of it outlives the process."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.pools.book import MemberBook
 from sandboxpool.pools.decide import Trouble
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Member, MemberBook, State
+from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
+SORT_ANEW_SECONDS = 60.0
 # Each try may make an autoscaler buy a node that is of no use.
 FIRST_AUTOSCALER_BACKOFF_SECONDS = 600.0
 LONGEST_AUTOSCALER_BACKOFF_SECONDS = 6 * 3600.0
@@ -27,10 +30,27 @@ class PoolState:
     """
 
     expectations: Expectations
-    members: MemberBook = field(default_factory=MemberBook)
+    book: MemberBook = field(default_factory=MemberBook)
     times: StartupTimes = field(default_factory=StartupTimes)
     trouble: Trouble = field(default_factory=Trouble)
     failed_at: float = 0.0
+    _sorted_for: tuple[IsolationProof, float] | None = None
+
+    def is_due_anew(self, proof: IsolationProof, now: float) -> bool:
+        """Whether to sort all members, not just those of which a change was told; then it is done.
+
+        With another proof each stands otherwise. And whatever nobody has told of, it shall not be
+        believed for ever.
+
+        Args:
+            proof: what the pool wants now.
+            now: seconds of a monotonic clock.
+        """
+        former = self._sorted_for
+        if former is not None and former[0] is proof and now - former[1] < SORT_ANEW_SECONDS:
+            return False
+        self._sorted_for = proof, now
+        return True
 
     def hold_off(self, reason: Reason, message: str, now: float) -> None:
         """A round has failed: wait before the next, longer with each failure in a row."""
@@ -52,9 +72,11 @@ class PoolState:
             delay = self.trouble.until - self.failed_at
             self.failed_at, self.trouble = now, replace(self.trouble, until=now + delay)
 
-    def note_success(self, members: Iterable[Member]) -> None:
+    def note_success(self, members: Members) -> None:
         """A sandbox that was made since the last failure and is warm ends the trouble."""
-        if any(m.state is State.WARM and m.created >= self.failed_at for m in members):
+        if self.trouble == Trouble():
+            return
+        if any(m.created >= self.failed_at for m in members.of(State.WARM)):
             self.trouble = Trouble()
 
 
@@ -74,6 +96,12 @@ class PoolStates:
         if state is None:
             state = self._states[pool_uid] = PoolState(Expectations(self._clock))
         return state
+
+    def stir(self, pool_uid: str, pod_uid: str) -> None:
+        """A pod, or what it is judged by, may have changed."""
+        state = self._states.get(pool_uid)
+        if state is not None:
+            state.book.stir(pod_uid)
 
     def is_leaving(self, pool_uid: str, pod_uid: str) -> bool:
         """Whether the pod's deletion was asked for."""

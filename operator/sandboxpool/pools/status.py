@@ -41,12 +41,14 @@ def pool_status(
         plan: what was decided.
         startup: measured start-up times, as the API has them.
     """
-    counts = dict.fromkeys(State, 0)
-    for member in given.members:
-        # A pod of another class is none that a claim could have, however warm it is.
-        state = member.state
-        counts[State.STRANDED if state is State.WARM and foreign(member, given) else state] += 1
-    unclaimed = [member for member in given.members if member.unclaimed]
+    members = given.members
+    counts = {state: members.count(state) for state in State}
+    # A pod of another class is none that a claim could have, however warm it is.
+    unfit = members.where(lambda m: m.state is State.WARM and foreign(m, given))
+    strangers = sum(1 for _ in unfit)
+    counts[State.WARM] -= strangers
+    counts[State.STRANDED] += strangers
+    superseded = members.where(lambda m: m.unclaimed and (outdated(m, given) or foreign(m, given)))
     starting_issues = failing(given.members, _former_issues(pool), given.now)
     node_issues = quarantined(given)
     known = {issue["reason"] for issue in node_issues}
@@ -54,7 +56,7 @@ def pool_status(
     verdict = given.verdict
     status: dict[str, Any] = {
         "observedGeneration": pool.generation,
-        "replicas": len(unclaimed),
+        "replicas": len(members) - members.count(State.CLAIMED, State.STOPPING),
         "selector": f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}",
         "target": plan.target,
         "warm": counts[State.WARM],
@@ -62,7 +64,7 @@ def pool_status(
         "unproven": counts[State.UNPROVEN],
         "claimed": counts[State.CLAIMED],
         "stopping": counts[State.STOPPING],
-        "outdated": sum(outdated(m, given) or foreign(m, given) for m in unclaimed),
+        "outdated": sum(1 for _ in superseded),
         "failed": counts[State.FAILED],
         "runtime": {
             **_identity(pool, given),

@@ -6,12 +6,15 @@ import asyncio
 import logging
 import random
 import uuid
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 from unittest import mock
 
 from sandboxpool.api import names
+from sandboxpool.pools.book import Facts, MemberBook
+from sandboxpool.pools.members import Members
 from support.builders import NOW
 from support.invariants import Snapshot, claim_uids, unsettled
 from support.simulation.apiserver import ApiServer, Object, Place, Request, labels
@@ -29,6 +32,23 @@ STEP_SECONDS = 20.0
 QUIET_SECONDS = 400.0
 # A breaker's longest delay, some claims' whole patience, a pool's longest pause, one after another.
 LONGEST_CONVERGENCE_SECONDS = 2400.0
+
+
+_sort = MemberBook.sort
+
+
+def _sort_and_check(
+    book: MemberBook,
+    facts_of: Callable[[str], Facts | None],
+    everything: Iterable[str],
+    **how: Any,
+) -> Members:
+    """Sort what has changed, and see that to sort everything would have found the same."""
+    everything = list(everything)
+    found = _sort(book, facts_of, everything, **how)
+    truth = _sort(MemberBook(), facts_of, everything, anew=True)
+    assert {m.uid: m for m in found} == {m.uid: m for m in truth}, "a change was not told of"
+    return found
 
 
 class World:
@@ -67,6 +87,7 @@ class World:
         for name, fixed in (
             ("uuid.uuid4", lambda: uuid.UUID(int=bits.getrandbits(128))),
             ("sandboxpool.app.boot_clock", self.loop.time),
+            ("sandboxpool.pools.book.MemberBook.sort", _sort_and_check),
         ):
             self._undo.enter_context(mock.patch(name, fixed))
         logger = logging.getLogger("sandboxpool")

@@ -518,7 +518,7 @@ async def test_an_api_server_that_fails_is_tried_a_few_times() -> None:
     async with world.running():
         await asyncio.sleep(5)
     assert len(world.posted) == prober.CREATE_ATTEMPTS
-    assert "etcd is away" in world.message
+    assert "a webhook is away" in world.message
 
 
 @looptime

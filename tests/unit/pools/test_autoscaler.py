@@ -14,7 +14,7 @@ from sandboxpool.pools.decide import (
     decide,
 )
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.state import (
     FIRST_AUTOSCALER_BACKOFF_SECONDS,
     LONGEST_AUTOSCALER_BACKOFF_SECONDS,
@@ -177,7 +177,7 @@ def test_other_failures_before_do_not_make_the_first_delay_longer() -> None:
 
 def test_a_warm_sandbox_ends_the_trouble() -> None:
     state = held_off(3)
-    state.note_success(members(State.WARM, 1, age=-1.0))
+    state.note_success(Members(members(State.WARM, 1, age=-1.0)))
     assert state.trouble == Trouble()
 
 
@@ -230,7 +230,7 @@ class Cloud:
         exclusion = ",".join(verdict.excluded)
         given = dataclasses.replace(
             self.given,
-            members=(self.pod,) if self.pod is not None else (),
+            members=Members([self.pod] if self.pod is not None else ()),
             verdict=verdict,
             exclusion=exclusion,
             trouble=self.state.trouble,

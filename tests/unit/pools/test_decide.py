@@ -18,7 +18,7 @@ from sandboxpool.pools.decide import (
     foreign,
     outdated,
 )
-from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
@@ -521,7 +521,7 @@ def test_a_rollout_itself_leaves_at_most_max_unavailable_missing(pool: PoolInput
 @several
 @given(any_input())
 def test_a_decision_is_the_same_whatever_the_order_of_the_pods(pool: PoolInput) -> None:
-    turned = dataclasses.replace(pool, members=tuple(reversed(pool.members)))
+    turned = dataclasses.replace(pool, members=Members(reversed(list(pool.members))))
     first, second = decide(pool), decide(turned)
     assert first.create == second.create
     assert sorted(names(first)) == sorted(names(second))
@@ -543,7 +543,7 @@ def applied(pool: PoolInput, plan: PoolPlan, serial: Iterator[int]) -> PoolInput
     made = [member(f"made-{next(serial)}", **new) for _ in range(plan.create)]
     made += [member(f"asked-{next(serial)}", **new) for _ in range(pool.creating)]
     return dataclasses.replace(
-        pool, members=(*rest, *made), creating=0, creating_cold=0, trouble=Trouble()
+        pool, members=Members([*rest, *made]), creating=0, creating_cold=0, trouble=Trouble()
     )
 
 

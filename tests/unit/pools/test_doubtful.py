@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxpool.pools.decide import PoolInput, PoolPlan, Trouble, decide
-from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
@@ -245,8 +245,8 @@ def test_a_full_pool_makes_room_for_successors(others: list[Member], replicas: i
     plan = decide(given)
     assert (names(plan), plan.create) == (["doubtful-1"], 0)
     stopping = [*several(1), member("gone", STOPPING), *others]
-    assert not decide(dataclasses.replace(given, members=tuple(stopping))).delete
-    made_room = decide(dataclasses.replace(given, members=(*several(1), *others)))
+    assert not decide(dataclasses.replace(given, members=Members(stopping))).delete
+    made_room = decide(dataclasses.replace(given, members=Members([*several(1), *others])))
     assert (names(made_room), made_room.create) == ([], 1)
 
 
@@ -281,7 +281,7 @@ class Fleet:
             for _ in range(plan.create)
         ]
         self.given = dataclasses.replace(
-            self.given, members=(*left, *made), trouble=Trouble(), now=self.given.now + 1
+            self.given, members=Members([*left, *made]), trouble=Trouble(), now=self.given.now + 1
         )
         return plan
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from sandboxpool.api.core import Pod
-from sandboxpool.pools.members import Member, MemberBook, State, can_be_handed_out, member_of
+from sandboxpool.pools.members import Member, State, can_be_handed_out, member_of
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.ground import Ground
@@ -120,53 +119,3 @@ def test_what_counts_as_stock(state: State, alive: bool, unclaimed: bool) -> Non
     }
     found = sorted_(*of_pods[state])
     assert (found.state, found.alive, found.unclaimed) == (state, alive, unclaimed)
-
-
-def sorts(book: MemberBook, *pods: Pod, ground: Ground = WELL, **changed: Any) -> list[Member]:
-    event, deleting, claimed = (changed.get(k, d) for k, d in FACTS.items())
-    return list(book.sort((pod, ground, event, deleting, claimed) for pod in pods))
-
-
-FACTS: dict[str, Any] = {"event": None, "deleting": False, "claimed": False}
-
-
-def test_a_book_sorts_anew_only_the_pod_that_has_changed() -> None:
-    book = MemberBook()
-    one, two = pod("one"), pod("two")
-    before = sorts(book, one, two)
-    after = sorts(book, one, pod("two", ready=False))
-    assert [member.state for member in after] == [State.WARM, State.STARTING]
-    assert after[0] is before[0]
-
-
-@pytest.mark.parametrize(
-    ("changed", "state"),
-    [
-        ({"ground": QUARANTINED}, State.STRANDED),
-        ({"deleting": True}, State.STOPPING),
-        ({"claimed": True}, State.CLAIMED),
-    ],
-)
-def test_a_book_sorts_anew_what_stands_otherwise(changed: dict[str, Any], state: State) -> None:
-    book = MemberBook()
-    one = pod("one")
-    assert [m.state for m in sorts(book, one)] == [State.WARM]
-    assert [m.state for m in sorts(book, one, **changed)] == [state]
-    assert [m.state for m in sorts(book, one)] == [State.WARM]
-
-
-def test_a_book_learns_what_keeps_a_pod_from_starting() -> None:
-    book = MemberBook()
-    one = pod("one", ready=False)
-    assert sorts(book, one)[0].failure is None
-    failure = sorts(book, one, event=NO_RUNTIME)[0].failure
-    assert failure is not None
-    assert failure.reason is Reason.HANDLER_NOT_CONFIGURED
-
-
-def test_a_book_forgets_pods_that_are_gone() -> None:
-    book = MemberBook()
-    one = pod("one")
-    first = sorts(book, one)[0]
-    assert sorts(book) == []
-    assert sorts(book, one)[0] is not first

@@ -336,7 +336,11 @@ def test_a_pod_is_found_by_pool_claim_and_node_and_then_no_more() -> None:
     pods = Cluster().pods
     free, claimed = pod(version=1), pod(claim="c", version=2, node="node-2")
     pods.put(None, free)
-    assert (pods.of_pool("pool-uid"), pods.on_node("node-1"), pods.claims()) == ([free], [free], [])
+    assert (list(pods.of_pool("pool-uid").values()), pods.on_node("node-1"), pods.claims()) == (
+        [free],
+        [free],
+        [],
+    )
     pods.put(free, claimed)
     assert (pods.of_claim("c-uid"), pods.on_node("node-1")) == ([claimed], [])
     pods.put(claimed, None)

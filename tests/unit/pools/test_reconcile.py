@@ -53,7 +53,7 @@ class World:
     def __init__(self, *pods: str, **spec: Any) -> None:
         self.cluster = Cluster()
         self.pools = PoolStore(lambda old, new: None)
-        self.allocator = Allocator()
+        self.allocator = Allocator(lambda *held: self.reconciler.stir(*held))
         self.observer = Observer()
         self.given_up: list[str] = []
         self.watching = True
@@ -198,7 +198,7 @@ async def test_what_changes_in_a_large_pool_costs_a_look_at_what_has_changed(
         looked_at.append(pod.metadata.name)
         return member_of(pod, **given)
 
-    monkeypatch.setattr("sandboxpool.pools.members.member_of", count)
+    monkeypatch.setattr("sandboxpool.pools.book.member_of", count)
     world.put_pod("pod-7", version=2, claim="claim-uid")
     await world.reconcile()
     assert looked_at == ["pod-7"]
@@ -512,6 +512,8 @@ def quarantine(world: World, name: str = "node-1") -> None:
     strike = Strike("", "", now, Reason.SHIM_MISSING, "no shim binary", proves=True)
     assert world.cluster.breakers.strike(at, "runsc", strike, serving=2, now=now)
     world.cluster.nodes.reconsider(name)
+    for there in world.cluster.pods.on_node(name):
+        world.reconciler.stir(POOL_UID, there.metadata.uid)
 
 
 async def test_a_quarantined_node_is_left_within_the_budget_and_named() -> None:

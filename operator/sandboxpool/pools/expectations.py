@@ -41,6 +41,10 @@ class Expectations:
         """What was asked for under this name may be asked for again."""
         return name in self._doubted
 
+    def doubted(self) -> list[str]:
+        """The names of the stock's pods that are in doubt, oldest first."""
+        return [n for n, (_, cold) in self._creating.items() if n in self._doubted and not cold]
+
     def deleting(self, uid: str) -> None:
         """This pod's deletion is being asked for."""
         self._deleting[uid] = self._clock() + DEADLINE_SECONDS

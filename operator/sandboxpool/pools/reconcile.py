@@ -153,7 +153,9 @@ class PoolReconciler:
         given = self._gather(pool, resolution, verdict, template)
         plan = decide(given)
         state = self._states[pool.uid]
-        new = [pod_name(pool.name, uuid.uuid4().hex) for _ in range(plan.create)]
+        # What is in doubt has its room already, and is made up for under the same name.
+        new = state.expectations.doubted()[: plan.create]
+        new += [pod_name(pool.name, uuid.uuid4().hex) for _ in range(plan.create - len(new))]
         for name in new:
             state.expectations.creating(name)
         going = [
@@ -216,7 +218,7 @@ class PoolReconciler:
             template=template,
             members=members,
             quarantines=self._quarantines(resolution, verdict),
-            creating=creating,
+            creating=creating - len(state.expectations.doubted()),
             creating_cold=creating_cold,
             trouble=state.trouble,
             now=now,

@@ -151,6 +151,9 @@ class PodWriter:
             async with self._slots:
                 await self.post(pool, state, body)
         except ApiError as error:
+            if error.already_exists:
+                # It was in doubt, and had been made: the watch will show it.
+                return None
             state.expectations.settle_create(body["metadata"]["name"])
             return error
         except UnknownOutcomeError as error:

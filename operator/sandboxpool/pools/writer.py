@@ -23,6 +23,7 @@ from sandboxpool.reasons import Reason
 logger = logging.getLogger(__name__)
 
 CREATE_ATTEMPTS = 3
+DELETE_ATTEMPTS = 3
 DELETE_BATCH = 20
 # Of all pools together: an API server that is busy with refill keeps claims waiting.
 WRITES_AT_ONCE = 4
@@ -105,23 +106,28 @@ class PodWriter:
             self._events.warning(
                 pool.reference, str(deletion.reason), f"{member.name}{where}: {deletion.message}"
             )
-        try:
-            async with self._slots:
-                await self._client.delete(
-                    resource_path("v1", "pods", pool.namespace, member.name),
-                    uid=member.uid,
-                    resource_version=member.version,
-                )
-        except ApiError as error:
-            state.expectations.settle_delete(member.uid)
-            pod = self._cluster.pods.get(member.uid)
-            if pod is not None:
-                # It has changed since it was judged: judge it again, and meanwhile offer it.
-                self._offers.refresh([pod])
-            return error
-        except UnknownOutcomeError as error:
-            # Perhaps it is being deleted. It stays withdrawn until the watch or a deadline tells.
-            logger.warning("%s", error, extra=pool.reference.log)
+        path = resource_path("v1", "pods", pool.namespace, member.name)
+        for attempt in range(1, DELETE_ATTEMPTS + 1):
+            try:
+                async with self._slots:
+                    await self._client.delete(path, uid=member.uid, resource_version=member.version)
+            except ApiError as error:
+                if attempt > 1 and (error.conflict or error.not_found):
+                    # By an attempt whose answer was lost.
+                    return None
+                state.expectations.settle_delete(member.uid)
+                pod = self._cluster.pods.get(member.uid)
+                if pod is not None:
+                    # It has changed since it was judged: judge it again, and meanwhile offer it.
+                    self._offers.refresh([pod])
+                return error
+            except UnknownOutcomeError as error:
+                # Perhaps it is being deleted: it stays withdrawn until the watch or a deadline
+                # tells. No other pod has its uid and version, so it may be sent again.
+                logger.warning("%s", error, extra=pool.reference.log)
+                await asyncio.sleep(0.2 * attempt)
+            else:
+                return None
         return None
 
     async def create(

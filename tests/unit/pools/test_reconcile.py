@@ -370,6 +370,19 @@ async def test_deletes_name_the_very_pod_that_was_judged() -> None:
     assert not world.pods
 
 
+@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize("applied", [False, True])
+async def test_a_delete_that_nobody_answered_for_is_sent_again(lost: int, applied: bool) -> None:
+    world = World("pod-1", replicas=0)
+    world.watching = False
+    world.api.fail("DELETE", "/pods", UNKNOWN, times=lost - 1)
+    world.api.fail("DELETE", "/pods", UNKNOWN, applied=applied)
+    await world.reconcile()
+    assert len(world.api.sent("DELETE")) == lost + 1
+    assert not world.pods
+    assert world.allocator.free(POOL_UID) == 0
+
+
 async def test_a_pod_that_changed_meanwhile_is_not_deleted_but_offered_again() -> None:
     world = World(replicas=0)
     world.put_pod("pod-1")
@@ -394,7 +407,7 @@ async def test_a_failure_counts_once_however_often_its_pod_changes_before_it_goe
 async def test_a_pod_that_is_leaving_is_offered_to_nobody() -> None:
     world = World(replicas=0)
     world.put_pod("pod-1")
-    world.api.fail("DELETE", "/pods", UNKNOWN)
+    world.api.fail("DELETE", "/pods", UNKNOWN, times=3)
     await world.reconcile()
     assert world.allocator.request(POOL_UID, "claim") is None
     assert world.reconciler.is_leaving(POOL_UID, "pod-1-uid")

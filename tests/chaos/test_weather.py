@@ -21,7 +21,7 @@ LASTS_SECONDS = 10.0 if FULL else 2.0
 # In how many bursts the operator is killed.
 KILLS = int(os.environ.get("CHAOS_KILLS") or (50 if FULL else 2))
 ROUND_CLAIMS = 12
-# A create that nobody ever answered is expected for two minutes, and retries pause for up to one.
+# What was asked for unheard is expected for two minutes, and retries pause for up to one.
 _PATIENCE_SECONDS = 240.0
 
 
@@ -51,8 +51,7 @@ CASES = [
     Case(weather.watches_are_late),
     Case(weather.watches_are_told_that_it_is_too_late),
     Case(weather.answers_are_lost),
-    # A pod that nobody was asked for is missed only when it is overdue, which takes two minutes.
-    Case(weather.requests_are_lost, changes=() if FULL else ("impatient_expectations",)),
+    Case(weather.requests_are_lost),
     Case(weather.requests_are_throttled),
     Case(weather.others_edit_the_same_pods),
     Case(weather.people_strip_labels),

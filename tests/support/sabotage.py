@@ -35,8 +35,8 @@ from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import Elector
 from sandboxpool.pools import decide as decisions
-from sandboxpool.pools import expectations, template
 from sandboxpool.pools import reconcile as pools
+from sandboxpool.pools import template
 from sandboxpool.pools.decide import PoolInput, PoolPlan
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Members, State
@@ -68,12 +68,6 @@ def impatient_watches() -> None:
 def frequent_sweeps() -> None:
     """Sweeps and lists come each second, instead of each minute."""
     app.SWEEP_SECONDS = app.LIST_SECONDS = 1.0
-
-
-@_change
-def impatient_expectations() -> None:
-    """What was asked for and is not seen counts for ten seconds, instead of 120."""
-    expectations.DEADLINE_SECONDS = 10.0
 
 
 @_change

@@ -337,7 +337,29 @@ class Breakers:
 
     def _known(self, node: NodeFacts) -> _Node:
         self.observe_node(node.name, node)
-        return self._nodes.setdefault(node.name, _Node(node.machine, since=node.created))
+        known = self._nodes.setdefault(node.name, _Node(node.machine, since=node.created))
+        self._forget_future(node.name, known)
+        return known
+
+    def _forget_future(self, node: str, known: _Node) -> None:
+        """Nothing has happened in the future: where it seems so, the clock was put back.
+
+        Until it had caught up no failure would count, and no sandbox that works close a breaker.
+        """
+        now = self._now
+        known.since = min(known.since, now)
+        known.worked = {handler: min(at, now) for handler, at in known.worked.items()}
+        for handler, breaker in list(known.breakers.items()):
+            if all(at <= now for at in (breaker.changed_at, *(s.at for s in breaker.strikes))):
+                continue
+            changed_at = min(breaker.changed_at, now)
+            past = replace(
+                breaker,
+                strikes=tuple(replace(s, at=min(s.at, now)) for s in breaker.strikes),
+                opened_at=None if breaker.opened_at is None else changed_at,
+                changed_at=changed_at,
+            )
+            self._put(node, handler, past)
 
     def _trip(self, node: str, handler: str, breaker: Breaker, strikes: tuple[Strike, ...]) -> None:
         quiet = self._now - breaker.changed_at > QUIET_SECONDS

@@ -92,7 +92,8 @@ class Suspects:
         """Whether failures of the template that prove nothing do not count on this node."""
         for where in (node, EVERYWHERE):
             suspicion = self._suspicions.get((template, where))
-            if suspicion is not None and now < suspicion.until:
+            # One that is to last longer than any began before the clock was put back.
+            if suspicion is not None and now < suspicion.until <= now + SUSPECT_SECONDS:
                 return True
         return False
 

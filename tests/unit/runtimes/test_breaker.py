@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.breaker import (
@@ -328,6 +327,39 @@ def test_a_clock_that_is_put_back_silences_no_breaker() -> None:
     assert fleet.breakers.due(NOW - 86400) == [("node-1", RUNSC)]
 
 
+@pytest.mark.parametrize("proves", [False, True])
+@pytest.mark.parametrize("back", [0.5, 600.0, 86400.0])
+def test_a_clock_that_is_put_back_keeps_no_breaker_open(proves: bool, back: float) -> None:
+    fleet = Fleet()
+    fleet.opens() if not proves else fleet.fail(proves=True)
+    fleet.after(10).fail("scout", template=PROBE)
+    fleet.after(-back - 10)
+    # The first that is told after it may be of the time before.
+    closed = [fleet.after(2).work(template=PROBE) for _ in range(2)]
+    assert any(closed)
+    assert fleet.open == []
+
+
+@pytest.mark.parametrize("back", [600.0, 86400.0])
+def test_scouts_that_fail_after_the_clock_was_put_back_count(back: float) -> None:
+    fleet = Fleet()
+    fleet.fail(proves=True)
+    fleet.after(10).fail("scout", template=PROBE)
+    fleet.after(-back)
+    for i in range(3):
+        fleet.after(2).fail(f"late-scout-{i}", template=PROBE)
+    assert fleet.get().trips >= 4
+    assert fleet.breakers.due(fleet.now) == []
+
+
+def test_failures_count_after_the_clock_was_put_back() -> None:
+    fleet = Fleet()
+    fleet.fail(proves=True)
+    fleet.after(10).work(template=PROBE)
+    fleet.after(-86400).work(age=60)
+    assert fleet.after(2).fail(proves=True)
+
+
 # --- Closing -------------------------------------------------------------------------------------
 
 
@@ -509,6 +541,10 @@ def test_a_probe_that_works_where_a_template_failed_makes_it_a_suspect_everywher
         assert fleet.breakers.get(name, RUNSC) == (fleet.get() if name == "node-1" else None)
     fleet.opens("node-2", template=THEIRS)
     fleet.after(SUSPECT_SECONDS).opens("node-3", template=MINE)
+
+
+def test_suspicion_does_not_last_longer_because_the_clock_was_put_back() -> None:
+    cleared().after(-86400).opens("node-3", template=MINE)
 
 
 def test_what_it_had_failed_elsewhere_no_longer_counts_either_nor_takes_room() -> None:
@@ -751,203 +787,3 @@ def test_nothing_finite_is_refused(told: list[tuple[Any, ...]]) -> None:
             assert breakers.get(node, handler) == open_
             assert breakers.is_open(node, handler)
             assert breakers.dump(node)
-
-
-NODES = ["node-1", "node-2", "node-3", "node-4", "node-5"]
-HANDLERS = [RUNSC, KATA]
-Key = tuple[str, str]
-
-
-class BreakerMachine(RuleBasedStateMachine):
-    """A fleet whose sandboxes fail and work, and whose nodes and operator come and go.
-
-    It keeps the whole history, and asks of each change whether the history justifies it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.random = random.Random(0)
-        self.real = Breakers(self.random.random)
-        self.now = NOW
-        self.lives = dict.fromkeys(NODES, 0)
-        self.told: list[tuple[str, str, Strike]] = []
-        # Of the present life of each node, and of what this process was told.
-        self.opened: dict[Key, float] = {}
-        self.uncertain: set[Key] = set()
-        self.changed: dict[Key, float] = {}
-        self.worked: dict[Key, float] = {}
-        self.failed: dict[Key, list[Strike]] = {}
-
-    def fresh(self, key: Key, failed: Strike) -> bool:
-        return failed.at > max(self.changed.get(key, 0.0), self.worked.get(key, 0.0))
-
-    def forget(self, node: str) -> None:
-        for handler in HANDLERS:
-            for memory in (self.opened, self.changed, self.worked, self.failed):
-                memory.pop((node, handler), None)
-            self.uncertain.discard((node, handler))
-
-    def tell(self, node: str, handler: str, failed: Strike, serving: int) -> None:
-        key = node, handler
-        before = self.real.get(*key)
-        fresh = self.fresh(key, failed)
-        self.failed.setdefault(key, []).append(failed)
-        was_open = key in self.opened
-        has_opened = self.real.strike(
-            machine(node, self.lives[node]), handler, failed, serving=serving, now=self.now
-        )
-        after = self.real.get(*key)
-        if not fresh:
-            assert (has_opened, after) == (False, before)
-        elif was_open:
-            assert not has_opened
-            assert before is not None
-            assert after is not None
-            assert after == before or failed.template == PROBE
-            assert after.trips - before.trips in (0, 1)
-            if after.proven:
-                self.uncertain.discard(key)
-        elif failed.proves:
-            assert has_opened
-        if not has_opened:
-            return
-        assert not was_open
-        assert after is not None
-        if not failed.proves:
-            pods = {s.pod for s in self.failed[key] if self.fresh(key, s)}
-            assert len(pods) >= 3
-            open_already = sum(1 for _, h in self.uncertain if h == handler)
-            assert open_already + 1 <= max(1, serving // 2)
-            self.uncertain.add(key)
-        self.opened[key] = self.changed[key] = self.now
-
-    # --- What happens ----------------------------------------------------------------------------
-
-    @rule(seconds=st.sampled_from([0.1, 1.0, 2.5, 15.0, 400.0, 4000.0]))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule(
-        node=st.sampled_from(NODES),
-        handler=st.sampled_from(HANDLERS),
-        pod=st.integers(0, 12),
-        template=st.sampled_from([PROBE, PROBE, MINE, THEIRS]),
-        proves=st.sampled_from([False, False, False, True]),
-        serving=st.integers(0, 6),
-    )
-    def fail(
-        self, node: str, handler: str, pod: int, template: str, proves: bool, serving: int
-    ) -> None:
-        failed = strike(f"pod-{pod}", math.floor(self.now), template, proves=proves)
-        self.told.append((node, handler, failed))
-        self.tell(node, handler, failed, serving)
-
-    @rule(
-        node=st.sampled_from(NODES),
-        handler=st.sampled_from(HANDLERS),
-        template=st.sampled_from([PROBE, MINE, THEIRS]),
-        serving=st.integers(0, 6),
-    )
-    def fail_often(self, node: str, handler: str, template: str, serving: int) -> None:
-        for pod in range(3):
-            self.fail(node, handler, pod, template, proves=False, serving=serving)
-
-    @precondition(lambda self: self.told)
-    @rule(data=st.data(), serving=st.integers(0, 6))
-    def tell_again(self, data: st.DataObject, serving: int) -> None:
-        node, handler, failed = data.draw(st.sampled_from(self.told))
-        self.tell(node, handler, failed, serving)
-
-    @rule(
-        node=st.sampled_from(NODES),
-        handler=st.sampled_from(HANDLERS),
-        age=st.sampled_from([0.0, 1.0, 20.0, 5000.0]),
-        template=st.sampled_from([PROBE, MINE, THEIRS]),
-    )
-    def work(self, node: str, handler: str, age: float, template: str) -> None:
-        key = node, handler
-        made_at = math.floor(self.now - age)
-        has_closed = self.real.succeed(
-            machine(node, self.lives[node]),
-            handler,
-            made_at=made_at,
-            template=template,
-            now=self.now,
-        )
-        self.worked[key] = max(made_at, self.worked.get(key, 0.0))
-        assert has_closed == (key in self.opened and made_at > self.opened[key])
-        if has_closed:
-            del self.opened[key]
-            self.uncertain.discard(key)
-            self.changed[key] = self.now
-
-    @precondition(lambda self: self.real.due(self.now))
-    @rule()
-    def scout_fails(self) -> None:
-        node, handler = self.real.due(self.now)[0]
-        before = self.real.get(node, handler)
-        self.now += 1
-        self.fail(node, handler, len(self.told) + 100, PROBE, proves=False, serving=0)
-        after = self.real.get(node, handler)
-        assert before is not None
-        assert after is not None
-        assert after.trips == before.trips + 1
-        assert (node, handler) not in self.real.due(self.now)
-
-    @rule(node=st.sampled_from(NODES))
-    def reboot(self, node: str) -> None:
-        # Time passes, or a failure of the same second could not be told from one before.
-        self.now += 1
-        self.lives[node] += 1
-        went = self.real.observe_node(node, machine(node, self.lives[node]))
-        assert went == sorted(h for n, h in self.opened if n == node)
-        self.forget(node)
-        self.told = [(n, h, s) for n, h, s in self.told if n != node]
-
-    @rule(node=st.sampled_from(NODES))
-    def leave(self, node: str) -> None:
-        went = self.real.observe_node(node, None)
-        assert went == sorted(h for n, h in self.opened if n == node)
-        self.forget(node)
-
-    @rule()
-    def restart(self) -> None:
-        new = restarted(self.real, NODES)
-        for node, handler in itertools.product(NODES, HANDLERS):
-            old = self.real.get(node, handler)
-            kept = dataclasses.replace(old, strikes=()) if old is not None and old.trips else None
-            assert new.get(node, handler) == kept
-        assert all(new.dump(node) == self.real.dump(node) for node in NODES)
-        self.real = new
-        self.failed.clear()
-        self.worked.clear()
-
-    # --- What always holds -----------------------------------------------------------------------
-
-    @invariant()
-    def what_is_open_is_what_was_opened(self) -> None:
-        assert {key for key, _ in self.real.open()} == set(self.opened)
-        for key, at in self.opened.items():
-            found = self.real.get(*key)
-            assert found is not None
-            assert self.real.is_open(*key)
-            assert found.opened_at == found.changed_at == at
-            assert found.proven == (key not in self.uncertain)
-            assert found.machine == machine(key[0], self.lives[key[0]]).machine
-
-    @invariant()
-    def a_scout_becomes_due_for_whatever_is_open(self) -> None:
-        assert set(self.real.due(self.now + LONGEST_DELAY_SECONDS)) == set(self.opened)
-
-    @invariant()
-    def memory_is_bounded(self) -> None:
-        for node, handler in itertools.product(NODES, HANDLERS):
-            found = self.real.get(node, handler)
-            if found is not None:
-                assert found.trips or found.strikes
-                pods = [s.pod for s in found.strikes]
-                assert len(pods) == len(set(pods)) <= 3
-
-
-BreakerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
-TestBreakerMachine = BreakerMachine.TestCase

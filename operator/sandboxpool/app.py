@@ -344,7 +344,7 @@ class Operator:
                 logger.warning("sweep: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _measure_lag(self) -> None:
+    async def _measure_loop(self) -> None:
         loop = asyncio.get_running_loop()
         window: list[float] = []
         while True:
@@ -352,6 +352,7 @@ class Operator:
             await asyncio.sleep(LAG_PROBE_SECONDS)
             window = [*window[1 - LAG_WINDOW :], loop.time() - began - LAG_PROBE_SECONDS]
             self._metrics.loop_lag.set(max(window))
+            self._metrics.tasks.set(len(asyncio.all_tasks()))
 
     async def _load_records(self) -> None:
         """Know what the last process knew before anything is judged."""
@@ -452,7 +453,7 @@ class Operator:
             async with self._connected(), asyncio.TaskGroup() as parts:
                 watching = [
                     parts.create_task(part)
-                    for part in (*(i.run() for i in self._informers), self._measure_lag())
+                    for part in (*(i.run() for i in self._informers), self._measure_loop())
                 ]
                 await self._all_synced()
                 async with self._leading(parts):

@@ -99,6 +99,11 @@ class Metrics:
             "How late the event loop ran a timer, the worst of the last ten seconds.",
             registry=self.registry,
         )
+        self.tasks = Gauge(
+            "sandboxpool_asyncio_tasks",
+            "Tasks of the event loop.",
+            registry=self.registry,
+        )
         self._depth = Gauge("workqueue_depth", "Keys that wait.", ("name",), registry=self.registry)
         self._adds = Counter(
             "workqueue_adds", "Keys that were added.", ("name",), registry=self.registry

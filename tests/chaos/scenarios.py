@@ -368,11 +368,12 @@ def a_node_is_cordoned_under_warm_pods(stage: Stage) -> list[str]:
 
 
 def the_clock_goes_back_after_a_failure(stage: Stage) -> list[str]:
-    """A pool waits for a moment after a refusal, and the wall clock is set back by an hour."""
+    """A pool waits for a moment after refusals, and the wall clock is set back by an hour."""
     set_clock(stage, 3600.0)
-    rule = stage.proxy.refuse("POST", POD_CREATE, 403)
+    stage.proxy.refuse("POST", POD_CREATE, 403, times=2)
     _pool(stage, 2)
-    rule.wait_reached()
+    # It has taken in the second refusal, after which it waits for longer than this takes to see.
+    stage.until(lambda: stage.operator.metric("sandboxpool_failures_total") == 2, "two refusals")
     set_clock(stage, 0.0)
     return stage.verdict()
 
@@ -414,10 +415,15 @@ def a_crowd_at_another_pool(stage: Stage, *, crowd: int = 120, few: int = 10) ->
     stage.api.create(objects.pool("calm", replicas=few, maxSandboxes=2 * few))
     for pool, warm in (("crowded", 2), ("calm", few)):
         pool_status(stage.api, name=pool, warm=warm, timeout=60)
+    # All of the crowd stand in line when the few come.
+    stage.api.patch_spec("SandboxPool", "crowded", paused=True)
+    pool_status(stage.api, name="crowded", observedGeneration=2)
     for number in range(crowd):
         stage.api.create(objects.claim(f"crowd-{number}", "crowded", bindTimeoutSeconds=3600))
     for number in range(few):
         stage.api.create(objects.claim(f"calm-{number}", "calm", bindTimeoutSeconds=3600))
+    stage.soon(lambda: len(_served(stage)) >= few + 2)
+    stage.api.patch_spec("SandboxPool", "crowded", paused=False)
     stage.soon(lambda: len(_served(stage)) == crowd + few, stage.patience + crowd / 5)
     found = stage.verdict()
     names = [change.object["metadata"]["name"] for change in _served(stage)]

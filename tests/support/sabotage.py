@@ -400,16 +400,20 @@ def last_come_is_first_served() -> None:
 
 @_change
 def one_claim_at_a_time_and_in_line() -> None:
-    """A claim that finds no pod is waited for before the next one is looked at."""
+    """A claim that finds no pod is waited for before the next one of any pool is looked at."""
     turn = asyncio.Lock()
 
     async def _none_warm(self: ClaimReconciler, claim: Any, pool: Any, left: float) -> float | None:
         async with turn:
-            while self._allocator.request(pool.uid, claim.uid) is None:  # noqa: ASYNC110
+            while (  # noqa: ASYNC110
+                pod := self._allocator.request(pool.uid, claim.uid)
+            ) is None:
                 await asyncio.sleep(0.01)
-        return 0.0
+        await self._bind(claim, pool, pod)
+        return None
 
     _set(ClaimReconciler, _none_warm)
+    _set(app.Operator, _lane_of=lambda *_: None)
 
 
 @_change

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sandboxpool.claims.allocator import Allocator, Candidate
+from support.simulation.effort import SIMULATIONS
 
 POOLS = ["p", "q"]
 NODES = ["n1", "n2", "n3"]
@@ -237,6 +238,6 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 AllocatorMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None
+    max_examples=4 * SIMULATIONS, stateful_step_count=40, deadline=None
 )
 TestAllocator = AllocatorMachine.TestCase

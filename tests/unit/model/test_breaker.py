@@ -30,6 +30,8 @@ CLASSES = {"runsc": "gvisor", "kata": "kata-qemu"}
 HANDLERS = list(CLASSES)
 POOLS = ["a", "b"]
 PICKS = st.integers(0, 30)
+# Most happens in one place: three failures make a breaker open.
+PLACES = st.sampled_from([0, 0, 0, 0, 1, 2, 3, 4])
 
 SAID = "Failed to create pod sandbox: rpc error: code = Unknown desc = "
 # What leaves no doubt, what does, and what is not the runtime's fault.
@@ -95,7 +97,9 @@ class Judged:
 
     def put_off(self, now: float) -> None:
         """The next scout waits twice as long as the last, after proof longer, and not for ever."""
-        least = min((5.0 if self.proven else 1.0) * 2.0 ** (self.level - 1), LONGEST / STRETCH)
+        least = min(
+            (5.0 if self.proven else 1.0) * 2.0 ** min(self.level - 1, 32), LONGEST / STRETCH
+        )
         self.due = now + least, now + least * STRETCH
 
     def opens(self, now: float, *, proven: bool) -> None:
@@ -334,18 +338,18 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.present)
     @rule(
-        pick=PICKS,
-        handler=st.sampled_from(HANDLERS),
+        place=PLACES,
+        handler=st.sampled_from(["runsc", "runsc", "runsc", "kata"]),
         pool=st.sampled_from(POOLS),
-        count=st.sampled_from([1, 1, 3]),
+        count=st.sampled_from([1, 1, 2, 3]),
         what=st.sampled_from(["works", DOUBT, DOUBT, DOUBT, PROOF, *BLAMELESS]),
         age=st.sampled_from([0.0, 1.0, 20.0, 5000.0]),
     )
     def sandbox(
-        self, pick: int, handler: str, pool: str, count: int, what: str, age: float
+        self, place: int, handler: str, pool: str, count: int, what: str, age: float
     ) -> None:
         """Some are made, and are seen when it is known what became of them."""
-        name = sorted(self.present)[pick % len(self.present)]
+        name = sorted(self.present)[place % len(self.present)]
         for _ in range(count):
             self.serial += 1
             made = Sandbox(f"pod-{self.serial}", (name, handler), pool, math.floor(self.now - age))

@@ -6,7 +6,6 @@ how many histories are tried; `make model SIMULATIONS=5000` is a longer search.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -15,10 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from support.simulation.apiserver import Object
 from support.simulation.controllers import Start
+from support.simulation.effort import SIMULATIONS
 from support.simulation.network import Fate
 from support.simulation.world import GVISOR, World
-
-SIMULATIONS = int(os.environ.get("SANDBOXPOOL_SIMULATIONS", "25"))
 
 POOLS = st.sampled_from(["one", "two"])
 CLAIMS = st.sampled_from([f"claim-{i}" for i in range(6)])

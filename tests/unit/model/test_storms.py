@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,24 +12,24 @@ from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.template import pod_name
+from support.simulation.effort import SIMULATIONS
 from support.simulation.storm import hand_over, lost_answer, storm
 
-STORMS = int(os.environ.get("SANDBOXPOOL_SIMULATIONS", "25"))
 # So many at most until one shows that a guard is missing.
 ENOUGH = 60
 
 
-@pytest.mark.parametrize("seed", range(STORMS))
+@pytest.mark.parametrize("seed", range(SIMULATIONS))
 def test_the_operator_stands_a_storm(seed: int) -> None:
     storm(seed)
 
 
-@pytest.mark.parametrize("seed", range(STORMS))
+@pytest.mark.parametrize("seed", range(SIMULATIONS))
 def test_the_last_request_of_a_dead_leader_does_no_harm(seed: int) -> None:
     hand_over(seed)
 
 
-@pytest.mark.parametrize("seed", range(STORMS))
+@pytest.mark.parametrize("seed", range(SIMULATIONS))
 def test_an_answer_that_is_lost_does_no_harm(seed: int) -> None:
     lost_answer(seed)
 

@@ -534,15 +534,16 @@ async def test_a_recreated_class_is_announced_with_both_handlers() -> None:
 # --- Doubtful nodes ------------------------------------------------------------------------------
 
 
-def quarantine(world: World, name: str = "node-1") -> None:
+def quarantine(world: World, name: str = "node-1", *, told: bool = True) -> None:
     at = world.cluster.nodes.get(name)
     assert at is not None
     now = world.wall()
     strike = Strike("", "", now, Reason.SHIM_MISSING, "no shim binary", proves=True)
     assert world.cluster.breakers.strike(at, "runsc", strike, serving=2, now=now)
     world.cluster.nodes.reconsider(name)
-    for there in world.cluster.pods.on_node(name):
-        world.reconciler.stir(POOL_UID, there.metadata.uid)
+    if told:
+        for there in world.cluster.pods.on_node(name):
+            world.reconciler.stir(POOL_UID, there.metadata.uid)
 
 
 async def test_a_quarantined_node_is_left_within_the_budget_and_named() -> None:
@@ -582,6 +583,29 @@ async def test_where_all_nodes_are_quarantined_what_is_there_stays_and_one_waits
     assert world.posted == 1
     assert world.condition("NodesServing") == ("False", "ShimMissing")
     assert world.condition("Ready") == ("False", "ShimMissing")
+
+
+async def test_what_nobody_has_told_of_is_seen_within_a_minute() -> None:
+    world = World("pod-1", "pod-2", replicas=2)
+    world.cluster.nodes.put(None, node("node-2"))
+    await world.reconcile()
+    quarantine(world, told=False)
+    await asyncio.sleep(30)
+    await world.reconcile()
+    assert not world.api.sent("DELETE")
+    await asyncio.sleep(31)
+    await world.reconcile()
+    assert len(world.api.sent("DELETE")) == 1
+
+
+async def test_who_wants_another_proof_has_every_sandbox_judged_by_it() -> None:
+    world = World("pod-1", "pod-2", replicas=2, isolationProof="Off")
+    await world.reconcile()
+    assert (world.status["warm"], world.status["unproven"]) == (2, 0)
+    await asyncio.sleep(2)
+    world.api.put(POOL, pool_body(version=9999, generation=2, replicas=2, isolationProof="PerNode"))
+    await world.reconcile()
+    assert (world.status["warm"], world.status["unproven"]) == (0, 2)
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -8,6 +8,12 @@ from sandboxpool import app, logs, settings
 from sandboxpool.kube.credentials import CredentialsError
 
 
+# An API server reads no JSON that is nested more than 10,000 deep, and a pool's template may hold
+# whatever it reads. With Python's own limit, one such pool would make the list of all unreadable.
+# To copy takes two calls a level. A main thread's stack of 8 MiB holds the decoders' frames twice.
+RECURSION_LIMIT = 25_000
+
+
 def main() -> int:
     """Run the operator; return the process's exit code."""
     try:
@@ -16,6 +22,7 @@ def main() -> int:
         print(f"sandboxpool: {error}", file=sys.stderr)
         return 2
     logs.configure(configured.log_level)
+    sys.setrecursionlimit(RECURSION_LIMIT)
     # What start-up has made lives as long as the process: keep the collector away from it, and
     # let it run less often, for each full pass stalls the loop for as long as the caches are big.
     gc.freeze()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +25,8 @@ from support.sandboxes import (
 )
 
 Object = dict[str, Any]
+# Of objects in objects; the API server reads no JSON that is nested more than 10,000 deep.
+DEEPEST = 9_900
 PODS = r"/pods(\?|$)"
 
 
@@ -34,6 +38,15 @@ def creates(proxy: FaultProxy) -> int:
     """How many sandboxes were really asked for; dry runs and probes do not count."""
     asked = proxy.requests("POST", PODS)
     return sum("dryRun" not in seen.query and "-system/" not in seen.path for seen in asked)
+
+
+@pytest.fixture
+def reads_deeply() -> Iterator[None]:
+    """Lets this process read and write what the operator has to."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(25_000)
+    yield
+    sys.setrecursionlimit(limit)
 
 
 # --- The class -----------------------------------------------------------------------------------
@@ -489,3 +502,20 @@ def test_metrics_show_a_pool_and_forget_it_with_it(api: Api, operator: Operator)
         lambda: not any(dict(labels).get("pool") == "pool" for _, labels in operator.metrics()),
         message="no series of the pool is left",
     )
+
+
+def test_a_template_nested_as_deeply_as_the_api_server_takes_it_stops_no_other_pool(
+    reads_deeply: None, api: Api, start_operator: StartOperator, nodes: FakeNodes
+) -> None:
+    nested: Object = {}
+    for _ in range(DEEPEST):
+        nested = {"a": nested}
+    gvisor_class(api)
+    api.create(objects.pool("deep", template=objects.pod_template(unknown=nested)))
+    # Once it has to list it, and once it is told of it.
+    operator = start_operator()
+    warm_pool(api, replicas=1)
+    api.patch_spec("SandboxPool", "deep", replicas=2)
+    pool_says(api, "TemplateAccepted", "False", "TemplateRejected", name="deep")
+    claim_pod(api)
+    assert operator.running

@@ -7,7 +7,6 @@ import sys
 from sandboxpool import app, logs, settings
 from sandboxpool.kube.credentials import CredentialsError
 
-
 # An API server reads no JSON that is nested more than 10,000 deep, and a pool's template may hold
 # whatever it reads. With Python's own limit, one such pool would make the list of all unreadable.
 # To copy takes two calls a level. A main thread's stack of 8 MiB holds the decoders' frames twice.

@@ -39,6 +39,7 @@ LONGEST_LAG_SECONDS = 60.0
 UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available", heals=True)
 PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", heals=True)
 NO_SANDBOX = Failure(Reason.SANDBOX_CREATE_FAILED, "no sandbox", blames_runtime=True)
+STUCK = Failure(Reason.SANDBOX_CREATE_FAILED, "it will never start", blames_runtime=True)
 ENDED = Failure(Reason.POD_FAILED, "exit code 1")
 
 
@@ -50,6 +51,17 @@ class Start(Enum):
     HANGS = "hangs, and nobody says why"
     BREAKS = "the runtime says why not"
     PULLS = "waits for its image"
+    STICKS = "never starts, whatever becomes of the node"
+
+
+# What is known of a sandbox that does not start.
+SAYS = {
+    Start.ENDS: ENDED,
+    Start.HANGS: None,
+    Start.BREAKS: NO_SANDBOX,
+    Start.PULLS: PULLING,
+    Start.STICKS: STUCK,
+}
 
 
 @dataclass
@@ -431,7 +443,7 @@ class PoolWorld:
         elif not pod.node:
             if waited >= SCHEDULE_SECONDS:
                 self._schedule(pod)
-        elif host is None or not host.ready or pod.started or pod.ended:
+        elif host is None or not host.ready or pod.started or pod.failure in (ENDED, STUCK):
             return
         elif waited >= START_SECONDS:
             self._start(pod, host)
@@ -453,11 +465,10 @@ class PoolWorld:
         starts = host.starts if self.starts is Start.FINE else self.starts
         if not host.serves:
             starts = Start.BREAKS
-        says = {Start.ENDS: ENDED, Start.BREAKS: NO_SANDBOX, Start.PULLS: PULLING}
         if starts is Start.FINE:
             self.put(replace(pod, started=True, failure=None))
-        elif pod.failure != says.get(starts):
-            self.put(replace(pod, failure=says.get(starts)))
+        elif pod.failure != SAYS[starts]:
+            self.put(replace(pod, failure=SAYS[starts]))
 
     # --- Rest ------------------------------------------------------------------------------------
 

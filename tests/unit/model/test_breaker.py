@@ -32,6 +32,9 @@ POOLS = ["a", "b"]
 PICKS = st.integers(0, 30)
 # Most happens in one place: three failures make a breaker open.
 PLACES = st.sampled_from([0, 0, 0, 0, 1, 2, 3, 4])
+KINDS = st.sampled_from(["runsc", "runsc", "runsc", "kata"])
+PICKED_POOLS = st.sampled_from(POOLS)
+SOON = st.sampled_from([0.0, 1.0, 1.5, 4.0, 30.0])
 
 SAID = "Failed to create pod sandbox: rpc error: code = Unknown desc = "
 # What leaves no doubt, what does, and what is not the runtime's fault.
@@ -321,7 +324,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     # --- Time ------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 2.5, 15.0, 400.0, 4000.0]))
+    @rule(seconds=st.sampled_from([0.1, 2.5, 15.0, 400.0, 4000.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
@@ -337,27 +340,44 @@ class BreakerMachine(RuleBasedStateMachine):
     # --- Sandboxes -------------------------------------------------------------------------------
 
     @precondition(lambda self: self.present)
+    @rule(place=PLACES, handler=KINDS, pool=PICKED_POOLS, count=st.integers(1, 3), after=SOON)
+    def doubt(self, place: int, handler: str, pool: str, count: int, after: float) -> None:
+        for _ in range(count):
+            self.see_one(place, handler, pool, DOUBT, after)
+
+    @precondition(lambda self: self.present)
     @rule(
         place=PLACES,
-        handler=st.sampled_from(["runsc", "runsc", "runsc", "kata"]),
-        pool=st.sampled_from(POOLS),
-        count=st.sampled_from([1, 1, 2, 3]),
-        what=st.sampled_from(["works", DOUBT, DOUBT, DOUBT, PROOF, *BLAMELESS]),
-        age=st.sampled_from([0.0, 1.0, 20.0, 5000.0]),
+        handler=KINDS,
+        pool=PICKED_POOLS,
+        what=st.sampled_from([PROOF, PROOF, *BLAMELESS]),
+        after=SOON,
     )
-    def sandbox(
-        self, place: int, handler: str, pool: str, count: int, what: str, age: float
+    def fail(self, place: int, handler: str, pool: str, what: str, after: float) -> None:
+        self.see_one(place, handler, pool, what, after)
+
+    @precondition(lambda self: self.present)
+    @rule(
+        place=PLACES,
+        handler=KINDS,
+        pool=PICKED_POOLS,
+        age=st.sampled_from([0.0, 0.0, 1.0, 20.0, 5000.0]),
+        after=SOON,
+    )
+    def work(self, place: int, handler: str, pool: str, age: float, after: float) -> None:
+        self.see_one(place, handler, pool, "", after, age)
+
+    def see_one(
+        self, place: int, handler: str, pool: str, said: str, after: float, age: float = 0.0
     ) -> None:
-        """Some are made, and are seen when it is known what became of them."""
+        """One is made, and is seen when it is known what became of it."""
+        self.now += after
         name = sorted(self.present)[place % len(self.present)]
-        for _ in range(count):
-            self.serial += 1
-            made = Sandbox(f"pod-{self.serial}", (name, handler), pool, math.floor(self.now - age))
-            made.works = what == "works"
-            if not made.works:
-                made.said, made.said_at = what, float(math.floor(self.now))
-            self.pods[made.name] = made
-            self.tell(made)
+        self.serial += 1
+        made = Sandbox(f"pod-{self.serial}", (name, handler), pool, math.floor(self.now - age))
+        made.works, made.said, made.said_at = not said, said, float(math.floor(self.now))
+        self.pods[made.name] = made
+        self.tell(made)
 
     @precondition(lambda self: self.pods)
     @rule(pick=PICKS, again=st.booleans())
@@ -507,6 +527,8 @@ class BreakerMachine(RuleBasedStateMachine):
             judged, found = self.judged[key], breakers.get(*key)
             assert found is not None
             assert found.proven == judged.proven
+            if judged.due[0] != -math.inf:
+                assert judged.due[0] <= found.retry_at <= judged.due[1], "of all delays another"
             assert key in due or self.now < judged.due[1], "it is never tried again"
             assert key not in due or self.now >= judged.due[0], "it is tried too soon"
             assert key in due or key in breakers.due(self.now + LONGEST)

@@ -333,6 +333,20 @@ class DecideMachine(RuleBasedStateMachine):
             self.world.hosts[name] = Host(joined=float(int(self.world.now)), serves=serves)
             self.look()
 
+    @rule(serves=st.booleans())
+    def only_wrong_nodes_are_bought(self, serves: bool) -> None:
+        """Twice, and at last perhaps the right one."""
+        world = self.world
+        self.no_node_is_of_use("unlisted")
+        for name in ("bought-1", "bought-2"):
+            self.pass_time(5)
+            world.hosts[name] = Host(joined=float(int(world.now)), serves=False)
+            self.look()
+            self.pass_time(320)
+        if serves:
+            world.hosts["bought-2"].serves = True
+            self.look()
+
     # --- Pods ------------------------------------------------------------------------------------
 
     @rule(pick=PICKS, how=st.sampled_from([ENDED, ENDED, NO_SANDBOX, PULLING, None]))

@@ -73,8 +73,8 @@ lint: $(INSTALLED) ## Format, lint, types, import rules, generated files
 	@$(BIN)/python -m crdgen --check
 
 .PHONY: test
-test: lint ## Lint, unit, integration (real API server), e2e (kind with real gVisor)
-	@$(PYTEST) tests/unit tests/integration tests/e2e
+test: lint ## Lint, unit, integration (real API server), faults, e2e (kind with real gVisor)
+	@$(PYTEST) tests/unit tests/integration tests/chaos tests/e2e
 
 .PHONY: unit
 unit: $(INSTALLED) ## Unit tests only: pure and fast

@@ -7,8 +7,8 @@ cordoned, lost, added and removed; runtimes fail and heal. Real kube-apiserver, 
 garbage collector; the nodes and their kubelets are fake.
 
 Every few minutes the load is drained and the operator is measured at rest, each time with the
-same few pools and nodes and with no claim: what is more by then than it was at the first rest has
-leaked. The first rest comes after a period of the same load, so that what fills up once is full.
+same few pools and nodes and with no claim: what is more at the end than it was after a quarter of
+the time has leaked. By then what fills up once, such as a series for each reason, is full.
 """
 
 from __future__ import annotations
@@ -53,8 +53,10 @@ DRAIN_SECONDS = 180.0
 # What is left over from before, such as the task of an object that was heard of, is given so long
 # at rest to be collected.
 REST_SECONDS = 10.0
-# Growth between the first rest and the last that is taken for noise: memory has fragments, and a
-# reason that never was before makes a series of its own.
+# Growth is judged after this part of the time.
+WARM_UP = 0.25
+# What of it is taken for noise: memory has fragments, and a reason that never was before makes a
+# series of its own.
 TOLERANCE = {"resident_mib": 1.05, "descriptors": 1.05, "tasks": 1.05, "series": 1.02}
 # Names of what comes and goes begin so: at rest no series may speak of them.
 PASSING = ("pool-", "extra-node-")
@@ -286,14 +288,15 @@ def _cycles(soak: Soak, minutes: float) -> tuple[list[Rest], list[str]]:
         percent = 100 * (machine.cpu_seconds(pid) - used) / (time.monotonic() - since)
         rests.append(soak.measure((time.monotonic() - began) / 60, percent))
         say(f"  {rests[-1]} {wrong or ''}")
-    return rests, wrong + _growth(rests)
+    return rests, wrong + growth(rests)
 
 
-def _growth(rests: list[Rest]) -> list[str]:
-    """What was more at the last rest than at the first, beyond noise."""
-    if len(rests) < 2:
+def growth(rests: list[Rest]) -> list[str]:
+    """What was more at the last rest than when all had filled up, beyond noise."""
+    warm = [rest for rest in rests if rest.minute >= WARM_UP * rests[-1].minute]
+    if len(warm) < 2:
         return ["there were not two rests to compare"]
-    first, last = asdict(rests[0]), asdict(rests[-1])
+    first, last = asdict(warm[0]), asdict(warm[-1])
     return [
         f"{name} grew from {first[name]} to {last[name]}"
         for name, factor in TOLERANCE.items()

@@ -223,7 +223,7 @@ class Informer(Generic[T]):
             for raw in page.items or ():
                 obj = self._decoded(raw)
                 if obj is not None:
-                    fresh[obj.metadata.namespace, obj.metadata.name] = obj
+                    fresh[obj.metadata.namespace, obj.metadata.name] = self._one_copy(obj)
                 elif (key := _key_of(raw)) is not None:
                     kept.add(key)
             if not page.metadata.cont:
@@ -237,6 +237,11 @@ class Informer(Generic[T]):
                 await asyncio.sleep(0)
         self._version = page.metadata.resourceVersion
         self._progress += 1
+
+    def _one_copy(self, obj: T) -> T:
+        """What is cached already, if it is the same: a new leader lists all that it knows."""
+        known = self._objects.get((obj.metadata.namespace, obj.metadata.name))
+        return known if known is not None and _same(known, obj) else obj
 
     async def _watch(self) -> None:
         params = {
@@ -307,10 +312,16 @@ class Informer(Generic[T]):
                 del self._objects[key]
                 self._on_change(old, None)
                 old = None
-            elif old.metadata.resourceVersion == new.metadata.resourceVersion:
+            elif _same(old, new):
                 return
         self._objects[key] = new
         self._on_change(old, new)
+
+
+def _same(one: Object, other: Object) -> bool:
+    """Whether two states of an object are one and the same."""
+    ours, theirs = one.metadata, other.metadata
+    return (ours.uid, ours.resourceVersion) == (theirs.uid, theirs.resourceVersion)
 
 
 class _Code(msgspec.Struct):

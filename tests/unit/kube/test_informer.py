@@ -314,6 +314,18 @@ async def test_a_list_on_request_is_newer_than_the_request() -> None:
     assert run.server.versions() == ["10", "30"]
 
 
+async def test_what_a_list_brings_again_is_kept_once() -> None:
+    """A new leader lists everything that it knows: two copies would be twice the memory."""
+    run = Run([listed(thing("a"), thing("b")), listed(thing("a"), thing("b", 22), version=30)])
+    run.informer.mute()
+    async with run.running():
+        await asyncio.sleep(1)
+        a, b = run.informer.get("", "a"), run.informer.get("", "b")
+        await run.informer.relist()
+        assert run.informer.get("", "a") is a
+        assert run.informer.get("", "b") is not b
+
+
 async def test_a_list_on_request_does_not_wait_for_the_end_of_a_pause() -> None:
     outage: list[Any] = [UnknownOutcomeError("refused") for _ in range(7)]
     run = Run([*outage, listed(thing("a"))])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,8 @@ from unittest import mock
 import msgspec
 import pytest
 
-from sandboxpool.pools.book import MemberBook
-from sandboxpool.pools.members import member_of
-from support.simulation import world as simulated_world
+from sandboxpool.pools.book import Facts, MemberBook
+from sandboxpool.pools.members import Members, member_of
 from support.simulation.apiserver import Place, Request
 from support.simulation.network import Stream
 from support.simulation.world import World
@@ -33,6 +32,8 @@ STATUS_SECONDS = 1.0
 # What an informer keeps, and the collection that it comes from.
 PROJECTIONS = {"Pod": "pods", "Claim": "sandboxclaims", "Node": "nodes"}
 
+_sort = MemberBook.sort
+
 
 @dataclass
 class Counts:
@@ -41,17 +42,34 @@ class Counts:
     Attributes:
         decoded: JSON decodings into a type, by its name.
         lines: lines of watches that tell how an object is now, by collection.
+        looked_at: pods of which it was gathered what is known, to sort them if it is something new.
         members: pods that were sorted into the members of a pool.
     """
 
     decoded: Counter[str] = field(default_factory=Counter)
     lines: Counter[str] = field(default_factory=Counter)
+    looked_at: int = 0
     members: int = 0
 
     def clear(self) -> None:
         self.decoded.clear()
         self.lines.clear()
-        self.members = 0
+        self.looked_at = self.members = 0
+
+    def sort(
+        self,
+        members: MemberBook,
+        facts_of: Callable[[str], Facts | None],
+        everything: Iterable[str],
+        **how: Any,
+    ) -> Members:
+        """Sort as the operator does, and count what is looked at."""
+
+        def counted(uid: str) -> Facts | None:
+            self.looked_at += 1
+            return facts_of(uid)
+
+        return _sort(members, counted, everything, **how)
 
 
 @contextmanager
@@ -99,7 +117,7 @@ def pool_of(replicas: int) -> Iterator[tuple[World, Counts]]:
         counting() as counts,
         World() as world,
         # Each look as the operator does it, without the simulation's check against a full one.
-        mock.patch.object(MemberBook, "sort", simulated_world._sort),
+        mock.patch.object(MemberBook, "sort", lambda *args, **how: counts.sort(*args, **how)),
     ):
         # Nothing goes wrong here, and at each change of a pod it would look at all of them.
         world.server.listeners.remove(world.watchdog._see)
@@ -178,5 +196,7 @@ def test_a_change_is_decoded_once_and_costs_the_same_in_a_large_pool(replicas: i
         assert counts.decoded[name] == counts.lines[resource] + answers
     # Each was handed out, and another one was made, scheduled and started.
     assert counts.lines["pods"] == 4 * FEW_CLAIMS
+    # From time to time all are looked at, but not at each change.
+    assert counts.looked_at <= 10 * FEW_CLAIMS + 2 * replicas
     # Once for each change, and once more when it is handed out, before the watch tells.
     assert counts.members <= 5 * FEW_CLAIMS

@@ -52,6 +52,7 @@ class DecideMachine(RuleBasedStateMachine):
         update=st.sampled_from(["RollingUpdate", "RollingUpdate", "OnClaim", "Recreate"]),
         missing=st.integers(1, 3),
         proof=st.sampled_from(["Off", "Off", "PerSandbox"]),
+        starts=st.sampled_from(Start),
         seconds=st.sampled_from([0, 10, 10]),
     )
     def begin(
@@ -62,6 +63,7 @@ class DecideMachine(RuleBasedStateMachine):
         update: str,
         missing: int,
         proof: str,
+        starts: Start,
         seconds: int,
     ) -> None:
         self.world = PoolWorld(
@@ -73,6 +75,7 @@ class DecideMachine(RuleBasedStateMachine):
         )
         # An autoscaler was answered in vain: nothing is asked of it before.
         self.bought_at: float | None = None
+        self.world.hosts["node-0"].starts = starts
         self.look()
         self.pass_time(seconds)
 
@@ -298,9 +301,8 @@ class DecideMachine(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from(HOSTS),
         what=st.sampled_from(["lost", "back", "cordoned", "unlisted", "quarantined", "gone"]),
-        starts=st.sampled_from(Start),
     )
-    def change_node(self, name: str, what: str, starts: Start) -> None:
+    def change_node(self, name: str, what: str) -> None:
         world = self.world
         if what == "gone":
             world.hosts.pop(name, None)
@@ -314,9 +316,13 @@ class DecideMachine(RuleBasedStateMachine):
                 cordoned=what == "cordoned",
                 serves=what != "unlisted",
                 quarantined=what == "quarantined",
-                starts=starts,
             )
         self.look()
+
+    @rule(name=st.sampled_from(HOSTS), starts=st.sampled_from(Start))
+    def start_ups(self, name: str, starts: Start) -> None:
+        if name in self.world.hosts:
+            self.world.hosts[name].starts = starts
 
     @rule(what=st.sampled_from(["cordoned", "unlisted", "quarantined"]))
     def no_node_is_of_use(self, what: str) -> None:

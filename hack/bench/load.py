@@ -81,6 +81,7 @@ class Result:
         refused: how many were answered with an error.
         samples_ms: latency of each claim that was bound.
         posts_ms: how long the API server took to answer each POST.
+        waits_ms: how long each claim was not bound after that answer.
         cpu_seconds: what the generator itself used.
     """
 
@@ -90,6 +91,7 @@ class Result:
     refused: int = 0
     samples_ms: list[float] = field(default_factory=list)
     posts_ms: list[float] = field(default_factory=list)
+    waits_ms: list[float] = field(default_factory=list)
     cpu_seconds: float = 0.0
 
     @property
@@ -252,11 +254,14 @@ class Generator:
             self._waiting.pop(name, None)
             result.refused += 1
             return
-        result.posts_ms.append(1000 * (CLOCK() - sent))
+        answered = CLOCK()
+        result.posts_ms.append(1000 * (answered - sent))
         result.sent += 1
         self._made.append(name)
         at = await bound
         self._last = max(self._last, at)
+        # The watch may be quicker than the answer.
+        result.waits_ms.append(1000 * max(0.0, at - answered))
         result.samples_ms.append(1000 * (at - (sent if due is None else due)))
 
 

@@ -28,6 +28,7 @@ class Row:
 
     Attributes:
         post_p99_ms: p99 of the API server's answers to the POSTs, in which no binder has part.
+        wait_p99_ms: p99 of the time from there to the claim seen bound.
         cpu_ms: CPU of the binder for each claim, what follows a binding included.
         generator_cpu_ms: CPU of the load generator for each claim.
         kubelet_share: part of one core that the fake kubelets took.
@@ -45,6 +46,7 @@ class Row:
     unbound: int
     refused: int
     post_p99_ms: float
+    wait_p99_ms: float
     cpu_ms: float
     generator_cpu_ms: float
     kubelet_share: float
@@ -99,6 +101,7 @@ def measure(
         unbound=result.unbound,
         refused=result.refused,
         post_p99_ms=summarise(result.posts_ms, 0).p99,
+        wait_p99_ms=summarise(result.waits_ms, 0).p99,
         cpu_ms=1000 * cpu / bound,
         generator_cpu_ms=1000 * result.cpu_seconds / bound,
         kubelet_share=kubelet / lasted,

@@ -222,8 +222,8 @@ _SIDES: tuple[Side, Side] = ("floor", "operator")
 def _header() -> list[str]:
     return [
         "| load | side | claims | claims/s | p50 ms | p90 ms | p99 ms | max ms | POST p99 ms "
-        "| CPU ms/claim | loop lag ms | RSS MiB |",
-        "|---" * 12 + "|",
+        "| after it p99 ms | CPU ms/claim | loop lag ms | RSS MiB |",
+        "|---" * 13 + "|",
     ]
 
 
@@ -240,6 +240,7 @@ def _line(name: str, side: Side, rounds: Sequence[Row]) -> list[str]:
         f"{s.rate:.0f}",
         *(f"{value:.1f}" for value in (s.p50, s.p90, s.p99, s.max)),
         f"{_middle(row.post_p99_ms for row in rounds):.1f}",
+        f"{_middle(row.wait_p99_ms for row in rounds):.1f}",
         f"{_middle(row.cpu_ms for row in rounds):.2f}",
         f"{statistics.median(lags):.0f}" if lags else "",
         f"{max(row.resident_mib for row in rounds):.0f}",

@@ -26,6 +26,7 @@ def row(scenario: str, side: Side = "operator", number: int = 0, **given: Any) -
         "unbound": 0,
         "refused": 0,
         "post_p99_ms": 5.0,
+        "wait_p99_ms": 7.0,
         "cpu_ms": 1.0,
         "generator_cpu_ms": 0.5,
         "kubelet_share": 0.1,

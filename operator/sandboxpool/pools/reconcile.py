@@ -27,7 +27,7 @@ from sandboxpool.pools.decide import (
     TemplateVerdict,
     decide,
 )
-from sandboxpool.pools.members import Members
+from sandboxpool.pools.members import Members, claim_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.publish import StatusPublisher
 from sandboxpool.pools.startup import StartupTracker
@@ -99,6 +99,8 @@ class PoolReconciler:
 
     def observe_pod(self, pool_uid: str, old: Pod | None, new: Pod | None) -> None:
         """A pod of a pool has changed in the cache; None if it is gone, or no longer the pool's."""
+        if old is not None and _is_starting(old) and (new is None or not _is_staying(new)):
+            self._states.note_taken(pool_uid, old, self._wall())
         if new is None:
             if old is not None:
                 self.stir(pool_uid, old.metadata.uid)
@@ -207,7 +209,7 @@ class PoolReconciler:
         members = self._sort(pool, state)
         now = self._wall()
         state.note_time(now)
-        state.note_success(members)
+        state.note_success(members, resolution.runtime)
         creating, creating_cold = state.expectations.count_creating()
         return PoolInput(
             spec=pool.spec,
@@ -353,3 +355,12 @@ class PoolReconciler:
         return Refusal(
             Reason.CREATE_FAILED, f"pod {name!r} has lost its labels, and another one is made"
         )
+
+
+def _is_staying(pod: Pod) -> bool:
+    return pod.metadata.deletionTimestamp is None
+
+
+def _is_starting(pod: Pod) -> bool:
+    unready = not pod.ready and not pod.finished
+    return unready and _is_staying(pod) and claim_uid_of(pod) is None

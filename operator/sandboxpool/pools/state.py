@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from sandboxpool.api.core import Pod
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.book import MemberBook
 from sandboxpool.pools.decide import Trouble
@@ -12,6 +13,7 @@ from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.runtimes.resolve import Runtime
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
@@ -72,12 +74,18 @@ class PoolState:
             delay = self.trouble.until - self.failed_at
             self.failed_at, self.trouble = now, replace(self.trouble, until=now + delay)
 
-    def note_success(self, members: Members) -> None:
-        """A sandbox that was made since the last failure and is warm ends the trouble."""
+    def note_success(self, members: Members, runtime: Runtime | None) -> None:
+        """A sandbox that was made since the last failure and is warm ends the trouble.
+
+        One of another class than was asked for is none: it was altered, as its successor may be.
+        """
         if self.trouble == Trouble():
             return
-        if any(m.created >= self.failed_at for m in members.of(State.WARM)):
-            self.trouble = Trouble()
+        for member in members.of(State.WARM):
+            is_own = runtime is not None and member.class_name == runtime.class_name
+            if is_own and member.created >= self.failed_at:
+                self.trouble = Trouble()
+                return
 
 
 class PoolStates:
@@ -107,6 +115,16 @@ class PoolStates:
         """Whether the pod's deletion was asked for."""
         state = self._states.get(pool_uid)
         return state is not None and state.expectations.is_deleting(pod_uid)
+
+    def note_taken(self, pool_uid: str, pod: Pod, now: float) -> None:
+        """A pod that was starting is deleted; if not by us, the next one may fare the same."""
+        state = self._states.get(pool_uid)
+        if state is None or state.expectations.is_deleting(pod.metadata.uid):
+            return
+        # Several at once are one failure.
+        if state.trouble.until <= now:
+            text = f"{pod.metadata.name} was deleted by somebody else before it was ready"
+            state.hold_off(Reason.POD_LOST, text, now)
 
     def settle_create(self, pool_uid: str, pod_name: str) -> None:
         """A pod of this name was seen; pods of a pool that is gone bring no state back."""

@@ -302,7 +302,7 @@ class PoolWorld:
         """What the decision depends on, as the operator gathers it."""
         members = Members(self._member(pod) for pod in self.seen.values())
         self.state.note_time(self.now)
-        self.state.note_success(members)
+        self.state.note_success(members, self.resolution.runtime)
         creating, cold = self.state.expectations.count_creating()
         verdict = self.verdict
         return replace(

@@ -308,14 +308,9 @@ class BreakerMachine(RuleBasedStateMachine):
     def verdict_on(self, key: Key, budget: bool, teller: str) -> tuple[bool, bool]:
         """Whether doubts are enough to open, and whether they are if nobody is suspected."""
         judged = self.judged[key]
-        perhaps = [pod for pod, at in judged.heard.items() if self.is_news(key, at)]
-        surely = [
-            pod
-            for pod, (at, by) in judged.counted.items()
-            if self.is_news(key, at) and by in self.trusted
-        ]
+        surely = [by for _, by in judged.counted.values() if by in self.trusted]
         certain = len(surely) >= ENOUGH_PODS and teller in self.trusted
-        return budget and len(perhaps) >= ENOUGH_PODS, budget and certain
+        return budget and len(judged.heard) >= ENOUGH_PODS, budget and certain
 
     def forget_node(self, name: str) -> None:
         for handler in HANDLERS:

@@ -374,7 +374,7 @@ class DecideMachine(RuleBasedStateMachine):
     def nothing_ever_starts(self, how: str) -> None:
         """However hopeless it is, what is tried a minute is bounded, and soon it is little."""
         world = self.world
-        world.lag = 0.0 if how == "altered" else min(world.lag, 3.0)
+        world.lag = min(world.lag, 3.0)
         world.refuses, world.admission = how == "refused", NO_CLASS if how == "altered" else ""
         ways = {"ends": Start.ENDS, "hangs": Start.HANGS, "breaks": Start.BREAKS}
         world.starts = ways.get(how, Start.PULLS if how == "pulls" else Start.FINE)

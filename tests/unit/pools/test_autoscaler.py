@@ -25,7 +25,7 @@ from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.verdict import Verdict, judge, stand
-from support.builders import NOW, SERVED, facts, member, members, pool_input
+from support.builders import NOW, SERVED, facts, member, members, pool_input, runtime
 
 UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available", heals=True)
 PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", heals=True)
@@ -177,7 +177,7 @@ def test_other_failures_before_do_not_make_the_first_delay_longer() -> None:
 
 def test_a_warm_sandbox_ends_the_trouble() -> None:
     state = held_off(3)
-    state.note_success(Members(members(State.WARM, 1, age=-1.0)))
+    state.note_success(Members(members(State.WARM, 1, age=-1.0)), runtime())
     assert state.trouble == Trouble()
 
 

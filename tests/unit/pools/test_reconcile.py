@@ -17,7 +17,7 @@ from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.pools.decide import INSTALL_GRACE_SECONDS
+from sandboxpool.pools.decide import INSTALL_GRACE_SECONDS, Trouble
 from sandboxpool.pools.expectations import DEADLINE_SECONDS
 from sandboxpool.pools.members import Member, member_of
 from sandboxpool.pools.pool import Pool
@@ -271,6 +271,46 @@ async def test_a_refused_batch_is_one_failure() -> None:
     await world.reconcile()
     assert world.posted == 15
     assert world.reconciler._states[POOL_UID].trouble.failures == 1
+
+
+@pytest.mark.parametrize("gone_at_once", [True, False])
+async def test_what_somebody_deletes_as_it_is_made_is_made_ever_more_slowly(
+    gone_at_once: bool,
+) -> None:
+    """As the garbage collector does with the pods of a pool whose end was not seen."""
+    world = World(replicas=4)
+    end = asyncio.get_running_loop().time() + 60
+    while asyncio.get_running_loop().time() < end:
+        again = await world.reconcile()
+        for path in world.pods:
+            if gone_at_once:
+                world.api.remove(path)
+                continue
+            body = world.api.objects[path]
+            gone = {"deletionTimestamp": timestamp(world.wall()), "resourceVersion": "999999"}
+            world.api.put(path, {**body, "metadata": {**body["metadata"], **gone}})
+        await asyncio.sleep(1.0 if again is None else min(again, 1.0))
+    assert 4 < world.posted <= 4 + 4 + 6
+    assert world.condition("Warm") == ("False", "PodLost")
+
+
+async def test_what_is_deleted_when_it_is_warm_or_by_the_operator_is_no_failure() -> None:
+    world = World("pod-1", replicas=2)
+    await world.reconcile()
+    world.api.remove(f"{PODS}/pod-1")
+    world.api.put(POOL, pool_body(version=9999, generation=2, replicas=0))
+    await world.reconcile()
+    assert world.api.sent("DELETE")
+    assert world.reconciler._states[POOL_UID].trouble == Trouble()
+
+
+async def test_a_sandbox_of_another_class_is_no_success() -> None:
+    world = World(replicas=1)
+    world.api.fail("POST", "/pods", QUOTA)
+    await world.reconcile()
+    world.put_pod("altered", class_name="runc", age=0.0)
+    await world.reconcile()
+    assert world.reconciler._states[POOL_UID].trouble.failures >= 1
 
 
 async def test_after_a_refusal_the_dry_run_is_asked_again() -> None:

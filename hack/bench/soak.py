@@ -334,7 +334,8 @@ def report(about: dict[str, str], minutes: float, rests: list[Rest], wrong: list
         "|" + "---|" * len(names),
         *("| " + " | ".join(str(getattr(rest, name)) for name in names) + " |" for rest in rests),
         "",
-        "Verdict: " + ("; ".join(wrong) if wrong else "flat.") ,
+        "Verdict: " + ("; ".join(wrong) or f"flat, from {WARM_UP:.0%} of the time on; noise is "
+        + ", ".join(f"{limit - 1:.0%} of {name}" for name, limit in TOLERANCE.items()) + "."),
     ]) + "\n"  # fmt: skip
 
 

@@ -308,7 +308,7 @@ async def test_a_sandbox_of_another_class_is_no_success() -> None:
     world = World(replicas=1)
     world.api.fail("POST", "/pods", QUOTA)
     await world.reconcile()
-    world.put_pod("altered", class_name="runc", age=0.0)
+    world.put_pod("altered", class_name="runc", age=-2.0)
     await world.reconcile()
     assert world.reconciler._states[POOL_UID].trouble.failures >= 1
 

@@ -80,10 +80,10 @@ test: lint ## Lint, unit, integration (real API server), faults, e2e (kind with 
 unit: $(INSTALLED) ## Unit tests only: pure and fast
 	@$(PYTEST) tests/unit
 
-SIMULATIONS ?= 1000
+SIMULATIONS ?= 500
 
 .PHONY: model
-model: $(INSTALLED) ## Simulated clusters with random faults: SIMULATIONS=1000 of each kind
+model: $(INSTALLED) ## Simulated clusters with random faults: SIMULATIONS=500 of each kind
 	@SANDBOXPOOL_SIMULATIONS=$(SIMULATIONS) $(PYTEST) tests/unit/model
 
 .PHONY: integration

@@ -458,7 +458,8 @@ def _recheck(given: PoolInput, stock: Members) -> float | None:
     watched = stock.of(State.STRANDED, State.STARTING) if ageless else stock
     times += [at for member in watched if (at := _due(member, given)) is not None]
     due = (when + CLOCK_GRAIN_SECONDS for when in times)
-    return min((when for when in due if when > given.now), default=None)
+    # At the very moment itself nothing is due yet, and another look must follow.
+    return min((when for when in due if when >= given.now), default=None)
 
 
 def _due(member: Member, given: PoolInput) -> float | None:

@@ -222,8 +222,7 @@ class Members:
         """The others."""
         if not going:
             return self
-        left = Members()
-        left._groups = {kind: dict(group) for kind, group in self._groups.items()}
+        left = self.only(*State)
         for member in going:
             left.remove(member)
         return left

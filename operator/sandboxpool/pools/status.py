@@ -49,7 +49,7 @@ def pool_status(
     counts[State.WARM] -= strangers
     counts[State.STRANDED] += strangers
     superseded = members.where(lambda m: m.unclaimed and (outdated(m, given) or foreign(m, given)))
-    starting_issues = failing(given.members, _former_issues(pool), given.now)
+    starting_issues = failing(members, _former_issues(pool), given.now)
     node_issues = quarantined(given)
     known = {issue["reason"] for issue in node_issues}
     issues = [*node_issues, *(issue for issue in starting_issues if issue["reason"] not in known)]

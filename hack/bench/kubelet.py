@@ -27,7 +27,14 @@ from bench.stats import summarise
 from fakekubelet import nodes as node_objects
 from fakekubelet.client import MERGE_PATCH, Access, ApiError, Client
 from fakekubelet.nodes import FakeNode
-from sandboxpool.runtimes.probe import ANNOTATION_NODE, LABEL_PROBE, OWN_KERNEL
+from sandboxpool.api.names import ANNOTATION_HANDLER
+from sandboxpool.runtimes.probe import (
+    ANNOTATION_NODE,
+    CONTROL,
+    LABEL_PROBE,
+    NODES_KERNEL,
+    OWN_KERNEL,
+)
 
 READY = "kubelet: ready"
 WORKERS = 16
@@ -150,7 +157,10 @@ class Kubelets:
         await self._client.send("POST", f"{path}/binding", body=binding)
         number = next(self._addresses)
         address = f"10.{64 + (number >> 16) % 128}.{number >> 8 & 255}.{number & 255}"
-        ended = OWN_KERNEL if LABEL_PROBE in metadata.labels else None
+        ended = None
+        if LABEL_PROBE in metadata.labels:
+            control = metadata.annotations.get(ANNOTATION_HANDLER) == CONTROL
+            ended = NODES_KERNEL if control else OWN_KERNEL
         status = status_of(pod, address, time.gmtime(), ended=ended)
         # A merge patch: what the API server put into the status itself stays.
         await self._client.send(

@@ -18,7 +18,7 @@ RELEASE = "sandboxpool"
 CHART = paths.REPOSITORY / "charts" / "sandboxpool"
 # Changes when the image's content does, so that an upgrade replaces the pod though the tag is the
 # same.
-IMAGE_ANNOTATION = "sandboxpool.io/image"
+IMAGE_ANNOTATION = "checksum/image"
 
 HELM_SECONDS = 120.0
 ROLLOUT_SECONDS = 150

@@ -25,6 +25,7 @@ from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.exposition import Exposition
 from sandboxpool.fleet.gather import FleetGatherer
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober
@@ -48,6 +49,7 @@ from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.probe import LABEL_PROBE, ProbeImage
 from sandboxpool.runtimes.store import RuntimeStore
 from sandboxpool.settings import Settings
+from sandboxpool.webauth import Reviewer
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class Operator:
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         self._settings = settings
+        self._info = info
         self._main: asyncio.Task[Any] | None = None
         self._metrics = Metrics()
         self._client = client or ApiClient(
@@ -118,7 +121,7 @@ class Operator:
             clock=clock,
             wall=wall,
         )
-        self._cluster = Cluster()
+        self._cluster = Cluster(settings.proof_max_age)
         self._allocator = Allocator(lambda *held: self._pool_reconciler.stir(*held))
         self._queues = Queues(
             pools=WorkQueue("pools", self._metrics.queue("pools")),
@@ -157,6 +160,7 @@ class Operator:
             on_startup_sample=self._on_startup_sample,
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
             probe=probe,
+            guarded=settings.admission_policy,
             wall=wall,
             clock=clock,
         )
@@ -184,6 +188,7 @@ class Operator:
             nodes=self._cluster.nodes.get,
             classes=self._cluster.classes.get,
             sandbox_event=self._cluster.events.message,
+            on_taken=lambda wish: self._health.observe_wish(wish),
             on_result=lambda *result: self._health.observe_probe(*result),
             wall=wall,
             seed=lambda: uuid.uuid4().hex,
@@ -268,9 +273,11 @@ class Operator:
             # in a process that has just been started: it comes to life when the lease is ours.
             informer.mute()
         self._listed = asyncio.Event()
-        self._metrics.registry.register(
-            ClusterCollector(self._cluster, self._pools, self._allocator, self._offers, wall)
+        collector = ClusterCollector(
+            self._cluster, self._pools, self._allocator, self._offers, wall
         )
+        self._metrics.registry.register(collector)
+        self._exposition = Exposition(self._metrics.registry, collector.refresh)
 
     def _informer(
         self,
@@ -432,14 +439,31 @@ class Operator:
         """Run until a signal comes; any part that dies takes the whole process with it."""
         self._main = asyncio.current_task()
         self._take_signals()
-        server = await web.serve(
-            self._settings.host, self._settings.port, self._metrics.registry, self._not_synced
-        )
-        try:
+        async with self._serving():
             with suppress(asyncio.CancelledError):
                 await self.operate()
-        finally:
-            await server.cleanup()
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        """Answer probes and scrapes, whether we lead or stand by."""
+        settings = self._settings
+        async with AsyncExitStack() as doors:
+            reviewer = None
+            if settings.metrics_auth:
+                # A client of its own: one that stands by may ask too, and no renewal of the lease
+                # waits for whoever scrapes.
+                client = ApiClient(self._info, user_agent=USER_AGENT, observe=self._metrics.request)
+                reviewer = Reviewer(await doors.enter_async_context(client))
+            health = await web.serve_health(
+                settings.health_host, settings.health_port, self._not_synced
+            )
+            doors.push_async_callback(health.close)
+            metrics = await web.serve_metrics(
+                settings.host, settings.port, self._exposition, reviewer
+            )
+            doors.push_async_callback(metrics.close)
+            doors.callback(self._exposition.close)
+            yield
 
     def _take_signals(self) -> None:
         """Let a signal end everything at once, so that the next leader need not wait."""

@@ -8,6 +8,7 @@ import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
@@ -15,11 +16,22 @@ from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.members import claim_uid_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
-from sandboxpool.runtimes.breaker import Breakers
-from sandboxpool.runtimes.evidence import Evidence, EvidenceBook, Isolation, judge_sandbox
+from sandboxpool.runtimes.avoidance import Avoidance, keep_away
+from sandboxpool.runtimes.evidence import (
+    MAX_AGE_SECONDS,
+    Evidence,
+    EvidenceBook,
+    Isolation,
+    judge_sandbox,
+    no_evidence,
+    uncontrolled,
+)
 from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.hints import Hints
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
 from sandboxpool.runtimes.placement import Placement, placement_of
+from sandboxpool.runtimes.probe import CONTROL
+from sandboxpool.runtimes.quarantine import Quarantines
 from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
 from sandboxpool.runtimes.verdict import Standing, Verdict, judge, stand
 
@@ -28,13 +40,20 @@ VIEW_REVIEW_CHANGES = 1000
 MAX_GROUNDS = 50_000
 
 
+_Owner = tuple[str, str]
+
+
 class PodIndex:
-    """Pods by pool, by claim and by node."""
+    """Pods by pool, by claim and by node.
+
+    An owner is a uid in the pod's own namespace: an owner reference to an object of another
+    namespace, which anybody can write, leads nowhere.
+    """
 
     def __init__(self) -> None:
         self._by_uid: dict[str, Pod] = {}
-        self._by_pool: defaultdict[str, dict[str, Pod]] = defaultdict(dict)
-        self._by_claim: defaultdict[str, dict[str, Pod]] = defaultdict(dict)
+        self._by_pool: defaultdict[_Owner, dict[str, Pod]] = defaultdict(dict)
+        self._by_claim: defaultdict[_Owner, dict[str, Pod]] = defaultdict(dict)
         self._by_node: defaultdict[str, dict[str, Pod]] = defaultdict(dict)
 
     def put(self, old: Pod | None, new: Pod | None) -> None:
@@ -42,22 +61,19 @@ class PodIndex:
         if old is not None:
             uid = old.metadata.uid
             self._by_uid.pop(uid, None)
-            for index, key in self._places(old):
-                index[key].pop(uid, None)
-                if not index[key]:
-                    del index[key]
+            for index, key in self._owners(old):
+                _take_out(index, key, uid)
+            _take_out(self._by_node, old.spec.nodeName, uid)
         if new is not None:
             self._by_uid[new.metadata.uid] = new
-            for index, key in self._places(new):
+            for index, key in self._owners(new):
                 index[key][new.metadata.uid] = new
+            if new.spec.nodeName:
+                self._by_node[new.spec.nodeName][new.metadata.uid] = new
 
-    def _places(self, pod: Pod) -> list[tuple[defaultdict[str, dict[str, Pod]], str]]:
-        keys = (
-            (self._by_pool, pool_uid_of(pod)),
-            (self._by_claim, claim_uid_of(pod)),
-            (self._by_node, pod.spec.nodeName),
-        )
-        return [(index, key) for index, key in keys if key]
+    def _owners(self, pod: Pod) -> list[tuple[defaultdict[_Owner, dict[str, Pod]], _Owner]]:
+        uids = ((self._by_pool, pool_uid_of(pod)), (self._by_claim, claim_uid_of(pod)))
+        return [(index, (pod.metadata.namespace, uid)) for index, uid in uids if uid]
 
     def get(self, uid: str) -> Pod | None:
         """The pod with this uid."""
@@ -67,25 +83,32 @@ class PodIndex:
         """Every pod."""
         return list(self._by_uid.values())
 
-    def of_pool(self, uid: str) -> Mapping[str, Pod]:
+    def of_pool(self, namespace: str, uid: str) -> Mapping[str, Pod]:
         """The pods of a pool by uid, claimed ones included; not to be kept across an await."""
-        return self._by_pool.get(uid, {})
+        return self._by_pool.get((namespace, uid), {})
 
-    def count_of_pool(self, uid: str) -> int:
+    def count_of_pool(self, namespace: str, uid: str) -> int:
         """How many pods a pool has, claimed ones included."""
-        return len(self._by_pool.get(uid, ()))
+        return len(self._by_pool.get((namespace, uid), ()))
 
-    def of_claim(self, uid: str) -> list[Pod]:
-        """The pods that carry a claim's uid: one, if all is well."""
-        return list(self._by_claim.get(uid, {}).values())
+    def of_claim(self, namespace: str, uid: str) -> list[Pod]:
+        """The pods that a claim owns: one, if all is well."""
+        return list(self._by_claim.get((namespace, uid), {}).values())
 
     def on_node(self, name: str) -> list[Pod]:
         """The pods on a node."""
         return list(self._by_node.get(name, {}).values())
 
-    def claims(self) -> list[str]:
-        """The uids of all claims that pods carry."""
-        return list(self._by_claim)
+    def claimed(self) -> list[Pod]:
+        """The pods that claims own."""
+        return [pod for pods in self._by_claim.values() for pod in pods.values()]
+
+
+def _take_out(index: dict[Any, dict[str, Pod]], key: Any, uid: str) -> None:
+    if key in index:
+        index[key].pop(uid, None)
+        if not index[key]:
+            del index[key]
 
 
 class _View:
@@ -107,8 +130,8 @@ class NodeIndex:
     verdict is summed up when it is next read.
     """
 
-    def __init__(self, breakers: Breakers, evidence: EvidenceBook) -> None:
-        self._breakers = breakers
+    def __init__(self, quarantines: Quarantines, evidence: EvidenceBook) -> None:
+        self._quarantines = quarantines
         self._evidence = evidence
         self._facts: dict[str, NodeFacts] = {}
         self._views: dict[tuple[str, Placement, bool], _View] = {}
@@ -155,7 +178,7 @@ class NodeIndex:
                 node,
                 view.handler,
                 view.placement,
-                quarantined=self._breakers.is_open(name, view.handler),
+                quarantined=self._quarantines.is_open(name, view.handler),
                 unproven=seen is not None and seen.isolation is Isolation.NOT_PROVEN,
             )
         if view.standings.get(name) == standing:
@@ -189,49 +212,87 @@ class SandboxEvent:
     at: float
 
 
+# Namespace, name and uid of the pod, and the node whose kubelet speaks.
+_About = tuple[str, str, str, str]
+
+
 class SandboxEvents:
-    """The last FailedCreatePodSandBox event of each pod, bounded."""
+    """The last FailedCreatePodSandBox event of each pod from its own node's kubelet, bounded.
+
+    Anybody who may create Events in a namespace can write any uid, name and source into one. So an
+    event is about a pod only if all of them are the pod's, in the event's own namespace; and where
+    there is no room, the namespace with the most gives way.
+    """
 
     def __init__(self) -> None:
-        self._events: OrderedDict[str, SandboxEvent] = OrderedDict()
+        self._events: defaultdict[str, OrderedDict[_About, SandboxEvent]] = defaultdict(OrderedDict)
+        self._size = 0
 
     def put(self, event: Event) -> bool:
         """Take in an event; return whether it is the first about its pod.
 
         A list has the events of a pod in any order: an older one does not replace a newer.
         """
-        uid = event.involvedObject.uid
-        known = self._events.get(uid)
+        about, namespace = event.involvedObject, event.metadata.namespace
+        if about.namespace != namespace:
+            return False
+        host = event.source.host or event.reportingInstance
+        key = namespace, about.name, about.uid, host
+        events = self._events[namespace]
+        known = events.get(key)
         at = epoch(event.lastTimestamp or event.metadata.creationTimestamp)
         if known is None or at >= known.at:
-            self._events[uid] = SandboxEvent(event.message, at)
-            self._events.move_to_end(uid)
-        if len(self._events) > MAX_SANDBOX_EVENTS:
-            self._events.popitem(last=False)
+            events[key] = SandboxEvent(event.message, at)
+            events.move_to_end(key)
+        if known is None:
+            self._size += 1
+        if self._size > MAX_SANDBOX_EVENTS:
+            most = max(self._events, key=lambda name: len(self._events[name]))
+            self._drop(most, next(iter(self._events[most])))
         return known is None
 
-    def get(self, pod_uid: str) -> SandboxEvent | None:
+    def get(self, pod: Pod) -> SandboxEvent | None:
         """The last event about a pod."""
-        return self._events.get(pod_uid)
+        key = _about(pod)
+        return self._events[key[0]].get(key) if key[0] in self._events else None
 
-    def message(self, pod_uid: str) -> str | None:
+    def message(self, pod: Pod) -> str | None:
         """What the last event about a pod says."""
-        event = self._events.get(pod_uid)
+        event = self.get(pod)
         return event.message if event is not None else None
 
-    def forget(self, pod_uid: str) -> None:
+    def forget(self, pod: Pod) -> None:
         """The pod is gone."""
-        self._events.pop(pod_uid, None)
+        key = _about(pod)
+        if key in self._events.get(key[0], ()):
+            self._drop(key[0], key)
+
+    def _drop(self, namespace: str, key: _About) -> None:
+        del self._events[namespace][key]
+        self._size -= 1
+        if not self._events[namespace]:
+            del self._events[namespace]
+
+
+def _about(pod: Pod) -> _About:
+    metadata = pod.metadata
+    return metadata.namespace, metadata.name, metadata.uid, pod.spec.nodeName
 
 
 class Cluster:
-    """All caches of the cluster's own kinds."""
+    """All caches of the cluster's own kinds.
 
-    def __init__(self) -> None:
+    Args:
+        max_proof_age: seconds after which a proof of isolation is none any more.
+    """
+
+    def __init__(self, max_proof_age: float = MAX_AGE_SECONDS) -> None:
         self.pods = PodIndex()
-        self.breakers = Breakers(random.random)
-        self.evidence = EvidenceBook()
-        self.nodes = NodeIndex(self.breakers, self.evidence)
+        self.quarantines = Quarantines(random.random)
+        self.evidence = EvidenceBook(max_proof_age)
+        self.hints = Hints()
+        self.avoidance = Avoidance()
+        self.nodes = NodeIndex(self.quarantines, self.evidence)
         self.events = SandboxEvents()
         self.classes: dict[str, Runtime] = {}
         self._grounds: dict[tuple[str, str, IsolationProof], Ground] = {}
@@ -250,7 +311,21 @@ class Cluster:
         """
         placement = placement_of(pool.template.get("spec") or {}, runtime)
         proof_wanted = pool.proof is not IsolationProof.OFF
-        return self.nodes.verdict(runtime.handler, placement, proof_wanted=proof_wanted)
+        verdict = self.nodes.verdict(runtime.handler, placement, proof_wanted=proof_wanted)
+        avoided = (self.nodes.get(name) for name in self.avoidance.of(pool.uid))
+        nodes = [node for node in avoided if node is not None]
+        return keep_away(verdict, nodes) if nodes else verdict
+
+    def runtime_of(self, pod: Pod) -> Runtime | None:
+        """The class that a pod was made of; None unless all that it says of it agrees."""
+        runtime = self.classes.get(pod.spec.runtimeClassName)
+        annotations = pod.metadata.annotations
+        agrees = (
+            runtime is not None
+            and annotations.get(names.ANNOTATION_RUNTIME_UID) == runtime.uid
+            and annotations.get(names.ANNOTATION_HANDLER) == runtime.handler
+        )
+        return runtime if agrees else None
 
     def ground(self, pod: Pod, proof: IsolationProof) -> Ground:
         """What a pod stands on, with as much proof as its pool wants."""
@@ -260,7 +335,7 @@ class Cluster:
         return Ground(
             node=node,
             handler=handler,
-            quarantined=node is not None and self.breakers.is_open(node.name, handler),
+            quarantined=node is not None and self.quarantines.is_open(node.name, handler),
             isolation=found.isolation if found is not None else None,
             proof_wanted=proof is not IsolationProof.OFF,
             evidence=found.message if found is not None else "",
@@ -299,6 +374,14 @@ class Cluster:
             return None
         of_node = self.evidence.current(node, handler)
         refuted = of_node is not None and of_node.isolation is Isolation.NOT_PROVEN
-        if proof is IsolationProof.PER_SANDBOX and not refuted:
-            return judge_sandbox(pod, node, now=0.0)
-        return of_node
+        if proof is not IsolationProof.PER_SANDBOX or refuted:
+            return of_node
+        own = judge_sandbox(pod, node, now=0.0)
+        if own is None or own.isolation is not Isolation.PROVEN:
+            return own
+        if self.evidence.is_controlled(node):
+            return own
+        control = self.evidence.current(node, CONTROL)
+        if control is None:
+            return None
+        return no_evidence(node, own.class_uid, 0.0, uncontrolled(control))

@@ -1,11 +1,15 @@
 """Prometheus metrics.
 
 What can be counted from the caches is counted when it is scraped, so the series of a deleted pool
-disappear with it.
+disappear with it. The caches belong to the event loop, which binds claims: the count gives way to
+it every few milliseconds.
 """
 
+import asyncio
+import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -16,7 +20,7 @@ from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.offers import Offers
 from sandboxpool.pools.book import Facts, MemberBook
-from sandboxpool.pools.members import State
+from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.status import former_runtime
 from sandboxpool.pools.store import PoolStore
@@ -25,6 +29,11 @@ from sandboxpool.runtimes.verdict import Answer
 CLAIM_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 STARTUP_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300)
 QUEUE_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60)
+
+# A count keeps the event loop no longer than this at a time ...
+SLICE_SECONDS = 0.002
+# ... give or take what so many pods take between two looks at the clock.
+PODS_A_LOOK = 50
 
 
 class Metrics:
@@ -215,8 +224,60 @@ class QueueMetrics:
         self._retries.inc()
 
 
+class Turns:
+    """Gives the event loop a turn whenever a piece of work has kept it for long enough."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+
+    async def give(self) -> None:
+        """To be called wherever the work can wait."""
+        if self._clock() - self._began >= SLICE_SECONDS:
+            await asyncio.sleep(0)
+            self._began = self._clock()
+
+
+class _Families:
+    """The gauges of one count of all pools."""
+
+    def __init__(self) -> None:
+        self.pods = GaugeMetricFamily(
+            "sandboxpool_pods",
+            "Pods of a pool, by state.",
+            labels=("namespace", "pool", "runtime_class", "handler", "state"),
+        )
+        self.target = GaugeMetricFamily(
+            "sandboxpool_target", "Warm sandboxes aimed at.", labels=("namespace", "pool")
+        )
+        self.lag = GaugeMetricFamily(
+            "sandboxpool_refill_lag_seconds",
+            "For how long a pool has had fewer warm sandboxes than spec.replicas; 0 at target.",
+            labels=("namespace", "pool"),
+        )
+        self.waiting = GaugeMetricFamily(
+            "sandboxpool_claims_waiting",
+            "Claims that wait for a sandbox.",
+            labels=("namespace", "pool"),
+        )
+        self.nodes = GaugeMetricFamily(
+            "sandboxpool_runtime_nodes",
+            "Eligible nodes of a pool, by what they say of its handler, and what is known better.",
+            labels=("namespace", "pool", "runtime_class", "handler", "answer"),
+        )
+        self.ready = GaugeMetricFamily(
+            "sandboxpool_pool_condition",
+            "Conditions of a pool: 1 if True, 0 if False, -1 if Unknown.",
+            labels=("namespace", "pool", "condition", "reason"),
+        )
+
+    def all(self) -> tuple[Metric, ...]:
+        """In the order in which they are shown."""
+        return self.pods, self.target, self.lag, self.waiting, self.nodes, self.ready
+
+
 class ClusterCollector(Collector):
-    """Gauges that are counted from the caches at each scrape."""
+    """Gauges that are counted from the caches, by ``refresh``; a scrape shows the last count."""
 
     def __init__(
         self,
@@ -225,83 +286,74 @@ class ClusterCollector(Collector):
         allocator: Allocator,
         offers: Offers,
         wall: Callable[[], float],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._wall = wall
+        self._clock = clock
         self._cluster = cluster
         self._pools = pools
         self._allocator = allocator
         self._offers = offers
         # Scrapes come often, and most pods are as they were at the last one.
-        self._books: dict[str, MemberBook] = {}
+        self._books: dict[str, tuple[MemberBook, set[str]]] = {}
+        self._shown: tuple[Metric, ...] = ()
 
     def describe(self) -> Iterable[Metric]:
         """Name nothing beforehand: the caches may be empty when this is registered."""
         return ()
 
-    def collect(self) -> Iterator[Metric]:
-        """Count."""
-        pods = GaugeMetricFamily(
-            "sandboxpool_pods",
-            "Pods of a pool, by state.",
-            labels=("namespace", "pool", "runtime_class", "handler", "state"),
-        )
-        target = GaugeMetricFamily(
-            "sandboxpool_target", "Warm sandboxes aimed at.", labels=("namespace", "pool")
-        )
-        lag = GaugeMetricFamily(
-            "sandboxpool_refill_lag_seconds",
-            "For how long a pool has had fewer warm sandboxes than spec.replicas; 0 at target.",
-            labels=("namespace", "pool"),
-        )
-        waiting = GaugeMetricFamily(
-            "sandboxpool_claims_waiting",
-            "Claims that wait for a sandbox.",
-            labels=("namespace", "pool"),
-        )
-        nodes = GaugeMetricFamily(
-            "sandboxpool_runtime_nodes",
-            "Eligible nodes of a pool, by what they say of its handler, and what is known better.",
-            labels=("namespace", "pool", "runtime_class", "handler", "answer"),
-        )
-        ready = GaugeMetricFamily(
-            "sandboxpool_pool_condition",
-            "Conditions of a pool: 1 if True, 0 if False, -1 if Unknown.",
-            labels=("namespace", "pool", "condition", "reason"),
-        )
+    def collect(self) -> Iterable[Metric]:
+        """Show what was counted last; any thread may ask."""
+        return self._shown
+
+    async def refresh(self) -> None:
+        """Count, in slices between which the event loop does other work; one at a time."""
+        turns = Turns(self._clock)
+        families = _Families()
+        # Pools come and go, and change, between two slices.
+        for uid in [pool.uid for pool in self._pools]:
+            pool = self._pools.by_uid(uid)
+            if pool is not None:
+                await self._count(pool, families, turns)
+                await turns.give()
         living = {pool.uid for pool in self._pools}
         self._books = {uid: book for uid, book in self._books.items() if uid in living}
-        for pool in self._pools:
-            resolution = self._cluster.resolution(pool)
-            if resolution is None or pool.spec is None:
-                continue
-            handler = resolution.runtime.handler if resolution.runtime else ""
-            at = [pool.namespace, pool.name]
-            of = [*at, pool.spec.runtime_class_name, handler]
-            states = self._states(pool)
-            for state in State:
-                pods.add_metric([*of, state.value], states[state])
-            target.add_metric(at, float(pool.status.get("target", 0)))
-            waiting.add_metric(at, self._allocator.waiting(pool.uid))
-            counts = former_runtime(pool).get("nodes", {})
-            for answer in Answer:
-                nodes.add_metric([*of, answer.value], float(counts.get(answer.value, 0)))
-            lag.add_metric(at, self._lag(pool))
-            for condition in pool.conditions:
-                status, type_, reason = (
-                    str(condition.get(key)) for key in ("status", "type", "reason")
-                )
-                ready.add_metric(
-                    [*at, type_, reason], {"True": 1.0, "False": 0.0}.get(status, -1.0)
-                )
+        self._shown = (*families.all(), self._quarantined())
+
+    async def _count(self, pool: Pool, families: _Families, turns: Turns) -> None:
+        resolution = self._cluster.resolution(pool)
+        if resolution is None or pool.spec is None:
+            return
+        states = await self._states(pool, turns)
+        handler = resolution.runtime.handler if resolution.runtime else ""
+        at = [pool.namespace, pool.name]
+        of = [*at, pool.spec.runtime_class_name, handler]
+        for state in State:
+            families.pods.add_metric([*of, state.value], states[state])
+        families.target.add_metric(at, float(pool.status.get("target", 0)))
+        families.waiting.add_metric(at, self._allocator.waiting(pool.uid))
+        counts = former_runtime(pool).get("nodes", {})
+        for answer in Answer:
+            families.nodes.add_metric([*of, answer.value], float(counts.get(answer.value, 0)))
+        families.lag.add_metric(at, self._lag(pool))
+        for condition in pool.conditions:
+            status, type_, reason = (
+                str(condition.get(key)) for key in ("status", "type", "reason")
+            )
+            families.ready.add_metric(
+                [*at, type_, reason], {"True": 1.0, "False": 0.0}.get(status, -1.0)
+            )
+
+    def _quarantined(self) -> Metric:
         quarantined = GaugeMetricFamily(
             "sandboxpool_quarantined_nodes",
             "Nodes that are kept out of a handler's use since sandboxes failed there.",
             labels=("handler",),
         )
-        open_by_handler = Tally(handler for (_, handler), _ in self._cluster.breakers.open())
+        open_by_handler = Tally(handler for (_, handler), _ in self._cluster.quarantines.open())
         for handler in {r.handler for r in self._cluster.classes.values()} | set(open_by_handler):
             quarantined.add_metric([handler], open_by_handler[handler])
-        yield from (pods, target, lag, waiting, nodes, ready, quarantined)
+        return quarantined
 
     def _lag(self, pool: Pool) -> float:
         for condition in pool.conditions:
@@ -309,15 +361,27 @@ class ClusterCollector(Collector):
                 return max(0.0, self._wall() - epoch(str(condition.get("lastTransitionTime"))))
         return 0.0
 
-    def _states(self, pool: Pool) -> dict[State, int]:
+    async def _states(self, pool: Pool, turns: Turns) -> dict[State, int]:
+        book, seen = self._books.setdefault(pool.uid, (MemberBook(), set()))
+        pods = self._cluster.pods.of_pool(*pool.identity)
+        looked = iter({*pods, *seen})
+        seen.clear()
+        seen.update(pods)
+        members = self._sort(pool, book, ())
+        while some := list(islice(looked, PODS_A_LOOK)):
+            members = self._sort(pool, book, some)
+            await turns.give()
+        return {state: members.count(state) for state in State}
+
+    def _sort(self, pool: Pool, book: MemberBook, uids: Iterable[str]) -> Members:
         ground = self._cluster.grounds(pool.proof)
-        book = self._books.setdefault(pool.uid, MemberBook())
-        pods = self._cluster.pods.of_pool(pool.uid)
+        pods = self._cluster.pods.of_pool(*pool.identity)
 
         def facts_of(uid: str) -> Facts | None:
             pod = pods.get(uid)
             held = self._allocator.is_held(uid)
             return None if pod is None else (pod, ground(pod), None, False, held)
 
-        members = book.sort(facts_of, pods, anew=True)
-        return {state: members.count(state) for state in State}
+        for uid in uids:
+            book.stir(uid)
+        return book.sort(facts_of, ())

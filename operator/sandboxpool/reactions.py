@@ -76,7 +76,7 @@ class Reactions:
     def pod(self, old: Pod | None, new: Pod | None) -> None:
         """A pod of ours has changed."""
         self.cluster.pods.put(old, new)
-        was, is_now = (pool_uid_of(state) if state is not None else None for state in (old, new))
+        was, is_now = (self._pool_uid(state) if state is not None else None for state in (old, new))
         for pool_uid in {was, is_now} - {None}:
             assert pool_uid is not None
             self.pool_reconciler.observe_pod(pool_uid, old, new if pool_uid == is_now else None)
@@ -90,16 +90,16 @@ class Reactions:
                     new.metadata.namespace,
                     new.metadata.name,
                 )
-            self.health().observe_pod(old, new)
+            self._observe_sandbox(new)
             self.offers.refresh([new])
         elif old is not None:
             if claim_uid_of(old) is None and self.allocator.is_held(old.metadata.uid):
                 self._wake_claims_bound_to(old.metadata.uid)
             self.allocator.release(old.metadata.uid)
-            self.cluster.events.forget(old.metadata.uid)
+            self.cluster.events.forget(old)
         for state in (old, new):
             if state is not None:
-                self._wake_claim(claim_uid_of(state))
+                self._wake_owner(state)
 
     def node(self, old: Node | None, new: Node | None) -> None:
         """A node has changed; its heartbeats end here."""
@@ -110,7 +110,7 @@ class Reactions:
         if old is None:
             # Its pods may have come before it.
             for pod in self.cluster.pods.on_node(name):
-                self.health().observe_pod(None, pod)
+                self._observe_sandbox(pod)
         self._look_at_pods_on(name)
         for pool in self.pools:
             self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
@@ -129,11 +129,12 @@ class Reactions:
         pod = cluster.pods.get(new.involvedObject.uid)
         if pod is None:
             return
-        self.health().observe_pod(None, pod)
-        pool_uid = pool_uid_of(pod) or ""
-        self.pool_reconciler.stir(pool_uid, pod.metadata.uid)
-        pool = self.pools.by_uid(pool_uid)
-        if pool is not None and is_news:
+        pool = self.pools.of(pod)
+        if pool is None:
+            return
+        self._observe_sandbox(pod)
+        self.pool_reconciler.stir(pool.uid, pod.metadata.uid)
+        if is_news:
             self.queues.pools.add(pool.key)
 
     def claim(self, old: Claim | None, new: Claim | None) -> None:
@@ -204,14 +205,18 @@ class Reactions:
         self._publish_on(node)
         self._look_for_wishes()
 
+    def hinted(self) -> None:
+        """A sandbox has failed in a way that may be its runtime's fault: there is more to probe."""
+        self.prober.wake()
+
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
-        """A breaker has opened."""
+        """A quarantine has begun."""
         self.metrics.breaker(handler, "open")
         text = f"no sandbox of handler {handler} is put on this node: {reason}: {message}"
         self.events.warning(self._about_node(node), str(Reason.NODE_QUARANTINED), text)
 
     def released(self, node: str, handler: str) -> None:
-        """A breaker has closed, or its machine is gone."""
+        """A quarantine has ended, or its machine is gone."""
         self.metrics.breaker(handler, "closed")
         text = f"sandboxes of handler {handler} may be put on this node again"
         self.events.normal(self._about_node(node), str(Reason.QUARANTINE_LIFTED), text)
@@ -244,14 +249,33 @@ class Reactions:
         pods = self.cluster.pods.on_node(node)
         self.offers.refresh(pods)
         for pod in pods:
-            self.pool_reconciler.stir(pool_uid_of(pod) or "", pod.metadata.uid)
-            self._wake_claim(claim_uid_of(pod))
+            self.pool_reconciler.stir(self._pool_uid(pod) or "", pod.metadata.uid)
+            self._wake_owner(pod)
 
     def _wake_claim(self, uid: str | None) -> bool:
         key = self._claim_keys.get(uid) if uid is not None else None
         if key is not None:
             self.queues.claims.add(key)
         return key is not None
+
+    def _wake_owner(self, pod: Pod) -> None:
+        """The claim that owns the pod, if it is one of the pod's own namespace."""
+        uid = claim_uid_of(pod)
+        key = self._claim_keys.get(uid) if uid is not None else None
+        if key is not None and key[0] == pod.metadata.namespace:
+            self.queues.claims.add(key)
+
+    def _observe_sandbox(self, pod: Pod) -> None:
+        """Only what a known pool of the same namespace owns may speak of a runtime."""
+        if self.pools.of(pod) is not None:
+            self.health().observe_sandbox(pod)
+
+    def _pool_uid(self, pod: Pod) -> str | None:
+        """The uid of the pod's pool; None too if it names a pool of another namespace."""
+        uid = pool_uid_of(pod)
+        pool = self.pools.by_uid(uid) if uid is not None else None
+        foreign = pool is not None and pool.namespace != pod.metadata.namespace
+        return None if foreign else uid
 
     def _wake_claims_bound_to(self, pod_uid: str) -> None:
         """A pod is gone before any watch has shown that it was handed out."""

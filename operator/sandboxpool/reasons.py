@@ -28,6 +28,7 @@ class Reason(StrEnum):
     EXCLUSION_CAP_EXCEEDED = "ExclusionCapExceeded"
     NODE_QUARANTINED = "NodeQuarantined"
     QUARANTINE_LIFTED = "QuarantineLifted"
+    NODE_AVOIDED = "NodeAvoided"
     ALL_NODES_QUARANTINED = "AllNodesQuarantined"
     AUTOSCALER_ADDS_WRONG_NODES = "AutoscalerAddsWrongNodes"
     HANDLER_REMOVED = "HandlerRemoved"
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     ISOLATION_NOT_PROVEN = "IsolationNotProven"
     EVIDENCE_PENDING = "EvidencePending"
     EVIDENCE_UNAVAILABLE = "EvidenceUnavailable"
+    PROBE_UNANSWERED = "ProbeUnanswered"
     PROOF_NOT_WANTED = "ProofNotWanted"
 
     # The pod template (condition TemplateAccepted).
@@ -44,6 +46,10 @@ class Reason(StrEnum):
     TEMPLATE_REJECTED = "TemplateRejected"
     TEMPLATE_NOT_CHECKED = "TemplateNotChecked"
     POD_NAME_TOO_LONG = "PodNameTooLong"
+
+    # Who may forge what stands on pods (condition PodsGuarded).
+    ADMISSION_POLICY_INSTALLED = "AdmissionPolicyInstalled"
+    NO_ADMISSION_POLICY = "NoAdmissionPolicy"
 
     # The warm stock (conditions Warm and UpToDate).
     AT_TARGET = "AtTarget"
@@ -90,6 +96,7 @@ class Reason(StrEnum):
     BINDING_REFUSED = "BindingRefused"
     POOL_NOT_FOUND = "PoolNotFound"
     RUNTIME_CLASS_MISMATCH = "RuntimeClassMismatch"
+    ISOLATION_PROOF_MISMATCH = "IsolationProofMismatch"
     METADATA_NOT_ALLOWED = "MetadataNotAllowed"
     NO_WARM_SANDBOX = "NoWarmSandbox"
     MAX_SANDBOXES_REACHED = "MaxSandboxesReached"

@@ -18,11 +18,23 @@ class Settings:
     namespace: str = "sandboxpool-system"
     """Where the operator itself lives (SANDBOXPOOL_NAMESPACE)."""
 
-    host: str = "0.0.0.0"  # noqa: S104 - a pod is reached from outside by kubelet and Prometheus
-    """Address that probes and metrics are served on (SANDBOXPOOL_LISTEN, host:port)."""
+    host: str | None = None
+    """Address that metrics are served on; None: all, of all families (SANDBOXPOOL_LISTEN,
+    host:port)."""
 
     port: int = 8080
-    """Port that probes and metrics are served on (SANDBOXPOOL_LISTEN, host:port)."""
+    """Port that metrics are served on (SANDBOXPOOL_LISTEN, host:port)."""
+
+    health_host: str | None = None
+    """Address that probes are served on; None: all, of all families (SANDBOXPOOL_HEALTH_LISTEN,
+    host:port)."""
+
+    health_port: int = 8081
+    """Port that probes are served on (SANDBOXPOOL_HEALTH_LISTEN, host:port)."""
+
+    metrics_auth: bool = False
+    """Whether metrics are for those only whom the API server knows and lets get /metrics
+    (SANDBOXPOOL_METRICS_AUTH, true or false)."""
 
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR (SANDBOXPOOL_LOG_LEVEL)."""
@@ -46,6 +58,14 @@ class Settings:
     probe_pull_policy: str = "IfNotPresent"
     """Always, IfNotPresent or Never (SANDBOXPOOL_PROBE_PULL_POLICY)."""
 
+    proof_max_age: int = 86_400
+    """Seconds after which a proof of isolation is none any more; it is asked for again before
+    (SANDBOXPOOL_PROOF_MAX_AGE)."""
+
+    admission_policy: bool = False
+    """Whether the chart's admission policy for pods was installed with the operator
+    (SANDBOXPOOL_ADMISSION_POLICY, true or false)."""
+
     probe_pull_secrets: tuple[str, ...] = ()
     """Secrets of our own namespace for pulling the probe image
     (SANDBOXPOOL_PROBE_PULL_SECRETS, names separated by commas)."""
@@ -62,8 +82,12 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         SettingsError: a variable has a value that it cannot have.
     """
     default = Settings()
-    listen = environ.get("SANDBOXPOOL_LISTEN", f"{default.host}:{default.port}")
-    host, _, port = listen.rpartition(":")
+    host, port = _address("SANDBOXPOOL_LISTEN", environ, default.port)
+    health_host, health_port = _address("SANDBOXPOOL_HEALTH_LISTEN", environ, default.health_port)
+    if port == health_port != 0 and (host == health_host or None in (host, health_host)):
+        raise SettingsError(
+            f"SANDBOXPOOL_LISTEN and SANDBOXPOOL_HEALTH_LISTEN: both say port {port}; use two"
+        )
     level = environ.get("SANDBOXPOOL_LOG_LEVEL", default.log_level).upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError(f"SANDBOXPOOL_LOG_LEVEL={level}: use DEBUG, INFO, WARNING or ERROR")
@@ -72,15 +96,15 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         raise SettingsError(
             f"SANDBOXPOOL_PROBE_PULL_POLICY={pull_policy}: use Always, IfNotPresent or Never"
         )
-    publish = environ.get("SANDBOXPOOL_PUBLISH_ON_NODES", "false").lower()
-    if publish not in ("true", "false"):
-        raise SettingsError(f"SANDBOXPOOL_PUBLISH_ON_NODES={publish}: use true or false")
     secrets = environ.get("SANDBOXPOOL_PROBE_PULL_SECRETS", "").split(",")
     lease = environ.get("SANDBOXPOOL_LEASE")
     return Settings(
         namespace=environ.get("SANDBOXPOOL_NAMESPACE", default.namespace),
-        host=host or default.host,
-        port=_number("SANDBOXPOOL_LISTEN", port, 0, 65535),
+        host=host,
+        port=port,
+        health_host=health_host,
+        health_port=health_port,
+        metrics_auth=_flag("SANDBOXPOOL_METRICS_AUTH", environ),
         log_level=level,
         claim_workers=_number(
             "SANDBOXPOOL_CLAIM_WORKERS",
@@ -94,9 +118,16 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             1,
             1000,
         ),
-        publish_on_nodes=publish == "true",
+        publish_on_nodes=_flag("SANDBOXPOOL_PUBLISH_ON_NODES", environ),
         probe_image=environ.get("SANDBOXPOOL_PROBE_IMAGE", default.probe_image).strip(),
         probe_pull_policy=pull_policy,
+        proof_max_age=_number(
+            "SANDBOXPOOL_PROOF_MAX_AGE",
+            environ.get("SANDBOXPOOL_PROOF_MAX_AGE", str(default.proof_max_age)),
+            600,
+            366 * 86_400,
+        ),
+        admission_policy=_flag("SANDBOXPOOL_ADMISSION_POLICY", environ),
         probe_pull_secrets=tuple(name.strip() for name in secrets if name.strip()),
         lease=_lease(lease) if lease is not None else default.lease,
     )
@@ -113,6 +144,25 @@ def _lease(text: str) -> LeaseTimes:
         "lease's duration, the renew deadline and the pause between tries, each less than the "
         "one before"
     )
+
+
+def _address(variable: str, environ: Mapping[str, str], port: int) -> tuple[str | None, int]:
+    """Read host:port, :port or a port; no host means all addresses of all families."""
+    host, _, number = environ.get(variable, f":{port}").rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise SettingsError(
+            f"{variable}: an IPv6 address stands in brackets, such as [::1]:{number}"
+        )
+    return host or None, _number(variable, number, 0, 65535)
+
+
+def _flag(variable: str, environ: Mapping[str, str]) -> bool:
+    text = environ.get(variable, "false").lower()
+    if text not in ("true", "false"):
+        raise SettingsError(f"{variable}={text}: use true or false")
+    return text == "true"
 
 
 def _number(variable: str, text: str, least: int, most: int) -> int:

@@ -24,8 +24,8 @@ def test_it_answers_the_questions_of_kubelets_and_prometheus(
     admin: Api, deployed: DeployedOperator
 ) -> None:
     assert deployed.ready()
-    deployed.get("/healthz")
-    deployed.get("/readyz")
+    deployed.probe("/healthz")
+    deployed.probe("/readyz")
     metrics = deployed.get("/metrics")
     assert "sandboxpool_" in metrics
     assert "workqueue_depth" in metrics

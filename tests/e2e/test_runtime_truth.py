@@ -65,9 +65,9 @@ def reason_of(status: Object, kind: str) -> tuple[str, str]:
 
 
 def unquarantined(deployed: DeployedOperator, handler: str) -> None:
-    """A breaker that has opened before waits longer for its scouts: begin anew if one has."""
+    """A quarantine that has begun before is tried ever later: begin anew if one has."""
     if any(
-        handler in (r["breakers"] or {}).get("handlers", {}) for r in deployed.records().values()
+        handler in (r["quarantines"] or {}).get("handlers", {}) for r in deployed.records().values()
     ):
         deployed.forget()
 
@@ -174,8 +174,8 @@ def test_what_is_known_of_a_broken_node_outlives_the_operators_pod(
     eventually(lambda: not api.list("Pod"), message="nothing is left", timeout=30)
 
     def opened() -> float:
-        breaker = deployed.records()[WITH_BROKEN_KATA]["breakers"]["handlers"][KATA]
-        return float(breaker["changedAt"])
+        quarantine = deployed.records()[WITH_BROKEN_KATA]["quarantines"]["handlers"][KATA]
+        return float(quarantine["changedAt"])
 
     since = opened()
     deployed.replace()

@@ -367,23 +367,46 @@ POOL_CASES = [
             f"prefix {prefix!r}",
             {PREFIXES: ["example.com/", "io.kata-fans/"]},
             {PREFIXES: ["example.com/", prefix]},
-            (f"{PREFIXES}: Invalid", f'"{prefix}" is reserved', "name a longer prefix"),
+            (f"{PREFIXES}: Invalid", f'"{prefix}" is reserved', "name a domain of your own"),
         )
         for prefix in (
-            "",
-            "io.",
-            "io.katacontainers.",
-            "io.katacontainers.config.hypervisor.",
-            "dev.gvisor.",
+            "io.katacontainers.config.hypervisor/",
+            "dev.gvisor/",
             "kubernetes.io/",
-            "kube",
             "cluster-autoscaler.kubernetes.io/",
             "k8s.io/",
             "cdi.k8s.io/",
             "sandboxpool.io/",
-            "io.kubernetes.cri-o.",
-            "run.oci.",
+            "runtime.sandboxpool.io/",
+            "katacontainers.io/",
+            "gvisor.dev/",
+            "unified-cgroup.crio.io/",
+            "seccomp-profile.kubernetes.cri-o.io/",
+            "io.kubernetes.cri-o/",
+            "module.wasm.image/",
         )
+    ),
+    *(
+        Case(
+            f"prefix {prefix[:20]!r} is no whole domain",
+            {PREFIXES: ["example.com/", "a/", f"{'a' * 253}/"]},
+            {PREFIXES: ["example.com/", prefix]},
+            (
+                f"{PREFIXES}[1]: Invalid",
+                f'"{prefix}" is not a whole domain',
+                "with a slash at its end, such as example.com/",
+            ),
+        )
+        for prefix in (
+            *("", "/", "io.", "p", "seccomp", "example.com", "platform-runtime-path.crio.io"),
+            *("example.com/job", "example.com/job/", "Example.com/", ".example.com/"),
+        )
+    ),
+    Case(
+        "prefix too long",
+        {PREFIXES: [f"{'a' * 253}/"]},
+        {PREFIXES: [f"{'a' * 254}/"]},
+        (f"{PREFIXES}[0]: Too long", "may not be more than 254"),
     ),
     Case(
         "the same prefix twice",
@@ -442,6 +465,15 @@ CLAIM_CASES = [
         {"spec.runtimeClassName": "Kata"},
         ("spec.runtimeClassName: Invalid", '"Kata" cannot be the name', "use lower-case"),
     ),
+    *(
+        Case(
+            f"asserted proof {proof!r}",
+            {"spec.isolationProof": enough},
+            {"spec.isolationProof": proof},
+            ("spec.isolationProof: Unsupported", '"PerNode", "PerSandbox"'),
+        )
+        for enough, proof in (("PerNode", "Off"), ("PerSandbox", "perNode"), (ABSENT, ""))
+    ),
     Case(
         "lifetime zero",
         {"spec.ttlSeconds": ABSENT},
@@ -493,6 +525,8 @@ CLAIM_CASES = [
             "sandboxpool.io/claim",
             "io.kubernetes.cri-o.userns-mode",
             "run.oci.handler",
+            "seccomp-profile.kubernetes.cri-o.io/POD",
+            "unified-cgroup.crio.io/main",
         )
     ),
     *(
@@ -564,7 +598,9 @@ def test_claim_rule(server: Server, case: Case) -> None:
 
 @pytest.fixture
 def claim(server: Server) -> Iterator[Body]:
-    body = server.create(variant(CLAIM, {"metadata.name": "immutable"}))
+    body = server.create(
+        variant(CLAIM, {"metadata.name": "immutable", "spec.isolationProof": "PerNode"})
+    )
     yield body
     server.delete(body)
 
@@ -579,6 +615,8 @@ NEW_CLAIM = "delete this claim and create another"
         ("spec.poolName", ABSENT),
         ("spec.runtimeClassName", "runc"),
         ("spec.runtimeClassName", ABSENT),
+        ("spec.isolationProof", "PerSandbox"),
+        ("spec.isolationProof", ABSENT),
         ("spec.bindTimeoutSeconds", 1),
         ("spec.onEmpty", "Create"),
         ("spec.metadata", {"labels": {"example.com/a": "b"}}),
@@ -592,14 +630,17 @@ def test_a_claim_keeps_its_spec(server: Server, claim: Body, path: str, value: o
     assert NEW_CLAIM in answer["message"]
 
 
-def test_an_optional_field_cannot_be_added_to_a_claim(server: Server) -> None:
-    body = server.create(
-        variant(CLAIM, {"metadata.name": "added", "spec.runtimeClassName": ABSENT})
-    )
+@pytest.mark.parametrize(
+    ("path", "value"), [("spec.runtimeClassName", "gvisor"), ("spec.isolationProof", "PerNode")]
+)
+def test_an_optional_field_cannot_be_added_to_a_claim(
+    server: Server, path: str, value: str
+) -> None:
+    body = server.create(variant(CLAIM, {"metadata.name": "added", path: ABSENT}))
     try:
-        status, answer = server.dry_update(variant(body, {"spec.runtimeClassName": "gvisor"}))
+        status, answer = server.dry_update(variant(body, {path: value}))
         assert status == 422, answer
-        assert "spec.runtimeClassName of a claim cannot be added" in answer["message"]
+        assert f"{path} of a claim cannot be added" in answer["message"]
     finally:
         server.delete(body)
 

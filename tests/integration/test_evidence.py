@@ -11,7 +11,7 @@ import pytest
 from fakekubelet import FakeNode, FakeNodes, texts
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
-from sandboxpool.runtimes.probe import ANNOTATION_NODE
+from sandboxpool.runtimes.probe import ANNOTATION_NODE, CONTROL
 from support import Api, consistently, eventually, objects
 from support.history import PodHistory
 from support.operator_process import Operator, StartOperator
@@ -32,10 +32,14 @@ OWN_KERNEL = "the sandbox has a kernel of its own (Linux version 4.19.0-gvisor"
 GVISOR_NODES = ("gvisor-0", "gvisor-1", "gvisor-2")
 
 
-def probed(history: PodHistory) -> Counter[str]:
-    """How many probe pods each node has had."""
+def probed(history: PodHistory, handler: str = "runsc") -> Counter[str]:
+    """How many probe pods of a handler each node has had; of no handler: positive controls."""
     by_uid = {p["metadata"]["uid"]: p["metadata"]["annotations"] for p in history.states()}
-    return Counter(annotations[ANNOTATION_NODE] for annotations in by_uid.values())
+    return Counter(
+        annotations[ANNOTATION_NODE]
+        for annotations in by_uid.values()
+        if annotations[names.ANNOTATION_HANDLER] == handler
+    )
 
 
 def handed_out(pods: list[Object]) -> list[str]:
@@ -81,7 +85,7 @@ def test_no_sandbox_is_handed_out_before_its_node_was_probed(
     )
 
 
-def test_a_sandbox_that_proves_itself_needs_no_probe_pod(
+def test_a_sandbox_that_proves_itself_waits_for_no_probe_but_the_positive_control(
     api: Api, operator: Operator, nodes: FakeNodes, control_plane: ControlPlane
 ) -> None:
     with PodHistory(control_plane.kubeconfig, operator.namespace) as probes:
@@ -89,7 +93,9 @@ def test_a_sandbox_that_proves_itself_needs_no_probe_pod(
         assert claim_pod(api)["status"]["runtime"]["evidence"].startswith(OWN_KERNEL)
         pool_says(api, "IsolationProven", "True", "IsolationProven")
         runtime_says(api, "IsolationProven", "True", "IsolationProven")
-        assert probed(probes) == {}
+        controls = probed(probes, CONTROL)
+        assert set(controls) == set(GVISOR_NODES)
+        assert set(controls.values()) == {1}, "one for each node, and none is repeated"
 
 
 @pytest.mark.parametrize("proof", ["PerNode", "PerSandbox"])
@@ -244,10 +250,10 @@ def test_a_crash_keeps_quarantine_and_evidence_and_probes_nothing_anew(
     )
     kept = eventually(
         lambda: records(api, operator),
-        until=lambda found: len(found) == 3 and bool(found.get("gvisor-0", {}).get("breakers")),
+        until=lambda found: len(found) == 3 and bool(found.get("gvisor-0", {}).get("quarantines")),
         message="what is known is written down",
     )
-    assert kept["gvisor-0"]["breakers"]["handlers"]["runsc"]["reason"] == "ShimMissing"
+    assert kept["gvisor-0"]["quarantines"]["handlers"]["runsc"]["reason"] == "ShimMissing"
     assert kept["gvisor-1"]["evidence"]["runsc"]["isolation"] == "Proven"
 
     operator.kill()

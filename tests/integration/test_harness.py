@@ -465,8 +465,7 @@ def test_the_garbage_collector_knows_our_kinds(
 # The operator's process.
 
 _STUB = """
-import http.server, os, signal, sys, time
-host, port = os.environ["SANDBOXPOOL_LISTEN"].split(":")
+import http.server, os, signal, sys, threading, time
 begun = time.monotonic()
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -478,7 +477,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 print("namespace", os.environ["SANDBOXPOOL_NAMESPACE"], flush=True)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-http.server.HTTPServer((host, int(port)), Handler).serve_forever()
+def serve(variable):
+    host, port = os.environ[variable].split(":")
+    http.server.HTTPServer((host, int(port)), Handler).serve_forever()
+threading.Thread(target=serve, args=("SANDBOXPOOL_HEALTH_LISTEN",), daemon=True).start()
+serve("SANDBOXPOOL_LISTEN")
 """
 
 

@@ -25,12 +25,12 @@ from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.pool import Pool, revision_of
 from sandboxpool.pools.store import parse
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
 from sandboxpool.runtimes.probe import SANDBOX_PROBE_CONTAINER
+from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -245,10 +245,11 @@ def pool_input(
     verdict: Verdict = SERVED,
     template: TemplateVerdict = ACCEPTED,
     exclusion: str = "",
-    quarantines: Iterable[tuple[str, Breaker]] = (),
+    quarantines: Iterable[tuple[str, Quarantine]] = (),
     creating: int = 0,
     creating_cold: int = 0,
     trouble: Trouble | None = None,
+    guarded: bool = True,
     now: float = NOW,
     **fields: Any,
 ) -> PoolInput:
@@ -265,23 +266,24 @@ def pool_input(
         creating=creating,
         creating_cold=creating_cold,
         trouble=trouble or Trouble(),
+        guarded=guarded,
         now=now,
     )
 
 
-def breaker(
+def quarantine(
     reason: Reason = Reason.SHIM_MISSING,
     *,
     message: str = "no shim binary",
     age: float = 60.0,
     now: float = NOW,
-) -> Breaker:
-    """An open breaker."""
-    return Breaker(
+) -> Quarantine:
+    """An open quarantine."""
+    return Quarantine(
         facts().machine,
-        opened_at=now - age,
+        open=True,
         changed_at=now - age,
-        trips=1,
+        tries=1,
         retry_at=now + age,
         reason=reason,
         message=message,

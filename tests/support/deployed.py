@@ -131,15 +131,26 @@ class DeployedOperator:
         return int(container["lastState"]["terminated"]["exitCode"])
 
     def get(self, path: str) -> str:
-        """What it answers over HTTP, asked through the API server's proxy of its Service."""
+        """What it answers at its metrics port, asked through the API server's proxy."""
         service = f"/api/v1/namespaces/{NAMESPACE}/services/{RELEASE}-metrics:http/proxy"
         return str(self.api.raw("GET", f"{service}{path}"))
 
+    def probe(self, path: str) -> str:
+        """What the leader answers at its health port, asked through the API server's proxy."""
+        return str(self.api.raw("GET", f"{self._proxied('health')}{path}"))
+
+    def _proxied(self, port: str) -> str:
+        pod = self.leader()
+        (number,) = [
+            entry["containerPort"]
+            for entry in pod["spec"]["containers"][0]["ports"]
+            if entry["name"] == port
+        ]
+        return f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}:{number}/proxy"
+
     def metric(self, name: str, /, **labels: str) -> float:
         """The sum of the leader's samples of a name that have these labels."""
-        pod = self.leader()
-        port = pod["spec"]["containers"][0]["ports"][0]["containerPort"]
-        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}:{port}/proxy/metrics"
+        path = f"{self._proxied('http')}/metrics"
         return sum(
             sample.value
             for family in text_string_to_metric_families(str(self.api.raw("GET", path)))

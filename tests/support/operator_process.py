@@ -24,6 +24,8 @@ from support.faultproxy import FaultProxy
 _READY_SECONDS = 90.0
 _STOP_SECONDS = 15.0
 _POLL_SECONDS = 0.05
+# A scrape shows what another has shown less than a second before.
+_FRESH_SECONDS = 1.1
 _ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = _ROOT / "operator"
 # Where the changes to its code are found.
@@ -52,12 +54,19 @@ class Operator:
 
     def __post_init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._scraped = float("-inf")
         self._listen = f"127.0.0.1:{_free_port()}"
+        self._health_listen = f"127.0.0.1:{_free_port()}"
 
     @property
     def url(self) -> str:
-        """Where /healthz, /readyz and /metrics are."""
+        """Where /metrics is."""
         return f"http://{self._listen}"
+
+    @property
+    def health_url(self) -> str:
+        """Where /healthz and /readyz are."""
+        return f"http://{self._health_listen}"
 
     @property
     def log(self) -> Path:
@@ -84,6 +93,7 @@ class Operator:
         settings = {
             "KUBECONFIG": str(self.kubeconfig),
             "SANDBOXPOOL_LISTEN": self._listen,
+            "SANDBOXPOOL_HEALTH_LISTEN": self._health_listen,
             "SANDBOXPOOL_NAMESPACE": self.namespace,
             "SANDBOXPOOL_LOG_LEVEL": "debug",
             "PYTHONPATH": os.pathsep.join(map(str, sources)),
@@ -91,6 +101,7 @@ class Operator:
             **self.env,
         }
         # env(1) sets them: the operator sees these and what it would find in any shell.
+        self._scraped = float("-inf")
         self._child = process.spawn(
             [
                 "env",
@@ -123,20 +134,22 @@ class Operator:
     def ready(self) -> bool:
         """Whether /readyz answers 200 now."""
         try:
-            return self._get("/readyz")[0] == 200
+            return self._get(self.health_url, "/readyz")[0] == 200
         except OSError:
             return False
 
     def healthy(self) -> bool:
         """Whether /healthz answers 200 now."""
         try:
-            return self._get("/healthz")[0] == 200
+            return self._get(self.health_url, "/healthz")[0] == 200
         except OSError:
             return False
 
     def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        """Every sample: (name, labels as a set of pairs) -> value."""
-        _, text = self._get("/metrics")
+        """Every sample of this moment: (name, labels as a set of pairs) -> value."""
+        time.sleep(max(0.0, self._scraped + _FRESH_SECONDS - time.monotonic()))
+        _, text = self._get(self.url, "/metrics")
+        self._scraped = time.monotonic()
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(text)
@@ -203,9 +216,9 @@ class Operator:
             raise RuntimeError(f"{self.name} does not run")
         os.kill(self._child.pid, number)
 
-    def _get(self, path: str) -> tuple[int, str]:
+    def _get(self, url: str, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+            with urllib.request.urlopen(url + path, timeout=5) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

@@ -102,6 +102,13 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
         ({"isolationProof": "Never"}, "spec.isolationProof"),
         ({"claims": {"maxTTLSeconds": 0}}, "spec.claims.maxTTLSeconds"),
         ({"claims": {"retainSeconds": -1}}, "spec.claims.retainSeconds"),
+        *(
+            (
+                {"claims": {"allowedMetadataPrefixes": ["example.com/", prefix]}},
+                "spec.claims.allowedMetadataPrefixes.1",
+            )
+            for prefix in ("", "io.", "example.com", "example.com/a", "Example.com/", "a/\n")
+        ),
     ],
 )
 def test_a_damaged_pool_raises_one_error_that_names_the_field(
@@ -120,6 +127,7 @@ def test_a_damaged_pool_raises_one_error_that_names_the_field(
         ({"ttlSeconds": 0}, "spec.ttlSeconds"),
         ({"bindTimeoutSeconds": 86401}, "spec.bindTimeoutSeconds"),
         ({"onEmpty": "Block"}, "spec.onEmpty"),
+        ({"isolationProof": "Off"}, "spec.isolationProof"),
         ({"metadata": {"labels": {"a": "b" * 64}}}, "spec.metadata.labels.a"),
     ],
 )
@@ -275,6 +283,21 @@ def test_a_claim_is_finished_when_nothing_more_will_happen(phase: ClaimPhase) ->
         ("cdi.k8s.io/gpu", True),
         ("sandboxpool.io/claim", True),
         ("other.sandboxpool.io/claim", True),
+        ("katacontainers.io/a", True),
+        ("gvisor.dev/a", True),
+        ("dev.gvisor/a", True),
+        ("containerd.io/a", True),
+        ("crio.io/a", True),
+        ("unified-cgroup.crio.io/main", True),
+        ("seccomp-profile.kubernetes.cri-o.io/POD", True),
+        ("io.kubernetes.cri-o.seccompNotifierAction/main", True),
+        ("module.wasm.image/variant", True),
+        ("Other.SandboxPool.IO/claim", True),
+        ("KUBERNETES.IO/a", True),
+        ("Io.Katacontainers.config", True),
+        ("devices.crio.io", False),
+        ("mycrio.io/a", False),
+        ("run.ocid/a", False),
         ("example.com/kubernetes.io", False),
         ("notkubernetes.io/a", False),
         ("kubernetes.io", False),
@@ -298,7 +321,7 @@ def evaluate(expression: str, key: str) -> bool:
 
 
 _PIECES = st.sampled_from(
-    ["kubernetes.io", "k8s.io", "sandboxpool.io", "io.katacontainers.", "a", ".", "/", "run.oci."]
+    ["kubernetes.io", "cri-o.io", "sandboxpool.io", "io.katacontainers", "a", ".", "/", "run.oci"]
 )
 
 

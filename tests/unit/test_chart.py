@@ -273,16 +273,60 @@ def test_the_pod_is_restricted(render: Render) -> None:
     assert not any(pod.get(field) for field in ("hostNetwork", "hostPID", "hostIPC"))
 
 
-def test_the_port_is_the_same_everywhere(render: Render) -> None:
-    manifests = render("--set", "port=9090")
+def test_the_ports_are_the_same_everywhere(render: Render) -> None:
+    manifests = render("--set", "port=9090", "--set", "healthPort=9091")
     (container,) = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
     environment = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert environment["SANDBOXPOOL_LISTEN"] == ":9090"
-    assert container["ports"] == [{"name": "http", "containerPort": 9090}]
-    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
-    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
+    assert environment["SANDBOXPOOL_HEALTH_LISTEN"] == ":9091"
+    assert container["ports"] == [
+        {"name": "http", "containerPort": 9090},
+        {"name": "health", "containerPort": 9091},
+    ]
+    assert container["startupProbe"]["httpGet"] == {"path": "/healthz", "port": "health"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "health"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
     assert only(manifests, "Service")["spec"]["ports"] == [
         {"name": "http", "port": 9090, "targetPort": "http"}
+    ]
+
+
+def test_what_listens_listens_on_all_families(render: Render) -> None:
+    settings = settings_of(render())
+    assert (settings.host, settings.health_host) == (None, None)
+    assert (settings.port, settings.health_port) == (Settings().port, Settings().health_port)
+
+
+def test_tokens_are_reviewed_only_where_that_is_wanted(render: Render) -> None:
+    plain, wanted = render(), render("--set", "metrics.authentication=true")
+    more = rights(only(wanted, "ClusterRole", RELEASE)) - rights(
+        only(plain, "ClusterRole", RELEASE)
+    )
+    assert more == {
+        *grant("authentication.k8s.io/tokenreviews", "create"),
+        *grant("authorization.k8s.io/subjectaccessreviews", "create"),
+    }
+    assert not settings_of(plain).metrics_auth
+    assert settings_of(wanted).metrics_auth
+
+
+def test_only_who_is_named_may_scrape(render: Render, tmp_path: Path) -> None:
+    manifests = render()
+    policy = only(manifests, "NetworkPolicy")["spec"]
+    labels = only(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["policyTypes"] == ["Ingress"], "nobody knows the API server's address"
+    health: Manifest = {"ports": [{"protocol": "TCP", "port": "health"}]}
+    assert policy["ingress"] == [health], "an empty `from` would let everybody in"
+
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    nodes = [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"networkPolicy": {"metricsFrom": peers, "healthFrom": nodes}}))
+    policy = only(render("--values", str(path)), "NetworkPolicy")["spec"]
+    assert policy["ingress"] == [
+        {**health, "from": nodes},
+        {"ports": [{"protocol": "TCP", "port": "http"}], "from": peers},
     ]
 
 
@@ -349,7 +393,7 @@ def test_optional_parts_can_be_left_out(render: Render) -> None:
         *("--set", "replicas=1"),
         *("--set", "rbac.create=false", "--set", "rbac.aggregate=false"),
         *("--set", "serviceAccount.create=false", "--set", "serviceAccount.name=mine"),
-        *("--set", "metrics.service.enabled=false"),
+        *("--set", "metrics.service.enabled=false", "--set", "networkPolicy.enabled=false"),
     )
     assert [manifest["kind"] for manifest in manifests] == ["Deployment"]
     assert manifests[0]["spec"]["template"]["spec"]["serviceAccountName"] == "mine"
@@ -383,10 +427,125 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
     assert only(manifests, "ServiceAccount")["metadata"]["annotations"] == {"a": "b"}
 
 
+# --- Admission policies --------------------------------------------------------------------------
+
+POLICY = "ValidatingAdmissionPolicy"
+SERVED = ("--api-versions", f"admissionregistration.k8s.io/v1/{POLICY}")
+ADMISSION = ("--set", "admission.enabled=true")
+
+
+def policies(manifests: list[Manifest]) -> set[str]:
+    """Return the names of the policies; each must have its binding."""
+    found = {m["metadata"]["name"]: m["kind"] for m in manifests if m["kind"] == POLICY}
+    bound = [m["spec"]["policyName"] for m in manifests if m["kind"] == f"{POLICY}Binding"]
+    assert sorted(bound) == sorted(found)
+    return set(found)
+
+
+def texts(policy: Manifest) -> str:
+    """Return everything that a policy evaluates or says, for a look at the words in it."""
+    return json.dumps(policy["spec"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "told"),
+    [
+        ((), set(), "false"),
+        (SERVED, {"sandboxpool-pods", "sandboxpool-templates"}, "true"),
+        (ADMISSION, {"sandboxpool-pods", "sandboxpool-templates"}, "true"),
+        ((*SERVED, "--set", "admission.enabled=false"), set(), "false"),
+        ((*SERVED, "--set", "admission.pods.enabled=false"), {"sandboxpool-templates"}, "false"),
+        ((*SERVED, "--set", "admission.templates.enabled=false"), {"sandboxpool-pods"}, "true"),
+    ],
+)
+def test_policies_are_there_where_they_are_served_and_wanted(
+    render: Render, arguments: tuple[str, ...], expected: set[str], told: str
+) -> None:
+    manifests = render(*arguments)
+    assert policies(manifests) == expected
+    (container,) = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert env["SANDBOXPOOL_ADMISSION_POLICY"] == told
+
+
+def test_the_policies_let_pass_the_account_that_the_pod_uses(render: Render) -> None:
+    mine = ("--set", "serviceAccount.create=false", "--set", "serviceAccount.name=mine")
+    more = ("--set", "admission.pods.exemptUsers={jane}")
+    policy = only(render(*ADMISSION, *mine, *more), POLICY, "sandboxpool-pods")
+    (who, _) = policy["spec"]["matchConditions"]
+    users = f'["system:serviceaccount:{NAMESPACE}:mine","jane"]'
+    assert who["expression"] == f"!(request.userInfo.username in {users})"
+    assert policy["spec"]["matchConstraints"]["resourceRules"][0]["resources"] == ["pods"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("allowHostNamespaces=true", ["hostNetwork", "hostPID", "hostIPC"]),
+        ("allowHostPath=true", ["hostPath"]),
+        ("allowPrivileged=true", ["privileged", "ephemeralContainers"]),
+        ("allowedServiceAccounts={*}", ["serviceAccount"]),
+        ("allowedPriorityClasses={*}", ["priorityClassName"]),
+    ],
+)
+def test_what_is_allowed_is_not_looked_at(render: Render, setting: str, words: list[str]) -> None:
+    name = "sandboxpool-templates"
+    strict = texts(only(render(*ADMISSION), POLICY, name))
+    relaxed = texts(
+        only(render(*ADMISSION, "--set", f"admission.templates.{setting}"), POLICY, name)
+    )
+    assert all(word in strict and word not in relaxed for word in words)
+    assert f"admission.templates.{setting.partition('=')[0]}" in strict, "the message names it"
+
+
+def test_namespaces_are_bound_by_name_or_by_label(render: Render, tmp_path: Path) -> None:
+    rules = [
+        {"names": ["a", "b"], "runtimeClasses": ["gvisor", "kata"]},
+        {"namespaceSelector": {"matchLabels": {"t": "x"}}, "leastIsolationProof": "PerSandbox"},
+    ]
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"admission": {"namespaces": rules}}))
+    manifests = render(*ADMISSION, "--values", str(path))
+    first, second = (f"sandboxpool-namespaces-{index}" for index in range(2))
+    assert policies(manifests) >= {first, second}
+    assert "gvisor or kata" in texts(only(manifests, POLICY, first))
+    assert "isolationProof in [" not in texts(only(manifests, POLICY, first))
+    assert "runtimeClassName in [" not in texts(only(manifests, POLICY, second))
+    selectors = [
+        only(manifests, f"{POLICY}Binding", name)["spec"]["matchResources"]["namespaceSelector"]
+        for name in (first, second)
+    ]
+    by_name = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}
+    assert selectors == [{"matchExpressions": [by_name]}, {"matchLabels": {"t": "x"}}]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"names": ["a"]},
+        {"runtimeClasses": ["gvisor"]},
+        {"names": [], "runtimeClasses": ["gvisor"]},
+        {"names": ["a"], "namespaceSelector": {"matchLabels": {}}, "runtimeClasses": ["gvisor"]},
+        # It would bind every namespace, and hardly on purpose.
+        {"namespaceSelector": {}, "runtimeClasses": ["gvisor"]},
+        {"names": ["a"], "leastIsolationProof": "Off"},
+        {"names": ["a"], "runtimeClasses": ["gvisor"], "runtimeClass": "gvisor"},
+    ],
+)
+def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"admission": {"namespaces": [rule]}}))
+    answer = helm("template", RELEASE, str(CHART), "--values", str(path))
+    assert answer.returncode != 0
+    assert "schema" in answer.stderr
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
         ("replicas=two", "replicas"),
+        ("admission.enabled=maybe", "enabled"),
+        ("admission.templates.allowHostpath=true", "allowHostpath"),
         ("lease.durationSeconds=1", "durationSeconds"),
         ("apiPriority.shares=1", "shares"),
         ("image.repository=", "repository"),
@@ -396,6 +555,10 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
         ("probe.pullPolicy=Never", "pullPolicy"),
         ("publishOnNodes=maybe", "publishOnNodes"),
         ("port=80", "port"),
+        ("healthPort=80", "healthPort"),
+        ("metrics.authentication=maybe", "authentication"),
+        ("networkPolicy.from=", "from"),
+        ("networkPolicy.metricsFrom[0].namespace=monitoring", "namespace"),
         ("resource.limits=1", "resource"),
     ],
 )

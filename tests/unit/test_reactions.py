@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.api.core import Event, InvolvedObject, Metadata, Node, Pod
+from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod
 from sandboxpool.api.times import timestamp
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
@@ -16,7 +16,7 @@ from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.fleet.health import Health
-from sandboxpool.fleet.prober import Prober, ProbeResult
+from sandboxpool.fleet.prober import Prober, ProbeResult, Wish
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
@@ -26,7 +26,9 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.reactions import Queues, Reactions
+from sandboxpool.reasons import Reason
 from sandboxpool.references import Reference
+from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.placement import Placement
@@ -202,10 +204,24 @@ class World:
         self.reactions.claim(old, new)
 
     def says(self, pod_uid: str, message: str = NO_SHIM) -> None:
-        meta = Metadata(name="e", uid="e", resourceVersion="1")
-        about = InvolvedObject(uid=pod_uid)
-        event = Event(meta, about, message=message, lastTimestamp=timestamp(NOW))
+        about = next((p for p in self.pods.values() if p.metadata.uid == pod_uid), pod("unknown"))
+        where = about.metadata.namespace
+        event = Event(
+            Metadata("e", "e", "1", where),
+            InvolvedObject("Pod", where, about.metadata.name, pod_uid),
+            message=message,
+            source=EventSource(about.spec.nodeName),
+            lastTimestamp=timestamp(NOW),
+        )
         self.reactions.sandbox_event(None, event)
+
+    def probe(self, name: str, *, works: bool) -> None:
+        at = self.cluster.nodes.get(name)
+        assert at is not None
+        failure = Failure(Reason.SHIM_MISSING, NO_SHIM, name, blames_runtime=True)
+        learned = evidence(Isolation.UNAVAILABLE, at)
+        result = ProbeResult(learned, None if works else failure, NOW, started=works)
+        self.health.observe_probe(Wish(at, runtime(), "hint"), result)
 
     def free(self, pool_uid: str) -> int:
         return self.allocator.free(pool_uid)
@@ -291,9 +307,9 @@ def test_a_node_that_goes_takes_its_offers_with_it(world: World) -> None:
 def test_a_node_that_comes_after_its_pods_is_told_of_them(world: World) -> None:
     world.put_pod("early", pool_uid="a-uid", node="late", ready=False)
     world.says("early-uid")
-    assert not world.cluster.breakers.is_open("late", "runsc")
+    assert not world.cluster.hints.wanted(NOW)
     world.put_node("late")
-    assert world.cluster.breakers.is_open("late", "runsc")
+    assert world.cluster.hints.wanted(NOW) == [("late", "runsc")]
 
 
 @pytest.mark.parametrize(
@@ -314,8 +330,11 @@ def test_what_may_lack_evidence_now_is_looked_for_again(
     world.pools.observe(body)
     for name in world.nodes:
         at = world.cluster.nodes.get(name)
+        assert at is not None
+        shared = ProbeResult(evidence(Isolation.NOT_PROVEN, at), None, NOW, started=True)
+        world.health.observe_probe(Wish(at, None, "control"), shared)
         result = ProbeResult(evidence(Isolation.PROVEN, at), None, NOW, started=True)
-        world.health.observe_probe(name, "runsc", runtime(), result)
+        world.health.observe_probe(Wish(at, runtime(), "evidence"), result)
     assert not list(world.health.wishes())
     change(world)
     assert list(world.health.wishes())
@@ -348,9 +367,10 @@ def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
 
 def test_a_pod_that_is_gone_is_forgotten_everywhere(world: World) -> None:
     world.says("pod-a-uid", "a word")
-    assert world.cluster.events.get("pod-a-uid") is not None
+    known = world.pods["pod-a"]
+    assert world.cluster.events.get(known) is not None
     world.remove_pod("pod-a")
-    assert world.cluster.events.get("pod-a-uid") is None
+    assert world.cluster.events.get(known) is None
     assert world.cluster.pods.get("pod-a-uid") is None
     assert world.free("a-uid") == 0
 
@@ -376,21 +396,23 @@ def test_a_pod_that_changes_its_pool_is_gone_from_the_one_and_new_in_the_other(
     assert world.take() == {"pools": ["a", "b"]}
 
 
-def test_a_sandbox_that_speaks_for_its_node_speaks_for_those_of_its_handler(world: World) -> None:
+def test_a_sandbox_that_sees_the_nodes_kernel_orders_a_probe_and_changes_nothing_else(
+    world: World,
+) -> None:
     for name, of_pool, runs in (("a", "a-uid", {}), ("k", "k-uid", KATA)):
         given: dict[str, Any] = {"pool_uid": of_pool, "node": "empty", "ready": False, **runs}
         world.put_pod(f"new-{name}", **given)
         world.take()
         read = [probed("empty-boot")]
         world.put_pod(f"new-{name}", **given, version=2, initContainerStatuses=read)
-        taken = world.take()
-        assert taken["nodes"] == ["empty"]
-        assert taken["runtimes"] == (["gvisor"] if name == "a" else ["kata"])
-        assert taken["pools"] == [name], "no view wants proof yet, so no verdict has changed"
+        assert world.parts.told["prober woken"] == 1
+        assert world.take() == {"pools": [name]}
         world.remove_pod(f"new-{name}")
-    assert [(kind, about, reason) for kind, about, reason, _ in world.parts.events] == [
-        ("Warning", "empty", "IsolationNotProven")
-    ] * 2
+    assert not world.parts.events
+    at = world.cluster.nodes.get("empty")
+    assert at is not None
+    assert world.cluster.evidence.current(at, "runsc") is None
+    assert set(world.cluster.hints.wanted(NOW)) == {("empty", "runsc"), ("empty", "kata")}
 
 
 # --- What kubelets say ---------------------------------------------------------------------------
@@ -419,8 +441,12 @@ def test_a_quarantine_concerns_the_handlers_pools_and_what_stands_on_the_node(
     world.take()
     world.parts.stirred.clear()
     world.says("stuck-uid")
+    assert world.parts.told == {"prober woken": 1}, "a sandbox's failure orders a probe"
+    assert not world.cluster.quarantines.is_open("node-b", "runsc")
+    world.take()
+    world.probe("node-b", works=False)
     assert world.parts.stirred == {("a-uid", "stuck-uid"), ("b-uid", "pod-b-uid")}
-    assert world.parts.told == {"breaker runsc open": 1, "prober woken": 1}
+    assert world.parts.told["breaker runsc open"] == 1
     assert world.take() == {"pools": ["a", "b"], "runtimes": ["gvisor"], "nodes": ["node-b"]}
     assert (world.free("a-uid"), world.free("b-uid"), world.free("k-uid")) == (1, 0, 1)
     ((kind, about, reason, message),) = world.parts.events
@@ -432,15 +458,11 @@ def test_a_quarantine_concerns_the_handlers_pools_and_what_stands_on_the_node(
 def test_a_release_is_told_as_widely_as_the_quarantine(world: World) -> None:
     world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
     world.put_pod("stuck", pool_uid="a-uid", node="node-b", ready=False)
-    world.says("stuck-uid")
+    world.probe("node-b", works=False)
     world.take()
-    at = world.cluster.nodes.get("node-b")
-    result = ProbeResult(None, None, NOW + 5, started=True)
-    world.health._wall = lambda: NOW + 9
-    world.health.observe_probe("node-b", "runsc", runtime(), result)
-    assert at is not None
+    world.probe("node-b", works=True)
     assert world.parts.told["breaker runsc closed"] == 1
-    assert world.parts.told["probed runsc Superseded"] == 1
+    assert world.parts.told["probed runsc Unavailable"] == 1
     assert world.take() == {"pools": ["a", "b"], "runtimes": ["gvisor"], "nodes": ["node-b"]}
     assert world.free("b-uid") == 1
     assert world.parts.events[-1][:3] == ("Normal", "node-b", "QuarantineLifted")
@@ -453,8 +475,11 @@ def test_evidence_that_no_verdict_depends_on_concerns_only_who_is_on_the_node(
     world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=True)
     for name, pools in (("empty", []), ("node-b", ["b"])):
         at = world.cluster.nodes.get(name)
+        assert at is not None
+        shared = ProbeResult(evidence(Isolation.NOT_PROVEN, at), None, NOW, started=True)
+        world.health.observe_probe(Wish(at, None, "control"), shared)
         result = ProbeResult(evidence(Isolation.PROVEN, at), None, NOW, started=True)
-        world.health.observe_probe(name, "runsc", runtime(), result)
+        world.health.observe_probe(Wish(at, runtime(), "evidence"), result)
         assert world.take().get("pools", []) == pools
 
 
@@ -640,10 +665,21 @@ class Anything(World):
 
     def a_probe(self, name: str, handler: str, isolation: Isolation | None) -> None:
         at = self.cluster.nodes.get(name)
-        found = evidence(isolation, at) if isolation is not None else None
+        if at is None:
+            return
         self.health._wall = lambda: NOW + self.version
-        result = ProbeResult(found, None, NOW + self.version, started=True)
-        self.health.observe_probe(name, handler, runtime(), result)
+        control = evidence(Isolation.NOT_PROVEN, at)
+        made_at = NOW + self.version
+        self.health.observe_probe(
+            Wish(at, None, "control"), ProbeResult(control, None, made_at, started=True)
+        )
+        # Where nothing was found the runtime fails.
+        found = evidence(isolation or Isolation.UNAVAILABLE, at)
+        failure = Failure(Reason.SHIM_MISSING, NO_SHIM, name, blames_runtime=True)
+        result = ProbeResult(
+            found, None if isolation else failure, made_at, started=isolation is not None
+        )
+        self.health.observe_probe(Wish(at, runtime(handler, handler), "hint"), result)
 
     def a_claim(self, of_pool: str) -> None:
         self.reserved += 1
@@ -665,7 +701,7 @@ class Anything(World):
         assert made_of["sandboxpool.io/handler"] == now.handler
         assert given.spec.runtimeClassName == now.class_name
         assert owner.spec.expected_handler in (None, now.handler)
-        assert not self.cluster.breakers.is_open(given.spec.nodeName, now.handler)
+        assert not self.cluster.quarantines.is_open(given.spec.nodeName, now.handler)
 
     def check_all(self) -> None:
         for owner in self.pools:

@@ -40,6 +40,8 @@ def test_variables() -> None:
     found = load(
         {
             "SANDBOXPOOL_LISTEN": "127.0.0.1:9000",
+            "SANDBOXPOOL_HEALTH_LISTEN": "[::1]:9001",
+            "SANDBOXPOOL_METRICS_AUTH": "True",
             "SANDBOXPOOL_LOG_LEVEL": "debug",
             "SANDBOXPOOL_CLAIM_WORKERS": "7",
             "SANDBOXPOOL_POOL_WORKERS": "3",
@@ -49,13 +51,38 @@ def test_variables() -> None:
     )
     assert found.lease == LeaseTimes(duration=30, deadline=20, retry=5)
     assert (found.host, found.port) == ("127.0.0.1", 9000)
+    assert (found.health_host, found.health_port) == ("::1", 9001)
+    assert found.metrics_auth
     assert found.log_level == "DEBUG"
     assert (found.claim_workers, found.pool_workers, found.namespace) == (7, 3, "ours")
 
 
 @pytest.mark.parametrize("listen", [":9000", "9000"])
-def test_a_port_alone_listens_everywhere(listen: str) -> None:
-    assert load({"SANDBOXPOOL_LISTEN": listen}).host == Settings().host
+def test_a_port_alone_listens_on_all_addresses_of_all_families(listen: str) -> None:
+    found = load({"SANDBOXPOOL_LISTEN": listen})
+    assert (found.host, found.port) == (None, 9000)
+    found = load({"SANDBOXPOOL_HEALTH_LISTEN": listen})
+    assert (found.health_host, found.health_port) == (None, 9000)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "health", "works"),
+    [
+        (":9000", ":9000", False),
+        (":9000", "127.0.0.1:9000", False),
+        ("127.0.0.1:9000", "127.0.0.1:9000", False),
+        ("127.0.0.1:9000", "[::1]:9000", True),
+        ("127.0.0.1:0", "127.0.0.1:0", True),
+        (":8081", ":8080", True),
+    ],
+)
+def test_one_port_is_not_used_twice(metrics: str, health: str, works: bool) -> None:
+    given = {"SANDBOXPOOL_LISTEN": metrics, "SANDBOXPOOL_HEALTH_LISTEN": health}
+    if works:
+        load(given)
+        return
+    with pytest.raises(SettingsError, match="SANDBOXPOOL_LISTEN and SANDBOXPOOL_HEALTH_LISTEN"):
+        load(given)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +91,11 @@ def test_a_port_alone_listens_everywhere(listen: str) -> None:
         ("SANDBOXPOOL_LISTEN", "somewhere"),
         ("SANDBOXPOOL_LISTEN", "0.0.0.0:99999"),
         ("SANDBOXPOOL_LISTEN", ""),
+        ("SANDBOXPOOL_LISTEN", "::1:9000"),
+        ("SANDBOXPOOL_HEALTH_LISTEN", "somewhere"),
+        ("SANDBOXPOOL_HEALTH_LISTEN", "8080"),
+        ("SANDBOXPOOL_METRICS_AUTH", "yes"),
+        ("SANDBOXPOOL_METRICS_AUTH", ""),
         ("SANDBOXPOOL_LOG_LEVEL", "loud"),
         ("SANDBOXPOOL_CLAIM_WORKERS", "0"),
         ("SANDBOXPOOL_CLAIM_WORKERS", "-1"),
@@ -85,7 +117,17 @@ def test_a_wrong_setting_names_its_variable(variable: str, value: str) -> None:
 
 
 @given(
-    st.sampled_from(["LISTEN", "LOG_LEVEL", "CLAIM_WORKERS", "POOL_WORKERS", "LEASE"]),
+    st.sampled_from(
+        [
+            "LISTEN",
+            "HEALTH_LISTEN",
+            "METRICS_AUTH",
+            "LOG_LEVEL",
+            "CLAIM_WORKERS",
+            "POOL_WORKERS",
+            "LEASE",
+        ]
+    ),
     st.text(max_size=9) | st.from_regex(r"[0-9]{1,3}/[0-9]{1,3}/[0-9]{1,3}", fullmatch=True),
 )
 def test_no_value_of_a_variable_breaks_anything_else(variable: str, value: str) -> None:

@@ -35,6 +35,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end -}}
 
+{{/* Whether admission policies are rendered: "true" or nothing. */}}
+{{- define "sandboxpool.admission" -}}
+{{- $wanted := toString .Values.admission.enabled -}}
+{{- $served := .Capabilities.APIVersions.Has "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy" -}}
+{{- if or (eq $wanted "true") (and (eq $wanted "auto") $served) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Whether the policy is rendered that keeps what is the operator's on pods: "true" or nothing. */}}
+{{- define "sandboxpool.admissionOfPods" -}}
+{{- if .Values.admission.pods.enabled -}}
+{{- include "sandboxpool.admission" . -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "sandboxpool.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}

@@ -37,22 +37,39 @@ DAY_SECONDS = 24 * 3600
 
 # Metadata that reconfigures a runtime, the kubelet or this operator. A claim's author is not
 # trusted with it, whatever a pool allows: a cold or restarted sandbox would be made with it.
-RESERVED_KEY_PREFIXES = (
-    "io.katacontainers.",
-    "dev.gvisor.",
-    "io.kubernetes.",  # CRI-O's io.kubernetes.cri-o.*: devices, user namespaces, runtime options
-    "io.containerd.",
-    "run.oci.",  # crun: run.oci.handler swaps the runtime
-    "module.wasm.image/",
-)
+#
 # Domains whose keys, and those of all their subdomains, are reserved.
-RESERVED_DOMAINS = ("kubernetes.io", "k8s.io", names.GROUP)
+RESERVED_DOMAINS = (
+    "kubernetes.io",
+    "k8s.io",
+    names.GROUP,
+    "katacontainers.io",
+    "gvisor.dev",
+    "containerd.io",
+    "crio.io",
+    "cri-o.io",
+)
+# The same for domains that are written backwards. Most of these keys have no slash, as many of
+# other domains that reconfigure a runtime, and could not come from a claim anyway: what a pool
+# allows is a whole domain with its slash. They are named for the few that have one (CRI-O's for a
+# single container, wasm's), and so that the API server itself refuses the best-known ones.
+RESERVED_REVERSED_DOMAINS = (
+    "io.katacontainers",
+    "dev.gvisor",
+    "io.kubernetes",
+    "io.containerd",
+    "run.oci",
+    "module.wasm.image",
+)
+_RESERVED_BEGINNINGS = tuple(f"{name}{end}" for name in RESERVED_REVERSED_DOMAINS for end in "./")
 
 
 def is_reserved_metadata_key(key: str) -> bool:
     """Tell whether a label or annotation may never come from a claim."""
+    # Kubernetes takes annotations in upper case too, and a runtime may compare as it likes.
+    key = key.lower()
     domain, slash, _ = key.partition("/")
-    return key.startswith(RESERVED_KEY_PREFIXES) or (
+    return key.startswith(_RESERVED_BEGINNINGS) or (
         bool(slash)
         and any(
             domain == reserved or domain.endswith(f".{reserved}") for reserved in RESERVED_DOMAINS
@@ -61,24 +78,20 @@ def is_reserved_metadata_key(key: str) -> bool:
 
 
 def _reserved_key_cel(variable: str) -> str:
-    """Write `is_reserved_metadata_key` as a CEL expression."""
-    tests = [f"{variable}.startsWith({quote(prefix)})" for prefix in RESERVED_KEY_PREFIXES]
+    """Write `is_reserved_metadata_key` as a CEL expression.
+
+    Upper case is left to the rules beside it, which refuse it in domains.
+    """
+    tests = [f"{variable}.startsWith({quote(beginning)})" for beginning in _RESERVED_BEGINNINGS]
     for domain in RESERVED_DOMAINS:
         tests.append(f"{variable}.startsWith({quote(domain + '/')})")
         tests.append(f"{variable}.contains({quote('.' + domain + '/')})")
     return " || ".join(tests)
 
 
-def _reserved_prefix_cel(variable: str) -> str:
-    """Write as CEL that a prefix is itself reserved or so short that it matches what is."""
-    reserved = [*RESERVED_KEY_PREFIXES, *(f"{domain}/" for domain in RESERVED_DOMAINS)]
-    too_short = [f"{quote(prefix)}.startsWith({variable})" for prefix in reserved]
-    return " || ".join([_reserved_key_cel(variable), *too_short])
-
-
 _RESERVED_TEXT = ", ".join(
     [
-        *(f"{prefix}*" for prefix in RESERVED_KEY_PREFIXES),
+        *(f"{name}.*" for name in RESERVED_REVERSED_DOMAINS),
         *(f"{domain}/*" for domain in RESERVED_DOMAINS),
     ]
 )
@@ -89,6 +102,7 @@ _METADATA_KEY = f"^({_LABEL}(\\.{_LABEL})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[
 _MAX_DOMAIN = 253
 _LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 _DNS_SUBDOMAIN = f"^{_LABEL}(\\.{_LABEL})*$"
+_WHOLE_DOMAIN = f"^{_LABEL}(\\.{_LABEL})*/$"
 
 
 def _matches(pattern: str, cure: str) -> CEL:
@@ -129,7 +143,15 @@ PoolName = Annotated[
         " letter or digit at both ends; `kubectl get sandboxpools` lists those of this namespace",
     ),
 ]
-MetadataPrefix = Annotated[str, StringConstraints(max_length=253)]
+MetadataPrefix = Annotated[
+    str,
+    StringConstraints(pattern=_WHOLE_DOMAIN, max_length=_MAX_DOMAIN + 1),
+    _matches(
+        _WHOLE_DOMAIN,
+        "is not a whole domain: name a DNS subdomain in lower case with a slash at its end, such"
+        " as example.com/",
+    ),
+]
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -383,19 +405,19 @@ class ClaimsPolicy(Model):
         Field(max_length=32),
         LIST_SET,
         CEL(
-            rule=f"!self.exists(prefix, {_reserved_prefix_cel('prefix')})",
+            rule=f"!self.exists(prefix, {_reserved_key_cel('prefix')})",
             message_expression=(
-                "'\"' + self.filter(prefix, " + _reserved_prefix_cel("prefix") + ")[0] + '\" is"
-                f" reserved, or so short that it matches reserved keys ({_RESERVED_TEXT}), which"
-                " can reconfigure the runtime: name a longer prefix of your own, such as"
-                " example.com/'"
+                "'\"' + self.filter(prefix, " + _reserved_key_cel("prefix") + ")[0] + '\" is"
+                f" reserved ({_RESERVED_TEXT}), for such keys can reconfigure the runtime: name a"
+                " domain of your own, such as example.com/'"
             ),
-            message=f"a prefix is or matches a reserved one ({_RESERVED_TEXT}): name a longer"
-            " prefix of your own, such as example.com/",
+            message=f"a prefix is reserved ({_RESERVED_TEXT}): name a domain of your own, such as"
+            " example.com/",
         ),
     ] = ()
-    """Prefixes of the label and annotation keys that claims may put on their pods. Empty: none.
-    Keys that reconfigure a runtime, and those of Kubernetes and of this operator, are never
+    """Prefixes of the label and annotation keys that claims may put on their pods, each a whole
+    domain with a slash at its end, such as `example.com/`. Empty: none. Keys that the template sets
+    stay as they are there. Domains of Kubernetes, of runtimes and of this operator are never
     allowed."""
     retain_seconds: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
     """Seconds for which a finished claim (`Failed`, `Expired`, `Lost`) is kept before the operator
@@ -570,6 +592,13 @@ class SandboxPoolStatus(Model):
 # --- SandboxClaim --------------------------------------------------------------------------------
 
 
+class AssertedProof(StrEnum):
+    """How much proof of isolation a claim insists on, at least."""
+
+    PER_NODE = "PerNode"
+    PER_SANDBOX = "PerSandbox"
+
+
 class OnEmpty(StrEnum):
     """What a claim does when no sandbox is warm."""
 
@@ -615,14 +644,14 @@ class ClaimMetadata(Model):
         ),
     ] = Field(default_factory=dict)
     """Labels for the pod; their keys must begin with one of the pool's
-    `allowedMetadataPrefixes`."""
+    `allowedMetadataPrefixes`, and the pool's template must not set them."""
     annotations: Annotated[
         dict[str, Annotated[str, Field(max_length=4096)]],
         Field(max_length=32),
         *_CLAIM_KEYS,
     ] = Field(default_factory=dict)
     """Annotations for the pod; their keys must begin with one of the pool's
-    `allowedMetadataPrefixes`."""
+    `allowedMetadataPrefixes`, and the pool's template must not set them."""
 
 
 _NEW_CLAIM = (
@@ -645,6 +674,7 @@ class SandboxClaimSpec(Model):
             for name in (
                 "poolName",
                 "runtimeClassName",
+                "isolationProof",
                 "bindTimeoutSeconds",
                 "onEmpty",
                 "metadata",
@@ -657,6 +687,10 @@ class SandboxClaimSpec(Model):
     runtime_class_name: RuntimeClassName | None = None
     """An assertion, not a choice: when the pool's RuntimeClass is another, the claim fails rather
     than be given another runtime. Unset: whatever the pool has."""
+    isolation_proof: AssertedProof | None = None
+    """An assertion, not a choice: when the pool's `isolationProof` is less than this, the claim
+    fails rather than be given a sandbox with less proof. `PerSandbox` is more than `PerNode`, which
+    is more than `Off`. Unset: whatever the pool has."""
     ttl_seconds: LifetimeSeconds | None = None
     """Seconds from binding after which the sandbox is deleted. May be changed at any time, which
     counts from binding too. Unset: the pool's `defaultTTLSeconds`."""
@@ -666,7 +700,8 @@ class SandboxClaimSpec(Model):
     on_empty: OnEmpty = OnEmpty.WAIT
     """When no sandbox is warm: `Wait` for one, `Create` one for this claim, or `Fail` at once."""
     metadata: ClaimMetadata = ClaimMetadata()
-    """Labels and annotations for the pod, within the pool's `allowedMetadataPrefixes`."""
+    """Labels and annotations for the pod, within the pool's `allowedMetadataPrefixes`. They never
+    replace what the pod has already."""
 
 
 class ClaimPhase(StrEnum):

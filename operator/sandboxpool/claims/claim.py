@@ -26,6 +26,7 @@ class ClaimSpec(msgspec.Struct, frozen=True):
 
     poolName: str
     runtimeClassName: str | None = None
+    isolationProof: str | None = None
     ttlSeconds: int | None = None
     bindTimeoutSeconds: int = 300
     onEmpty: str = "Wait"
@@ -84,6 +85,11 @@ class Claim(msgspec.Struct, frozen=True):
     def key(self) -> tuple[str, str]:
         """Namespace and name."""
         return self.metadata.namespace, self.metadata.name
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Namespace and uid."""
+        return self.metadata.namespace, self.metadata.uid
 
     @property
     def uid(self) -> str:

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.times import epoch, timestamp
-from sandboxpool.api.v1alpha1 import SandboxPoolSpec, is_reserved_metadata_key
+from sandboxpool.api.v1alpha1 import (
+    AssertedProof,
+    IsolationProof,
+    SandboxPoolSpec,
+    is_reserved_metadata_key,
+)
 from sandboxpool.claims.claim import Claim, ClaimCondition, ClaimRuntime, ClaimStatus
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
@@ -13,6 +18,13 @@ from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.ground import Ground
 
 DEFAULT_RETAIN_SECONDS = 3600
+
+# What a claim may assert of a pool that wants so much proof.
+_ASSERTABLE: dict[IsolationProof, tuple[str, ...]] = {
+    IsolationProof.OFF: (),
+    IsolationProof.PER_NODE: (AssertedProof.PER_NODE,),
+    IsolationProof.PER_SANDBOX: (AssertedProof.PER_NODE, AssertedProof.PER_SANDBOX),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +44,16 @@ def refuse(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
             f"spec.runtimeClassName asserts {asserted!r}, but pool {claim.spec.poolName!r} has "
             f"{spec.runtime_class_name!r}: claim from a pool of that class",
         )
+    proof = claim.spec.isolationProof
+    if proof is not None and proof not in _ASSERTABLE[spec.isolation_proof]:
+        return Refusal(
+            Reason.ISOLATION_PROOF_MISMATCH,
+            f"spec.isolationProof asserts at least {proof!r}, but pool {claim.spec.poolName!r} has "
+            f"{spec.isolation_proof.value!r}: claim from a pool that wants as much proof",
+        )
     allowed = spec.claims.allowed_metadata_prefixes
     for field in ("labels", "annotations"):
+        fixed = getattr(spec.template.metadata, field)
         for key in getattr(claim.spec.metadata, field):
             if is_reserved_metadata_key(key) or not key.startswith(allowed or ("\0",)):
                 return Refusal(
@@ -41,6 +61,13 @@ def refuse(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
                     f"spec.metadata.{field}[{key!r}] is not allowed: pool "
                     f"{claim.spec.poolName!r} takes keys that begin with "
                     f"{', '.join(allowed) or '(nothing: claims.allowedMetadataPrefixes is empty)'}",
+                )
+            if key in fixed:
+                return Refusal(
+                    Reason.METADATA_NOT_ALLOWED,
+                    f"spec.metadata.{field}[{key!r}] is not allowed: the template of pool "
+                    f"{claim.spec.poolName!r} sets it, and a claim cannot replace that; leave it "
+                    "out, or use another key",
                 )
     return None
 

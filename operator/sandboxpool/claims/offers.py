@@ -11,7 +11,7 @@ from sandboxpool.api.core import Pod
 from sandboxpool.api.v1alpha1 import IsolationProof, Placement
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator, Candidate
-from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, pool_uid_of
+from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, identity_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import fingerprint
@@ -47,6 +47,7 @@ class Offers:
         """Whether a claim of this pool may be given this pod now."""
         return (
             not pool.deleting
+            and identity_of(pod) == pool.identity
             and claim_uid_of(pod) is None
             and self._is_of_class(pod, pool)
             and can_be_handed_out(pod, self.ground(pod, pool))
@@ -86,6 +87,22 @@ class Offers:
         ground = self.ground(pod, pool)
         return ground.node is not None and (ground.quarantined or ground.refuted)
 
+    def is_wrong(self, pod: Pod, pool: Pool | None) -> bool:
+        """Whether a pod that a claim owns is none that the operator would have bound to it.
+
+        Only what does not pass counts: a pod whose node has become doubtful since the binding is
+        the claim's all the same. A pool that is gone can say nothing.
+        """
+        if pool is None:
+            return False
+        if identity_of(pod) != pool.identity:
+            return True
+        resolution = self._cluster.resolution(pool)
+        runtime = resolution.runtime if resolution is not None else None
+        if runtime is not None and not _is_of(pod, runtime):
+            return True
+        return self.ground(pod, pool).refuted
+
     def is_misled(self, pod: Pod, pool: Pool | None) -> bool:
         """Whether a pod that finds no node keeps away from others than a new one would."""
         scheduled = pod.condition("PodScheduled")
@@ -116,10 +133,14 @@ class Offers:
         if pool_uid is None:
             self._allocator.withdraw(uid)
             return
+        pool = self._pools.of(pod)
+        if pool is None and self._pools.by_uid(pool_uid) is not None:
+            # It names a pool of another namespace.
+            self._allocator.withdraw(uid)
+            return
         if claim_uid_of(pod) is not None:
             self._allocator.hold(pool_uid, uid, pod.spec.nodeName)
             return
-        pool = self._pools.by_uid(pool_uid)
         if pool is None or not self.may_hand_out(pod, pool):
             self._allocator.withdraw(uid)
             return
@@ -139,10 +160,14 @@ class Offers:
         """A pool, or its class, has changed."""
         if pool.spec is not None:
             self._allocator.place(pool.uid, packed=pool.spec.placement is Placement.PACKED)
-        self.refresh(list(self._cluster.pods.of_pool(pool.uid).values()))
+        self.refresh(list(self._cluster.pods.of_pool(*pool.identity).values()))
 
 
 def _is_of(pod: Pod, runtime: Runtime) -> bool:
     """The pod was made of this very class, and no admission plugin has given it another."""
-    made_of = pod.metadata.annotations.get(names.ANNOTATION_RUNTIME_UID)
-    return made_of == runtime.uid and pod.spec.runtimeClassName == runtime.class_name
+    annotations = pod.metadata.annotations
+    return (
+        annotations.get(names.ANNOTATION_RUNTIME_UID) == runtime.uid
+        and annotations.get(names.ANNOTATION_HANDLER) == runtime.handler
+        and pod.spec.runtimeClassName == runtime.class_name
+    )

@@ -25,6 +25,7 @@ from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.decide import STALE_EXCLUSION_SECONDS
+from sandboxpool.pools.members import owner_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, handed_over
@@ -159,7 +160,7 @@ class ClaimReconciler:
 
     async def _serve(self, claim: Claim) -> float | None:
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
-        own = self._cluster.pods.of_claim(claim.uid)
+        own = self._cluster.pods.of_claim(*claim.identity)
         if not own and claim.uid in self._taken:
             own = [self._taken[claim.uid]]
         if own:
@@ -256,6 +257,10 @@ class ClaimReconciler:
         cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
         if cold and not self._offers.is_fit(pod, pool):
             return await self._await_cold(claim, pool, pod)
+        if not cold and self._offers.is_wrong(pod, pool):
+            # Its owner says that it was bound, which an author of pods in this namespace can say.
+            await self._delete_pod(pod, "it is not of the claim's pool, class and proof")
+            return ROOM_RECHECK_SECONDS
         await self._tell(claim, pool, pod, source="Cold" if cold else "Warm")
         return None
 
@@ -313,7 +318,11 @@ class ClaimReconciler:
         body = {
             "metadata": {
                 "resourceVersion": candidate.version,
-                **handed_over(decide.reference(claim)),
+                **handed_over(
+                    decide.reference(claim),
+                    labels=cached.metadata.labels,
+                    annotations=cached.metadata.annotations,
+                ),
             }
         }
         path = resource_path("v1", "pods", candidate.namespace, candidate.name)
@@ -450,7 +459,7 @@ class ClaimReconciler:
             lost = decide.lost_because(pod)
             await self._finish(claim, "Lost", lost.reason, lost.message)
             return None
-        for other in self._cluster.pods.of_claim(claim.uid):
+        for other in self._cluster.pods.of_claim(*claim.identity):
             if other.metadata.uid != pod.metadata.uid:
                 await self._delete_pod(other, "the claim has another one")
         was = claim.status
@@ -507,7 +516,7 @@ class ClaimReconciler:
         """Take back the pod of a claim that has ended, and in time the claim itself."""
         if claim.status.phase != "Lost":
             # A lost claim's pod is kept: its logs say why it ended.
-            for pod in self._cluster.pods.of_claim(claim.uid):
+            for pod in self._cluster.pods.of_claim(*claim.identity):
                 await self._delete_pod(pod, f"its claim is {claim.status.phase}")
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         left = decide.retain_until(claim, pool.spec if pool is not None else None) - self._wall()
@@ -546,20 +555,20 @@ class ClaimReconciler:
                 raise
 
     async def sweep(self) -> None:
-        """Delete pods whose claim no longer exists, where no collector has done so."""
-        for uid in self._cluster.pods.claims():
-            for pod in self._cluster.pods.of_claim(uid):
-                name = pod.metadata.labels.get(names.LABEL_CLAIM, "")
-                owner = pod.metadata.controller
-                if owner is not None and owner.kind == names.CLAIM_KIND:
-                    name = owner.name
-                claim = self._get(pod.metadata.namespace, name)
-                if claim is not None and claim.uid == uid:
-                    continue
-                if uid in self._sending or not name:
-                    continue
-                if await self._read(pod.metadata.namespace, name, uid) is None:
-                    await self._delete_pod(pod, "its claim does not exist any more")
+        """Delete pods whose claim no longer exists, where no collector has done so.
+
+        Only those of a pool that is there: anybody can name an owner that never was.
+        """
+        for pod in self._cluster.pods.claimed():
+            owner = owner_of(pod, names.CLAIM_KIND)
+            if owner is None or owner.uid in self._sending or self._pools.of(pod) is None:
+                continue
+            namespace = pod.metadata.namespace
+            claim = self._get(namespace, owner.name)
+            if claim is not None and claim.uid == owner.uid:
+                continue
+            if await self._read(namespace, owner.name, owner.uid) is None:
+                await self._delete_pod(pod, "its claim does not exist any more")
 
     async def _read(self, namespace: str, name: str, uid: str) -> Claim | None:
         """This very claim by a live read; None if it is gone."""

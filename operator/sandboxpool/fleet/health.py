@@ -1,7 +1,9 @@
-"""Turns what happens to sandboxes into what is known of the runtimes on their nodes.
+"""What is known of the runtimes on each node, and how it comes to be known.
 
-Pods that fail or work, probes and nodes are observed here; breakers, evidence and issues are the
-memory. Whatever changes is written down for the next start, and told to whom it concerns.
+Only the operator's own probes judge: they open and close quarantines and bring evidence. What
+happens to sandboxes is heard as hints, which order probes; nothing that a sandbox does, says or
+leaves behind changes what is known of a node. Whatever changes is written down for the next start,
+and told to whom it concerns.
 """
 
 import contextlib
@@ -9,26 +11,32 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from sandboxpool.api import names
 from sandboxpool.api.core import Pod
-from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.cache import Cluster
-from sandboxpool.fleet.prober import ProbeResult, Wish
+from sandboxpool.fleet.prober import ProbeResult, Why, Wish
 from sandboxpool.fleet.records import NodeRecords
-from sandboxpool.pools.members import pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Strike
-from sandboxpool.runtimes.diagnosis import Failure, diagnose
-from sandboxpool.runtimes.evidence import Evidence, Isolation, judge_sandbox
+from sandboxpool.runtimes.diagnosis import diagnose
+from sandboxpool.runtimes.evidence import (
+    Evidence,
+    Isolation,
+    judge_sandbox,
+    no_evidence,
+    uncontrolled,
+)
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.placement import Placement, PlacementError
+from sandboxpool.runtimes.placement import PlacementError, placement_of
+from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Answer, Verdict, answer_of
 
 logger = logging.getLogger(__name__)
+
+# Where no probe can answer, so many namespaces must have had sandboxes fail.
+WITNESSES = 2
 
 
 class HealthListener(Protocol):
@@ -37,11 +45,14 @@ class HealthListener(Protocol):
     def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
         """What is known of a handler on a node is not what it was, and perhaps some verdict."""
 
+    def hinted(self) -> None:
+        """A sandbox has failed in a way that may be its runtime's fault: there is more to probe."""
+
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
-        """A breaker has opened."""
+        """A quarantine has begun."""
 
     def released(self, node: str, handler: str) -> None:
-        """A breaker has closed, or its machine is gone."""
+        """A quarantine has ended, or its machine is gone."""
 
     def not_isolating(self, node: str, handler: str, evidence: Evidence) -> None:
         """A runtime was seen not to isolate."""
@@ -85,13 +96,16 @@ class Health:
             KubeError: it could not be read.
         """
         for name, record in (await self._records.load()).items():
-            self._cluster.breakers.load(name, record.get("breakers") or {})
+            quarantines = record.get("quarantines")
+            self._cluster.quarantines.load(
+                name, quarantines if isinstance(quarantines, dict) else {}
+            )
             evidence = record.get("evidence")
             self._cluster.evidence.load(name, evidence if isinstance(evidence, dict) else {})
             self._loaded.add(name)
-        for (name, handler), breaker in self._cluster.breakers.open():
+        for (name, handler), quarantine in self._cluster.quarantines.open():
             # What is kept out stands, whenever it was last tried.
-            self._issues.record(handler, name, breaker.reason, breaker.message, self._wall())
+            self._issues.record(handler, name, quarantine.reason, quarantine.message, self._wall())
 
     def forget_missing(self) -> None:
         """All nodes are known now: drop what was kept of others."""
@@ -104,132 +118,129 @@ class Health:
 
     def observe_node(self, name: str, node: NodeFacts | None) -> None:
         """A node has changed in what matters, or is gone."""
-        for handler in self._cluster.breakers.observe_node(name, node):
+        for handler in self._cluster.quarantines.observe_node(name, node):
             self._issues.clear(handler, name)
             self._listener.released(name, handler)
         self._cluster.evidence.observe_node(name, node)
         if node is None:
             self._issues.forget_node(name)
+            self._cluster.hints.forget_node(name)
+            self._cluster.avoidance.forget_node(name)
         self._cluster.nodes.reconsider(name)
         self._write_down(name)
 
-    def observe_pod(self, old: Pod | None, pod: Pod) -> None:
-        """A sandbox, or what was said of it, has changed: does its runtime work and isolate?
-
-        Args:
-            old: what it was before; None if that is not known.
-            pod: what it is now.
-        """
-        node = self._node_of(pod)
-        if node is None:
+    def observe_sandbox(self, pod: Pod) -> None:
+        """A sandbox of a pool, or what was said of it, has changed: does it speak for a probe?"""
+        node, runtime = self._node_of(pod), self._cluster.runtime_of(pod)
+        if node is None or runtime is None:
             return
-        handler = _handler_of(pod)
-        now = self._wall()
-        if old is not None and judge_sandbox(old, node, now) is None:
-            # It speaks for its node when it has just answered, not whenever it is listed again.
-            own = judge_sandbox(pod, node, now)
-            if own is not None and own.isolation is not Isolation.UNAVAILABLE:
-                self._learn(node, handler, own)
-        event = self._cluster.events.get(pod.metadata.uid)
-        if _works(pod):
-            # Whatever was said of its sandbox was said before there was one.
-            event = None
-            made_at = epoch(pod.metadata.creationTimestamp)
-            self._succeeded(node, handler, made_at, _template_of(pod))
-            if old is not None and not _works(old):
-                # One that has worked for long says nothing of what fails now.
-                self._clear_issues(node, handler)
-        failure = diagnose(pod, event.message if event is not None else None)
-        if failure is not None and failure.blames_runtime:
-            ready = pod.condition("Ready")
-            since = epoch(ready.lastTransitionTime or "") if ready is not None else 0.0
-            at = event.at if event is not None else since
-            if at:
-                # Without a time nobody could tell that it is not an old story told again.
-                self._failed(pod, node, failure, at)
+        failure = diagnose(pod, self._cluster.events.message(pod))
+        own = judge_sandbox(pod, node, self._wall())
+        fails = failure is not None and failure.blames_runtime
+        if fails or (own is not None and own.isolation is Isolation.NOT_PROVEN):
+            self._hint(pod, node, runtime)
 
     def observe_timeout(self, pod_uid: str) -> None:
         """A sandbox is given up, and nobody has said why it did not start."""
         pod = self._cluster.pods.get(pod_uid)
         node = self._node_of(pod) if pod is not None else None
-        made = pod.condition("PodReadyToStartContainers") if pod is not None else None
-        if pod is None or node is None or (made is not None and made.status == "True"):
-            return
-        failure = Failure(
-            Reason.SANDBOX_START_TIMEOUT,
-            "the sandbox was not made in time, and no cause was reported",
-            node.name,
-            blames_runtime=True,
-        )
-        self._failed(pod, node, failure, self._wall())
+        runtime = self._cluster.runtime_of(pod) if pod is not None else None
+        if pod is not None and node is not None and runtime is not None:
+            self._hint(pod, node, runtime)
 
-    def observe_probe(self, name: str, handler: str, runtime: Runtime, result: ProbeResult) -> None:
+    def _hint(self, pod: Pod, node: NodeFacts, runtime: Runtime) -> None:
+        if answer_of(node, runtime.handler) is Answer.NOT_SERVING:
+            # The node says so itself: there is nothing to find out.
+            return
+        pair = node.name, runtime.handler
+        self._cluster.hints.add(pod.metadata.namespace, pair, self._wall())
+        self._listener.hinted()
+
+    # --- Probed --------------------------------------------------------------------------------
+
+    def observe_wish(self, wish: Wish) -> None:
+        """A probe is sent."""
+        self._cluster.hints.take(wish.pair, self._wall())
+
+    def observe_probe(self, wish: Wish, result: ProbeResult) -> None:
         """A probe has ended."""
-        del runtime
-        self._listener.probed(handler, result)
-        node = self._cluster.nodes.get(name)
-        if node is None:
+        self._listener.probed(wish.handler, result)
+        node = self._cluster.nodes.get(wish.node.name)
+        if node is None or result.evidence is None:
+            # What it was to tell of is no more.
             return
-        if result.started:
-            self._succeeded(node, handler, result.made_at, template="")
-            self._clear_issues(node, handler)
-        if result.evidence is not None:
+        if wish.why == "control":
+            self._learn_control(node, result.evidence)
+            return
+        handler, now = wish.handler, self._wall()
+        works = result.works
+        right = None if works is None else not works
+        self._cluster.hints.answer(wish.pair, result.made_at, right=right, now=now)
+        if works:
+            self._work(node, handler)
+        if result.evidence.isolation is not Isolation.PROVEN or (
+            self._cluster.evidence.is_controlled(node)
+        ):
             self._learn(node, handler, result.evidence)
-        failure = result.failure
-        if failure is not None and failure.blames_runtime:
-            at, proves = self._wall(), failure.proves_broken
-            strike = Strike("", "", at, failure.reason, failure.message, proves)
-            self._strike(node, handler, strike)
+        if works is False and result.failure is not None:
+            self._quarantine(node, handler, result.failure.reason, result.failure.message)
+        elif works is None and wish.why in ("hint", "scout"):
+            self._ask_witnesses(node, wish, result.evidence)
 
-    # --- Learned -------------------------------------------------------------------------------
-
-    def _failed(self, pod: Pod, node: NodeFacts, failure: Failure, at: float) -> None:
-        if answer_of(node, _handler_of(pod)) is Answer.NOT_SERVING:
-            # The node says so itself: there is nothing to find out by a quarantine.
-            return
-        strike = Strike(
-            pod.metadata.uid,
-            _template_of(pod),
-            at,
-            failure.reason,
-            failure.message,
-            failure.proves_broken,
-        )
-        self._strike(node, _handler_of(pod), strike)
-
-    def _strike(self, node: NodeFacts, handler: str, strike: Strike) -> None:
-        now = self._wall()
-        self._issues.record(handler, node.name, strike.reason, strike.message, strike.at)
-        opened = self._cluster.breakers.strike(
-            node, handler, strike, serving=self._serving(handler), now=now
-        )
-        if opened:
-            logger.warning(
-                "node %s is quarantined for handler %s: %s: %s",
-                node.name,
-                handler,
-                strike.reason,
-                strike.message,
-            )
-            self._changed(node.name, handler)
-            self._listener.quarantined(node.name, handler, strike.reason, strike.message)
-        self._write_down(node.name)
-
-    def _succeeded(self, node: NodeFacts, handler: str, made_at: float, template: str) -> None:
-        breakers = self._cluster.breakers
-        if breakers.succeed(node, handler, made_at=made_at, template=template, now=self._wall()):
+    def _work(self, node: NodeFacts, handler: str) -> None:
+        if self._cluster.quarantines.work(node, handler, now=self._wall()):
             logger.info("node %s is no longer quarantined for handler %s", node.name, handler)
             # What was mended may be another runtime than before.
             self._cluster.evidence.forget(node.name, handler)
+            self._cluster.avoidance.forget_node(node.name)
             self._changed(node.name, handler)
             self._listener.released(node.name, handler)
             self._write_down(node.name)
-            self._clear_issues(node, handler)
+        self._issues.clear(handler, node.name)
 
-    def _clear_issues(self, node: NodeFacts, handler: str) -> None:
-        """The runtime works, unless its breaker says otherwise."""
-        if not self._cluster.breakers.is_open(node.name, handler):
-            self._issues.clear(handler, node.name)
+    def _quarantine(
+        self,
+        node: NodeFacts,
+        handler: str,
+        reason: Reason,
+        message: str,
+        *,
+        witnessed: bool = False,
+    ) -> None:
+        now = self._wall()
+        self._issues.record(handler, node.name, reason, message, now)
+        opened = self._cluster.quarantines.fail(
+            node, handler, reason, message, now=now, witnessed=witnessed
+        )
+        if opened:
+            logger.warning(
+                "node %s is quarantined for handler %s: %s: %s", node.name, handler, reason, message
+            )
+            self._changed(node.name, handler)
+            self._listener.quarantined(node.name, handler, reason, message)
+        self._write_down(node.name)
+
+    def _ask_witnesses(self, node: NodeFacts, wish: Wish, evidence: Evidence) -> None:
+        """No probe can answer: sandboxes of several namespaces may, for half of the nodes."""
+        handler, runtime = wish.handler, wish.runtime
+        self._issues.record(
+            handler, node.name, Reason.PROBE_UNANSWERED, evidence.message, self._wall()
+        )
+        seen = self._cluster.hints.count_witnesses(wish.pair, self._wall())
+        if runtime is None or seen < WITNESSES:
+            return
+        # As the class's own selectors and tolerations see the fleet.
+        verdict = self._cluster.nodes.verdict(
+            handler, placement_of({}, runtime), proof_wanted=False
+        )
+        nodes = len(verdict.serving) + len(verdict.unknown) + len(verdict.quarantined)
+        if self._cluster.quarantines.count_witnessed(handler) < nodes // 2:
+            text = f"sandboxes of {seen} namespaces failed, and no probe can tell: "
+            self._quarantine(
+                node, handler, Reason.PROBE_UNANSWERED, text + evidence.message, witnessed=True
+            )
+
+    # --- Learned -------------------------------------------------------------------------------
 
     def _learn(self, node: NodeFacts, handler: str, evidence: Evidence) -> None:
         if not self._cluster.evidence.put(node.name, handler, evidence):
@@ -240,22 +251,48 @@ class Health:
             logger.warning("handler %s on node %s: %s", handler, node.name, evidence.message)
             self._listener.not_isolating(node.name, handler, evidence)
 
+    def _learn_control(self, node: NodeFacts, evidence: Evidence) -> None:
+        if not self._cluster.evidence.put(node.name, CONTROL, evidence):
+            return
+        self._write_down(node.name)
+        if self._cluster.evidence.is_controlled(node):
+            # The next to be asked for is the evidence itself; sandboxes that bring their own have
+            # it now.
+            self.unsettle()
+            self._changed(node.name, CONTROL)
+            return
+        logger.warning("node %s: %s", node.name, uncontrolled(evidence))
+        runtimes = {runtime.handler: runtime for _, runtime in self._wanting()}
+        for handler, runtime in runtimes.items():
+            self._learn(node, handler, _without_control(node, runtime, evidence))
+        self._changed(node.name, CONTROL)
+
     def _changed(self, node: str, handler: str) -> None:
         stands_otherwise = self._cluster.nodes.reconsider(node)
         self._listener.node_changed(node, handler, stands_otherwise=stands_otherwise)
 
     def _write_down(self, node: str) -> None:
-        breakers = self._cluster.breakers.dump(node)
+        quarantines = self._cluster.quarantines.dump(node)
         evidence = self._cluster.evidence.dump(node)
-        known = {"breakers": breakers, "evidence": evidence}
-        self._records.put(node, known if breakers or evidence else None)
-
-    def _serving(self, handler: str) -> int:
-        verdict = self._cluster.nodes.verdict(handler, Placement(), proof_wanted=False)
-        return len(verdict.serving) + len(verdict.unknown) + len(verdict.quarantined)
+        known = {"quarantines": quarantines, "evidence": evidence}
+        self._records.put(node, known if quarantines or evidence else None)
 
     def _node_of(self, pod: Pod) -> NodeFacts | None:
         return self._cluster.nodes.get(pod.spec.nodeName) if pod.spec.nodeName else None
+
+    def _let_time_pass(self) -> None:
+        """What ends by itself: witnessed quarantines, and proofs that are too old."""
+        now = self._wall()
+        for name, handler in self._cluster.quarantines.expire(now):
+            logger.info("node %s is tried again for handler %s", name, handler)
+            self._issues.clear(handler, name)
+            self._changed(name, handler)
+            self._listener.released(name, handler)
+            self._write_down(name)
+        for name, handler in self._cluster.evidence.age(now):
+            self.unsettle()
+            self._changed(name, handler)
+            self._write_down(name)
 
     # --- Wanted --------------------------------------------------------------------------------
 
@@ -266,94 +303,102 @@ class Health:
     def wishes(self) -> Iterator[Wish]:
         """Probes that would tell something new, the most urgent first.
 
-        First the nodes on which sandboxes wait for evidence, then scouts, then all other nodes.
+        First what sandboxes have hinted at, then the nodes on which sandboxes wait for evidence,
+        then scouts, then all other nodes.
         """
-        runtimes: dict[str, Runtime] = {}
-        wanting: list[tuple[Pool, Runtime]] = []
-        for pool in self._pools:
-            resolution = self._cluster.resolution(pool)
-            if resolution is None or resolution.runtime is None or not resolution.usable:
-                continue
-            runtimes.setdefault(resolution.runtime.handler, resolution.runtime)
-            if pool.proof is not IsolationProof.OFF and not pool.deleting:
-                wanting.append((pool, resolution.runtime))
+        self._let_time_pass()
+        runtimes = {runtime.handler: runtime for _, runtime in self._usable()}
+        for name, handler in self._cluster.hints.wanted(self._wall()):
+            if not self._cluster.quarantines.is_open(name, handler):
+                yield from self._wish(name, runtimes.get(handler), "hint")
+        wanting = self._wanting()
         satisfied = self._satisfied
         if not satisfied:
             satisfied = True
             for wish in self._evidence_of(self._with_sandboxes(wanting)):
                 satisfied = False
                 yield wish
-        for name, handler in self._cluster.breakers.due(self._wall()):
-            node, runtime = self._cluster.nodes.get(name), runtimes.get(handler)
-            if node is None or runtime is None or not node.usable:
-                continue
-            if answer_of(node, handler) is not Answer.NOT_SERVING:
-                yield Wish(node, runtime, "scout")
+        for name, handler in self._cluster.quarantines.due(self._wall()):
+            yield from self._wish(name, runtimes.get(handler), "scout")
         if not self._satisfied:
             for wish in self._evidence_of(self._candidates(wanting)):
                 satisfied = False
                 yield wish
         self._satisfied = satisfied
 
+    def _usable(self) -> Iterator[tuple[Pool, Runtime]]:
+        """The pools whose class can be used, with the class."""
+        for pool in self._pools:
+            resolution = self._cluster.resolution(pool)
+            if resolution is not None and resolution.runtime is not None and resolution.usable:
+                yield pool, resolution.runtime
+
+    def _wanting(self) -> list[tuple[Pool, Runtime]]:
+        """Those that want proof."""
+        return [
+            (pool, runtime)
+            for pool, runtime in self._usable()
+            if pool.proof is not IsolationProof.OFF and not pool.deleting
+        ]
+
+    def _wish(self, name: str, runtime: Runtime | None, why: Why) -> Iterator[Wish]:
+        node = self._cluster.nodes.get(name)
+        if node is None or runtime is None or not node.usable:
+            return
+        if answer_of(node, runtime.handler) is not Answer.NOT_SERVING:
+            yield Wish(node, runtime, why)
+
     def _evidence_of(self, where: Iterable[tuple[NodeFacts, Runtime]]) -> Iterator[Wish]:
+        """What a node lacks: first its positive control, then evidence of the runtime."""
         for node, runtime in where:
-            if self._wants_evidence(node, runtime):
+            if not self._wants_evidence(node, runtime):
+                continue
+            evidence = self._cluster.evidence
+            control = evidence.current(node, CONTROL)
+            if control is None or control.isolation is Isolation.UNAVAILABLE:
+                yield Wish(node, None, "control", waiting=runtime.handler)
+            elif control.isolation is Isolation.NOT_PROVEN:
                 yield Wish(node, runtime, "evidence")
+            elif evidence.current(node, runtime.handler) is None:
+                # No probe could prove anything there.
+                self._learn(node, runtime.handler, _without_control(node, runtime, control))
 
     def _with_sandboxes(
         self, wanting: list[tuple[Pool, Runtime]]
     ) -> Iterator[tuple[NodeFacts, Runtime]]:
-        """The nodes with sandboxes that their proof stands for."""
+        """The nodes with sandboxes that wait for their node's evidence or positive control."""
         for pool, runtime in wanting:
-            if pool.proof is IsolationProof.PER_NODE:
-                for pod in list(self._cluster.pods.of_pool(pool.uid).values()):
-                    node = self._node_of(pod)
-                    if node is not None:
-                        yield node, runtime
+            for pod in list(self._cluster.pods.of_pool(*pool.identity).values()):
+                node = self._node_of(pod)
+                if node is not None:
+                    yield node, runtime
 
     def _candidates(
         self, wanting: list[tuple[Pool, Runtime]]
     ) -> Iterator[tuple[NodeFacts, Runtime]]:
-        """The nodes that the next sandboxes may come to.
-
-        Where each sandbox is proven by itself, only the nodes that a sandbox has spoken against:
-        nothing else would ever come to them again.
-        """
-        verdicts: dict[int, tuple[Verdict, Runtime, bool]] = {}
+        """The nodes that the next sandboxes may come to."""
+        verdicts: dict[int, tuple[Verdict, Runtime]] = {}
         for pool, runtime in wanting:
             with contextlib.suppress(PlacementError):
                 # Pools of one class and placement share theirs.
                 verdict = self._cluster.verdict(pool, runtime)
-                known = verdicts.get(id(verdict))
-                probed = pool.proof is IsolationProof.PER_NODE or (known is not None and known[2])
-                verdicts[id(verdict)] = verdict, runtime, probed
-        for verdict, runtime, probed in verdicts.values():
-            others = (*verdict.serving, *verdict.unknown) if probed else ()
-            for name in (*others, *verdict.unproven):
+                verdicts[id(verdict)] = verdict, runtime
+        for verdict, runtime in verdicts.values():
+            for name in (*verdict.serving, *verdict.unknown, *verdict.unproven):
                 node = self._cluster.nodes.get(name)
                 if node is not None:
                     yield node, runtime
 
     def _wants_evidence(self, node: NodeFacts, runtime: Runtime) -> bool:
-        known = self._cluster.evidence.current(node, runtime.handler)
+        evidence = self._cluster.evidence
+        known = evidence.current(node, runtime.handler)
+        lacks = known is None or known.isolation is not Isolation.PROVEN
         return (
             node.usable
-            and (known is None or known.isolation is not Isolation.PROVEN)
-            and not self._cluster.breakers.is_open(node.name, runtime.handler)
+            and (lacks or evidence.is_old(node.name, runtime.handler))
+            and not self._cluster.quarantines.is_open(node.name, runtime.handler)
         )
 
 
-def _handler_of(pod: Pod) -> str:
-    return pod.metadata.annotations.get(names.ANNOTATION_HANDLER, "")
-
-
-def _template_of(pod: Pod) -> str:
-    return f"{pool_uid_of(pod) or ''}/{pod.metadata.labels.get(names.LABEL_REVISION, '')}"
-
-
-def _works(pod: Pod) -> bool:
-    """A container has begun to run: the runtime has made a sandbox and something in it."""
-    return pod.ready or any(
-        c.state.running is not None
-        for c in (*pod.status.initContainerStatuses, *pod.status.containerStatuses)
-    )
+def _without_control(node: NodeFacts, runtime: Runtime, control: Evidence) -> Evidence:
+    return no_evidence(node, runtime.uid, control.at, uncontrolled(control))

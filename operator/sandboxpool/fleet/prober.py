@@ -1,15 +1,18 @@
 """Probe pods: made within limits, watched, judged and removed.
 
-At most ``MAX_IN_FLIGHT`` at once, ``PER_SECOND`` a second, and one for each node and handler. What
-to probe next is asked for whenever there is room, so it is always what is most urgent then. Every
-probe ends: with an answer, with a failure that leaves no doubt, or at its deadline. The operator
-keeps nothing for its next start: probe pods that it does not know are deleted.
+At most ``PER_SECOND`` a second, and one for each node and handler. Each purpose has places of its
+own, and of these each handler has one that no other takes, so that probes without an answer, which
+last for minutes, keep no other runtime waiting. What to probe next is asked for whenever there is
+room, so it is always what is most urgent then. Every probe ends: with an answer, with a failure, or
+at its deadline. The operator keeps nothing for its next start: probe pods that it does not know are
+deleted.
 """
 
 import asyncio
 import contextlib
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,17 +33,28 @@ from sandboxpool.runtimes.evidence import (
     software_of,
 )
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.probe import ANNOTATION_NODE, ProbeImage, build_probe, probe_name
+from sandboxpool.runtimes.probe import (
+    ANNOTATION_NODE,
+    CONTROL,
+    ProbeImage,
+    build_probe,
+    probe_name,
+)
 from sandboxpool.runtimes.resolve import Runtime
 
 logger = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 20
+Why = Literal["hint", "scout", "control", "evidence"]
+# How many may be under way for each purpose, besides one for each handler.
+PLACES: dict[Why, int] = {"hint": 4, "scout": 4, "control": 6, "evidence": 10}
 PER_SECOND = 5.0
 # Virtual machines take long to start, above all many at once.
 DEADLINE_SECONDS = 120.0
 # Nothing that a probe waits for makes room on a full node.
 UNSCHEDULABLE_SECONDS = 15.0
+# A text that does not prove that the runtime is broken speaks against it once it has stood so long:
+# the kubelet has tried again by then.
+FAILING_SECONDS = 8.0
 # Events about a probe's pod do not wake it, so it looks by itself.
 LOOK_SECONDS = 1.0
 # Wishes come with time, too.
@@ -49,6 +63,7 @@ CREATE_ATTEMPTS = 3
 # Where a probe brought no proof the next one waits, each time longer.
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 600.0
+LONGEST_PAUSE_OF_MANY_SECONDS = 6 * 3600.0
 MAX_PAUSES = 10_000
 
 NO_IMAGE = (
@@ -57,7 +72,6 @@ NO_IMAGE = (
 )
 
 Pair = tuple[str, str]
-Why = Literal["evidence", "scout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +80,37 @@ class Wish:
 
     Attributes:
         node: the node as it is now.
-        runtime: the class to start a sandbox of.
-        why: whether the runtime isolates there, or whether it works again.
+        runtime: the class to start a sandbox of; None for the positive control.
+        why: whether a sandbox's failure is the runtime's (hint), whether the runtime works again
+            (scout), whether the node's boot id is its kernel's (control), or whether the runtime
+            isolates there (evidence).
+        waiting: of a positive control, the handler whose evidence waits for it.
     """
 
     node: NodeFacts
-    runtime: Runtime
+    runtime: Runtime | None
     why: Why
+    waiting: str = ""
+
+    @property
+    def line(self) -> tuple[Why, str]:
+        """With which others it stands in one line for a place."""
+        return self.why, self.waiting or self.handler
+
+    @property
+    def handler(self) -> str:
+        """What the runtime stands for."""
+        return self.runtime.handler if self.runtime is not None else CONTROL
+
+    @property
+    def class_uid(self) -> str:
+        """The class's uid; empty for the positive control."""
+        return self.runtime.uid if self.runtime is not None else ""
 
     @property
     def pair(self) -> Pair:
         """Node and handler."""
-        return self.node.name, self.runtime.handler
+        return self.node.name, self.handler
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +134,15 @@ class ProbeResult:
         """One word for logs and metrics."""
         return self.evidence.isolation.value if self.evidence is not None else "Superseded"
 
+    @property
+    def works(self) -> bool | None:
+        """Whether the runtime starts sandboxes there; None if the probe could not tell."""
+        if self.started:
+            return True
+        return False if self.failure is not None and self.failure.blames_runtime else None
 
-OnResult = Callable[[str, str, Runtime, ProbeResult], None]
+
+OnResult = Callable[[Wish, ProbeResult], None]
 
 
 @dataclass(slots=True)
@@ -115,6 +155,7 @@ class _Flight:
     began: float
     pod: Pod | None = None
     gone: bool = False
+    failing_since: float | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -125,6 +166,8 @@ class _Pause:
     software: Software
     tries: int
     until: float
+    line: tuple[Why, str]
+    silent: bool
 
 
 class Prober:
@@ -137,8 +180,9 @@ class Prober:
         wishes: asked whenever there is room for another probe; the most urgent come first.
         nodes: the facts of a node now.
         classes: a RuntimeClass now, by name.
-        sandbox_event: the last FailedCreatePodSandBox message of a pod, by uid.
-        on_result: told of each probe's end, with the names of node and handler.
+        sandbox_event: the last FailedCreatePodSandBox message of a pod.
+        on_taken: told of each probe that is sent.
+        on_result: told of each probe's end.
         wall: seconds since the epoch.
         seed: a string that was never given before, for names.
     """
@@ -152,7 +196,8 @@ class Prober:
         wishes: Callable[[], Iterable[Wish]],
         nodes: Callable[[str], NodeFacts | None],
         classes: Callable[[str], Runtime | None],
-        sandbox_event: Callable[[str], str | None],
+        sandbox_event: Callable[[Pod], str | None],
+        on_taken: Callable[[Wish], None],
         on_result: OnResult,
         wall: Callable[[], float],
         seed: Callable[[], str],
@@ -164,6 +209,7 @@ class Prober:
         self._nodes = nodes
         self._classes = classes
         self._sandbox_event = sandbox_event
+        self._on_taken = on_taken
         self._on_result = on_result
         self._wall = wall
         self._seed = seed
@@ -211,20 +257,29 @@ class Prober:
     # --- What to probe ---------------------------------------------------------------------------
 
     def _next_wish(self) -> Wish | None:
-        if len(self._flights) >= MAX_IN_FLIGHT:
-            return None
         if not self._image.name:
             for wish in list(self._wishes()):
                 if not self._is_held(wish):
                     made_at = self._wall()
-                    evidence = no_evidence(wish.node, wish.runtime.uid, made_at, NO_IMAGE)
+                    evidence = no_evidence(wish.node, wish.class_uid, made_at, NO_IMAGE)
                     self._conclude(wish, ProbeResult(evidence, None, made_at))
             return None
         busy = {flight.wish.pair for flight in self._flights.values()}
         # Those on their way out too: a node that cannot get rid of one gets no other.
         busy |= {_pair_of(pod) for pod in self._pods.values()}
+        taken = Counter(flight.wish.why for flight in self._flights.values())
+        own = {flight.wish.line for flight in self._flights.values()}
+
+        def has_place(wish: Wish) -> bool:
+            return taken[wish.why] < PLACES[wish.why] or wish.line not in own
+
         return next(
-            (w for w in self._wishes() if w.pair not in busy and not self._is_held(w)), None
+            (
+                wish
+                for wish in self._wishes()
+                if has_place(wish) and wish.pair not in busy and not self._is_held(wish)
+            ),
+            None,
         )
 
     def _is_held(self, wish: Wish) -> bool:
@@ -240,32 +295,40 @@ class Prober:
         logger.info("probe of handler %s on node %s: %s", handler, name, result.outcome)
         if result.evidence is not None:
             self._set_pause(wish, result, result.evidence)
-        self._on_result(name, handler, wish.runtime, result)
+        self._on_result(wish, result)
 
     def _set_pause(self, wish: Wish, result: ProbeResult, evidence: Evidence) -> None:
         key = wish.pair, wish.why
         # Taken out even if it comes back: the oldest stand first.
         old = self._pauses.pop(key, None)
-        blames_runtime = result.failure is not None and result.failure.blames_runtime
         if evidence.isolation is Isolation.PROVEN:
             return
-        if wish.why == "scout" and (result.started or blames_runtime):
-            # The breaker hears of it, and says when the next one is due.
+        if wish.why != "evidence" and result.works is not None:
+            # Whoever wished for it says when the next one is due.
             return
         again = old is not None and old.software == evidence.software
         tries = old.tries + 1 if old is not None and again else 1
-        until = asyncio.get_running_loop().time() + _pause_seconds(wish.pair, tries)
-        self._pauses[key] = _Pause(evidence.software, tries, until)
+        silent = self._count_silent(wish.line) if result.works is None else 0
+        pause = _pause_seconds(wish, tries, silent)
+        until = asyncio.get_running_loop().time() + pause
+        self._pauses[key] = _Pause(evidence.software, tries, until, wish.line, result.works is None)
         if len(self._pauses) > MAX_PAUSES:
             del self._pauses[next(iter(self._pauses))]
+
+    def _count_silent(self, line: tuple[Why, str]) -> int:
+        """How many nodes give such probes no answer."""
+        for key in [key for key in self._pauses if self._nodes(key[0][0]) is None]:
+            del self._pauses[key]
+        return sum(pause.silent and pause.line == line for pause in self._pauses.values())
 
     # --- One probe -------------------------------------------------------------------------------
 
     def _take_off(self, wish: Wish) -> _Flight:
-        name = probe_name(wish.node, wish.runtime, self._seed())
+        name = probe_name(self._seed())
         began = asyncio.get_running_loop().time()
         flight = _Flight(wish, name, made_at=self._wall(), began=began)
         self._flights[name] = flight
+        self._on_taken(wish)
         return flight
 
     async def _fly(self, flight: _Flight) -> None:
@@ -316,42 +379,59 @@ class Prober:
     def _look(self, flight: _Flight) -> ProbeResult | None:
         """Judge a probe as it is now; None while it is worth waiting for."""
         wish, pod = flight.wish, flight.pod
-        node, runtime = self._nodes(wish.node.name), self._classes(wish.runtime.class_name)
+        node = self._nodes(wish.node.name)
         if node is None or not software_of(wish.node).is_on(node):
             return ProbeResult(None, None, flight.made_at)
-        if runtime is None or runtime.uid != wish.runtime.uid:
+        if not self._is_current(wish.runtime):
             return ProbeResult(None, None, flight.made_at)
         if flight.gone:
             return self._unanswered(flight, node, "the probe pod was deleted by somebody else")
         failure = None
         if pod is not None:
-            if pod.spec.runtimeClassName != runtime.class_name:
+            wanted = wish.runtime.class_name if wish.runtime is not None else ""
+            if pod.spec.runtimeClassName != wanted:
                 text = f"admission gave the probe pod the class {pod.spec.runtimeClassName!r}"
+                return self._unanswered(flight, node, text)
+            if pod.spec.nodeName not in ("", node.name):
+                text = f"the probe pod came to node {pod.spec.nodeName!r}: admission changed it"
                 return self._unanswered(flight, node, text)
             evidence = judge_probe(pod, node, self._wall())
             if evidence is not None and has_run(pod):
                 return ProbeResult(evidence, None, flight.made_at, started=True)
-            failure = diagnose(pod, self._sandbox_event(pod.metadata.uid))
+            failure = diagnose(pod, self._sandbox_event(pod))
             if evidence is not None:
                 return ProbeResult(evidence, failure, flight.made_at)
-        waited = asyncio.get_running_loop().time() - flight.began
-        if failure is not None and failure.proves_broken:
+        now = asyncio.get_running_loop().time()
+        waited = now - flight.began
+        if failure is None or not failure.blames_runtime:
+            flight.failing_since = None
+        elif flight.failing_since is None:
+            flight.failing_since = now
+        if failure is not None and (
+            failure.proves_broken
+            or (flight.failing_since is not None and now - flight.failing_since >= FAILING_SECONDS)
+        ):
             return self._unanswered(flight, node, f"{failure.reason}: {failure.message}", failure)
         unschedulable = failure is not None and failure.reason is Reason.UNSCHEDULABLE
         limit = UNSCHEDULABLE_SECONDS if unschedulable else DEADLINE_SECONDS
         if waited < limit:
             return None
         if failure is None and pod is not None:
-            # It blames nobody: an image that is pulled slowly looks the same.
-            text = "no cause was reported"
-            failure = Failure(Reason.SANDBOX_START_TIMEOUT, text, pod.spec.nodeName)
+            failure = _silent(pod, node)
         cause = f"{failure.reason}: {failure.message}" if failure else "its pod was never seen"
         return self._unanswered(flight, node, f"no answer after {limit:.0f} s: {cause}", failure)
+
+    def _is_current(self, runtime: Runtime | None) -> bool:
+        """The class is still the one that the probe was made for."""
+        if runtime is None:
+            return True
+        now = self._classes(runtime.class_name)
+        return now is not None and now.uid == runtime.uid
 
     def _unanswered(
         self, flight: _Flight, node: NodeFacts, message: str, failure: Failure | None = None
     ) -> ProbeResult:
-        evidence = no_evidence(node, flight.wish.runtime.uid, self._wall(), message)
+        evidence = no_evidence(node, flight.wish.class_uid, self._wall(), message)
         return ProbeResult(evidence, failure, flight.made_at)
 
     # --- Leftovers -------------------------------------------------------------------------------
@@ -387,10 +467,30 @@ def _pair_of(pod: Pod) -> Pair:
     return annotations.get(ANNOTATION_NODE, ""), annotations.get(names.ANNOTATION_HANDLER, "")
 
 
-def _pause_seconds(pair: Pair, tries: int) -> float:
-    """Spread by the pair itself, so that a fleet does not ask all at once."""
+def _silent(pod: Pod, node: NodeFacts) -> Failure:
+    """A probe has run out of time, and nobody has said why."""
+    made = pod.condition("PodReadyToStartContainers")
+    no_sandbox = made is not None and made.status == "False" and node.tells_of_sandboxes
+    text = "the sandbox was not made" if no_sandbox else "no container ran"
+    return Failure(
+        Reason.SANDBOX_START_TIMEOUT,
+        f"{text}, and no cause was reported",
+        pod.spec.nodeName,
+        # An image that is pulled slowly blames nobody; a sandbox is made before any is pulled.
+        blames_runtime=no_sandbox,
+    )
+
+
+def _pause_seconds(wish: Wish, tries: int, silent: int) -> float:
+    """Spread by node and handler, so that a fleet does not ask all at once.
+
+    Nodes that give no answer hold their places for a deadline each: together, half of the places.
+    """
     longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries - 1, 16), LONGEST_PAUSE_SECONDS)
-    share = zlib.crc32(f"{pair}{tries}".encode()) / 2**32
+    of_many = 2 * DEADLINE_SECONDS / PLACES[wish.why] * silent
+    of_many = min(of_many, LONGEST_PAUSE_OF_MANY_SECONDS)
+    longest = max(longest, of_many)
+    share = zlib.crc32(f"{wish.pair}{tries}".encode()) / 2**32
     return longest * (0.5 + share / 2)
 
 

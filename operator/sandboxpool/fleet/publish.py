@@ -118,9 +118,9 @@ class NodePublisher:
             return Finding(
                 type_, False, Reason.NO_NODE_SERVES, f"the node does not list handler {handler!r}"
             )
-        breaker = self._cluster.breakers.get(node.name, handler)
-        if breaker is not None and breaker.opened_at is not None:
-            return Finding(type_, False, breaker.reason, breaker.message)
+        quarantine = self._cluster.quarantines.get(node.name, handler)
+        if quarantine is not None and quarantine.open:
+            return Finding(type_, False, quarantine.reason, quarantine.message)
         evidence = self._cluster.evidence.current(node, handler)
         if evidence is None and answer is Answer.UNKNOWN:
             text = "the node does not report its handlers"

@@ -215,7 +215,12 @@ class NodeRecords:
                 elif shard.values:
                     answer = await self._client.create(self._path(), self._whole(shard))
                 else:
-                    return
+                    # A create that had no clear outcome may have been carried out.
+                    left = await self._read(shard)
+                    if not left:
+                        return
+                    nodes.update(left)
+                    continue
             except ApiError as error:
                 unseen = error.conflict or error.already_exists or error.not_found
                 if not unseen or attempt == SEND_ATTEMPTS:

@@ -10,7 +10,7 @@ from enum import Enum
 from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec, UpdateType
 from sandboxpool.pools.members import Member, Members, State, oldest_first
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Breaker
+from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -69,9 +69,10 @@ class PoolInput:
     Attributes:
         revision: the template's revision now.
         exclusion: fingerprint of the nodes to keep away from now.
-        quarantines: the open breakers of the nodes that the verdict calls quarantined.
+        quarantines: the quarantines of the nodes that the verdict calls quarantined.
         creating: pods that were asked for and are not yet seen.
         creating_cold: the same, for claims: they count against the ceiling only.
+        guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch.
     """
 
@@ -82,10 +83,11 @@ class PoolInput:
     exclusion: str
     template: TemplateVerdict
     members: Members
-    quarantines: tuple[tuple[str, Breaker], ...]
+    quarantines: tuple[tuple[str, Quarantine], ...]
     creating: int
     creating_cold: int
     trouble: Trouble
+    guarded: bool
     now: float
 
 

@@ -52,7 +52,24 @@ def findings(
         *isolation,
         warm,
         up_to_date,
+        _guarded(given),
     ]
+
+
+def _guarded(given: PoolInput) -> Finding:
+    """Whether a pod author of the pool's namespace can pass a pod of his own off as a sandbox."""
+    if given.guarded:
+        text = (
+            "the admission policy that was installed with the operator lets nobody else write "
+            "owners, labels and annotations of sandboxpool.io on pods"
+        )
+        return Finding("PodsGuarded", True, Reason.ADMISSION_POLICY_INSTALLED, text)
+    text = (
+        "whoever may create pods in this namespace can pass one of his own off as a sandbox of "
+        "this pool: install the chart with admission.enabled and admission.pods.enabled, or let "
+        "nobody else create pods here"
+    )
+    return Finding("PodsGuarded", False, Reason.NO_ADMISSION_POLICY, text)
 
 
 def _ready(
@@ -132,7 +149,7 @@ def _nodes_serving(given: PoolInput) -> Finding:
 def _no_node_serves(given: PoolInput, handler: str) -> Finding:
     verdict, type_ = given.verdict, "NodesServing"
     if verdict.quarantined:
-        causes = {breaker.reason for _, breaker in given.quarantines}
+        causes = {quarantine.reason for _, quarantine in given.quarantines}
         return Finding(
             type_,
             False,
@@ -169,8 +186,8 @@ def _quarantined_too(given: PoolInput) -> str:
 def _first_quarantine(given: PoolInput) -> str:
     if not given.quarantines:
         return "the cause is not known any more"
-    node, breaker = given.quarantines[0]
-    return f"such as {node}: {breaker.reason}: {breaker.message}"
+    node, quarantine = given.quarantines[0]
+    return f"such as {node}: {quarantine.reason}: {quarantine.message}"
 
 
 def _not_isolating(nodes: Sequence[str], handler: str) -> str:

@@ -9,8 +9,8 @@ from sandboxpool.pools.decide import PoolInput
 from sandboxpool.pools.findings import MAX_EXAMPLES
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import SEVERITY
+from sandboxpool.runtimes.quarantine import Quarantine
 
 
 def severity(reason: Reason) -> int:
@@ -20,15 +20,15 @@ def severity(reason: Reason) -> int:
 
 def quarantined(given: PoolInput) -> list[dict[str, Any]]:
     """Group the quarantined nodes by cause, the worst first."""
-    groups: dict[Reason, list[tuple[str, Breaker]]] = defaultdict(list)
-    for node, breaker in given.quarantines:
-        groups[breaker.reason].append((node, breaker))
+    groups: dict[Reason, list[tuple[str, Quarantine]]] = defaultdict(list)
+    for node, quarantine in given.quarantines:
+        groups[quarantine.reason].append((node, quarantine))
     return [
         {
             "reason": str(reason),
             "count": len(groups[reason]),
             "nodes": [node for node, _ in groups[reason][:MAX_EXAMPLES]],
-            "since": timestamp(min(b.opened_at or given.now for _, b in groups[reason])),
+            "since": timestamp(min(known.changed_at for _, known in groups[reason])),
             "message": groups[reason][0][1].message,
         }
         for reason in sorted(groups, key=severity)

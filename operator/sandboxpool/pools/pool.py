@@ -42,6 +42,11 @@ class Pool:
         return self.namespace, self.name
 
     @property
+    def identity(self) -> tuple[str, str]:
+        """Namespace and uid."""
+        return self.namespace, self.uid
+
+    @property
     def proof(self) -> IsolationProof:
         """How much proof of isolation the pool wants."""
         return self.spec.isolation_proof if self.spec is not None else IsolationProof.PER_NODE

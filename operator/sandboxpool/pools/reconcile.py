@@ -37,10 +37,10 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, build_pod, fingerprint, pod_name
 from sandboxpool.pools.writer import FailureObserver, PodWriter, refusal_reason
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.placement import PlacementError
 from sandboxpool.runtimes.probe import ProbeImage
+from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -68,6 +68,7 @@ class PoolReconciler:
         probe: ProbeImage,
         wall: Callable[[], float],
         clock: Callable[[], float],
+        guarded: bool = False,
     ) -> None:
         self._client = client
         self._cluster = cluster
@@ -79,6 +80,7 @@ class PoolReconciler:
         self._clock = clock
         self._states = PoolStates(clock)
         self._probe = probe
+        self._guarded = guarded
         self._checker = TemplateChecker(client, probe)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
@@ -124,6 +126,7 @@ class PoolReconciler:
     def forget(self, pool_uid: str) -> None:
         """The pool is gone."""
         self._states.forget(pool_uid)
+        self._cluster.avoidance.forget_pool(pool_uid)
         self._checker.forget(pool_uid)
         self._publisher.forget(pool_uid)
 
@@ -151,6 +154,7 @@ class PoolReconciler:
             # It has changed, or gone, while the API server was asked: start anew.
             return 0.0
 
+        self._cluster.avoidance.expire(pool.uid, self._wall())
         verdict, template = self._judge(pool, resolution, template)
         given = self._gather(pool, resolution, verdict, template)
         plan = decide(given)
@@ -223,12 +227,13 @@ class PoolReconciler:
             creating=creating - len(state.expectations.doubted()),
             creating_cold=creating_cold,
             trouble=state.trouble,
+            guarded=self._guarded,
             now=now,
         )
 
     def _sort(self, pool: Pool, state: PoolState) -> Members:
         ground = self._cluster.grounds(pool.proof)
-        pods = self._cluster.pods.of_pool(pool.uid)
+        pods = self._cluster.pods.of_pool(*pool.identity)
 
         def facts_of(uid: str) -> Facts | None:
             pod = pods.get(uid)
@@ -238,7 +243,7 @@ class PoolReconciler:
                 else (
                     pod,
                     ground(pod),
-                    self._cluster.events.message(uid),
+                    self._cluster.events.message(pod),
                     state.expectations.is_deleting(uid),
                     self._allocator.is_held(uid),
                 )
@@ -253,12 +258,14 @@ class PoolReconciler:
 
     def _quarantines(
         self, resolution: Resolution, verdict: Verdict
-    ) -> tuple[tuple[str, Breaker], ...]:
+    ) -> tuple[tuple[str, Quarantine], ...]:
         if resolution.runtime is None:
             return ()
         handler = resolution.runtime.handler
-        found = ((name, self._cluster.breakers.get(name, handler)) for name in verdict.quarantined)
-        return tuple((name, breaker) for name, breaker in found if breaker is not None)
+        found = (
+            (name, self._cluster.quarantines.get(name, handler)) for name in verdict.quarantined
+        )
+        return tuple((name, known) for name, known in found if known is not None)
 
     def _next_look(self, pool: Pool, plan: PoolPlan, status_due: float | None) -> float | None:
         now = self._wall()
@@ -302,10 +309,10 @@ class PoolReconciler:
         name = pod_name(pool.name, claim.uid)
         again = self.is_starting_cold(pool, claim.uid)
         known = again and not state.expectations.is_doubted(name)
-        if known or self._cluster.pods.of_claim(claim.uid):
+        if known or self._cluster.pods.of_claim(pool.namespace, claim.uid):
             return None
         if not again and pool.spec.max_sandboxes is not None:
-            existing = self._cluster.pods.count_of_pool(pool.uid)
+            existing = self._cluster.pods.count_of_pool(*pool.identity)
             if existing + sum(state.expectations.count_creating()) >= pool.spec.max_sandboxes:
                 return Refusal(
                     Reason.MAX_SANDBOXES_REACHED,

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
+from sandboxpool.api.core import Pod
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
+from sandboxpool.pools.members import identity_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.versions import number_of
 
@@ -40,6 +42,12 @@ class PoolStore:
     def get(self, key: tuple[str, str]) -> Pool | None:
         """The pool of this namespace and name, or None."""
         return self._pools.get(key)
+
+    def of(self, pod: Pod) -> Pool | None:
+        """The pool that a pod belongs to, if it is known, and in the pod's own namespace."""
+        namespace, uid = identity_of(pod)
+        pool = self._by_uid.get(uid)
+        return pool if pool is not None and pool.namespace == namespace else None
 
     def by_uid(self, uid: str) -> Pool | None:
         """The pool with this uid, or None."""

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ def build_pod(
     }
     owner = owner_reference(names.POOL_KIND, pool.name, pool.uid)
     if claim is not None:
-        given = handed_over(claim)
+        given = handed_over(claim, labels=labels, annotations=annotations)
         labels.update(given["labels"])
         annotations.update(given["annotations"])
         annotations[names.ANNOTATION_SOURCE] = "Cold"
@@ -116,16 +116,28 @@ def build_pod(
     }
 
 
-def handed_over(claim: ClaimRef) -> dict[str, Any]:
-    """The metadata that makes a pod the claim's: labels, annotations, and the only owner."""
+def handed_over(
+    claim: ClaimRef,
+    *,
+    labels: Mapping[str, str] | None = None,
+    annotations: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The metadata that makes a pod the claim's: labels, annotations, and the only owner.
+
+    Args:
+        claim: the claim.
+        labels: what the pod has already. A claim adds to it and replaces nothing, for policies
+            select by it; a warm pod may have it from an older template than the pool's.
+        annotations: the same.
+    """
     return {
         "labels": {
-            **dict(claim.labels),
+            **{key: value for key, value in claim.labels if key not in (labels or {})},
             names.LABEL_CLAIM: claim.name,
             names.LABEL_CLAIM_UID: claim.uid,
         },
         "annotations": {
-            **dict(claim.annotations),
+            **{key: value for key, value in claim.annotations if key not in (annotations or {})},
             names.ANNOTATION_SAFE_TO_EVICT: "false",
         },
         "ownerReferences": [owner_reference(names.CLAIM_KIND, claim.name, claim.uid)],

@@ -19,6 +19,7 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.startup import StartupTracker
 from sandboxpool.pools.state import PoolState
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +84,24 @@ class PodWriter:
             failed += [d for d, is_gone in zip(batch, gone, strict=True) if d.failed and is_gone]
         for deletion in failed:
             self._observer.failure(pool, str(deletion.reason))
+            self._avoid(pool, deletion)
         if failed:
             state.hold_off(failed[0].reason, failed[0].message, self._wall())
         return errors
+
+    def _avoid(self, pool: Pool, deletion: Deletion) -> None:
+        """The runtime fails this pool's sandbox on a node that it is not quarantined on."""
+        member, failure = deletion.member, deletion.member.failure
+        if not member.node_name or failure is None or not failure.blames_runtime:
+            return
+        if member.ground.quarantined or not member.ground.served:
+            return
+        if self._cluster.avoidance.add(pool.uid, member.node_name, self._wall()):
+            text = (
+                f"the next sandboxes of this pool keep away from node {member.node_name} for "
+                f"{AVOID_SECONDS / 60:.0f} minutes: {failure.message}"
+            )
+            self._events.warning(pool.reference, str(Reason.NODE_AVOIDED), text)
 
     async def _delete_one(
         self, pool: Pool, state: PoolState, deletion: Deletion

@@ -69,7 +69,7 @@ class Failure:
         node: where it happened; empty if the pod has no node.
         heals: the kubelet or the scheduler goes on trying by itself, so that replacing the pod
             would win nothing.
-        blames_runtime: it speaks against the node's runtime: enough of them open its breaker.
+        blames_runtime: it may be the runtime's fault: a probe is to tell.
         proves_broken: the text leaves no doubt that the runtime cannot work on this node.
     """
 

@@ -5,7 +5,9 @@ a virtual machine has another. No answer is no evidence, and never the same as a
 """
 
 import contextlib
+import heapq
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from sandboxpool.runtimes.nodes import Machine, NodeFacts
 from sandboxpool.runtimes.probe import (
     ANNOTATION_BOOT_ID,
     ANNOTATION_NODE_UID,
+    CONTROL,
     NODES_KERNEL,
     OWN_KERNEL,
     PROBE_CONTAINER,
@@ -30,7 +33,7 @@ from sandboxpool.runtimes.probe import (
 
 MAX_KERNEL = 120
 MAX_KINDS = 8
-
+MAX_AGE_SECONDS = 86_400.0
 
 _BOOT_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -96,6 +99,16 @@ def no_evidence(node: NodeFacts, class_uid: str, now: float, message: str) -> Ev
     return Evidence(Isolation.UNAVAILABLE, now, software_of(node), class_uid, "", cut(message))
 
 
+def uncontrolled(control: Evidence) -> str:
+    """Why nothing that is read on a node proves isolation, by its positive control."""
+    if control.isolation is Isolation.PROVEN:
+        return (
+            "the node publishes a boot id that is not its kernel's: a container without isolation "
+            "reads another one too, so that nothing can be proven there"
+        )
+    return f"the positive control, a container without isolation, gave no answer: {control.message}"
+
+
 def has_run(pod: Pod) -> bool:
     """A probe pod's own code has run to its end, so a sandbox started."""
     ended = _ended(pod.status.containerStatuses, PROBE_CONTAINER)
@@ -119,6 +132,10 @@ def judge_probe(pod: Pod, node: NodeFacts, now: float) -> Evidence | None:
     ended = _ended(pod.status.containerStatuses, PROBE_CONTAINER)
     if ended is None and not pod.finished:
         return None
+    if has_run(pod) and pod.spec.nodeName != node.name:
+        # Admission can change the affinity, and then it has compared with another node's boot id.
+        cause = f"the probe ran on node {pod.spec.nodeName!r}, and was meant for {node.name!r}"
+        return no_evidence(node, class_uid, now, cause)
     if ended is None or not has_run(pod):
         status = pod.status
         cause = f"{status.reason or status.phase} {status.message}"
@@ -132,10 +149,7 @@ def judge_probe(pod: Pod, node: NodeFacts, now: float) -> Evidence | None:
 
 
 def judge_sandbox(pod: Pod, node: NodeFacts, now: float) -> Evidence | None:
-    """Judge a sandbox by what its own probe container read.
-
-    It was read when the sandbox started: it counts for the node too, but only at that moment, not
-    when an old pod is listed again.
+    """Judge a sandbox by what its own probe container read: it speaks for that sandbox alone.
 
     Returns:
         None while the probe container has not ended, or if the pod has none.
@@ -214,10 +228,20 @@ class Kind:
 
 
 class EvidenceBook:
-    """What is known of each handler on each node. In memory; for all pools of a handler."""
+    """What is known of each handler on each node. In memory; for all pools of a handler.
 
-    def __init__(self) -> None:
+    Only the operator's own probes write here.
+
+    Args:
+        max_age: seconds after which a proof is none any more. It is asked for again before.
+    """
+
+    def __init__(self, max_age: float = MAX_AGE_SECONDS) -> None:
+        self._max_age = max_age
         self._nodes: defaultdict[str, dict[str, Evidence]] = defaultdict(dict)
+        # When to look at the age of what is known of a node and handler.
+        self._due: list[tuple[float, str, str]] = []
+        self._old: set[tuple[str, str]] = set()
 
     def put(self, node: str, handler: str, evidence: Evidence) -> bool:
         """Take evidence in; return whether anything but its age has changed.
@@ -232,8 +256,49 @@ class EvidenceBook:
             and old.software == evidence.software
         ):
             return False
-        self._nodes[node][handler] = evidence
+        self._keep(node, handler, evidence)
         return old is None or replace(old, at=evidence.at) != evidence
+
+    def _keep(self, node: str, handler: str, evidence: Evidence) -> None:
+        self._nodes[node][handler] = evidence
+        self._old.discard((node, handler))
+        if evidence.isolation is Isolation.PROVEN:
+            # Each at its own time, so that a fleet is not asked all at once.
+            share = zlib.crc32(f"{node} {handler}".encode()) / 2**32
+            ask_at = evidence.at + self._max_age * (0.75 + 0.2 * share)
+            heapq.heappush(self._due, (ask_at, node, handler))
+
+    def age(self, now: float) -> list[tuple[str, str]]:
+        """Let time pass; return the nodes and handlers whose proof is to be asked for, or is void.
+
+        A proof that is too old is forgotten: what nobody has confirmed for so long is not known.
+        """
+        found = []
+        while self._due and self._due[0][0] <= now:
+            _, node, handler = heapq.heappop(self._due)
+            evidence = self._nodes.get(node, {}).get(handler)
+            if evidence is None or evidence.isolation is not Isolation.PROVEN:
+                continue
+            age = now - evidence.at
+            if age >= self._max_age:
+                self.forget(node, handler)
+            elif age >= 0.75 * self._max_age:
+                self._old.add((node, handler))
+                heapq.heappush(self._due, (evidence.at + self._max_age, node, handler))
+            else:
+                # A newer one has its own time.
+                continue
+            found.append((node, handler))
+        return found
+
+    def is_old(self, node: str, handler: str) -> bool:
+        """Whether a proof is to be asked for again, though it still holds."""
+        return (node, handler) in self._old
+
+    def is_controlled(self, node: NodeFacts) -> bool:
+        """Whether a container without isolation was seen to read the node's own boot id."""
+        control = self.current(node, CONTROL)
+        return control is not None and control.isolation is Isolation.NOT_PROVEN
 
     def current(self, node: NodeFacts, handler: str) -> Evidence | None:
         """What is known of a handler on the node as it is now; None if nothing is."""
@@ -243,14 +308,15 @@ class EvidenceBook:
 
     def observe_node(self, name: str, node: NodeFacts | None) -> None:
         """Forget what is about other software than the node's of now; None: the node is gone."""
-        records = self._nodes.pop(name, None)
-        if node is not None and records:
-            left = {h: known for h, known in records.items() if known.software.is_on(node)}
-            if left:
-                self._nodes[name] = left
+        records = self._nodes.pop(name, None) or {}
+        left = {h: known for h, known in records.items() if node and known.software.is_on(node)}
+        self._old -= {(name, handler) for handler in records.keys() - left.keys()}
+        if left:
+            self._nodes[name] = left
 
     def forget(self, node: str, handler: str) -> None:
         """Ask again, as after a quarantine."""
+        self._old.discard((node, handler))
         if node in self._nodes:
             self._nodes[node].pop(handler, None)
 
@@ -282,4 +348,6 @@ class EvidenceBook:
         """Take in what ``dump`` gave, where nothing is known yet; what does not fit is left out."""
         for handler, written in data.items():
             with contextlib.suppress(msgspec.ValidationError):
-                self._nodes[node].setdefault(handler, msgspec.convert(written, Evidence))
+                evidence = msgspec.convert(written, Evidence)
+                if handler not in self._nodes[node]:
+                    self._keep(node, handler, evidence)

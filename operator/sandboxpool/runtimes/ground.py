@@ -14,7 +14,7 @@ class Ground:
     Attributes:
         node: the facts of its node; None if it has none, or if the node is gone.
         handler: what its class stood for when it was made.
-        quarantined: the breaker of the node and the handler is open.
+        quarantined: the quarantine of the node and the handler is open.
         isolation: what is known, where its pool wants proof; None while nothing is.
         proof_wanted: its pool wants proof.
         evidence: what is known of its isolation, in words.

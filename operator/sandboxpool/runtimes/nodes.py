@@ -4,6 +4,7 @@ Two equal ``NodeFacts`` mean that no pool has to be looked at again, so a node's
 every few seconds, or a handler list in another order, cause no work.
 """
 
+import re
 from dataclasses import dataclass
 
 from sandboxpool.api.core import Node, Taint
@@ -14,6 +15,8 @@ CORDON_TAINT = "node.kubernetes.io/unschedulable"
 # Set and removed by Kubernetes itself as a node's state comes and goes.
 TRANSIENT_TAINT_PREFIX = "node.kubernetes.io/"
 AUTOSCALER_REMOVAL_TAINT = "ToBeDeletedByClusterAutoscaler"
+
+_VERSION = re.compile(r"v([0-9]{1,4})\.([0-9]{1,4})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,14 @@ class NodeFacts:
     kubelet: str = ""
 
     @property
+    def tells_of_sandboxes(self) -> bool:
+        """Its kubelet says at once that a sandbox was made; before 1.36 only after the images."""
+        found = _VERSION.match(self.kubelet)
+        return found is not None and (int(found[1]), int(found[2])) >= (1, 36)
+
+    @property
     def machine(self) -> Machine:
-        """What a breaker's knowledge is about."""
+        """What is learned of its runtimes is about this."""
         return Machine(self.uid, self.boot_id)
 
     @property

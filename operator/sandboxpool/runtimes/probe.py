@@ -19,11 +19,15 @@ ANNOTATION_NODE = f"{names.GROUP}/node"
 ANNOTATION_NODE_UID = f"{names.GROUP}/node-uid"
 ANNOTATION_BOOT_ID = f"{names.GROUP}/boot-id"
 
+# Stands in the place of a handler: the node's default runtime, which isolates from nothing.
+CONTROL = ""
+
 PROBE_CONTAINER = "probe"
 SANDBOX_PROBE_CONTAINER = "sandboxpool-probe"
 
-# What a probe pod's container says by its exit code.
-OWN_KERNEL = 0
+# What a probe pod's container says by its exit code. None is 0: whatever did not do its work, a
+# replaced image or command, ends with that.
+OWN_KERNEL = 42
 NODES_KERNEL = 10
 UNREADABLE = 11
 
@@ -60,17 +64,18 @@ class ProbeImage:
     pull_secrets: tuple[str, ...] = ()
 
 
-def probe_name(node: NodeFacts, runtime: Runtime, seed: str) -> str:
+def probe_name(seed: str) -> str:
     """Name a probe pod: the same seed, the same name, so a repeated create cannot double it."""
-    return f"sandboxpool-probe-{_hash(node.uid, runtime.uid, seed)}"
+    return f"sandboxpool-probe-{_hash(seed)}"
 
 
 def build_probe(
-    name: str, namespace: str, node: NodeFacts, runtime: Runtime, image: ProbeImage
+    name: str, namespace: str, node: NodeFacts, runtime: Runtime | None, image: ProbeImage
 ) -> dict[str, Any]:
     """Build a probe pod for one node and one class.
 
     It is pinned by affinity, not by nodeName, so that the scheduler still counts resources.
+    Without a class it is the positive control: it has to see the node's own boot id.
     """
     pinned = {"key": "metadata.name", "operator": "In", "values": [node.name]}
     return {
@@ -80,12 +85,12 @@ def build_probe(
             "name": name,
             "namespace": namespace,
             "labels": {
-                LABEL_PROBE: _hash(node.uid, runtime.uid),
+                LABEL_PROBE: _hash(node.uid, runtime.uid if runtime is not None else ""),
                 "app.kubernetes.io/managed-by": "sandboxpool",
             },
             "annotations": {
-                names.ANNOTATION_RUNTIME_UID: runtime.uid,
-                names.ANNOTATION_HANDLER: runtime.handler,
+                names.ANNOTATION_RUNTIME_UID: runtime.uid if runtime is not None else "",
+                names.ANNOTATION_HANDLER: runtime.handler if runtime is not None else CONTROL,
                 names.ANNOTATION_SAFE_TO_EVICT: "true",
                 ANNOTATION_NODE: node.name,
                 ANNOTATION_NODE_UID: node.uid,
@@ -93,7 +98,7 @@ def build_probe(
             },
         },
         "spec": {
-            "runtimeClassName": runtime.class_name,
+            **({"runtimeClassName": runtime.class_name} if runtime is not None else {}),
             "affinity": {
                 "nodeAffinity": {
                     "requiredDuringSchedulingIgnoredDuringExecution": {

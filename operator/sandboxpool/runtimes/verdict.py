@@ -63,7 +63,7 @@ def stand(
         node: the node.
         handler: what the pods' class resolves to.
         placement: what the class and the template demand of a node.
-        quarantined: the breaker of this node and handler is open.
+        quarantined: the quarantine of this node and handler is open.
         unproven: proof of isolation is wanted, and the node has shown the opposite.
     """
     if not allows(placement, node, now=False):

@@ -11,7 +11,7 @@ from typing import Any
 
 from sandboxpool.api.names import HOSTNAME_LABEL
 from sandboxpool.api.times import timestamp
-from sandboxpool.runtimes.probe import PROBE_CONTAINER
+from sandboxpool.runtimes.probe import NODES_KERNEL, OWN_KERNEL, PROBE_CONTAINER
 from support.simulation.apiserver import ApiServer, Change, Object, owners
 
 # The owners that the garbage collector has to look for, by kind.
@@ -49,12 +49,14 @@ class Controllers:
 
     Attributes:
         collects: whether the garbage collector runs.
+        unstartable: images whose sandboxes the runtime fails on every node, whoever asks.
     """
 
     server: ApiServer
     random: random.Random
     wall: Callable[[], float]
     collects: bool = True
+    unstartable: set[str] = field(default_factory=set)
     nodes: dict[str, FakeNode] = field(default_factory=dict)
     _addresses: int = 0
     _boots: int = 0
@@ -175,7 +177,10 @@ class Controllers:
         if not node.alive or node.starts is Start.HANGS:
             self._later(RETRY_SECONDS, RETRY_SECONDS * 1.5, self._try, uid, name)
             return
-        if node.starts is Start.FAILS or not self._serves(pod, name):
+        containers = (c for c in pod["spec"].get("containers") or () if isinstance(c, dict))
+        images = {str(container.get("image")) for container in containers}
+        hopeless = not self._serves(pod, name) or bool(images & self.unstartable)
+        if node.starts is Start.FAILS or hopeless:
             self._say(pod, name, NO_SHIM)
             self._later(RETRY_SECONDS, RETRY_SECONDS * 1.5, self._try, uid, name)
             return
@@ -184,7 +189,11 @@ class Controllers:
         self.server.update("pods", pod, "kubelet", status=self._started(pod, node, address))
 
     def _serves(self, pod: Object, name: str) -> bool:
-        found = self.server.find("runtimeclasses", pod["spec"].get("runtimeClassName") or "")
+        class_name = pod["spec"].get("runtimeClassName")
+        if not class_name:
+            # The node's default runtime.
+            return True
+        found = self.server.find("runtimeclasses", class_name)
         node = self.server.find("nodes", name)
         if found is None or node is None:
             return False
@@ -198,13 +207,15 @@ class Controllers:
         names = [str(container.get("name")) for container in named]
         states: dict[str, Object] = {name: {"running": {"startedAt": now}} for name in names}
         if PROBE_CONTAINER in names:
-            code = 0 if node.isolates else 1
+            isolated = node.isolates and pod["spec"].get("runtimeClassName")
+            code = OWN_KERNEL if isolated else NODES_KERNEL
             states[PROBE_CONTAINER] = {"terminated": {"exitCode": code}}
+        # None of a probe's answers is 0, so that every one ends its pod as failed.
         ends = PROBE_CONTAINER in names
         conditions = {"PodScheduled", "PodReadyToStartContainers", "Initialized"}
         conditions |= set() if ends else {"Ready"}
         return {
-            "phase": "Running" if not ends else "Succeeded" if node.isolates else "Failed",
+            "phase": "Failed" if ends else "Running",
             "podIP": address,
             "podIPs": [{"ip": address}],
             "conditions": [

@@ -33,6 +33,8 @@ class Watchdog:
         self._server = server
         self._clock = clock
         self._late: dict[str, float] = {}
+        # Namespaces in which the operator has nothing to write.
+        self.foreign: set[str] = set()
         self._spoiled: set[str] = set()
         self._ceilings: defaultdict[str, list[tuple[float, int | None]]] = defaultdict(list)
         self._writes: dict[str, deque[float]] = {"create": deque(), "delete": deque()}
@@ -52,6 +54,10 @@ class Watchdog:
         self._causes.extend([self._clock()] * count)
 
     def _see(self, change: Change) -> None:
+        if change.object["metadata"].get("namespace") in self.foreign:
+            if change.by == "operator":
+                self._say(f"the operator has written to {_name(change.object)}, which is not its")
+            return
         if change.resource == "sandboxpools" and change.new is not None:
             ceiling = change.new["spec"].get("maxSandboxes")
             self._ceilings[change.new["metadata"]["uid"]].append((self._clock(), ceiling))
@@ -77,6 +83,8 @@ class Watchdog:
                 self._say(found)
 
     def _excused(self, pod: Object, now: float) -> bool:
+        if pod["metadata"].get("namespace") in self.foreign:
+            return True
         return self.is_spoiled(pod) or self._late.get(pod["metadata"]["uid"], 0.0) > now
 
     # --- Pods ------------------------------------------------------------------------------------
@@ -109,6 +117,7 @@ class Watchdog:
             if labels(p).get(names.LABEL_POOL_UID) == uid
             and p["metadata"]["uid"] not in self._late
             and not self.is_spoiled(p)
+            and p["metadata"].get("namespace") not in self.foreign
         ]
         if len(there) > highest:
             self._say(f"{len(there)} pods of a pool that may have {highest}, with {_name(pod)}")

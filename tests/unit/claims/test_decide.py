@@ -134,8 +134,8 @@ def test_finished_phases_are_the_apis() -> None:
         ({"metadata": {"labels": {"example.com/a": ""}}}, [], Reason.METADATA_NOT_ALLOWED),
         ({"metadata": {"annotations": {"other/a": ""}}}, ["b/"], Reason.METADATA_NOT_ALLOWED),
         (
-            {"metadata": {"annotations": {"io.katacontainers.config": ""}}},
-            ["io."],
+            {"metadata": {"annotations": {"io.katacontainers.config/a": ""}}},
+            ["io.katacontainers.config/"],
             Reason.METADATA_NOT_ALLOWED,
         ),
         (
@@ -143,13 +143,56 @@ def test_finished_phases_are_the_apis() -> None:
             ["sandboxpool.io/"],
             Reason.METADATA_NOT_ALLOWED,
         ),
-        ({"metadata": {"annotations": {"dev.gvisor.x": ""}}}, [""], Reason.METADATA_NOT_ALLOWED),
+        # Without a slash there is no prefix that could allow it.
+        ({"metadata": {"annotations": {"a.crio.io": ""}}}, ["a/"], Reason.METADATA_NOT_ALLOWED),
     ],
 )
 def test_refusing(fields: dict[str, Any], prefixes: list[str], reason: Reason | None) -> None:
     policy = spec(claims={"allowedMetadataPrefixes": prefixes})
     refusal = decide.refuse(claim(**fields), policy)
     assert (refusal.reason if refusal else None) == reason
+
+
+@pytest.mark.parametrize(
+    ("asserted", "offered", "served"),
+    [
+        (None, "Off", True),
+        ("PerNode", "Off", False),
+        ("PerNode", "PerNode", True),
+        ("PerNode", "PerSandbox", True),
+        ("PerSandbox", "Off", False),
+        ("PerSandbox", "PerNode", False),
+        ("PerSandbox", "PerSandbox", True),
+        # A newer API's word: nobody can say that it holds.
+        ("PerSyscall", "PerSandbox", False),
+    ],
+)
+def test_an_asserted_proof_holds_at_least(asserted: str | None, offered: str, served: bool) -> None:
+    refusal = decide.refuse(claim(isolationProof=asserted), spec(isolationProof=offered))
+    assert (refusal is None) == served
+    if refusal is not None:
+        assert refusal.reason is Reason.ISOLATION_PROOF_MISMATCH
+        says = (f"isolationProof asserts at least {asserted!r}", f"has {offered!r}", "claim from a")
+        assert all(text in refusal.message for text in says)
+
+
+@pytest.mark.parametrize("field", ["labels", "annotations"])
+@pytest.mark.parametrize("value", ["isolated", "open"])
+def test_a_claim_cannot_set_what_the_template_sets(field: str, value: str) -> None:
+    """Network policies select sandboxes by it."""
+    mine = {"example.com/network": value}
+    template = {
+        "metadata": {field: {"example.com/network": "isolated"}},
+        "spec": {"containers": [{"name": "main"}]},
+    }
+    policy = spec(claims={"allowedMetadataPrefixes": ["example.com/"]}, template=template)
+    refusal = decide.refuse(claim(metadata={field: mine}), policy)
+    assert refusal is not None
+    assert refusal.reason is Reason.METADATA_NOT_ALLOWED
+    assert f"spec.metadata.{field}['example.com/network']" in refusal.message
+    assert "the template of pool 'pool' sets it" in refusal.message
+    other = "annotations" if field == "labels" else "labels"
+    assert decide.refuse(claim(metadata={other: mine}), policy) is None
 
 
 # --- Time ----------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from sandboxpool.claims.offers import Offers
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Strike
 from sandboxpool.runtimes.evidence import Isolation
 from support.builders import NOW, evidence, node, pod, pool, pool_body, runtime
 
@@ -44,8 +43,7 @@ class World:
     def quarantine(self) -> None:
         at = self.cluster.nodes.get("node-1")
         assert at is not None
-        strike = Strike("", "", NOW, Reason.SHIM_MISSING, "no shim", proves=True)
-        self.cluster.breakers.strike(at, "runsc", strike, serving=1, now=NOW)
+        self.cluster.quarantines.fail(at, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW)
 
     def put_node(self, **given: Any) -> None:
         self.cluster.nodes.put(node(), node(**given))

@@ -22,8 +22,8 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Strike
 from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.probe import CONTROL
 from support.builders import (
     NAMESPACE,
     NOW,
@@ -213,6 +213,21 @@ async def test_the_first_write_is_conditional_on_the_pod_as_it_was_seen() -> Non
     (patch,) = world.api.sent("PATCH", "/pods/")
     assert patch.body["metadata"]["resourceVersion"] == "1"
     assert len(patch.body["metadata"]["ownerReferences"]) == 1
+
+
+async def test_a_claim_adds_to_a_warm_pod_and_replaces_nothing_on_it() -> None:
+    """The pod is of an older template, whose keys the pool's own no longer shows."""
+    world = World(claims={"allowedMetadataPrefixes": ["example.com/"]}, update={"type": "OnClaim"})
+    older = pod_body("pod-1", revision="older")
+    older["metadata"]["labels"]["example.com/network"] = "isolated"
+    world.api.put(f"{PODS}/pod-1", older)
+    wanted = {"example.com/network": "open", "example.com/job": "7"}
+    world.put_claim(metadata={"labels": wanted, "annotations": wanted})
+    await world.reconcile()
+    assert world.status()["phase"] == "Bound"
+    metadata = world.pod("pod-1")["metadata"]
+    assert metadata["labels"].items() >= (wanted | {"example.com/network": "isolated"}).items()
+    assert metadata["annotations"].items() >= wanted.items()
 
 
 async def test_a_conflict_is_read_back_and_the_next_pod_is_taken() -> None:
@@ -710,11 +725,11 @@ async def test_a_claim_of_no_pool_waits_for_one() -> None:
 def quarantine(world: World) -> None:
     at = world.cluster.nodes.get("node-1")
     assert at is not None
-    strike = Strike("", "", NOW, Reason.SHIM_MISSING, "no shim", proves=True)
-    assert world.cluster.breakers.strike(at, "runsc", strike, serving=1, now=NOW)
+    assert world.cluster.quarantines.fail(at, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW)
 
 
 def learn(world: World, isolation: Isolation, message: str = "seen") -> None:
+    world.cluster.evidence.put("node-1", CONTROL, evidence(Isolation.NOT_PROVEN))
     world.cluster.evidence.put("node-1", "runsc", evidence(isolation, message=message))
 
 
@@ -1014,3 +1029,52 @@ async def test_the_sweep_deletes_pods_of_claims_that_the_server_does_not_know() 
         "young",
     ]
     assert f"{CLAIMS}/claim" not in [c.path for c in world.api.sent("GET")]
+
+
+# --- Whose a pod is ------------------------------------------------------------------------------
+
+
+async def test_a_pod_of_another_namespace_is_never_the_claims() -> None:
+    world = World()
+    world.put_claim(runtimeClassName="gvisor")
+    assert await world.reconcile() == 300
+    body = pod_body("evil", claim="claim")
+    body["metadata"]["namespace"] = "attacker"
+    world.api.put("/api/v1/namespaces/attacker/pods/evil", body)
+    await world.reconcile()
+    assert world.status().get("phase") in (None, "Pending")
+    assert world.cluster.pods.count_of_pool("default", "pool-uid") == 0
+    assert not world.api.sent("DELETE")
+
+
+async def test_the_sweep_deletes_nothing_that_no_claim_owns() -> None:
+    """Whoever may label pods could have them deleted."""
+    world = World()
+    body = pod_body("web-1", claim="gone")
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs"}
+    body["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
+    world.api.put("/api/v1/namespaces/default/pods/web-1", body)
+    await world.reconciler.sweep()
+    assert not world.api.sent("DELETE")
+
+
+@pytest.mark.parametrize(
+    "amiss",
+    [
+        {"class_name": ""},
+        {"class_name": "runc", "handler": "runc", "runtime_uid": "runc-uid"},
+        {"runtime_uid": "another"},
+        {"handler": "runc"},
+        {"pool_uid": "another-pool"},
+    ],
+)
+async def test_a_pod_that_the_operator_would_not_have_bound_is_not_believed(
+    amiss: dict[str, str],
+) -> None:
+    """An author of pods in this namespace can write the owner, and so pretend a binding."""
+    world = World()
+    world.put_claim(runtimeClassName="gvisor")
+    world.put_pod("forged", claim="claim", **amiss)
+    await world.reconcile()
+    assert world.status().get("phase") in (None, "Pending")
+    assert [c.path.rpartition("/")[2] for c in world.api.sent("DELETE")] == ["forged"]

@@ -1,4 +1,4 @@
-"""From what happens to sandboxes to what is known of nodes, and who is told."""
+"""From what probes find, and sandboxes hint at, to what is known of nodes, and who is told."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,19 +9,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.api.core import Event, InvolvedObject, Metadata, Pod
+from sandboxpool.api.core import (
+    Event,
+    EventSource,
+    InvolvedObject,
+    Metadata,
+    Pod,
+    Taint,
+    Toleration,
+)
 from sandboxpool.api.times import timestamp
+from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.cache import Cluster, NodeIndex
 from sandboxpool.fleet.health import Health, HealthListener
-from sandboxpool.fleet.prober import ProbeResult
+from sandboxpool.fleet.prober import ProbeResult, Why, Wish
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.pools.pool import Pool
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import STRIKES_TO_OPEN
 from sandboxpool.runtimes.diagnosis import Failure
-from sandboxpool.runtimes.evidence import Evidence, Isolation
+from sandboxpool.runtimes.evidence import MAX_AGE_SECONDS, Evidence, Isolation
 from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement
+from sandboxpool.runtimes.probe import CONTROL
+from sandboxpool.runtimes.quarantine import FIRST_DELAY_SECONDS, FIRST_WITNESSED_DELAY_SECONDS
+from sandboxpool.runtimes.resolve import Runtime
 from support.builders import (
     NOW,
     OWN_BOOT_ID,
@@ -29,13 +41,14 @@ from support.builders import (
     facts,
     node,
     pod,
-    pod_body,
     pool,
     probed,
     runtime,
 )
 
 SAID = "Failed to create pod sandbox: rpc error: code = Unknown desc = "
+NO_SHIM_FOUND = Failure(Reason.SHIM_MISSING, "no shim", "node-1", False, True, True)
+KATA = {"class_name": "kata", "runtime_uid": "kata-uid", "handler": "kata"}
 # One that leaves no doubt, one that does, and one that is not the runtime's.
 NO_SHIM = (
     SAID + 'failed to start sandbox "x": failed to create containerd task: failed to start shim: '
@@ -75,6 +88,9 @@ class Listener:
     def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
         self.told.append(("changed", node, handler, stands_otherwise))
 
+    def hinted(self) -> None:
+        self.told.append(("hinted",))
+
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
         assert message
         self.told.append(("quarantined", node, handler, str(reason)))
@@ -102,6 +118,7 @@ class World:
         self.now = NOW
         self.cluster = Cluster()
         self.cluster.classes["gvisor"] = runtime()
+        self.cluster.classes["kata"] = runtime("kata", "kata", "kata-uid")
         self.issues = IssueBook()
         self.records = Records(kept)
         self.listener = Listener()
@@ -128,14 +145,16 @@ class World:
             self.cluster.nodes.put(node(name), None)
             self.health.observe_node(name, None)
 
-    def pod(self, name: str, **given: Any) -> None:
+    def pod(self, name: str, namespace: str = "default", **given: Any) -> None:
         """A pod's event, as the watch brings it; new ones are made now."""
         old = self.pods.get(name)
         born = self.born.setdefault(name, self.now - given.pop("age", 0.0))
         new = pod(name, age=self.now - born, now=self.now, **given)
+        metadata = msgspec.structs.replace(new.metadata, namespace=namespace)
+        new = msgspec.structs.replace(new, metadata=metadata)
         self.pods[name] = new
         self.cluster.pods.put(old, new)
-        self.health.observe_pod(old, new)
+        self.health.observe_sandbox(new)
 
     def fails(self, name: str, message: str = STRANGE, **given: Any) -> None:
         """A pod that was made now, and of which the kubelet says this a second later."""
@@ -145,71 +164,141 @@ class World:
 
     def says(self, name: str, message: str) -> None:
         it = self.pods[name]
-        meta = Metadata(name="e", uid="e", resourceVersion="1")
-        about = InvolvedObject(uid=it.metadata.uid)
+        namespace = it.metadata.namespace
+        meta = Metadata(name="e", uid="e", resourceVersion="1", namespace=namespace)
+        about = InvolvedObject("Pod", namespace, name, it.metadata.uid)
+        source = EventSource(it.spec.nodeName)
         last = timestamp(self.now)
-        self.cluster.events.put(Event(meta, about, message=message, lastTimestamp=last))
-        self.health.observe_pod(None, it)
+        self.cluster.events.put(
+            Event(meta, about, message=message, source=source, lastTimestamp=last)
+        )
+        self.health.observe_sandbox(it)
+
+    def at(self, name: str = "node-1") -> NodeFacts:
+        known = self.cluster.nodes.get(name)
+        assert known is not None
+        return known
 
     def probe(
         self,
         isolation: Isolation | None = Isolation.PROVEN,
         *,
         node: str = "node-1",
+        of: Runtime | None = None,
+        why: Why = "evidence",
         started: bool = True,
         failure: Failure | None = None,
+        message: str = "as seen",
     ) -> None:
+        """A probe that was sent now, and has ended a second later."""
         known = self.cluster.nodes.get(node)
-        found = evidence(isolation, known, at=self.now) if isolation is not None else None
-        result = ProbeResult(found, failure, self.now, started)
-        self.health.observe_probe(node, "runsc", runtime(), result)
+        at = known or facts(node)
+        wish = Wish(at, None if why == "control" else of or runtime(), why)
+        self.health.observe_wish(wish)
+        made_at = self.now
+        self.now += 1
+        found = None
+        if isolation is not None:
+            found = evidence(isolation, known, message=message, at=self.now)
+        self.health.observe_probe(wish, ProbeResult(found, failure, made_at, started))
+
+    def control(
+        self, *nodes: str, isolation: Isolation = Isolation.NOT_PROVEN, message: str = "as seen"
+    ) -> None:
+        for name in nodes or ("node-1",):
+            self.probe(isolation, node=name, why="control", message=message)
+
+    def breaks(self, node: str = "node-1", **given: Any) -> None:
+        """A probe that could not start a sandbox."""
+        given = {"failure": NO_SHIM_FOUND, "why": "hint", **given}
+        self.probe(Isolation.UNAVAILABLE, node=node, started=False, **given)
+
+    def unanswered(self, node: str = "node-1", **given: Any) -> None:
+        """A probe that could not tell."""
+        given = {"why": "hint", "message": "no room", **given}
+        self.probe(Isolation.UNAVAILABLE, node=node, started=False, **given)
+
+    @property
+    def hints(self) -> list[tuple[str, str]]:
+        return self.cluster.hints.wanted(self.now + 60)
 
     def is_open(self, name: str = "node-1", handler: str = "runsc") -> bool:
-        return self.cluster.breakers.is_open(name, handler)
+        return self.cluster.quarantines.is_open(name, handler)
 
     def rows(self) -> list[tuple[str, int]]:
         return [(str(row.reason), row.count) for row in self.issues.rows("runsc", self.now)]
 
-    def known(self, name: str = "node-1") -> Isolation | None:
-        at = self.cluster.nodes.get(name)
-        assert at is not None
-        found = self.cluster.evidence.current(at, "runsc")
+    def known(self, name: str = "node-1", handler: str = "runsc") -> Isolation | None:
+        found = self.cluster.evidence.current(self.at(name), handler)
         return found.isolation if found is not None else None
 
+    def state(self) -> Any:
+        """Whatever a sandbox must not change."""
+        return (
+            list(self.cluster.quarantines.open()),
+            {
+                n.name: dict(self.cluster.evidence._nodes.get(n.name, {}))
+                for n in self.cluster.nodes
+            },
+            list(self.issues._order),
+            self.records.puts,
+            dict(self.records.kept),
+        )
 
-# --- Failures ------------------------------------------------------------------------------------
+
+# --- Sandboxes -----------------------------------------------------------------------------------
 
 
-def test_a_text_that_leaves_no_doubt_quarantines_at_once_and_is_told_once() -> None:
+@pytest.mark.parametrize("message", [NO_SHIM, STRANGE])
+def test_a_sandbox_that_fails_orders_a_probe_and_changes_nothing_else(message: str) -> None:
     world = World()
-    world.fails("pod-1", NO_SHIM)
-    assert world.is_open()
-    assert world.listener.told == [
-        ("changed", "node-1", "runsc", True),
-        ("quarantined", "node-1", "runsc", "ShimMissing"),
-    ]
+    before = world.state()
+    for i in range(20):
+        world.fails(f"pod-{i}", message, namespace=f"ns-{i}")
+        world.now += 60
+    assert set(world.listener.take()) == {"hinted"}
+    assert world.hints == [("node-1", "runsc")]
+    assert world.state() == before
+    assert not world.is_open()
+
+
+def test_a_sandbox_that_works_lifts_nothing() -> None:
+    world = World()
+    world.control()
+    world.breaks()
+    world.probe(Isolation.NOT_PROVEN, of=runtime(handler="runc"))
     world.listener.take()
-    for _ in range(5):
-        world.now += 10
-        world.says("pod-1", NO_SHIM)
-    assert world.listener.take() == []
-    assert world.rows() == [("ShimMissing", 1)]
-
-
-def test_doubtful_texts_quarantine_when_enough_pods_have_failed_and_none_has_worked() -> None:
-    world = World(nodes=("node-1", "node-2", "node-3", "node-4"))
-    for i in range(STRIKES_TO_OPEN - 1):
-        world.fails(f"pod-{i}")
-        world.says(f"pod-{i}", STRANGE)
-    assert not world.is_open()
-    world.pod("good")
-    for i in range(STRIKES_TO_OPEN - 1):
-        world.fails(f"later-{i}")
-    assert not world.is_open()
-    assert world.listener.take() == []
-    world.fails("last")
+    before = world.state()
+    world.now += 30
+    running = {"name": "main", "state": {"running": {"startedAt": timestamp(world.now)}}}
+    made = {"PodReadyToStartContainers": "True"}
+    world.pod("young", ready=False, containerStatuses=[running])
+    world.pod("young", version=2, conditions=made, initContainerStatuses=[probed()])
+    world.pod("young", version=3, conditions=made, claim="c")
     assert world.is_open()
-    assert world.listener.take() == ["changed", "quarantined"]
+    assert world.state() == before
+    assert (world.listener.take(), world.hints) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("read", "hints"),
+    [
+        (OWN_BOOT_ID, []),
+        (facts().boot_id, [("node-1", "runsc")]),
+        ("nothing that is a boot id", []),
+    ],
+)
+def test_a_sandbox_that_reads_its_nodes_boot_id_orders_a_probe_and_is_not_believed(
+    read: str, hints: Any
+) -> None:
+    world = World()
+    world.control()
+    before = world.state()
+    world.pod("pod-1", ready=False)
+    world.pod("pod-1", version=2, ready=False, initContainerStatuses=[probed(read)])
+    assert world.hints == hints
+    assert world.state() == before
+    assert world.known() is None
 
 
 @pytest.mark.parametrize(
@@ -219,180 +308,339 @@ def test_doubtful_texts_quarantine_when_enough_pods_have_failed_and_none_has_wor
         (NO_SHIM, {"conditions": {"PodReadyToStartContainers": "True"}}),
         (NO_SHIM, {"node": ""}),
         (NO_SHIM, {"node": "unseen"}),
+        # What a pod says of its class does not agree with itself.
+        (NO_SHIM, {"runtime_uid": "another"}),
+        (NO_SHIM, {"runtime_uid": "kata-uid"}),
+        (NO_SHIM, {"handler": "kata"}),
+        (NO_SHIM, {"handler": ""}),
+        (NO_SHIM, {"class_name": "kata"}),
+        (NO_SHIM, {"class_name": ""}),
+        (NO_SHIM, {"class_name": "missing"}),
     ],
 )
-def test_what_is_not_the_runtimes_fault_does_not_count(message: str, given: Any) -> None:
+def test_what_does_not_speak_against_the_runtime_orders_nothing(message: str, given: Any) -> None:
     world = World()
-    for i in range(10):
-        world.fails(f"pod-{i}", message, **given)
-    assert not world.is_open()
-    assert (world.listener.take(), world.rows(), world.records.puts) == ([], [], 0)
+    given = {"initContainerStatuses": [], **given}
+    world.fails("pod-1", message, **given)
+    if message == NO_SHIM:
+        world.pod("pod-2", ready=False, **{**given, "initContainerStatuses": [probed("x")]})
+    assert (world.hints, world.listener.take()) == ([], [])
 
 
-def test_a_node_that_does_not_list_the_handler_is_not_put_to_the_test() -> None:
+def test_a_pod_that_agrees_with_itself_speaks_for_its_own_handler() -> None:
     world = World()
-    world.node("node-1", handlers=["runc"], version=2)
+    world.fails("pod-1", NO_SHIM, **KATA)
+    assert world.hints == [("node-1", "kata")]
+
+
+@pytest.mark.parametrize(("handlers", "hints"), [(["runc"], 0), (["runc", "runsc"], 1), (None, 1)])
+def test_a_node_that_does_not_list_the_handler_is_not_put_to_the_test(
+    handlers: Any, hints: int
+) -> None:
+    world = World()
+    world.node("node-1", handlers=handlers, version=2)
     world.fails("pod-1", NO_SHIM)
-    assert not world.is_open()
     world.pod("pod-2", ready=False)
     world.health.observe_timeout("pod-2-uid")
-    assert world.rows() == []
+    assert len(world.hints) == hints
 
 
-def test_a_failure_that_stands_on_the_pod_itself_counts_from_its_condition() -> None:
+def test_what_others_say_of_a_pod_is_not_heard() -> None:
+    """Whoever may write events in a namespace of his own can write anything into them."""
+    world = World()
+    world.pod("pod-1", ready=False, phase="Pending")
+    last = timestamp(world.now)
+    uid = "pod-1-uid"
+    for about_namespace, name, about_uid, namespace, host in [
+        ("default", "pod-1", uid, "other", "node-1"),
+        ("other", "pod-1", uid, "other", "node-1"),
+        ("default", "pod-2", uid, "default", "node-1"),
+        ("default", "pod-1", "another", "default", "node-1"),
+        ("default", "pod-1", uid, "default", "node-2"),
+        ("default", "pod-1", uid, "default", ""),
+    ]:
+        meta = Metadata(name="e", uid="e", resourceVersion="1", namespace=namespace)
+        about = InvolvedObject("Pod", about_namespace, name, about_uid)
+        source = EventSource(host)
+        event = Event(meta, about, message=NO_SHIM, source=source, lastTimestamp=last)
+        world.cluster.events.put(event)
+    world.health.observe_sandbox(world.pods["pod-1"])
+    assert world.hints == []
+    world.says("pod-1", NO_SHIM)
+    assert world.hints == [("node-1", "runsc")]
+
+
+def test_a_failure_that_stands_on_the_pod_itself_orders_a_probe() -> None:
     """The handler was taken away from under it: that is in its status, and no event says so."""
     text = 'failed to get sandbox runtime: no runtime for "runsc" is configured'
     waiting = {"waiting": {"reason": "CreateContainerError", "message": text}}
-    given: dict[str, Any] = {
-        "ready": False,
-        "containerStatuses": [{"name": "main", "state": waiting}],
-    }
     world = World()
-    world.pod("timeless", **given)
-    assert not world.is_open()
-    assert not len(world.issues)
-    body = pod_body("dated", age=60.0, **given)
-    for condition in body["status"]["conditions"]:
-        condition["lastTransitionTime"] = timestamp(NOW - 5)
-    world.health.observe_pod(None, msgspec.convert(body, Pod))
-    assert world.is_open()
-
-
-def test_what_is_told_again_after_the_release_is_not_held_against_the_node() -> None:
-    world = World()
-    world.fails("pod-1", NO_SHIM)
-    world.now += 30
-    world.probe()
-    assert not world.is_open()
-    world.listener.take()
-    world.health.observe_pod(None, world.pods["pod-1"])
-    assert not world.is_open()
-    assert world.listener.take() == []
+    world.pod("pod-1", ready=False, containerStatuses=[{"name": "main", "state": waiting}])
+    assert world.hints == [("node-1", "runsc")]
 
 
 @pytest.mark.parametrize(
-    ("given", "counts"),
+    ("given", "hints"),
     [
-        ({}, True),
-        ({"conditions": {"PodReadyToStartContainers": "False"}}, True),
-        ({"conditions": {"PodReadyToStartContainers": "True"}}, False),
-        ({"node": ""}, False),
+        ({}, [("node-1", "runsc")]),
+        ({"conditions": {"PodReadyToStartContainers": "False"}}, [("node-1", "runsc")]),
+        ({"node": ""}, []),
+        ({"node": "unseen"}, []),
+        ({"runtime_uid": "another"}, []),
     ],
 )
-def test_a_sandbox_that_is_given_up_counts_unless_it_was_made(given: Any, counts: bool) -> None:
+def test_a_sandbox_that_is_given_up_orders_a_probe_and_no_more(given: Any, hints: Any) -> None:
     world = World()
-    for i in range(STRIKES_TO_OPEN):
-        world.pod(f"pod-{i}", ready=False, **given)
-        world.now += 300
-        world.health.observe_timeout(f"pod-{i}-uid")
+    before = world.state()
+    world.pod("pod-1", ready=False, **given)
+    world.now += 300
+    world.health.observe_timeout("pod-1-uid")
     world.health.observe_timeout("unheard-of")
-    assert world.is_open() == counts
-    assert world.rows() == ([("SandboxStartTimeout", 1)] if counts else [])
+    assert world.hints == hints
+    assert world.listener.take() == ["hinted"] * len(hints)
+    assert world.state() == before
 
 
-def test_each_node_and_handler_has_a_breaker_of_its_own() -> None:
+def test_a_sandbox_that_is_well_costs_nothing() -> None:
+    """However many events there are of it, whether its node was probed or not."""
+    for isolation in (None, Isolation.PROVEN):
+        world = World()
+        if isolation is not None:
+            world.control()
+            world.probe(isolation)
+        world.pod("pod-1", ready=False, node="")
+        world.pod("pod-1", version=2, ready=False)
+        world.listener.take()
+        before = world.state()
+        made = {"PodReadyToStartContainers": "True"}
+        for version in range(3, 60):
+            world.now += 1
+            world.pod("pod-1", version=version, conditions=made)
+            world.says("pod-1", "(an event from before it worked)")
+        world.pod("pod-1", version=60, conditions=made, claim="c")
+        assert world.listener.take() == []
+        assert world.state() == before
+        assert world.hints == []
+
+
+# --- Probes --------------------------------------------------------------------------------------
+
+
+def test_a_failed_probe_quarantines_and_is_told_once() -> None:
+    world = World()
+    world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
+    world.breaks()
+    assert world.is_open()
+    assert world.rows() == [("ShimMissing", 1)]
+    told = [what for what in world.listener.told if what[0] == "quarantined"]
+    assert told == [("quarantined", "node-1", "runsc", "ShimMissing")]
+    assert ("changed", "node-1", "runsc", True) in world.listener.told
+    world.listener.take()
+    world.now += 10
+    world.breaks(why="scout")
+    assert world.listener.take() == ["probed"]
+    assert world.rows() == [("ShimMissing", 1)]
+
+
+@pytest.mark.parametrize("why", ["hint", "scout", "evidence"])
+def test_whatever_a_probe_was_for_its_failure_quarantines_and_its_success_releases(
+    why: Why,
+) -> None:
+    world = World()
+    world.breaks(why=why)
+    assert world.is_open()
+    world.now += 30
+    world.probe(Isolation.UNAVAILABLE, why=why)
+    assert not world.is_open()
+
+
+def test_a_probe_that_works_releases_the_node_and_clears_its_issues() -> None:
+    world = World()
+    world.control()
+    world.probe()
+    assert world.known() is Isolation.PROVEN
+    world.breaks()
+    world.listener.take()
+    world.now += 5
+    world.probe(Isolation.UNAVAILABLE, why="scout")
+    assert not world.is_open()
+    assert world.listener.take() == ["probed", "changed", "released", "changed"]
+    assert world.known() is Isolation.UNAVAILABLE, "what was mended may be another runtime"
+    assert world.rows() == []
+
+
+def test_a_failed_probe_of_one_runtime_says_nothing_of_another() -> None:
     world = World(nodes=("node-1", "node-2"))
-    world.fails("pod-1", NO_SHIM)
-    world.fails("kata", NO_SHIM, handler="kata", node="node-2")
+    world.breaks()
+    world.breaks("node-2", of=world.cluster.classes["kata"])
     assert world.is_open("node-1", "runsc")
     assert world.is_open("node-2", "kata")
     assert not world.is_open("node-1", "kata")
     assert not world.is_open("node-2", "runsc")
+    world.probe(of=world.cluster.classes["kata"])
+    assert world.is_open("node-1", "runsc")
 
 
-# --- Success -------------------------------------------------------------------------------------
-
-
-def test_a_sandbox_made_after_the_opening_releases_the_node_and_asks_for_evidence_anew() -> None:
+def test_a_failed_control_says_nothing_of_any_runtime() -> None:
     world = World()
-    world.probe()
-    world.fails("pod-1", NO_SHIM)
-    world.listener.take()
-    world.pod("old", age=600.0)
-    assert world.is_open()
-    assert world.listener.take() == []
-    world.now += 30
-    world.pod("young")
-    assert not world.is_open()
-    assert world.listener.take() == ["changed", "released"]
-    assert world.known() is None, "what was mended may be another runtime"
-    assert world.rows() == []
-
-
-def test_a_container_that_runs_is_a_sandbox_that_works() -> None:
-    world = World()
-    world.fails("pod-1", NO_SHIM)
-    world.now += 30
-    running = {"name": "main", "state": {"running": {"startedAt": timestamp(world.now)}}}
-    world.pod("young", ready=False, containerStatuses=[running])
-    assert not world.is_open()
-
-
-def test_an_issue_goes_when_a_sandbox_begins_to_work_and_not_because_an_old_one_does() -> None:
-    world = World(nodes=("node-1", "node-2", "node-3"))
-    world.pod("old")
-    world.now += 600
-    world.fails("pod-1")
-    world.pod("old", version=2)
-    world.pod("old", version=3, claim="c")
-    assert world.rows() == [("SandboxCreateFailed", 1)]
-    world.pod("young", ready=False)
-    assert world.rows() == [("SandboxCreateFailed", 1)]
-    world.pod("young", version=2)
-    assert world.rows() == []
-
-
-def test_an_issue_stands_while_its_node_is_quarantined() -> None:
-    world = World()
-    world.pod("before", ready=False)
-    world.now += 1
-    world.fails("pod-1", NO_SHIM)
-    world.pod("before", version=2)
-    assert world.is_open()
-    assert world.rows() == [("ShimMissing", 1)]
-
-
-def test_half_of_the_fleet_may_be_quarantined_without_proof() -> None:
-    names = ("a", "b", "c", "d")
-    world = World(nodes=names)
-    for name in names:
-        for i in range(STRIKES_TO_OPEN):
-            world.fails(f"{name}-{i}", node=name, revision=f"template-{i}")
-    assert [name for name in names if world.is_open(name)] == ["a", "b"]
-
-
-def test_a_scout_that_works_releases_the_node() -> None:
-    world = World()
-    world.fails("pod-1", NO_SHIM)
-    world.listener.take()
-    world.now += 5
-    world.probe(isolation=None)
-    assert not world.is_open()
-    assert world.listener.take() == ["probed", "changed", "released"]
+    world.breaks(why="control")
+    assert list(world.cluster.quarantines.open()) == []
+    assert len(world.issues) == 0
 
 
 def test_a_scout_that_fails_is_written_down_and_told_to_nobody() -> None:
     """Nothing has changed for any pool, but the next process must not send the next too soon."""
     world = World()
-    world.fails("pod-1", NO_SHIM)
+    world.breaks()
     world.listener.take()
-    before = dict(world.records.kept["node-1"]["breakers"]["handlers"]["runsc"])
+    before = dict(world.records.kept["node-1"]["quarantines"]["handlers"]["runsc"])
     world.now += 10
-    failure = Failure(Reason.SHIM_MISSING, "no shim", "node-1", False, True, True)
-    world.probe(Isolation.UNAVAILABLE, started=False, failure=failure)
+    world.breaks(why="scout")
     assert world.is_open()
-    after = world.records.kept["node-1"]["breakers"]["handlers"]["runsc"]
+    after = world.records.kept["node-1"]["quarantines"]["handlers"]["runsc"]
     assert after["retryAt"] > before["retryAt"]
     assert "quarantined" not in world.listener.take()
 
 
 def test_a_probe_of_a_node_that_is_gone_teaches_nothing() -> None:
     world = World()
-    at = facts("gone")
-    result = ProbeResult(evidence(node=at), None, NOW, started=True)
-    world.health.observe_probe("gone", "runsc", runtime(), result)
+    world.probe(node="gone")
+    world.breaks("gone")
+    assert world.listener.take() == ["probed", "probed"]
+    assert (world.records.puts, len(world.issues)) == (0, 0)
+
+
+def test_a_probe_of_what_is_no_more_teaches_nothing() -> None:
+    world = World()
+    world.breaks()
+    world.listener.take()
+    world.probe(isolation=None, started=False)
     assert world.listener.take() == ["probed"]
-    assert world.records.puts == 0
+    assert world.is_open()
+
+
+def test_a_probe_answers_the_hints_that_ordered_it() -> None:
+    world = World()
+    world.fails("pod-1")
+    world.probe(Isolation.UNAVAILABLE, why="hint")
+    world.now += 60
+    assert world.hints == []
+    world.says("pod-1", STRANGE)
+    assert world.hints == [("node-1", "runsc")]
+
+
+# --- Witnesses -----------------------------------------------------------------------------------
+
+
+def hints_unanswered(world: World, name: str, *namespaces: str, of: str = "gvisor") -> None:
+    """Sandboxes of these namespaces fail on a node, and no probe can tell."""
+    given = KATA if of == "kata" else {}
+    for namespace in namespaces:
+        world.fails(f"{name}-{namespace}", node=name, namespace=namespace, **given)
+        world.unanswered(name, of=world.cluster.classes[of])
+
+
+def test_where_no_probe_can_answer_two_namespaces_quarantine() -> None:
+    world = World(nodes=("node-1", "node-2"))
+    hints_unanswered(world, "node-1", "a")
+    assert not world.is_open()
+    assert world.rows() == [("ProbeUnanswered", 1)]
+    world.listener.take()
+    hints_unanswered(world, "node-1", "b")
+    assert world.is_open()
+    assert world.cluster.quarantines.count_witnessed("runsc") == 1
+    assert ("quarantined", "node-1", "runsc", "ProbeUnanswered") in world.listener.told
+    found = world.cluster.quarantines.get("node-1", "runsc")
+    assert found is not None
+    assert "2 namespaces" in found.message
+    assert "no room" in found.message
+
+
+def test_one_namespace_never_quarantines_however_often_its_sandboxes_fail() -> None:
+    world = World(nodes=("node-1", "node-2"))
+    for i in range(20):
+        world.fails(f"pod-{i}", namespace="a")
+        world.unanswered(why="scout" if i % 2 else "hint")
+        world.now += 30
+    assert not world.is_open()
+
+
+@pytest.mark.parametrize("why", ["evidence", "control"])
+def test_evidence_that_gets_no_answer_asks_no_witnesses(why: Why) -> None:
+    world = World(nodes=("node-1", "node-2"))
+    for namespace in ("a", "b"):
+        world.fails(f"pod-{namespace}", namespace=namespace)
+        world.unanswered(why=why)
+    assert not world.is_open()
+
+
+def test_witnesses_of_different_nodes_or_runtimes_are_not_added_up() -> None:
+    world = World(nodes=("node-1", "node-2"))
+    hints_unanswered(world, "node-1", "a")
+    hints_unanswered(world, "node-2", "b")
+    hints_unanswered(world, "node-1", "c", of="kata")
+    assert list(world.cluster.quarantines.open()) == []
+
+
+def test_at_most_half_of_the_nodes_are_quarantined_without_a_probes_word() -> None:
+    names = ("a", "b", "c", "d", "e")
+    world = World(nodes=names)
+    for name in names:
+        hints_unanswered(world, name, "x", "y")
+    assert [name for name in names if world.is_open(name)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("nodes", [("node-1",), ("node-1", "node-2")])
+def test_the_only_node_of_a_runtime_is_not_quarantined_without_a_probes_word(nodes: Any) -> None:
+    world = World(nodes=nodes)
+    for name in nodes[1:]:
+        world.node(name, handlers=["runc"], version=2)
+    hints_unanswered(world, "node-1", "a", "b", "c")
+    assert not world.is_open()
+
+
+def test_nodes_that_only_the_classs_own_tolerations_reach_are_counted() -> None:
+    dedicated = Taint("sandboxes", "NoSchedule", "only")
+    tolerates = Toleration("sandboxes", "Equal", "only", "NoSchedule")
+    for tolerations, opens in (([], False), ([tolerates], True)):
+        world = World(nodes=())
+        world.cluster.classes["gvisor"] = runtime(tolerations=tolerations)
+        for name in ("a", "b", "c", "d"):
+            world.node(name, taints=[dedicated])
+        hints_unanswered(world, "a", "x", "y")
+        assert world.is_open("a") == opens
+
+
+def test_a_witnessed_quarantine_ends_by_itself_and_is_told() -> None:
+    world = World(nodes=("node-1", "node-2"))
+    hints_unanswered(world, "node-1", "a", "b")
+    assert world.is_open()
+    world.listener.take()
+    list(world.health.wishes())
+    assert world.is_open()
+    world.now += FIRST_WITNESSED_DELAY_SECONDS
+    list(world.health.wishes())
+    assert not world.is_open()
+    assert world.listener.take() == ["changed", "released"]
+    assert world.rows() == []
+    assert "open" not in world.records.kept["node-1"]["quarantines"]["handlers"]["runsc"]
+
+
+def test_a_proven_quarantine_does_not_end_by_itself() -> None:
+    world = World(nodes=("node-1", "node-2"))
+    world.breaks()
+    world.now += 7200
+    list(world.health.wishes())
+    assert world.is_open()
+
+
+def test_a_probe_that_works_leaves_no_witnesses() -> None:
+    world = World(nodes=("node-1", "node-2"))
+    hints_unanswered(world, "node-1", "a")
+    world.probe(Isolation.UNAVAILABLE, why="hint")
+    assert world.rows() == []
+    hints_unanswered(world, "node-1", "b")
+    assert not world.is_open()
 
 
 # --- Evidence ------------------------------------------------------------------------------------
@@ -400,6 +648,8 @@ def test_a_probe_of_a_node_that_is_gone_teaches_nothing() -> None:
 
 def test_what_a_probe_has_shown_is_told_when_it_is_new() -> None:
     world = World()
+    world.control()
+    world.listener.take()
     world.probe(Isolation.PROVEN)
     assert world.listener.take() == ["probed", "changed"]
     world.now += 60
@@ -413,35 +663,144 @@ def test_what_a_probe_has_shown_is_told_when_it_is_new() -> None:
     assert world.known() is Isolation.NOT_PROVEN
 
 
-@pytest.mark.parametrize(
-    ("read", "isolation"),
-    [
-        (OWN_BOOT_ID, Isolation.PROVEN),
-        (facts().boot_id, Isolation.NOT_PROVEN),
-        ("nothing that is a boot id", None),
-    ],
-)
-def test_a_sandbox_speaks_for_its_node_when_it_has_just_answered(
-    read: str, isolation: Isolation | None
-) -> None:
+@pytest.mark.parametrize("why", ["hint", "scout", "evidence"])
+def test_a_proof_without_a_control_is_not_learned(why: Why) -> None:
     world = World()
-    world.pod("pod-1", ready=False)
-    world.pod("pod-1", version=2, ready=False, initContainerStatuses=[probed(read)])
-    assert world.known() is isolation
+    world.probe(Isolation.PROVEN, why=why)
+    assert world.known() is None
+    assert world.records.kept == {}
+    world.control()
+    world.probe(Isolation.PROVEN, why=why)
+    assert world.known() is Isolation.PROVEN
 
 
-def test_a_sandbox_that_is_only_listed_again_does_not_speak_for_its_node() -> None:
-    """Its answer is about the kernel and the software of its own day."""
+def test_that_a_runtime_does_not_isolate_needs_no_control() -> None:
     world = World()
-    world.pod("pod-1", initContainerStatuses=[probed()])
-    world.health.observe_pod(None, world.pods["pod-1"])
+    world.probe(Isolation.NOT_PROVEN, why="hint")
+    assert world.known() is Isolation.NOT_PROVEN
+    assert "not isolating" in world.listener.take()
+
+
+def test_the_control_comes_first_and_then_the_evidence() -> None:
+    world = World(pool(isolationProof="PerNode"))
+    assert wanted(world) == [("node-1", CONTROL, "control")]
+    world.control()
+    assert "not isolating" not in world.listener.take(), "it is to find that"
+    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    world.probe()
+    assert wanted(world) == []
+
+
+def test_a_node_that_was_controlled_is_so_for_every_runtime_and_for_the_next_process() -> None:
+    gvisor = pool("g", uid="g", isolationProof="PerNode")
+    kata = pool("k", uid="k", isolationProof="PerNode", runtimeClassName="kata")
+    world = World(gvisor, kata)
+    assert set(wanted(world)) == {("node-1", CONTROL, "control")}
+    world.control()
+    assert wanted(world) == [("node-1", "runsc", "evidence"), ("node-1", "kata", "evidence")]
+    assert CONTROL in world.records.kept["node-1"]["evidence"]
+
+
+def test_after_a_reboot_the_control_comes_first_again() -> None:
+    world = World(pool(isolationProof="PerNode"))
+    world.control()
+    world.probe()
+    world.node("node-1", boot_id="after the reboot", version=2)
+    world.health.unsettle()
+    assert wanted(world) == [("node-1", CONTROL, "control")]
+
+
+def test_on_a_node_with_a_made_up_boot_id_nothing_is_proven_and_nothing_more_is_asked() -> None:
+    gvisor = pool("g", uid="g", isolationProof="PerNode")
+    kata = pool("k", uid="k", isolationProof="PerNode", runtimeClassName="kata")
+    world = World(gvisor, kata, pool("off", uid="off", isolationProof="Off"))
+    world.control(isolation=Isolation.PROVEN)
+    for handler in ("runsc", "kata"):
+        found = world.cluster.evidence.current(world.at(), handler)
+        assert found is not None
+        assert found.isolation is Isolation.UNAVAILABLE
+        assert "boot id that is not its kernel's" in found.message
+    assert "changed" in world.listener.take()
+    for _ in range(3):
+        world.health.unsettle()
+        assert wanted(world) == []
+    world.probe(Isolation.PROVEN, why="hint")
+    assert world.known() is not Isolation.PROVEN
+
+
+def test_a_runtime_that_is_wanted_later_on_such_a_node_is_told_the_cause_too() -> None:
+    gvisor = pool("g", uid="g", isolationProof="PerNode")
+    pools = [gvisor]
+    world = World()
+    world.health._pools = pools
+    world.control(isolation=Isolation.PROVEN)
+    pools.append(pool("k", uid="k", isolationProof="PerNode", runtimeClassName="kata"))
+    world.health.unsettle()
+    list(world.health.wishes())
+    of_kata = world.cluster.ground(pod(**KATA), IsolationProof.PER_NODE)
+    assert of_kata.isolation is Isolation.UNAVAILABLE
+    assert "boot id that is not its kernel's" in of_kata.evidence
+
+
+async def test_the_next_process_knows_the_cause_on_such_a_node_too() -> None:
+    first = World(pool(isolationProof="PerNode"))
+    first.control(isolation=Isolation.PROVEN)
+    second = World(pool(isolationProof="PerNode"), nodes=(), kept=first.records.kept)
+    await second.health.load()
+    second.node("node-1")
+    second.health.forget_missing()
+    list(second.health.wishes())
+    ground = second.cluster.ground(pod(), IsolationProof.PER_NODE)
+    assert ground.isolation is Isolation.UNAVAILABLE
+    assert "boot id that is not its kernel's" in ground.evidence
+
+
+def test_a_control_without_an_answer_says_so_and_is_asked_again() -> None:
+    world = World(pool(isolationProof="PerNode"))
+    world.control(isolation=Isolation.UNAVAILABLE, message="no room")
+    found = world.cluster.evidence.current(world.at(), "runsc")
+    assert found is not None
+    assert found.isolation is Isolation.UNAVAILABLE
+    assert "no room" in found.message
+    world.health.unsettle()
+    assert wanted(world) == [("node-1", CONTROL, "control")]
+    world.control()
+    assert wanted(world) == [("node-1", "runsc", "evidence")]
+
+
+def test_a_proof_that_grows_old_is_asked_for_again_and_void_in_the_end() -> None:
+    world = World(pool(isolationProof="PerNode"))
+    world.control()
+    world.probe()
+    proven_at = world.now
+    assert wanted(world) == wanted(world) == []
+    world.listener.take()
+    world.now = proven_at + 0.96 * MAX_AGE_SECONDS
+    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    assert world.known() is Isolation.PROVEN
+    assert world.listener.take() == ["changed"]
+    world.now = proven_at + MAX_AGE_SECONDS
+    assert wanted(world) == [("node-1", "runsc", "evidence")]
     assert world.known() is None
-    world.pod("pod-1", version=2, initContainerStatuses=[probed()])
-    assert world.known() is None
+    assert "runsc" not in world.records.kept["node-1"]["evidence"]
+    world.probe()
+    assert wanted(world) == []
+
+
+def test_a_node_that_changes_in_the_last_quarter_is_still_asked_again() -> None:
+    world = World(pool(isolationProof="PerNode"))
+    world.control()
+    world.probe()
+    world.now += 0.96 * MAX_AGE_SECONDS
+    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    world.node("node-1", labels={"zone": "a"}, version=2)
+    world.health.unsettle()
+    assert wanted(world) == [("node-1", "runsc", "evidence")]
 
 
 def test_evidence_is_about_the_software_of_its_day() -> None:
     world = World()
+    world.control()
     world.probe()
     world.node("node-1", container_runtime="containerd://2.2.0", version=2)
     assert world.known() is None
@@ -454,8 +813,9 @@ def test_evidence_is_about_the_software_of_its_day() -> None:
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_machine_that_goes_takes_its_quarantine_and_its_issues_along(gone: bool) -> None:
     world = World(nodes=("node-1", "node-2"))
-    world.fails("pod-1", NO_SHIM)
-    world.fails("kata", NO_SHIM, handler="kata")
+    world.breaks()
+    world.breaks(of=world.cluster.classes["kata"])
+    world.fails("pod-1")
     world.listener.take()
     world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
     if gone:
@@ -469,21 +829,22 @@ def test_a_machine_that_goes_takes_its_quarantine_and_its_issues_along(gone: boo
     assert not world.is_open()
     assert world.rows() == []
     assert world.records.kept == {}
+    assert bool(world.hints) != gone
     told = world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
     assert told.serving == (("node-2",) if gone else ("node-1", "node-2"))
 
 
 def test_what_failed_on_a_node_that_is_gone_is_no_issue_any_more() -> None:
     world = World()
-    world.fails("pod-1")
-    assert world.rows() == [("SandboxCreateFailed", 1)]
+    world.unanswered()
+    assert world.rows() == [("ProbeUnanswered", 1)]
     world.remove("node-1")
     assert world.rows() == []
 
 
 def test_a_change_that_leaves_the_machine_leaves_its_quarantine() -> None:
     world = World()
-    world.fails("pod-1", NO_SHIM)
+    world.breaks()
     world.listener.take()
     world.node("node-1", unschedulable=True, version=2)
     assert world.is_open()
@@ -496,45 +857,25 @@ def test_a_change_that_leaves_the_machine_leaves_its_quarantine() -> None:
 def test_only_what_the_next_process_should_know_is_written_down_and_only_once() -> None:
     world = World(nodes=("node-1", "node-2", "node-3"))
     world.fails("pod-1")
-    assert world.records.puts == 0, "failures alone are told again by their events"
-    world.fails("pod-2", NO_SHIM)
-    assert world.records.puts == 1
-    for _ in range(5):
-        world.says("pod-2", NO_SHIM)
-        world.fails("pod-3", NO_SHIM)
-    assert world.records.puts == 1
+    world.unanswered()
+    assert world.records.puts == 0, (
+        "hints are told again by events, and what is unanswered is asked"
+    )
+    world.control()
+    world.breaks()
+    assert world.records.puts == 2
+    assert set(world.records.kept["node-1"]) == {"quarantines", "evidence"}
     world.now += 5
     world.probe()
-    assert set(world.records.kept["node-1"]) == {"breakers", "evidence"}
-    assert world.records.puts == 3, "released, then proven"
+    assert world.records.puts == 4, "released, then proven"
     world.now += 60
     world.probe()
-    assert world.records.puts <= 4
-
-
-def test_a_sandbox_that_is_well_costs_nothing() -> None:
-    """However many events there are of it, whether its node was probed or not."""
-    for isolation in (None, Isolation.PROVEN):
-        world = World()
-        if isolation is not None:
-            world.probe(isolation)
-        world.pod("pod-1", ready=False, node="")
-        world.pod("pod-1", version=2, ready=False)
-        puts = world.records.puts
-        world.listener.take()
-        for version in range(3, 60):
-            world.now += 1
-            world.pod("pod-1", version=version)
-            world.says("pod-1", "(an event from before it worked)")
-        world.pod("pod-1", version=60, claim="c")
-        assert world.listener.take() == []
-        assert world.records.puts == puts
-        assert world.rows() == []
+    assert world.records.puts == 4, "the age alone is not worth a write"
 
 
 async def test_the_next_process_knows_what_the_last_one_wrote_down() -> None:
     first = World(nodes=("node-1", "node-2"))
-    first.fails("pod-1", NO_SHIM)
+    first.breaks()
     first.probe(Isolation.NOT_PROVEN, node="node-2")
 
     second = World(nodes=(), kept=first.records.kept)
@@ -553,7 +894,8 @@ async def test_the_next_process_knows_what_the_last_one_wrote_down() -> None:
 
 async def test_what_was_kept_of_nodes_that_are_gone_is_dropped() -> None:
     first = World(nodes=("node-1", "node-2"))
-    first.fails("pod-1", NO_SHIM)
+    first.breaks()
+    first.control("node-2")
     first.probe(node="node-2")
     second = World(nodes=(), kept=first.records.kept)
     await second.health.load()
@@ -567,7 +909,7 @@ async def test_what_was_kept_of_nodes_that_are_gone_is_dropped() -> None:
 
 async def test_what_was_kept_of_a_former_machine_is_dropped_with_it() -> None:
     first = World()
-    first.fails("pod-1", NO_SHIM)
+    first.breaks()
     first.probe(Isolation.NOT_PROVEN)
     second = World(nodes=(), kept=first.records.kept)
     await second.health.load()
@@ -583,7 +925,7 @@ junk = st.recursive(
     max_leaves=4,
 )
 saved = st.fixed_dictionaries(
-    {}, optional={"breakers": junk, "evidence": junk, "something else": junk}
+    {}, optional={"quarantines": junk, "evidence": junk, "something else": junk}
 )
 
 
@@ -594,7 +936,7 @@ def test_no_damage_to_what_was_kept_keeps_the_operator_from_starting(kept: Any) 
     asyncio.run(world.health.load())
     world.node("node-1")
     world.health.forget_missing()
-    world.fails("pod-1", NO_SHIM)
+    world.breaks()
     assert world.is_open()
 
 
@@ -605,26 +947,59 @@ def wanted(world: World) -> list[tuple[str, str, str]]:
     return [(*wish.pair, wish.why) for wish in world.health.wishes()]
 
 
-def test_sandboxes_that_wait_come_first_then_scouts_then_all_other_nodes() -> None:
-    names = ("a", "b", "c", "d")
+def test_hints_come_first_then_sandboxes_that_wait_then_scouts_then_all_other_nodes() -> None:
+    names = ("a", "b", "c", "d", "e")
     world = World(pool(isolationProof="PerNode"), nodes=names)
+    world.control(*names)
     world.probe(node="d")
-    world.fails("pod-1", NO_SHIM, node="b")
+    world.breaks("b")
     world.pod("pod-2", node="c")
     world.pod("pod-3", node="d")
     world.now += 30
+    world.fails("pod-4", node="e", pool_uid="of another pool")
     assert wanted(world) == [
+        ("e", "runsc", "hint"),
         ("c", "runsc", "evidence"),
         ("b", "runsc", "scout"),
         ("a", "runsc", "evidence"),
         ("c", "runsc", "evidence"),
+        ("e", "runsc", "evidence"),
     ]
+
+
+def test_a_node_that_is_quarantined_is_tried_by_scouts_alone() -> None:
+    world = World()
+    world.breaks()
+    world.now += 1
+    world.fails("pod-1")
+    assert wanted(world) == []
+    world.now += FIRST_DELAY_SECONDS
+    assert wanted(world) == [("node-1", "runsc", "scout")]
+
+
+@pytest.mark.parametrize("how", ["quarantined", "cordoned", "not listed", "unused"])
+def test_a_hint_that_cannot_be_probed_does_not_hide_the_next_of_its_namespace(how: str) -> None:
+    world = World(nodes=("node-1", "node-2"))
+    given = KATA if how == "unused" else {}
+    world.fails("pod-1", **given)
+    if how == "quarantined":
+        for _ in range(5):
+            world.breaks()
+        world.fails("pod-1", version=2)
+    elif how == "cordoned":
+        world.node("node-1", unschedulable=True, version=2)
+    elif how == "not listed":
+        world.node("node-1", handlers=["runc"], version=2)
+    world.fails("pod-2", node="node-2")
+    world.now += 20
+    assert ("node-2", "runsc", "hint") in wanted(world)
 
 
 def test_nothing_is_probed_before_it_is_due_or_where_it_could_not_run() -> None:
     world = World(pool(isolationProof="PerNode"), nodes=("a", "b", "c", "d", "e"))
     for name in ("a", "b", "c"):
-        world.fails(f"pod-{name}", NO_SHIM, node=name)
+        world.breaks(name)
+        world.now -= 1
     assert "scout" not in [why for *_, why in wanted(world)]
     world.now += 60
     world.node("b", ready=False, version=2)
@@ -645,6 +1020,7 @@ def test_nothing_is_probed_before_it_is_due_or_where_it_could_not_run() -> None:
 )
 def test_it_is_asked_until_there_is_proof(isolation: Isolation | None, wants: bool) -> None:
     world = World(pool(isolationProof="PerNode"))
+    world.control()
     if isolation is not None:
         world.probe(isolation, started=False)
     assert wanted(world) == ([("node-1", "runsc", "evidence")] if wants else [])
@@ -654,8 +1030,7 @@ def test_it_is_asked_until_there_is_proof(isolation: Isolation | None, wants: bo
     ("of_pool", "spoken_against", "wants"),
     [
         ({"isolationProof": "Off"}, True, False),
-        ({"isolationProof": "PerSandbox"}, False, False),
-        # Nothing else would ever come to the node again.
+        ({"isolationProof": "PerSandbox"}, False, True),
         ({"isolationProof": "PerSandbox"}, True, True),
         ({"isolationProof": "PerNode", "deleting": True}, False, False),
         ({"isolationProof": "PerNode", "runtimeClassName": "missing"}, False, False),
@@ -681,19 +1056,27 @@ def test_only_pools_that_could_use_it_want_evidence(
     of_pool: Any, spoken_against: bool, wants: bool
 ) -> None:
     world = World(pool(**of_pool))
+    world.control()
     if spoken_against:
         world.probe(Isolation.NOT_PROVEN)
     assert bool(wanted(world)) == wants
 
 
-def test_sandboxes_that_prove_themselves_want_no_probe_of_their_node() -> None:
-    world = World(pool(isolationProof="PerSandbox"))
-    world.pod("pod-1")
-    assert wanted(world) == []
+@pytest.mark.parametrize("proof", ["PerNode", "PerSandbox"])
+def test_the_nodes_that_sandboxes_are_on_come_before_all_others_whatever_the_proof(
+    proof: str,
+) -> None:
+    world = World(pool(isolationProof=proof), nodes=("a", "b", "c"))
+    world.pod("pod-1", node="c")
+    controls = [(name, CONTROL, "control") for name in ("c", "a", "b", "c")]
+    assert wanted(world) == controls
+    world.control("a", "b", "c")
+    assert wanted(world) == [(name, "runsc", "evidence") for name in ("c", "a", "b", "c")]
 
 
 def test_while_nothing_changes_nobody_looks_again_for_what_lacks_evidence() -> None:
     world = World(pool(isolationProof="PerNode"))
+    world.control()
     world.probe()
     assert wanted(world) == []
     world.cluster.evidence.forget("node-1", "runsc")
@@ -707,7 +1090,7 @@ def test_while_nothing_changes_nobody_looks_again_for_what_lacks_evidence() -> N
 
 def test_scouts_are_sent_whatever_the_pools_think_of_proof() -> None:
     world = World(pool(isolationProof="Off"))
-    world.fails("pod-1", NO_SHIM)
+    world.breaks()
     world.now += 60
     assert wanted(world) == wanted(world) == [("node-1", "runsc", "scout")]
 
@@ -719,13 +1102,17 @@ steps = st.one_of(
     st.tuples(st.just("fails"), st.sampled_from([NO_SHIM, STRANGE, NO_NETWORK]), a_node),
     st.tuples(st.just("works"), st.sampled_from([None, OWN_BOOT_ID, "node-1-boot"]), a_node),
     st.tuples(st.just("probe"), st.sampled_from([None, *Isolation]), a_node),
+    st.tuples(st.just("control"), st.sampled_from(Isolation), a_node),
+    st.tuples(st.just("breaks"), st.sampled_from(["hint", "scout", "evidence"]), a_node),
+    st.tuples(st.just("unanswered"), st.sampled_from(["hint", "scout", "evidence"]), a_node),
+    st.tuples(st.just("time"), st.sampled_from([300, 7200, 80_000]), a_node),
     st.tuples(st.just("node"), st.sampled_from(["boot-1", "boot-2"]), a_node),
     st.tuples(st.just("remove"), st.none(), a_node),
 )
 
 
 def told(world: World, what: str) -> set[str]:
-    return {node for said, node, *_ in world.listener.told if said == what}
+    return {said[1] for said in world.listener.told if said[0] == what}
 
 
 def timeless(dumped: Any) -> Any:
@@ -734,7 +1121,7 @@ def timeless(dumped: Any) -> Any:
 
 
 def fresh_verdict(world: World, *, wanted: bool) -> Any:
-    index = NodeIndex(world.cluster.breakers, world.cluster.evidence)
+    index = NodeIndex(world.cluster.quarantines, world.cluster.evidence)
     for known in world.cluster.nodes:
         index._facts[known.name] = known
     return index.verdict("runsc", Placement(), proof_wanted=wanted)
@@ -752,18 +1139,30 @@ def test_whatever_is_observed_verdicts_follow_records_hold_it_and_each_change_is
         world.now += 60
         was_open = {n for n in ("node-1", "node-2") if world.is_open(n)}
         world.listener.take()
+        before = world.state()
         if what == "fails":
-            world.fails(f"pod-{i}", how, node=name)
+            world.fails(f"pod-{i}", how, node=name, namespace=f"ns-{i % 3}")
         elif what == "works":
             world.pod(f"pod-{i}", ready=False, node=name)
             read = [probed(how)] if how is not None else []
             world.pod(f"pod-{i}", version=2, node=name, initContainerStatuses=read)
+        elif what == "control":
+            world.control(name, isolation=how)
+        elif what == "breaks":
+            world.breaks(name, why=how)
+        elif what == "unanswered":
+            world.unanswered(name, why=how)
+        elif what == "time":
+            world.now += how
+            list(world.health.wishes())
         elif what == "probe":
             world.probe(how, node=name, started=how is not None)
         elif what == "node":
             world.node(name, boot_id=how, version=i + 2)
         else:
             world.remove(name)
+        if what in ("fails", "works"):
+            assert world.state() == before, "sandboxes change nothing"
         for wanted_ in (True, False):
             kept = world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=wanted_)
             assert kept == fresh_verdict(world, wanted=wanted_)
@@ -772,5 +1171,5 @@ def test_whatever_is_observed_verdicts_follow_records_hold_it_and_each_change_is
         assert told(world, "released") == was_open - is_open
         for n in ("node-1", "node-2"):
             record = world.records.kept.get(n) or {}
-            assert record.get("breakers") == world.cluster.breakers.dump(n)
+            assert record.get("quarantines") == world.cluster.quarantines.dump(n)
             assert timeless(record.get("evidence")) == timeless(world.cluster.evidence.dump(n))

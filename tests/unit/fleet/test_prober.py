@@ -6,23 +6,27 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
+from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.cache import Cluster
 from sandboxpool.fleet import prober
+from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober, ProbeResult, Wish
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.settings import SettingsError, load
-from support.builders import facts, runtime
+from support.builders import facts, node, pod, pool, runtime
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi
 
 OURS = "sandboxpool-system"
@@ -31,6 +35,11 @@ START = 1_700_000_000.0
 NOT_CONFIGURED = (
     "Failed to create pod sandbox: rpc error: code = Unknown desc = unable to get OCI runtime for "
     f'sandbox "{"d" * 64}": no runtime for "runsc" is configured'
+)
+STRANGE = "Failed to create pod sandbox: rpc error: something that nobody has seen before"
+NO_NETWORK = (
+    "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to setup network for "
+    'sandbox "x": plugin type="calico" failed (add): no ip'
 )
 FULL = {
     "type": "PodScheduled",
@@ -52,6 +61,7 @@ class World:
         self.classes: dict[str, Runtime] = {"gvisor": runtime()}
         self.events: dict[str, str] = {}
         self.wanted: list[Wish] = []
+        self.taken: list[Wish] = []
         self.results: list[tuple[str, str, ProbeResult]] = []
         self.watching = True
         self.kubelets: tuple[int, float] | None = None
@@ -64,7 +74,8 @@ class World:
             wishes=self._wishes,
             nodes=self.nodes.get,
             classes=self.classes.get,
-            sandbox_event=self.events.get,
+            sandbox_event=lambda pod: self.events.get(pod.metadata.uid),
+            on_taken=self.taken.append,
             on_result=self._ended,
             wall=self.wall,
             seed=lambda: f"seed-{next(seeds)}",
@@ -80,12 +91,11 @@ class World:
         self.asked += 1
         return iter(self.wanted)
 
-    def _ended(self, node: str, handler: str, of: Runtime, result: ProbeResult) -> None:
-        assert handler == of.handler
-        self.results.append((node, handler, result))
+    def _ended(self, wish: Wish, result: ProbeResult) -> None:
+        self.results.append((*wish.pair, result))
         evidence = result.evidence
         if evidence is not None and evidence.isolation is Isolation.PROVEN:
-            self.wanted = [w for w in self.wanted if w.pair != (node, handler)]
+            self.wanted = [w for w in self.wanted if w.pair != wish.pair]
 
     def _changed(self, path: str, old: Any, new: Any) -> None:
         assert path.startswith(PODS)
@@ -98,8 +108,13 @@ class World:
     def want(self, *nodes: str, why: prober.Why = "evidence", of: Runtime | None = None) -> None:
         for name in nodes:
             node = self.nodes.setdefault(name, facts(name))
-            self.wanted.append(Wish(node, of or self.classes["gvisor"], why))
+            runtime = None if why == "control" else of or self.classes["gvisor"]
+            self.wanted.append(Wish(node, runtime, why))
         self.prober.wake()
+
+    def breaks(self, path: str, message: str) -> None:
+        """Let the kubelet say that it could not make the sandbox."""
+        self.events[self.api.objects[path]["metadata"]["uid"]] = message
 
     def leftover(self, name: str, node: str = "node-1", **metadata: Any) -> None:
         body = build_probe(name, OURS, facts(node), runtime(), ProbeImage("image"))
@@ -113,17 +128,17 @@ class World:
         version = str(int(body["metadata"]["resourceVersion"]) + 1)
         self.api.put(path, {**body, "metadata": {**body["metadata"], "resourceVersion": version}})
 
-    def end(self, path: str, code: int, message: str = "") -> None:
+    def end(self, path: str, code: int, message: str = "", node: str = "") -> None:
         ended = {"terminated": {"exitCode": code, "message": message}}
-        node = self.api.objects[path]["metadata"]["annotations"][probe.ANNOTATION_NODE]
+        node = node or self.api.objects[path]["metadata"]["annotations"][probe.ANNOTATION_NODE]
         self.update(
             path,
             spec={"nodeName": node},
-            phase="Succeeded" if code == 0 else "Failed",
+            phase="Failed" if code else "Succeeded",
             containerStatuses=[{"name": probe.PROBE_CONTAINER, "state": ended}],
         )
 
-    def serve(self, code: int = 0, after: float = 0.5) -> None:
+    def serve(self, code: int = probe.OWN_KERNEL, after: float = 0.5) -> None:
         """Let the kubelets end each probe with a code after so many seconds."""
         self.kubelets = code, after
 
@@ -231,17 +246,107 @@ async def test_a_failure_without_doubt_ends_a_probe_at_once() -> None:
 
 
 @looptime
-async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_nobody() -> None:
+async def test_a_failure_that_proves_nothing_ends_a_probe_once_it_has_stood_for_a_while() -> None:
     world = World()
     world.want("node-1")
     async with world.running():
-        await asyncio.sleep(prober.DEADLINE_SECONDS - 1)
+        await asyncio.sleep(20)
+        (path,) = world.pods
+        world.update(path, phase="Pending", conditions=[SCHEDULED])
+        world.breaks(path, STRANGE)
+        await asyncio.sleep(prober.FAILING_SECONDS - 1)
+        assert world.results == []
+        await asyncio.sleep(3)
+        assert len(world.results) == 1
+    failure = world.last.failure
+    assert failure is not None
+    assert (failure.reason, failure.proves_broken) == (Reason.SANDBOX_CREATE_FAILED, False)
+    assert world.last.works is False
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert "nobody has seen" in world.message
+
+
+@looptime
+async def test_a_failure_that_passes_is_not_held_against_the_runtime() -> None:
+    """The kubelet has tried again: what was said before counts no more."""
+    world = World()
+    world.want("node-1")
+    pending: dict[str, Any] = {"phase": "Pending", "conditions": [SCHEDULED]}
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        world.update(path, spec={"nodeName": "node-1"}, **pending)
+        for message in (STRANGE, NO_NETWORK, STRANGE, NO_NETWORK):
+            world.breaks(path, message)
+            await asyncio.sleep(prober.FAILING_SECONDS - 2)
+        assert world.results == []
+        world.end(path, probe.OWN_KERNEL)
+        await asyncio.sleep(1)
+    assert (world.last.works, world.isolation) == (True, Isolation.PROVEN)
+
+
+@looptime
+async def test_a_failure_of_others_than_the_runtime_is_waited_for_and_blames_nobody() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        world.update(path, phase="Pending", conditions=[SCHEDULED])
+        world.breaks(path, NO_NETWORK)
+        await asyncio.sleep(prober.DEADLINE_SECONDS - 5)
+        assert world.results == []
+        await asyncio.sleep(8)
+    assert world.last.works is None
+    assert "no ip" in world.message
+
+
+@looptime
+async def test_a_probe_that_ends_otherwise_than_by_its_own_codes_tells_nothing() -> None:
+    world = World()
+    world.want("node-1")
+    world.serve(0)
+    async with world.running():
+        await asyncio.sleep(3)
+    assert (world.last.works, world.last.started) == (None, False)
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert "exit code 0" in world.message
+
+
+@looptime
+@pytest.mark.parametrize(
+    ("kubelet", "condition", "blames"),
+    [
+        ("v1.36.0", "False", True),
+        ("v1.37.2+k3s1", "False", True),
+        ("v2.0.0", "False", True),
+        # Before, the condition turns true only after the images are pulled.
+        ("v1.35.9", "False", False),
+        ("", "False", False),
+        ("v1.36.0", "True", False),
+        ("v1.36.0", None, False),
+    ],
+)
+async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_who_is_to_blame(
+    kubelet: str, condition: str | None, blames: bool
+) -> None:
+    world = World()
+    world.nodes["node-1"] = replace(facts(), kubelet=kubelet)
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        made = {"type": "PodReadyToStartContainers", "status": condition}
+        listed = [SCHEDULED, made] if condition is not None else [SCHEDULED]
+        world.update(path, spec={"nodeName": "node-1"}, phase="Pending", conditions=listed)
+        await asyncio.sleep(prober.DEADLINE_SECONDS - 2)
         assert world.results == []
         await asyncio.sleep(3)
         assert world.pods == []
     failure = world.last.failure
     assert failure is not None
-    assert (failure.reason, failure.blames_runtime) == (Reason.SANDBOX_START_TIMEOUT, False)
+    assert (failure.reason, failure.blames_runtime) == (Reason.SANDBOX_START_TIMEOUT, blames)
+    assert world.last.works is (False if blames else None)
     assert world.isolation is Isolation.UNAVAILABLE
 
 
@@ -267,7 +372,9 @@ async def test_an_evicted_probe_says_why_there_is_no_answer() -> None:
     world.want("node-1")
     async with world.running():
         await asyncio.sleep(1)
-        world.update(world.pods[0], phase="Failed", reason="Evicted", message="low on memory")
+        spec = {"nodeName": "node-1"}
+        said = {"reason": "Evicted", "message": "low on memory"}
+        world.update(world.pods[0], spec=spec, phase="Failed", **said)
         await asyncio.sleep(1)
     assert world.last.failure is not None
     assert not world.last.started
@@ -299,6 +406,71 @@ async def test_a_probe_of_another_class_than_was_asked_for_proves_nothing() -> N
         await asyncio.sleep(1)
     assert world.isolation is Isolation.UNAVAILABLE
     assert "'kata'" in world.message
+
+
+@looptime
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_probe_that_came_to_another_node_tells_nothing_of_either(ended: bool) -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        if ended:
+            world.end(path, probe.OWN_KERNEL, node="node-2")
+        else:
+            world.update(path, spec={"nodeName": "node-2"}, phase="Pending")
+            world.breaks(path, NOT_CONFIGURED)
+        await asyncio.sleep(1)
+        assert world.pods == []
+    assert (world.last.works, world.last.failure) == (None, None)
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert "'node-2'" in world.message
+
+
+@looptime
+async def test_the_positive_control_has_no_class_and_finds_the_nodes_kernel() -> None:
+    world = World()
+    world.classes.clear()
+    world.want("node-1", why="control")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        pod = world.api.objects[path]
+        assert "runtimeClassName" not in pod["spec"]
+        assert pod["metadata"]["annotations"][names.ANNOTATION_HANDLER] == probe.CONTROL
+        world.end(path, probe.NODES_KERNEL)
+        await asyncio.sleep(0.1)
+        assert world.isolation is Isolation.NOT_PROVEN
+        await asyncio.sleep(3)
+        assert len(world.posted) > 1, "that is what it is to find: it sets no pause"
+
+
+@looptime
+async def test_a_positive_control_that_was_given_a_class_tells_nothing() -> None:
+    world = World()
+    world.want("node-1", why="control")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        world.api.objects[path]["spec"]["runtimeClassName"] = "gvisor"
+        world.end(path, probe.OWN_KERNEL)
+        await asyncio.sleep(1)
+    assert world.isolation is Isolation.UNAVAILABLE
+    assert "'gvisor'" in world.message
+
+
+@looptime
+async def test_each_probe_is_told_when_it_is_sent_and_when_it_ends() -> None:
+    world = World()
+    world.want("node-1", "node-2")
+    world.serve(after=2)
+    async with world.running():
+        await asyncio.sleep(1)
+        assert [wish.pair for wish in world.taken] == [("node-1", "runsc"), ("node-2", "runsc")]
+        assert world.results == []
+        await asyncio.sleep(4)
+    assert len(world.taken) == len(world.results) == 2
 
 
 # --- What it is about changes --------------------------------------------------------------------
@@ -387,12 +559,34 @@ async def test_however_much_is_wished_for_the_limits_hold() -> None:
     async with world.running():
         await asyncio.sleep(600)
         assert len(world.results) == 100
-    assert most <= prober.MAX_IN_FLIGHT
-    assert most == prober.MAX_IN_FLIGHT
+    assert most == prober.PLACES["evidence"]
     for i, j in itertools.combinations(range(0, 100, 7), 2):
         assert j - i <= (sent[j] - sent[i]) * prober.PER_SECOND + 1e-6
     assert max(Counter(node for node, _, _ in world.results).values()) == 1
     assert [node for node, _, _ in world.results[:10]] == [f"node-{i:03}" for i in range(10)]
+
+
+@looptime
+@pytest.mark.parametrize("why", ["hint", "scout", "control", "evidence"])
+async def test_each_purpose_has_places_of_its_own_and_each_handler_one_of_them(
+    why: prober.Why,
+) -> None:
+    world = World()
+    places = prober.PLACES[why]
+    world.want(*(f"node-{i:02}" for i in range(30)), why=why)
+    async with world.running():
+        await asyncio.sleep(20)
+        assert len(world.taken) == places
+        if why != "control":
+            kata = world.classes["kata"] = runtime("kata", "kata-qemu", "kata-uid")
+            world.want("node-97", "node-98", why=why, of=kata)
+            await asyncio.sleep(5)
+            assert [wish.pair for wish in world.taken[places:]] == [("node-97", "kata-qemu")]
+            places += 1
+        other: prober.Why = "scout" if why != "scout" else "hint"
+        world.want("node-99", why=other)
+        await asyncio.sleep(5)
+        assert [wish.pair for wish in world.taken[places:]] == [("node-99", "runsc")]
 
 
 @looptime
@@ -451,14 +645,15 @@ async def test_without_proof_it_is_asked_again_each_time_later(code: int) -> Non
 
 @looptime
 async def test_a_fleet_does_not_ask_all_at_once() -> None:
-    pauses = {prober._pause_seconds((f"node-{i}", "runsc"), 5) for i in range(100)}
+    wishes = (Wish(facts(f"node-{i}"), runtime(), "evidence") for i in range(100))
+    pauses = {prober._pause_seconds(wish, 5, 0) for wish in wishes}
     assert len(pauses) > 90
     assert max(pauses) - min(pauses) > prober.LONGEST_PAUSE_SECONDS / 4
 
 
 @looptime
-@pytest.mark.parametrize("why", ["evidence", "scout"])
-async def test_the_breaker_paces_the_scouts_of_which_it_hears(why: prober.Why) -> None:
+@pytest.mark.parametrize("why", ["evidence", "hint", "scout"])
+async def test_quarantines_pace_the_scouts_that_have_told(why: prober.Why) -> None:
     world = World()
     world.want("node-1", why=why)
 
@@ -470,17 +665,74 @@ async def test_the_breaker_paces_the_scouts_of_which_it_hears(why: prober.Why) -
 
     async with world.running(break_all()):
         await asyncio.sleep(20)
-    assert (len(world.results) > 5) == (why == "scout")
+    assert (len(world.results) > 5) == (why != "evidence")
 
 
 @looptime
-async def test_scouts_of_which_the_breaker_hears_nothing_are_held_too() -> None:
+@pytest.mark.parametrize("why", ["hint", "scout", "control"])
+async def test_probes_that_could_not_tell_are_held_whatever_they_were_for(why: prober.Why) -> None:
     world = World()
     world.api.fail("POST", "/pods", QUOTA, times=1000)
-    world.want("node-1", why="scout")
+    world.want("node-1", why=why)
     async with world.running():
         await asyncio.sleep(600)
     assert 2 <= len(world.results) <= 12
+
+
+@looptime
+@pytest.mark.parametrize("nodes", [1, 40])
+async def test_the_more_nodes_give_no_answer_the_longer_each_is_left_alone(nodes: int) -> None:
+    """Together they hold no more than about half of the places."""
+    world = World()
+    world.want(*(f"node-{i:03}" for i in range(nodes)))
+    async with world.running():
+        # Each has had its turn.
+        await asyncio.sleep(1200)
+        before = len(world.taken)
+        await asyncio.sleep(2400)
+        held = (len(world.taken) - before) * prober.DEADLINE_SECONDS / 2400
+    assert held <= (0.5 if nodes == 1 else 0.75 * prober.PLACES["evidence"])
+
+
+@looptime
+async def test_pauses_of_many_silent_nodes_grow_no_longer_than_a_bound() -> None:
+    wish = Wish(facts(), runtime(), "evidence")
+    pauses = [prober._pause_seconds(wish, 1, n) for n in (0, 20, 200, 100_000)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] <= prober.FIRST_PAUSE_SECONDS
+    assert pauses[2] > prober.LONGEST_PAUSE_SECONDS
+    assert pauses[3] <= prober.LONGEST_PAUSE_OF_MANY_SECONDS
+
+
+@looptime
+async def test_nodes_that_answer_again_do_not_make_the_others_wait() -> None:
+    world = World()
+    world.api.fail("POST", "/pods", QUOTA, times=200)
+    world.want(*(f"node-{i:03}" for i in range(100)))
+    async with world.running():
+        await asyncio.sleep(60)
+        assert len(world.prober._pauses) == 100
+        world.serve()
+        await asyncio.sleep(2 * 3600)
+    assert world.wanted == []
+    assert world.prober._pauses == {}
+
+
+@looptime
+async def test_silent_nodes_that_are_gone_do_not_make_the_others_wait() -> None:
+    world = World()
+    world.api.fail("POST", "/pods", QUOTA, times=1000)
+    world.want(*(f"node-{i:03}" for i in range(100)))
+    async with world.running():
+        await asyncio.sleep(60)
+        assert len(world.results) >= 100
+        world.wanted.clear()
+        world.nodes.clear()
+        await asyncio.sleep(3600)
+        before = len(world.taken)
+        world.want("new")
+        await asyncio.sleep(300)
+        assert len(world.taken) - before >= 3
 
 
 @looptime
@@ -669,3 +921,155 @@ def test_the_settings_of_probes() -> None:
     assert settings.probe_pull_secrets == ("one", "two")
     with pytest.raises(SettingsError, match="SANDBOXPOOL_PROBE_PULL_POLICY"):
         load({"SANDBOXPOOL_PROBE_PULL_POLICY": "Sometimes"})
+
+
+# --- Together with what wishes for them -----------------------------------------------------------
+
+
+class Silent:
+    """Takes whatever it is told."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+class Fleet:
+    """Kata nodes whose probes get no answer, and one node of a healthy gVisor."""
+
+    def __init__(self, kata_nodes: int, *, control: bool) -> None:
+        self.kata = [f"kata-{i:03}" for i in range(kata_nodes)]
+        self.control = control
+        self.cluster = cluster = Cluster()
+        cluster.classes["gvisor"] = runtime()
+        cluster.classes["kata"] = runtime("kata", "kata", uid="kata-uid")
+        pools = [
+            pool("g", uid="g", isolationProof="PerNode"),
+            pool("k", uid="k", runtimeClassName="kata", isolationProof="PerNode"),
+        ]
+        self.health = Health(
+            cluster=cluster,
+            issues=IssueBook(),
+            records=cast(Any, Silent()),
+            listener=cast(Any, Silent()),
+            pools=pools,
+            wall=self.wall,
+        )
+        self.api = ScriptedApi(self.wall, self._changed)
+        seeds = itertools.count()
+        self.prober = Prober(
+            client=self.api,
+            namespace=OURS,
+            image=ProbeImage("image"),
+            wishes=self.health.wishes,
+            nodes=cluster.nodes.get,
+            classes=cluster.classes.get,
+            sandbox_event=lambda pod: None,
+            on_taken=self.health.observe_wish,
+            on_result=self.health.observe_probe,
+            wall=self.wall,
+            seed=lambda: str(next(seeds)),
+        )
+        for i, name in enumerate(self.kata):
+            cluster.nodes.put(None, node(name, handlers=["kata"]))
+            given = {"class_name": "kata", "runtime_uid": "kata-uid", "handler": "kata"}
+            cluster.pods.put(None, pod(f"pod-{i}", pool_uid="k", node=name, **given))
+        cluster.nodes.put(None, node("gvisor-1", handlers=["runsc"]))
+
+    def wall(self) -> float:
+        return START + asyncio.get_running_loop().time()
+
+    def _changed(self, path: str, old: Any, new: Any) -> None:
+        before, after = (msgspec.convert(body, Pod | None) for body in (old, new))
+        self.prober.observe(before, after)
+        if old is None:
+            class_name = new["spec"].get("runtimeClassName", "")
+            name = new["metadata"]["annotations"][probe.ANNOTATION_NODE]
+            if class_name == "gvisor" or (
+                class_name == "" and (self.control or name == "gvisor-1")
+            ):
+                asyncio.get_running_loop().call_later(0.5, self._answer, path)
+
+    def _answer(self, path: str) -> None:
+        body = self.api.objects.get(path)
+        if body is not None:
+            control = "runtimeClassName" not in body["spec"]
+            ended = {"exitCode": probe.NODES_KERNEL if control else probe.OWN_KERNEL}
+            listed = [{"name": probe.PROBE_CONTAINER, "state": {"terminated": ended}}]
+            name = body["metadata"]["annotations"][probe.ANNOTATION_NODE]
+            body = {**body, "spec": {**body["spec"], "nodeName": name}}
+            self.api.put(path, {**body, "status": {"phase": "Failed", "containerStatuses": listed}})
+
+    def facts(self, name: str) -> NodeFacts:
+        found = self.cluster.nodes.get(name)
+        assert found is not None
+        return found
+
+    def fail(self, name: str, handler: str) -> None:
+        self.cluster.quarantines.fail(
+            self.facts(name), handler, Reason.SHIM_MISSING, "no shim", now=self.wall()
+        )
+
+    def hint(self, namespace: str, name: str, handler: str) -> None:
+        self.cluster.hints.add(namespace, (name, handler), self.wall())
+        self.prober.wake()
+
+    def busy(self, why: prober.Why) -> int:
+        """How many probes without an answer are under way for a purpose."""
+        return sum(flight.wish.why == why for flight in self.prober._flights.values())
+
+    def sent(self, class_name: str) -> int:
+        return sum(
+            call.body["spec"].get("runtimeClassName") == class_name
+            for call in self.api.sent("POST")
+        )
+
+
+@looptime
+@pytest.mark.parametrize("victim", ["hint", "scout"])
+@pytest.mark.parametrize("flood", ["evidence", "control", "hint", "scout"])
+async def test_probes_without_an_answer_keep_no_other_runtime_waiting(
+    flood: prober.Why, victim: prober.Why
+) -> None:
+    fleet = Fleet(150, control=flood != "control")
+    task = asyncio.ensure_future(fleet.prober.run())
+    try:
+        await asyncio.sleep(600)
+        for i, name in enumerate(fleet.kata):
+            if flood == "hint":
+                fleet.hint(f"flood-{i}", name, "kata")
+            elif flood == "scout":
+                fleet.fail(name, "kata")
+        await asyncio.sleep(600)
+        gvisor = fleet.sent("gvisor")
+        assert fleet.busy(flood) >= prober.PLACES[flood], "no place is left"
+        if victim == "hint":
+            fleet.hint("honest", "gvisor-1", "runsc")
+        else:
+            fleet.fail("gvisor-1", "runsc")
+        await asyncio.sleep(30)
+        assert fleet.sent("gvisor") > gvisor
+        assert not fleet.cluster.quarantines.is_open("gvisor-1", "runsc")
+        assert fleet.cluster.hints.wanted(fleet.wall() + 60) == [] or flood == "hint"
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@looptime
+async def test_a_node_that_gives_no_answer_does_not_hide_the_next_that_its_namespace_names() -> (
+    None
+):
+    fleet = Fleet(1, control=True)
+    task = asyncio.ensure_future(fleet.prober.run())
+    try:
+        fleet.hint("default", "kata-000", "kata")
+        await asyncio.sleep(prober.DEADLINE_SECONDS + 10)
+        fleet.hint("default", "kata-000", "kata")
+        gvisor = fleet.sent("gvisor")
+        fleet.hint("default", "gvisor-1", "runsc")
+        # The first is paused by now, or under way again.
+        await asyncio.sleep(20)
+        assert fleet.sent("gvisor") > gvisor
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -10,7 +10,6 @@ from sandboxpool.cache import Cluster
 from sandboxpool.fleet.publish import NodePublisher, handler_labels
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Strike
 from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
 from sandboxpool.runtimes.nodes import NodeFacts
 from support.builders import NOW, facts, node, runtime
@@ -112,8 +111,9 @@ async def test_what_stands_there_already_is_not_written_again() -> None:
 async def test_a_quarantine_is_a_condition_and_no_change_of_the_label() -> None:
     """A probe obeys the class's selector: without the label the node could never recover."""
     world = World(node(labels={LABEL + "runsc": "true"}))
-    strike = Strike("pod", "t", NOW, Reason.SHIM_MISSING, "no shim", proves=True)
-    assert world.cluster.breakers.strike(world.facts, "runsc", strike, serving=1, now=NOW)
+    assert world.cluster.quarantines.fail(
+        world.facts, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW
+    )
     assert await world.condition() == ("False", "ShimMissing")
     assert not world.api.labels
 

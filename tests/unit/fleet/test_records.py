@@ -26,8 +26,8 @@ from sandboxpool.fleet.records import (
 )
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Breakers, Strike
 from sandboxpool.runtimes.evidence import Evidence, EvidenceBook, Isolation, software_of
+from sandboxpool.runtimes.quarantine import Quarantines
 from support.builders import NOW, facts
 from support.scriptedapi import BROKEN, UNKNOWN, Call, ScriptedApi
 
@@ -82,9 +82,9 @@ async def test_what_is_put_is_written_at_once_and_read_by_the_next() -> None:
     server = api()
     records = records_of(server)
     async with running(records):
-        records.put("node-1", {"breakers": {"runsc": {"trips": 1}}})
+        records.put("node-1", {"quarantines": {"runsc": {"tries": 1}}})
         await asyncio.sleep(0.1)
-        assert stored(server) == {"node-1": {"breakers": {"runsc": {"trips": 1}}}}
+        assert stored(server) == {"node-1": {"quarantines": {"runsc": {"tries": 1}}}}
     (body,) = server.objects.values()
     assert body["kind"] == "ConfigMap"
     assert body["metadata"]["namespace"] == "system"
@@ -545,17 +545,15 @@ def worst_record() -> dict[str, Any]:
         container_runtime="containerd://2.1.4",
         kubelet="v1.36.2",
     )
-    breakers, evidence = Breakers(lambda: 0.5), EvidenceBook()
+    quarantines, evidence = Quarantines(lambda: 0.5), EvidenceBook()
     for handler in kata[:4]:
-        failed = Strike(
-            UID, f"{UID}/0123456789", NOW, Reason.USER_NAMESPACES_UNSUPPORTED, SAID, proves=True
-        )
-        assert breakers.strike(node, handler, failed, serving=5000, now=NOW + 0.123456)
+        now = NOW + 0.123456
+        assert quarantines.fail(node, handler, Reason.USER_NAMESPACES_UNSUPPORTED, SAID, now=now)
         learned = Evidence(
             Isolation.NOT_PROVEN, NOW + 0.123456, software_of(node), UID, KERNEL, KERNEL * 2
         )
         assert evidence.put("node", handler, learned)
-    return {"breakers": breakers.dump("node"), "evidence": evidence.dump("node")}
+    return {"quarantines": quarantines.dump("node"), "evidence": evidence.dump("node")}
 
 
 @pytest.mark.looptime

@@ -2,19 +2,27 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.api.core import Event, InvolvedObject, Metadata, Node
+from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.cache import VIEW_REVIEW_CHANGES, Cluster, NodeIndex, SandboxEvents
+from sandboxpool.cache import (
+    MAX_SANDBOX_EVENTS,
+    VIEW_REVIEW_CHANGES,
+    Cluster,
+    NodeIndex,
+    SandboxEvents,
+)
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Breakers, Strike
 from sandboxpool.runtimes.evidence import EvidenceBook, Isolation
 from sandboxpool.runtimes.nodes import facts_of
 from sandboxpool.runtimes.placement import Placement, placement_of
+from sandboxpool.runtimes.probe import CONTROL
+from sandboxpool.runtimes.quarantine import Quarantines
 from support.builders import (
     NOW,
     OWN_BOOT_ID,
@@ -22,6 +30,7 @@ from support.builders import (
     facts,
     node,
     pod,
+    pod_body,
     pool,
     probed,
     runtime,
@@ -42,9 +51,9 @@ class Fleet:
     """An index that is told of each change, and the same made anew from what is true now."""
 
     def __init__(self) -> None:
-        self.breakers = Breakers(lambda: 0.5)
+        self.quarantines = Quarantines(lambda: 0.5)
         self.evidence = EvidenceBook()
-        self.index = NodeIndex(self.breakers, self.evidence)
+        self.index = NodeIndex(self.quarantines, self.evidence)
         self.nodes: dict[str, Node] = {}
         self.now = NOW
 
@@ -53,7 +62,7 @@ class Fleet:
         name = new.metadata.name
         if self.index.put(self.nodes.get(name), new):
             self.evidence.observe_node(name, facts_of(new))
-            if self.breakers.observe_node(name, facts_of(new)):
+            if self.quarantines.observe_node(name, facts_of(new)):
                 self.index.reconsider(name)
         self.nodes[name] = new
 
@@ -61,22 +70,21 @@ class Fleet:
         old = self.nodes.pop(name, None)
         if old is not None:
             self.index.put(old, None)
-            self.breakers.observe_node(name, None)
+            self.quarantines.observe_node(name, None)
             self.evidence.observe_node(name, None)
 
     def strike(self, name: str, handler: str) -> None:
         self.now += 10
         known = self.index.get(name)
         if known is not None:
-            strike = Strike("", "", self.now, Reason.SHIM_MISSING, "no shim", proves=True)
-            self.breakers.strike(known, handler, strike, serving=3, now=self.now)
+            self.quarantines.fail(known, handler, Reason.SHIM_MISSING, "no shim", now=self.now)
             self.index.reconsider(name)
 
     def succeed(self, name: str, handler: str) -> None:
         self.now += 10
         known = self.index.get(name)
         if known is not None:
-            self.breakers.succeed(known, handler, made_at=self.now, template="", now=self.now)
+            self.quarantines.work(known, handler, now=self.now)
             self.index.reconsider(name)
 
     def learn(self, name: str, handler: str, isolation: Isolation) -> None:
@@ -90,7 +98,7 @@ class Fleet:
         self.index.reconsider(name)
 
     def check(self, view: tuple[str, Placement, bool]) -> None:
-        fresh = NodeIndex(self.breakers, self.evidence)
+        fresh = NodeIndex(self.quarantines, self.evidence)
         for known in self.nodes.values():
             fresh.put(None, known)
         handler, placement, wanted = view
@@ -224,6 +232,7 @@ def test_a_pod_has_the_evidence_that_its_pool_wants(
 ) -> None:
     if of_node is not None:
         cluster.evidence.put("node-1", "runsc", evidence(of_node))
+    cluster.evidence.put("node-1", CONTROL, evidence(Isolation.NOT_PROVEN))
     told = [probed(read)] if read is not None else []
     ground = cluster.ground(pod(initContainerStatuses=told), IsolationProof(proof))
     assert ground.isolation is isolation
@@ -270,10 +279,9 @@ def test_a_pod_without_a_node_stands_on_nothing(cluster: Cluster) -> None:
 
 
 def test_a_pod_is_quarantined_by_the_handler_that_it_was_made_with(cluster: Cluster) -> None:
-    strike = Strike("", "", NOW, Reason.SHIM_MISSING, "no shim", proves=True)
     known = cluster.nodes.get("node-1")
     assert known is not None
-    assert cluster.breakers.strike(known, "runsc", strike, serving=1, now=NOW)
+    assert cluster.quarantines.fail(known, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW)
     assert cluster.ground(pod(), IsolationProof.OFF).quarantined
     assert not cluster.ground(pod(handler="kata"), IsolationProof.OFF).quarantined
 
@@ -294,24 +302,59 @@ def test_a_pool_is_judged_by_its_class_its_template_and_the_proof_it_wants(
     assert cluster.verdict(pool(), kata).not_serving == ("node-1",)
 
 
+@pytest.mark.parametrize(
+    ("control", "isolation", "why"),
+    [
+        (None, None, ""),
+        (Isolation.UNAVAILABLE, Isolation.UNAVAILABLE, "gave no answer"),
+        (Isolation.PROVEN, Isolation.UNAVAILABLE, "publishes a boot id that is not its kernel's"),
+    ],
+)
+def test_without_its_positive_control_a_node_proves_nothing(
+    cluster: Cluster, control: Isolation | None, isolation: Isolation | None, why: str
+) -> None:
+    if control is not None:
+        cluster.evidence.put("node-1", CONTROL, evidence(control))
+    ground = cluster.ground(
+        pod(initContainerStatuses=[probed(OWN_BOOT_ID)]), IsolationProof.PER_SANDBOX
+    )
+    assert ground.isolation is isolation
+    assert why in ground.evidence
+
+
 # --- What kubelets say ---------------------------------------------------------------------------
 
 
-def said(message: str, at: float | None, *, pod_uid: str = "pod", made: float = 0.0) -> Event:
-    meta = Metadata(name="e", uid="e", resourceVersion="1", creationTimestamp=timestamp(made))
+POD, OTHER = pod("one"), pod("other")
+
+
+def said(
+    message: str,
+    at: float | None,
+    *,
+    about: Pod = POD,
+    made: float = 0.0,
+    namespace: str = "default",
+    of: str = "default",
+    host: str = "node-1",
+    name: str = "",
+) -> Event:
+    meta = Metadata("e", "e", "1", namespace, creationTimestamp=timestamp(made))
     last = None if at is None else timestamp(at)
-    return Event(meta, InvolvedObject(uid=pod_uid), message=message, lastTimestamp=last)
+    involved = InvolvedObject("Pod", of, name or about.metadata.name, about.metadata.uid)
+    source = EventSource(host)
+    return Event(meta, involved, message=message, source=source, lastTimestamp=last)
 
 
 def test_the_last_word_about_each_pod_is_kept_with_its_time() -> None:
     events = SandboxEvents()
     assert events.put(said("first", NOW))
-    assert events.put(said("of another", NOW, pod_uid="other"))
+    assert events.put(said("of another", NOW, about=OTHER))
     assert not events.put(said("second", NOW + 5))
-    kept = events.get("pod")
+    kept = events.get(POD)
     assert kept is not None
     assert (kept.message, kept.at) == ("second", NOW + 5)
-    assert events.message("other") == "of another"
+    assert events.message(OTHER) == "of another"
 
 
 def test_a_list_in_any_order_leaves_the_newest_word() -> None:
@@ -319,13 +362,13 @@ def test_a_list_in_any_order_leaves_the_newest_word() -> None:
     events = SandboxEvents()
     for at in (NOW + 5, NOW + 20, NOW + 10):
         events.put(said(f"at {at - NOW:.0f}", at))
-    assert events.message("pod") == "at 20"
+    assert events.message(POD) == "at 20"
 
 
 def test_an_event_without_a_last_time_counts_from_its_making() -> None:
     events = SandboxEvents()
     events.put(said("only", None, made=NOW))
-    kept = events.get("pod")
+    kept = events.get(POD)
     assert kept is not None
     assert kept.at == NOW
 
@@ -333,7 +376,83 @@ def test_an_event_without_a_last_time_counts_from_its_making() -> None:
 def test_what_was_said_of_a_pod_that_is_gone_is_forgotten() -> None:
     events = SandboxEvents()
     events.put(said("text", NOW))
-    events.forget("pod")
-    events.forget("never heard of")
-    assert events.message("pod") is None
+    events.forget(POD)
+    events.forget(pod("never-heard-of"))
+    assert events.message(POD) is None
     assert events.put(said("again", NOW)), "the first about it, as far as anybody knows"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"namespace": "attacker", "of": "attacker"},
+        {"namespace": "attacker"},
+        {"name": "another"},
+        {"host": "node-2"},
+        {"host": ""},
+    ],
+    ids=["of another namespace", "about another namespace", "name", "other node", "no kubelet"],
+)
+def test_an_event_that_is_not_of_the_pods_kubelet_says_nothing_and_hides_nothing(
+    forged: dict[str, str],
+) -> None:
+    events = SandboxEvents()
+    events.put(said("the truth", NOW))
+    events.put(said("a lie", NOW + 5, **forged))  # type: ignore[arg-type]
+    assert events.message(POD) == "the truth"
+
+
+def test_a_flood_of_events_of_one_namespace_pushes_out_none_of_another() -> None:
+    events = SandboxEvents()
+    events.put(said("the truth", NOW))
+    for i in range(MAX_SANDBOX_EVENTS + 10):
+        events.put(said("noise", NOW, name=f"p{i}", namespace="attacker", of="attacker"))
+    assert events.message(POD) == "the truth"
+    assert events._size == MAX_SANDBOX_EVENTS
+
+
+# --- Whose a pod is ------------------------------------------------------------------------------
+
+
+def of_another_namespace(**given: Any) -> Pod:
+    body = pod_body("forged", **given)
+    body["metadata"]["namespace"] = "attacker"
+    return msgspec.convert(body, Pod)
+
+
+@pytest.mark.parametrize("given", [{}, {"claim": "c"}], ids=["of a pool", "of a claim"])
+def test_an_owner_in_another_namespace_owns_nothing(given: dict[str, str]) -> None:
+    pods = Cluster().pods
+    pods.put(None, of_another_namespace(**given))
+    assert not pods.of_pool("default", "pool-uid")
+    assert pods.count_of_pool("default", "pool-uid") == 0
+    assert not pods.of_claim("default", "c-uid")
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        [],
+        [{"apiVersion": "apps/v1", "kind": "SandboxClaim", "name": "c", "uid": "c-uid"}],
+        [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "c", "uid": "c-uid"}],
+    ],
+    ids=["none", "of another group", "of another kind"],
+)
+def test_labels_own_nothing(owners: list[dict[str, Any]]) -> None:
+    body = pod_body("forged", claim="c")
+    body["metadata"]["ownerReferences"] = [{**owner, "controller": True} for owner in owners]
+    forged = msgspec.convert(body, Pod)
+    pods = Cluster().pods
+    pods.put(None, forged)
+    assert not pods.of_claim("default", "c-uid")
+    assert not pods.of_pool("default", "pool-uid")
+    assert not pods.claimed()
+
+
+@pytest.mark.parametrize(
+    "amiss", [{"class_name": "runc"}, {"runtime_uid": "other"}, {"handler": "kata"}]
+)
+def test_a_pod_whose_words_disagree_is_of_no_class(cluster: Cluster, amiss: dict[str, str]) -> None:
+    cluster.classes["gvisor"] = runtime()
+    assert cluster.runtime_of(pod()) is cluster.classes["gvisor"]
+    assert cluster.runtime_of(pod(**amiss)) is None

@@ -11,23 +11,23 @@ from sandboxpool.pools.decide import PoolInput, Trouble, decide
 from sandboxpool.pools.members import Member, State
 from sandboxpool.pools.status import pool_status
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Breaker
 from sandboxpool.runtimes.diagnosis import SEVERITY, Failure
 from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.verdict import Verdict
 from support.builders import (
     MISSING,
     NOW,
-    breaker,
     facts,
     member,
     members,
     pool,
     pool_input,
+    quarantine,
 )
 
 W, S, U, STRANDED = State.WARM, State.STARTING, State.UNPROVEN, State.STRANDED
-NO_SHIM, NO_KVM = breaker(), breaker(Reason.KVM_UNAVAILABLE, message="no /dev/kvm", age=90)
+NO_SHIM, NO_KVM = quarantine(), quarantine(Reason.KVM_UNAVAILABLE, message="no /dev/kvm", age=90)
 
 
 def computed(given: PoolInput) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def has(given: PoolInput, type_: str, status: str, reason: str, *says: str) -> N
         assert text in found["message"]
 
 
-def kept_out(*quarantines: tuple[str, Breaker], **verdict: Any) -> dict[str, Any]:
+def kept_out(*quarantines: tuple[str, Quarantine], **verdict: Any) -> dict[str, Any]:
     nodes = tuple(sorted(node for node, _ in quarantines))
     return {"verdict": Verdict(quarantined=nodes, **verdict), "quarantines": quarantines}
 
@@ -285,6 +285,7 @@ def test_a_pool_that_is_not_ready_names_the_first_cause(
         "IsolationProven",
         "Warm",
         "UpToDate",
+        "PodsGuarded",
     ]
 
 
@@ -319,7 +320,7 @@ def issues(given: PoolInput) -> list[dict[str, Any]]:
 
 
 def test_quarantined_nodes_are_issues_by_cause_and_the_worst_comes_first() -> None:
-    many = [(f"n{i}", breaker(Reason.VM_START_TIMEOUT, age=i)) for i in range(1, 8)]
+    many = [(f"n{i}", quarantine(Reason.VM_START_TIMEOUT, age=i)) for i in range(1, 8)]
     found = issues(pool_input(**kept_out(("z", NO_SHIM), *many)))
     assert [(i["reason"], i["count"]) for i in found] == [
         ("ShimMissing", 1),
@@ -364,10 +365,24 @@ def test_no_cause_is_too_strange_to_be_told(
 ) -> None:
     """Also not one that no failure is named by: a record may be damaged."""
     serving = ("node-1",) if some_serve else ()
-    fields = kept_out(*((node, breaker(reason)) for node, reason in quarantines), serving=serving)
+    fields = kept_out(
+        *((node, quarantine(reason)) for node, reason in quarantines), serving=serving
+    )
     stock = [
         member(f"pod-{i}", state, node=facts("a"), failure=Failure(reason, "text", "a"))
         for i, (reason, state) in enumerate((r, s) for r in failures for s in (S, State.FAILED))
     ]
     status = computed(pool_input(stock, isolationProof=proof, **fields))
     assert all(c["reason"] and c["message"] for c in status["conditions"])
+
+
+@pytest.mark.parametrize(
+    ("guarded", "status", "reason"),
+    [(True, "True", "AdmissionPolicyInstalled"), (False, "False", "NoAdmissionPolicy")],
+)
+def test_a_pool_says_whether_its_pods_can_be_forged(
+    guarded: bool, status: str, reason: str
+) -> None:
+    given = pool_input(members(State.WARM, 2), guarded=guarded, replicas=2)
+    has(given, "PodsGuarded", status, reason)
+    assert of(given, "Ready")["status"] == "True", "it is no reason to page anybody"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.api.core import Event, InvolvedObject, Metadata
+from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata
 from sandboxpool.api.times import epoch
 from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
 from sandboxpool.kube.errors import ApiError
@@ -336,13 +336,11 @@ def test_a_pod_is_found_by_pool_claim_and_node_and_then_no_more() -> None:
     pods = Cluster().pods
     free, claimed = pod(version=1), pod(claim="c", version=2, node="node-2")
     pods.put(None, free)
-    assert (list(pods.of_pool("pool-uid").values()), pods.on_node("node-1"), pods.claims()) == (
-        [free],
-        [free],
-        [],
-    )
+    assert list(pods.of_pool("default", "pool-uid").values()) == [free]
+    assert (pods.on_node("node-1"), pods.claimed()) == ([free], [])
     pods.put(free, claimed)
-    assert (pods.of_claim("c-uid"), pods.on_node("node-1")) == ([claimed], [])
+    assert pods.of_claim("default", "c-uid") == pods.claimed() == [claimed]
+    assert not pods.on_node("node-1")
     pods.put(claimed, None)
     assert not pods.all()
     assert not pods._by_pool
@@ -364,12 +362,15 @@ def test_a_heartbeat_is_no_change_and_a_handler_is() -> None:
 def test_messages_about_pods_are_bounded() -> None:
     events = SandboxEvents()
     for i in range(MAX_SANDBOX_EVENTS + 5):
-        meta = Metadata(name=f"e{i}", uid=f"e{i}", resourceVersion="1")
-        assert events.put(Event(meta, InvolvedObject(uid=f"pod-{i}"), message="text"))
-    assert events.message("pod-0") is None
-    assert events.message(f"pod-{MAX_SANDBOX_EVENTS}") == "text"
-    events.forget(f"pod-{MAX_SANDBOX_EVENTS}")
-    assert events.get(f"pod-{MAX_SANDBOX_EVENTS}") is None
+        meta = Metadata(f"e{i}", f"e{i}", "1", "default")
+        about = InvolvedObject(name=f"pod-{i}", uid=f"pod-{i}-uid", namespace="default")
+        source = EventSource("node-1")
+        assert events.put(Event(meta, about, message="text", source=source))
+    last = pod(f"pod-{MAX_SANDBOX_EVENTS}")
+    assert events.message(pod("pod-0")) is None
+    assert events.message(last) == "text"
+    events.forget(last)
+    assert events.get(last) is None
 
 
 def test_a_pool_tells_what_its_condition_says() -> None:

@@ -26,7 +26,6 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, pod_name
 from sandboxpool.pools.writer import WRITES_AT_ONCE
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.breaker import Strike
 from sandboxpool.runtimes.probe import ProbeImage
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNDECIDED, UNKNOWN, ScriptedApi
@@ -578,8 +577,9 @@ def quarantine(world: World, name: str = "node-1", *, told: bool = True) -> None
     at = world.cluster.nodes.get(name)
     assert at is not None
     now = world.wall()
-    strike = Strike("", "", now, Reason.SHIM_MISSING, "no shim binary", proves=True)
-    assert world.cluster.breakers.strike(at, "runsc", strike, serving=2, now=now)
+    assert world.cluster.quarantines.fail(
+        at, "runsc", Reason.SHIM_MISSING, "no shim binary", now=now
+    )
     world.cluster.nodes.reconsider(name)
     if told:
         for there in world.cluster.pods.on_node(name):

@@ -30,7 +30,15 @@ from support.builders import (
     runtime,
 )
 
-TYPES = ["Ready", "RuntimeResolved", "NodesServing", "TemplateAccepted", "Warm", "UpToDate"]
+TYPES = [
+    "Ready",
+    "RuntimeResolved",
+    "NodesServing",
+    "TemplateAccepted",
+    "Warm",
+    "UpToDate",
+    "PodsGuarded",
+]
 NO_SANDBOX = Failure(Reason.SANDBOX_CREATE_FAILED, "no runtime for runsc is configured", "node-1")
 
 
@@ -185,6 +193,7 @@ def test_transition_times_move_only_with_the_status() -> None:
         "TemplateAccepted": timestamp(NOW),
         "Warm": timestamp(NOW),
         "UpToDate": timestamp(NOW),
+        "PodsGuarded": timestamp(NOW),
     }
 
 

@@ -17,6 +17,7 @@ from sandboxpool.pools.template import (
     build_pod,
     exclude,
     fingerprint,
+    handed_over,
     pod_name,
 )
 from sandboxpool.runtimes.placement import allows, placement_of
@@ -134,6 +135,34 @@ def test_a_cold_pod_is_its_claims_from_the_start() -> None:
     assert metadata["labels"]["example.com/a"] == "b"
     assert metadata["annotations"][names.ANNOTATION_SOURCE] == "Cold"
     assert metadata["annotations"][names.ANNOTATION_SAFE_TO_EVICT] == "false"
+
+
+def test_a_claim_replaces_nothing_that_the_template_or_the_operator_sets() -> None:
+    claim = ClaimRef(
+        "job",
+        "job-uid",
+        labels=(("example.com/network", "open"), (names.LABEL_POOL_UID, "other"), ("a", "b")),
+        annotations=(("example.com/tier", "gold"), (names.ANNOTATION_HANDLER, "runc")),
+    )
+    set_by_template = {
+        "labels": {"example.com/network": "isolated"},
+        "annotations": {"example.com/tier": "none"},
+    }
+    template = {"spec": {"containers": CONTAINERS}, "metadata": set_by_template}
+    metadata = built(template, claim=claim)["metadata"]
+    assert metadata["labels"].items() >= {"example.com/network": "isolated", "a": "b"}.items()
+    assert metadata["labels"][names.LABEL_POOL_UID] == "pool-uid"
+    assert metadata["annotations"]["example.com/tier"] == "none"
+    assert metadata["annotations"][names.ANNOTATION_HANDLER] == "runsc"
+
+
+def test_a_pod_that_is_handed_over_keeps_what_it_has() -> None:
+    """A warm pod may be of an older template, whose keys the pool's spec no longer shows."""
+    claim = ClaimRef("job", "uid", (("network", "open"), ("a", "b")), (("tier", "gold"),))
+    had = {names.ANNOTATION_SAFE_TO_EVICT: "true", "tier": "none"}
+    given = handed_over(claim, labels={"network": "isolated"}, annotations=had)
+    assert given["labels"] == {"a": "b", names.LABEL_CLAIM: "job", names.LABEL_CLAIM_UID: "uid"}
+    assert given["annotations"] == {names.ANNOTATION_SAFE_TO_EVICT: "false"}
 
 
 def test_an_exclusion_goes_into_every_term() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sandboxpool.api.core import Pod
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import (
+    MAX_AGE_SECONDS,
     MAX_KERNEL,
     MAX_KINDS,
     Evidence,
@@ -22,9 +23,11 @@ from sandboxpool.runtimes.evidence import (
     judge_sandbox,
     no_evidence,
     software_of,
+    uncontrolled,
 )
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.probe import ProbeImage, build_probe
+from sandboxpool.runtimes.probe import CONTROL, ProbeImage, build_probe
+from sandboxpool.runtimes.resolve import Runtime
 from support.builders import CLASS_UID, NOW, facts, pod, runtime
 
 PROVEN, NOT_PROVEN, UNAVAILABLE = Isolation.PROVEN, Isolation.NOT_PROVEN, Isolation.UNAVAILABLE
@@ -34,6 +37,7 @@ GVISOR = "Linux version 4.19.0-gvisor #1 SMP Sun Jan 10 15:06:54 PST 2016"
 # As the kubelet writes it when it cannot read the file (1.36).
 NOT_READ = "Error on reading termination log /var/lib/kubelet/pods/x: permission denied"
 NODE = replace(facts(), boot_id=BOOT_ID, container_runtime="containerd://2.1.4", kubelet="v1.36.2")
+GVISOR_CLASS = runtime()
 
 # Everything that asks the question anew.
 OTHER_SOFTWARE: dict[str, dict[str, Any]] = {
@@ -50,11 +54,18 @@ def terminated(code: int, message: str = "", reason: str = "Completed") -> dict[
     return {"terminated": {"exitCode": code, "message": message, "reason": reason}}
 
 
-def probed(state: dict[str, Any] | None, *, made_for: NodeFacts = NODE, **status: Any) -> Pod:
+def probed(
+    state: dict[str, Any] | None,
+    *,
+    made_for: NodeFacts = NODE,
+    of: Runtime | None = GVISOR_CLASS,
+    node_name: str | None = None,
+    **status: Any,
+) -> Pod:
     """A probe pod as the kubelet has left it."""
-    body = build_probe("probe-1", "ours", made_for, runtime(), ProbeImage("image"))
+    body = build_probe("probe-1", "ours", made_for, of, ProbeImage("image"))
     body["metadata"] |= {"uid": "probe-1-uid", "resourceVersion": "1"}
-    body["spec"]["nodeName"] = made_for.name
+    body["spec"]["nodeName"] = made_for.name if node_name is None else node_name
     listed = [] if state is None else [{"name": probe.PROBE_CONTAINER, "state": state}]
     body["status"] = {"phase": "Running", "containerStatuses": listed, **status}
     return msgspec.convert(body, Pod)
@@ -74,7 +85,14 @@ def known(isolation: Isolation = PROVEN, node: NodeFacts = NODE, **changed: Any)
 
 @pytest.mark.parametrize(
     ("code", "isolation"),
-    [(0, PROVEN), (10, NOT_PROVEN), (11, UNAVAILABLE), (1, UNAVAILABLE), (128, UNAVAILABLE)],
+    [
+        (probe.OWN_KERNEL, PROVEN),
+        (probe.NODES_KERNEL, NOT_PROVEN),
+        (probe.UNREADABLE, UNAVAILABLE),
+        (0, UNAVAILABLE),
+        (1, UNAVAILABLE),
+        (128, UNAVAILABLE),
+    ],
 )
 @pytest.mark.parametrize("message", ["", f"{GUEST_BOOT_ID}\n{GVISOR}\n", NOT_READ])
 def test_a_probe_is_judged_by_its_exit_code(code: int, isolation: Isolation, message: str) -> None:
@@ -85,7 +103,7 @@ def test_a_probe_is_judged_by_its_exit_code(code: int, isolation: Isolation, mes
     assert evidence.software == software_of(NODE)
 
 
-@pytest.mark.parametrize("code", [0, 10])
+@pytest.mark.parametrize("code", [probe.OWN_KERNEL, probe.NODES_KERNEL])
 def test_the_message_adds_the_kernels_name(code: int) -> None:
     evidence = judge_probe(probed(terminated(code, f"{BOOT_ID}\n{GVISOR}\n")), NODE, NOW)
     assert evidence is not None
@@ -97,7 +115,7 @@ def test_the_message_adds_the_kernels_name(code: int) -> None:
 
 
 def test_a_kernels_name_is_bounded() -> None:
-    evidence = judge_probe(probed(terminated(0, f"{BOOT_ID}\n{'x' * 4000}")), NODE, NOW)
+    evidence = judge_probe(probed(terminated(42, f"{BOOT_ID}\n{'x' * 4000}")), NODE, NOW)
     assert evidence is not None
     assert len(evidence.kernel) == MAX_KERNEL
     assert len(evidence.message) < 2 * MAX_KERNEL
@@ -112,12 +130,12 @@ def test_a_probe_that_has_not_ended_says_nothing(state: dict[str, Any] | None) -
 @pytest.mark.parametrize("change", ["another machine", "a reboot"])
 def test_a_probe_of_another_machine_says_nothing(change: str) -> None:
     now = replace(NODE, **OTHER_SOFTWARE[change])
-    assert judge_probe(probed(terminated(0)), now, NOW) is None
-    assert judge_probe(probed(terminated(0), made_for=now), now, NOW) is not None
+    assert judge_probe(probed(terminated(42)), now, NOW) is None
+    assert judge_probe(probed(terminated(42), made_for=now), now, NOW) is not None
 
 
 def test_an_injected_container_that_runs_on_does_not_hold_the_answer_back() -> None:
-    evidence = judge_probe(probed(terminated(0), phase="Running"), NODE, NOW)
+    evidence = judge_probe(probed(terminated(42), phase="Running"), NODE, NOW)
     assert evidence is not None
     assert evidence.isolation is PROVEN
 
@@ -141,9 +159,40 @@ def test_a_probe_that_ended_before_it_could_answer_says_why(found: Pod, says: st
     assert not has_run(found)
 
 
-@pytest.mark.parametrize("code", [0, 10, 11])
+@pytest.mark.parametrize("code", [probe.OWN_KERNEL, probe.NODES_KERNEL, probe.UNREADABLE])
 def test_a_probe_that_answers_has_run_whatever_it_says(code: int) -> None:
     assert has_run(probed(terminated(code)))
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 126, 127, 137, 139])
+def test_what_has_not_run_the_probes_script_has_not_run(code: int) -> None:
+    assert not has_run(probed(terminated(code)))
+
+
+@pytest.mark.parametrize("node_name", ["node-2", ""])
+@pytest.mark.parametrize("code", [probe.OWN_KERNEL, probe.NODES_KERNEL, probe.UNREADABLE])
+def test_a_probe_that_ran_on_another_node_is_no_evidence(code: int, node_name: str) -> None:
+    """Admission can change its affinity: then it has compared with another node's boot id."""
+    elsewhere = probed(terminated(code), node_name=node_name, phase="Failed")
+    evidence = judge_probe(elsewhere, NODE, NOW)
+    assert evidence is not None
+    assert evidence.isolation is UNAVAILABLE
+    assert repr(node_name) in evidence.message
+    assert "'node-1'" in evidence.message
+    assert (evidence.kernel, evidence.software) == ("", software_of(NODE))
+
+
+def test_the_positive_control_is_judged_like_any_probe() -> None:
+    evidence = judge_probe(probed(terminated(probe.NODES_KERNEL), of=None), NODE, NOW)
+    assert evidence is not None
+    assert (evidence.isolation, evidence.class_uid) == (NOT_PROVEN, "")
+
+
+def test_an_uncontrolled_node_says_what_its_control_found() -> None:
+    read_another = judge_probe(probed(terminated(probe.OWN_KERNEL), of=None), NODE, NOW)
+    assert read_another is not None
+    assert "publishes a boot id that is not its kernel's" in uncontrolled(read_another)
+    assert "no room" in uncontrolled(no_evidence(NODE, "", NOW, "no room"))
 
 
 def test_a_node_without_a_boot_id_is_named_as_the_cause() -> None:
@@ -337,6 +386,149 @@ def test_what_was_written_down_takes_nothings_place() -> None:
     book.load("node-1", written.dump("node-1"))
     assert book.current(NODE, "runsc") == known(NOT_PROVEN)
 
+
+# --- Age -----------------------------------------------------------------------------------------
+
+DAY = MAX_AGE_SECONDS
+
+
+def test_a_proof_is_asked_for_again_in_its_last_quarter_and_is_void_after_its_age() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    assert book.age(NOW + 0.74 * DAY) == []
+    assert not book.is_old("node-1", "runsc")
+    assert book.age(NOW + 0.96 * DAY) == [("node-1", "runsc")]
+    assert book.is_old("node-1", "runsc")
+    assert book.current(NODE, "runsc") == known(), "it still holds"
+    assert book.age(NOW + DAY - 1) == []
+    assert book.age(NOW + DAY) == [("node-1", "runsc")]
+    assert book.current(NODE, "runsc") is None
+    assert not book.is_old("node-1", "runsc")
+    assert book.age(NOW + 10 * DAY) == []
+
+
+def test_a_proof_that_nobody_has_looked_at_in_time_is_void_all_the_same() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    assert book.age(NOW + 2 * DAY) == [("node-1", "runsc")]
+    assert book.current(NODE, "runsc") is None
+
+
+@pytest.mark.parametrize("isolation", [NOT_PROVEN, UNAVAILABLE])
+def test_what_is_no_proof_never_ages_away(isolation: Isolation) -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known(isolation))
+    assert book.age(NOW + 100 * DAY) == []
+    assert book.current(NODE, "runsc") == known(isolation)
+    assert not book.is_old("node-1", "runsc")
+
+
+def test_a_proof_that_is_refuted_before_its_time_leaves_no_age_behind() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    book.age(NOW + 0.96 * DAY)
+    book.put("node-1", "runsc", known(NOT_PROVEN, at=NOW + 0.97 * DAY))
+    assert not book.is_old("node-1", "runsc")
+    assert book.age(NOW + 100 * DAY) == []
+    assert book.current(NODE, "runsc") is not None
+
+
+def test_a_proof_that_is_confirmed_lives_on_and_is_asked_for_again_in_its_own_time() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    again = NOW + 0.96 * DAY
+    book.age(again)
+    assert not book.put("node-1", "runsc", known(at=again))
+    assert not book.is_old("node-1", "runsc")
+    assert book.age(NOW + DAY) == book.age(again + 0.74 * DAY) == []
+    assert book.current(NODE, "runsc") == known(at=again)
+    assert book.age(again + 0.96 * DAY) == [("node-1", "runsc")]
+    assert book.is_old("node-1", "runsc")
+    assert book.age(again + DAY) == [("node-1", "runsc")]
+    assert book.current(NODE, "runsc") is None
+
+
+def test_no_answer_to_the_question_asked_again_leaves_the_proof_its_age() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    book.age(NOW + 0.96 * DAY)
+    silent = no_evidence(NODE, CLASS_UID, NOW + 0.97 * DAY, "no room")
+    assert not book.put("node-1", "runsc", silent)
+    assert book.is_old("node-1", "runsc")
+    assert book.age(NOW + DAY) == [("node-1", "runsc")]
+    assert book.current(NODE, "runsc") is None
+
+
+def test_each_node_and_handler_is_asked_again_at_its_own_time() -> None:
+    book = EvidenceBook()
+    pairs = [(f"node-{i}", handler) for i in range(100) for handler in ("runsc", "kata")]
+    for name, handler in pairs:
+        book.put(name, handler, known())
+    asked: list[tuple[str, str]] = []
+    most = 0
+    for step in range(101):
+        found = book.age(NOW + (0.75 + 0.002 * step) * DAY)
+        most = max(most, len(found))
+        asked += found
+    assert sorted(asked) == sorted(pairs)
+    assert most <= 10, "of 200, in a hundredth of the time each"
+
+
+def test_the_age_is_a_setting() -> None:
+    book = EvidenceBook(max_age=600)
+    book.put("node-1", "runsc", known())
+    assert book.age(NOW + 449) == []
+    assert book.age(NOW + 600) == [("node-1", "runsc")]
+    assert book.current(NODE, "runsc") is None
+
+
+@pytest.mark.parametrize("node", [None, replace(NODE, boot_id=GUEST_BOOT_ID)])
+def test_a_machine_that_goes_takes_the_age_of_its_proofs_along(node: NodeFacts | None) -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    book.age(NOW + 0.96 * DAY)
+    book.observe_node("node-1", node)
+    assert not book.is_old("node-1", "runsc")
+    assert book.age(NOW + 2 * DAY) == []
+
+
+def test_a_node_that_changes_in_other_things_leaves_a_proof_its_age() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known())
+    book.age(NOW + 0.96 * DAY)
+    book.observe_node("node-1", replace(NODE, ready=False))
+    assert book.is_old("node-1", "runsc")
+
+
+def test_a_proof_that_an_earlier_process_wrote_down_goes_on_ageing() -> None:
+    book, other = EvidenceBook(), EvidenceBook()
+    book.put("node-1", "runsc", known())
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    assert other.age(NOW + 0.74 * DAY) == []
+    assert other.age(NOW + 0.96 * DAY) == [("node-1", "runsc")]
+    assert other.age(NOW + DAY) == [("node-1", "runsc")]
+    assert other.current(NODE, "runsc") is None
+
+
+# --- The positive control ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("isolation", "controlled"),
+    [(None, False), (PROVEN, False), (UNAVAILABLE, False), (NOT_PROVEN, True)],
+)
+def test_a_node_is_controlled_where_no_isolation_was_seen_to_read_its_boot_id(
+    isolation: Isolation | None, controlled: bool
+) -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known(NOT_PROVEN))
+    if isolation is not None:
+        book.put("node-1", CONTROL, known(isolation))
+    assert book.is_controlled(NODE) == controlled
+    assert not book.is_controlled(replace(NODE, boot_id=GUEST_BOOT_ID))
+
+
+# --- Damage --------------------------------------------------------------------------------------
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),

@@ -5,12 +5,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sandboxpool.api import names
+from sandboxpool.api.core import Pod
 from sandboxpool.runtimes import probe
+from sandboxpool.runtimes.evidence import Evidence, EvidenceBook, Isolation, judge_probe
+from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.probe import ProbeImage, build_probe, probe_name, sandbox_probe_container
-from support.builders import facts, runtime
+from support.builders import NOW, facts, runtime
 
 IMAGE = ProbeImage("registry.example/probe:1", "Never", ("one", "two"))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -96,16 +100,24 @@ def test_the_image_is_pulled_as_told() -> None:
 
 
 def test_the_name_is_the_same_for_the_same_seed_only() -> None:
-    node, other = facts(), facts("node-2")
-    names_ = [
-        probe_name(node, runtime(), "1"),
-        probe_name(node, runtime(), "2"),
-        probe_name(other, runtime(), "1"),
-        probe_name(node, runtime(uid="another"), "1"),
-    ]
-    assert len(set(names_)) == 4
-    assert probe_name(node, runtime(), "1") == names_[0]
-    assert all(len(name) <= 63 for name in names_)
+    made = [probe_name(seed) for seed in ("1", "2", "", "x" * 500)]
+    assert len(set(made)) == 4
+    assert probe_name("1") == made[0]
+    assert all(len(name) <= 63 for name in made)
+
+
+def test_without_a_class_it_is_the_positive_control_and_the_same_in_all_else() -> None:
+    control = build_probe("probe-1", "ours", facts(), None, IMAGE)
+    assert "runtimeClassName" not in control["spec"]
+    annotations = control["metadata"]["annotations"]
+    assert (annotations[names.ANNOTATION_RUNTIME_UID], annotations[names.ANNOTATION_HANDLER]) == (
+        "",
+        probe.CONTROL,
+    )
+    usual = built()
+    assert control["metadata"]["labels"] != usual["metadata"]["labels"]
+    del usual["spec"]["runtimeClassName"]
+    assert control["spec"] == usual["spec"]
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
@@ -163,3 +175,54 @@ def test_a_sandboxs_own_probe_is_as_restricted_and_takes_what_the_sandbox_takes(
     assert container["securityContext"] == built()["spec"]["containers"][0]["securityContext"]
     assert (container["imagePullPolicy"], container["resources"]) == ("Never", resources)
     assert container["name"] == probe.SANDBOX_PROBE_CONTAINER
+
+
+# --- Answers that are none -----------------------------------------------------------------------
+
+
+def judged(node: NodeFacts, code: int, *, ran_on: str = "", control: bool = False) -> Evidence:
+    """What is made of an exit code of a probe for a node."""
+    body = build_probe("probe-1", "ours", node, None if control else runtime(), IMAGE)
+    body["metadata"] |= {"uid": "u", "resourceVersion": "1"}
+    body["spec"]["nodeName"] = ran_on or node.name
+    ended = {"terminated": {"exitCode": code}}
+    listed = [{"name": probe.PROBE_CONTAINER, "state": ended}]
+    body["status"] = {"phase": "Failed", "containerStatuses": listed}
+    evidence = judge_probe(msgspec.convert(body, Pod), node, NOW)
+    assert evidence is not None
+    return evidence
+
+
+def exit_code(node: NodeFacts, tmp_path: Path) -> int:
+    """Run a node's probe in a shell that is isolated from nothing."""
+    (container,) = build_probe("probe-1", "ours", node, runtime(), IMAGE)["spec"]["containers"]
+    (expected,) = container["env"]
+    script = container["command"][-1].replace(LOG, str(tmp_path / "log"))
+    return ran(SHELLS[0], script, expected["value"])
+
+
+def test_a_probe_that_ran_elsewhere_proves_nothing_though_it_read_another_boot_id(
+    tmp_path: Path,
+) -> None:
+    here, other = facts("node-1", boot_id=BOOT_ID), facts("node-2", boot_id=OTHER_BOOT_ID)
+    code = exit_code(other, tmp_path)
+    assert code == probe.OWN_KERNEL, "it ran on node-1, and compared with the boot id of node-2"
+    assert judged(other, code, ran_on="node-1").isolation is Isolation.UNAVAILABLE
+    assert judged(here, exit_code(here, tmp_path)).isolation is Isolation.NOT_PROVEN
+
+
+def test_a_made_up_boot_id_is_caught_by_the_control(tmp_path: Path) -> None:
+    """As that of a node which another cluster makes up, to no kernel's knowledge."""
+    fake = facts(boot_id="k3f9x2qa-71bd-mm0z-p2c4-8hn5t6w0r1ye", handlers=None)
+    real = facts(boot_id=BOOT_ID)
+    for node, controlled in ((fake, False), (real, True)):
+        control = judged(node, exit_code(node, tmp_path), control=True)
+        book = EvidenceBook()
+        book.put(node.name, probe.CONTROL, control)
+        assert book.is_controlled(node) == controlled
+
+
+@pytest.mark.parametrize("command", [["/bin/sh", "-c", "true"], ["true"]])
+def test_what_does_nothing_proves_nothing(command: list[str]) -> None:
+    code = subprocess.run(command, timeout=10, check=False).returncode
+    assert judged(facts(boot_id=BOOT_ID), code).isolation is Isolation.UNAVAILABLE

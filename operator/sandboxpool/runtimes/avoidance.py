@@ -1,0 +1,67 @@
+"""Nodes that one pool keeps away from by itself, because the runtime fails its sandboxes there.
+
+A runtime can work on a node and yet fail some sandboxes: those that are too large, or ask for
+devices. The operator's probe passes, so the node is nobody else's concern. The pool whose sandboxes
+fail makes its next ones elsewhere; never so that it avoids more than half of the nodes that it
+could use, and never for longer than half an hour.
+"""
+
+from collections import OrderedDict
+from dataclasses import replace
+
+from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.verdict import Verdict
+
+AVOID_SECONDS = 1800.0
+MAX_NODES = 16
+
+
+class Avoidance:
+    """What each pool keeps away from, by the pool's uid."""
+
+    def __init__(self) -> None:
+        # Until when, in epoch seconds, by the node's name.
+        self._pools: dict[str, OrderedDict[str, float]] = {}
+
+    def add(self, pool: str, node: str, now: float) -> bool:
+        """A sandbox of the pool was given up on the node; return whether that is new."""
+        nodes = self._pools.setdefault(pool, OrderedDict())
+        is_new = node not in nodes
+        nodes[node] = now + AVOID_SECONDS
+        nodes.move_to_end(node)
+        if len(nodes) > MAX_NODES:
+            nodes.popitem(last=False)
+        return is_new
+
+    def expire(self, pool: str, now: float) -> None:
+        """Forget what is over; further ahead than it can be means that the clock was put back."""
+        nodes = self._pools.get(pool)
+        for node, until in list(nodes.items()) if nodes else ():
+            if not now < until <= now + AVOID_SECONDS:
+                self._remove(pool, node)
+
+    def forget_node(self, node: str) -> None:
+        """The node was mended, is another machine, or gone."""
+        for pool in [pool for pool, nodes in self._pools.items() if node in nodes]:
+            self._remove(pool, node)
+
+    def forget_pool(self, pool: str) -> None:
+        """The pool is gone."""
+        self._pools.pop(pool, None)
+
+    def of(self, pool: str) -> list[str]:
+        """The nodes that a pool keeps away from, the latest first."""
+        return list(reversed(self._pools.get(pool, ())))
+
+    def _remove(self, pool: str, node: str) -> None:
+        del self._pools[pool][node]
+        if not self._pools[pool]:
+            del self._pools[pool]
+
+
+def keep_away(verdict: Verdict, nodes: list[NodeFacts]) -> Verdict:
+    """Exclude these nodes too, as far as half of those that can be used are left."""
+    usable = {*verdict.serving, *verdict.unknown}
+    hosts = [node.hostname for node in nodes if node.name in usable and node.hostname is not None]
+    kept_away = hosts[: len(usable) // 2]
+    return replace(verdict, excluded=tuple(sorted({*verdict.excluded, *kept_away})))

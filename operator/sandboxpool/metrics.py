@@ -75,7 +75,7 @@ class Metrics:
         )
         self._probes = Counter(
             "sandboxpool_probes",
-            "Probe pods by what they showed of a handler's isolation.",
+            "Probe pods by what they showed; positive controls have no handler.",
             ("handler", "outcome"),
             registry=self.registry,
         )

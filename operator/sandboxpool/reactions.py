@@ -14,7 +14,7 @@ from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.fleet.health import Health
-from sandboxpool.fleet.prober import Prober, ProbeResult
+from sandboxpool.fleet.prober import Prober
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import Metrics
@@ -226,9 +226,9 @@ class Reactions:
         text = f"handler {handler}: {evidence.message}"
         self.events.warning(self._about_node(node), str(Reason.ISOLATION_NOT_PROVEN), text)
 
-    def probed(self, handler: str, result: ProbeResult) -> None:
-        """A probe has ended."""
-        self.metrics.probed(handler, result.outcome)
+    def probed(self, handler: str, outcome: str) -> None:
+        """A probe has ended; of no handler, if it was a positive control."""
+        self.metrics.probed(handler, outcome)
 
     # --- Small things ----------------------------------------------------------------------------
 

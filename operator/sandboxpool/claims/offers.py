@@ -17,7 +17,6 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import fingerprint
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.placement import PlacementError
-from sandboxpool.runtimes.resolve import Runtime
 
 
 class Offers:
@@ -61,7 +60,7 @@ class Offers:
             resolution is not None
             and resolution.usable
             and resolution.runtime is not None
-            and _is_of(pod, resolution.runtime)
+            and self._cluster.runtime_of(pod) is resolution.runtime
         )
 
     def ground(self, pod: Pod, pool: Pool | None) -> Ground:
@@ -82,7 +81,7 @@ class Offers:
         """
         resolution = self._cluster.resolution(pool) if pool is not None else None
         runtime = resolution.runtime if resolution is not None else None
-        if runtime is not None and not _is_of(pod, runtime):
+        if runtime is not None and self._cluster.runtime_of(pod) is not runtime:
             return True
         ground = self.ground(pod, pool)
         return ground.node is not None and (ground.quarantined or ground.refuted)
@@ -99,7 +98,7 @@ class Offers:
             return True
         resolution = self._cluster.resolution(pool)
         runtime = resolution.runtime if resolution is not None else None
-        if runtime is not None and not _is_of(pod, runtime):
+        if runtime is not None and self._cluster.runtime_of(pod) is not runtime:
             return True
         return self.ground(pod, pool).refuted
 
@@ -161,13 +160,3 @@ class Offers:
         if pool.spec is not None:
             self._allocator.place(pool.uid, packed=pool.spec.placement is Placement.PACKED)
         self.refresh(list(self._cluster.pods.of_pool(*pool.identity).values()))
-
-
-def _is_of(pod: Pod, runtime: Runtime) -> bool:
-    """The pod was made of this very class, and no admission plugin has given it another."""
-    annotations = pod.metadata.annotations
-    return (
-        annotations.get(names.ANNOTATION_RUNTIME_UID) == runtime.uid
-        and annotations.get(names.ANNOTATION_HANDLER) == runtime.handler
-        and pod.spec.runtimeClassName == runtime.class_name
-    )

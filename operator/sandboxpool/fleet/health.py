@@ -14,7 +14,7 @@ from typing import Protocol
 from sandboxpool.api.core import Pod
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.cache import Cluster
-from sandboxpool.fleet.prober import ProbeResult, Why, Wish
+from sandboxpool.fleet.prober import ProbeResult, Why, Wish, outcome_of
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.pools.pool import Pool
 from sandboxpool.reasons import Reason
@@ -57,8 +57,8 @@ class HealthListener(Protocol):
     def not_isolating(self, node: str, handler: str, evidence: Evidence) -> None:
         """A runtime was seen not to isolate."""
 
-    def probed(self, handler: str, result: ProbeResult) -> None:
-        """A probe has ended."""
+    def probed(self, handler: str, outcome: str) -> None:
+        """A probe has ended; of no handler, if it was a positive control."""
 
 
 class Health:
@@ -164,7 +164,7 @@ class Health:
 
     def observe_probe(self, wish: Wish, result: ProbeResult) -> None:
         """A probe has ended."""
-        self._listener.probed(wish.handler, result)
+        self._listener.probed(wish.handler, outcome_of(wish, result))
         node = self._cluster.nodes.get(wish.node.name)
         if node is None or result.evidence is None:
             # What it was to tell of is no more.

@@ -130,11 +130,6 @@ class ProbeResult:
     started: bool = False
 
     @property
-    def outcome(self) -> str:
-        """One word for logs and metrics."""
-        return self.evidence.isolation.value if self.evidence is not None else "Superseded"
-
-    @property
     def works(self) -> bool | None:
         """Whether the runtime starts sandboxes there; None if the probe could not tell."""
         if self.started:
@@ -143,6 +138,16 @@ class ProbeResult:
 
 
 OnResult = Callable[[Wish, ProbeResult], None]
+
+
+def outcome_of(wish: Wish, result: ProbeResult) -> str:
+    """One word for logs and metrics; a positive control is to see what a sandbox must not."""
+    if result.evidence is None:
+        return "Superseded"
+    isolation = result.evidence.isolation
+    if wish.why == "control" and isolation is not Isolation.UNAVAILABLE:
+        return "ControlPassed" if isolation is Isolation.NOT_PROVEN else "ControlFailed"
+    return isolation.value
 
 
 @dataclass(slots=True)
@@ -291,8 +296,9 @@ class Prober:
         )
 
     def _conclude(self, wish: Wish, result: ProbeResult) -> None:
-        name, handler = wish.pair
-        logger.info("probe of handler %s on node %s: %s", handler, name, result.outcome)
+        what = f"handler {wish.handler}" if wish.runtime is not None else "the positive control"
+        outcome = outcome_of(wish, result)
+        logger.info("probe of %s on node %s: %s", what, wish.node.name, outcome)
         if result.evidence is not None:
             self._set_pause(wish, result, result.evidence)
         self._on_result(wish, result)

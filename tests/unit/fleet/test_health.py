@@ -102,8 +102,8 @@ class Listener:
         assert evidence.message
         self.told.append(("not isolating", node, handler))
 
-    def probed(self, handler: str, result: ProbeResult) -> None:
-        self.told.append(("probed", handler, result.outcome))
+    def probed(self, handler: str, outcome: str) -> None:
+        self.told.append(("probed", handler, outcome))
 
     def take(self) -> list[str]:
         """What was told since the last time, in one word each."""

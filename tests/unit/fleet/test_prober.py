@@ -16,7 +16,7 @@ from sandboxpool.api.core import Pod
 from sandboxpool.cache import Cluster
 from sandboxpool.fleet import prober
 from sandboxpool.fleet.health import Health
-from sandboxpool.fleet.prober import Prober, ProbeResult, Wish
+from sandboxpool.fleet.prober import Prober, ProbeResult, Wish, outcome_of
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes import probe
@@ -26,7 +26,7 @@ from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.settings import SettingsError, load
-from support.builders import facts, node, pod, pool, runtime
+from support.builders import NOW, evidence, facts, node, pod, pool, runtime
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi
 
 OURS = "sandboxpool-system"
@@ -502,7 +502,24 @@ async def test_an_answer_about_what_is_no_more_is_none(change: dict[str, Any] | 
         await asyncio.sleep(1)
         assert world.pods == []
     assert (world.last.evidence, world.last.failure) == (None, None)
-    assert world.last.outcome == "Superseded"
+    assert outcome_of(Wish(facts(), runtime(), "evidence"), world.last) == "Superseded"
+
+
+@pytest.mark.parametrize(
+    ("why", "isolation", "outcome"),
+    [
+        ("evidence", Isolation.PROVEN, "Proven"),
+        ("scout", Isolation.NOT_PROVEN, "NotProven"),
+        ("control", Isolation.NOT_PROVEN, "ControlPassed"),
+        ("control", Isolation.PROVEN, "ControlFailed"),
+        ("control", Isolation.UNAVAILABLE, "Unavailable"),
+    ],
+)
+def test_a_control_that_sees_the_nodes_kernel_has_passed(
+    why: prober.Why, isolation: Isolation, outcome: str
+) -> None:
+    wish = Wish(facts(), None if why == "control" else runtime(), why)
+    assert outcome_of(wish, ProbeResult(evidence(isolation), None, NOW)) == outcome
 
 
 @looptime

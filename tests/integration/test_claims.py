@@ -217,15 +217,21 @@ def test_a_claims_status_that_others_destroyed_is_restored_to_the_same_pod(
     invariants.check(api)
 
 
-def test_orphaned_pods_of_a_claim_that_is_gone_are_swept(api: Api, operator: Operator) -> None:
+def test_a_pod_that_is_orphaned_on_purpose_is_nobodys_and_left_alone(
+    api: Api, operator: Operator
+) -> None:
+    """Its owner is taken off, and labels own nothing: not even a new start sweeps it."""
     warm_pool(api)
     name = claim_pod(api)["status"]["podName"]
     api.delete("SandboxClaim", "claim", propagationPolicy="Orphan")
     eventually(lambda: api.find("SandboxClaim", "claim") is None, message="the claim is gone")
+    assert "ownerReferences" not in api.get("Pod", name)["metadata"]
     operator.restart()
-    eventually(
-        lambda: name not in {pod["metadata"]["name"] for pod in live_pods(api)},
-        message="the orphan is gone",
+    pool_status(api, warm=2, claimed=0)
+    consistently(
+        lambda: name in {pod["metadata"]["name"] for pod in live_pods(api)},
+        seconds=3,
+        message="the orphan is left alone",
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from fakekubelet import Access, Client, ContainerRun, Exit, FakeNode, FakeNodes, texts
 from localcluster.controlplane import ControlPlane
+from sandboxpool.runtimes.probe import NODES_KERNEL, OWN_KERNEL
 from support import Api, ApiError, condition, consistently, eventually, invariants, is_true, objects
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy
@@ -334,9 +335,9 @@ def test_init_containers_can_tell_whose_kernel_they_run_on(
 @pytest.mark.parametrize(
     ("isolates", "arrives", "code", "message"),
     [
-        (True, True, 0, r"[0-9a-f-]{36}\nLinux version 4\.19\.0-gvisor .*\n"),
-        (False, True, 10, r"{boot_id}\nLinux version 6\.12\.0-fake\n"),
-        (True, False, 0, ""),
+        (True, True, OWN_KERNEL, r"[0-9a-f-]{36}\nLinux version 4\.19\.0-gvisor .*\n"),
+        (False, True, NODES_KERNEL, r"{boot_id}\nLinux version 6\.12\.0-fake\n"),
+        (True, False, OWN_KERNEL, ""),
     ],
     ids=["isolates", "pretends", "says nothing"],
 )

@@ -278,7 +278,7 @@ def the_labels_of_a_claimed_pod_are_stripped(stage: Stage) -> list[str]:
 
 
 def the_owner_of_a_claimed_pod_is_taken_away(stage: Stage) -> list[str]:
-    """The label alone says whose it is; nobody else gets it."""
+    """It is nobody's then, whatever its labels say, and nobody else gets it."""
     _warm(stage, 1)
     claim = claim_pod(stage.api)
     stage.excused.add(claim["status"]["podUID"])
@@ -302,7 +302,7 @@ def the_status_of_a_bound_claim_is_wiped(stage: Stage) -> list[str]:
 
 
 def a_claim_leaves_its_pod_an_orphan(stage: Stage) -> list[str]:
-    """`kubectl delete --cascade=orphan`: no collector takes the pod."""
+    """`kubectl delete --cascade=orphan`: the pod is nobody's, and no sweep takes it."""
     _warm(stage, 1)
     claim = claim_pod(stage.api)
     stage.excused.add(claim["status"]["podUID"])
@@ -310,7 +310,10 @@ def a_claim_leaves_its_pod_an_orphan(stage: Stage) -> list[str]:
     stage.until(
         lambda: stage.api.find("SandboxClaim", "claim") is None, "the collector has let it go"
     )
-    return stage.verdict()
+    found = stage.verdict()
+    if stage.api.find("Pod", claim["status"]["podName"]) is None:
+        found.append("what was orphaned on purpose was deleted")
+    return found
 
 
 def a_claim_is_bound_before_it_is_seen(stage: Stage) -> list[str]:

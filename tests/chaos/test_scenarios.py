@@ -150,7 +150,6 @@ CASES = [
     Case(scenarios.the_status_of_a_bound_claim_is_wiped),
     Case(
         scenarios.a_claim_leaves_its_pod_an_orphan,
-        {("orphans_are_kept",): "belongs to a claim that is gone"},
         needs=("frequent_sweeps",),
     ),
     Case(

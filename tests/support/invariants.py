@@ -65,7 +65,8 @@ def unsettled(seen: Snapshot) -> list[str]:
     pools = {pool["metadata"]["uid"]: pool for pool in seen.pools}
     pods: dict[str, list[Object]] = defaultdict(list)
     found = []
-    for pod in filter(_is_ours, seen.pods):
+    # Whose owner was taken off is nobody's, whatever its labels say.
+    for pod in (pod for pod in seen.pods if _is_ours(pod) and _owners(pod)):
         pool_uid = _labels(pod).get(names.LABEL_POOL_UID, "")
         pods[pool_uid].append(pod)
         for uid in claim_uids(pod):

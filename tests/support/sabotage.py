@@ -355,16 +355,6 @@ def second_pods_are_kept() -> None:
 
 
 @_change
-def orphans_are_kept() -> None:
-    """Nobody looks for pods whose claim is gone."""
-
-    async def sweep(_: ClaimReconciler) -> None:
-        return
-
-    _set(ClaimReconciler, sweep)
-
-
-@_change
 def orphans_are_guessed() -> None:
     """A pod whose claim is not in the cache is deleted without asking."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from chaos.stage import Object, Stage
 from chaos.weather import set_clock
+from sandboxpool.api import names
 from support import invariants, objects
 from support.history import Change
 from support.sandboxes import claim_pod, phase, pool_status, warm_pool
@@ -313,6 +314,33 @@ def a_claim_leaves_its_pod_an_orphan(stage: Stage) -> list[str]:
     found = stage.verdict()
     if stage.api.find("Pod", claim["status"]["podName"]) is None:
         found.append("what was orphaned on purpose was deleted")
+    return found
+
+
+def strangers_carry_the_labels_of_a_pool_and_of_a_claim(stage: Stage) -> list[str]:
+    """Pods of another namespace, and one of a ReplicaSet in the pool's own, say they are its."""
+    pool = warm_pool(stage.api, replicas=1, maxSandboxes=3)
+    waiting = stage.api.create(objects.claim("waiting", ELSEWHERE))
+    labels = {
+        names.LABEL_POOL_UID: pool["metadata"]["uid"],
+        names.LABEL_CLAIM_UID: waiting["metadata"]["uid"],
+        names.LABEL_CLAIM: "gone",
+    }
+    stranger = stage.api.within(f"{stage.namespace}-stranger")
+    stage.api.create(objects.namespace(f"{stage.namespace}-stranger"))
+    for number in range(4):
+        forged = objects.pod(f"forged-{number}")
+        forged["metadata"]["labels"] = labels
+        stranger.create(forged)
+    # As many sandboxes as the pool may have: strangers take no room.
+    stage.api.scale("SandboxPool", "pool", 3)
+    found = stage.verdict()
+    if len(stranger.list("Pod")) != 4:
+        found.append("a stranger was deleted")
+    told = stage.api.get("SandboxClaim", "waiting").get("status", {})
+    if told.get("podName") is not None:
+        found.append("a claim was given a stranger")
+    stage.api.delete("Namespace", f"{stage.namespace}-stranger")
     return found
 
 

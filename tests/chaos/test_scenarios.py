@@ -153,6 +153,10 @@ CASES = [
         needs=("frequent_sweeps",),
     ),
     Case(
+        scenarios.strangers_carry_the_labels_of_a_pool_and_of_a_claim,
+        needs=("frequent_sweeps",),
+    ),
+    Case(
         scenarios.a_claim_is_bound_before_it_is_seen,
         {("orphans_are_guessed",): "deleted under its claim"},
         needs=("frequent_sweeps",),

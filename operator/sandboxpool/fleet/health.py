@@ -9,6 +9,7 @@ and told to whom it concerns.
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from sandboxpool.api.core import Pod
@@ -28,7 +29,7 @@ from sandboxpool.runtimes.evidence import (
 )
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.placement import PlacementError, placement_of
+from sandboxpool.runtimes.placement import PlacementError, allows, placement_of
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Answer, Verdict, answer_of
@@ -307,10 +308,10 @@ class Health:
         then scouts, then all other nodes.
         """
         self._let_time_pass()
-        runtimes = {runtime.handler: runtime for _, runtime in self._usable()}
+        classes = {runtime.class_name: runtime for _, runtime in self._usable()}
         for name, handler in self._cluster.hints.wanted(self._wall()):
             if not self._cluster.quarantines.is_open(name, handler):
-                yield from self._wish(name, runtimes.get(handler), "hint")
+                yield from self._wish(name, handler, classes.values(), "hint")
         wanting = self._wanting()
         satisfied = self._satisfied
         if not satisfied:
@@ -319,7 +320,7 @@ class Health:
                 satisfied = False
                 yield wish
         for name, handler in self._cluster.quarantines.due(self._wall()):
-            yield from self._wish(name, runtimes.get(handler), "scout")
+            yield from self._wish(name, handler, classes.values(), "scout")
         if not self._satisfied:
             for wish in self._evidence_of(self._candidates(wanting)):
                 satisfied = False
@@ -341,12 +342,22 @@ class Health:
             if pool.proof is not IsolationProof.OFF and not pool.deleting
         ]
 
-    def _wish(self, name: str, runtime: Runtime | None, why: Why) -> Iterator[Wish]:
+    def _wish(
+        self, name: str, handler: str, classes: Iterable[Runtime], why: Why
+    ) -> Iterator[Wish]:
+        """A probe of one of the handler's classes, if the pods of any may go to the node."""
         node = self._cluster.nodes.get(name)
-        if node is None or runtime is None or not node.usable:
+        if node is None or not node.usable or answer_of(node, handler) is Answer.NOT_SERVING:
             return
-        if answer_of(node, runtime.handler) is not Answer.NOT_SERVING:
-            yield Wish(node, runtime, why)
+        # Probes tolerate every taint, as templates may.
+        untainted = replace(node, taints=())
+        for runtime in classes:
+            # Two classes of one handler may be for different nodes.
+            if runtime.handler == handler and allows(
+                placement_of({}, runtime), untainted, now=False
+            ):
+                yield Wish(node, runtime, why)
+                return
 
     def _evidence_of(self, where: Iterable[tuple[NodeFacts, Runtime]]) -> Iterator[Wish]:
         """What a node lacks: first its positive control, then evidence of the runtime."""

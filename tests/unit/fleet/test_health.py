@@ -967,6 +967,26 @@ def test_hints_come_first_then_sandboxes_that_wait_then_scouts_then_all_other_no
     ]
 
 
+@pytest.mark.parametrize("first", ["gvisor", "gvisor-b"])
+def test_of_two_classes_of_a_handler_the_one_whose_pods_may_go_to_the_node_is_tried(
+    first: str,
+) -> None:
+    names = sorted(["gvisor", "gvisor-b"], key=lambda name: name != first)
+    pools = [pool(name, uid=name, runtimeClassName=name) for name in names]
+    world = World(*pools, nodes=())
+    world.cluster.classes["gvisor"] = runtime(selector={"zone": "a"})
+    world.cluster.classes["gvisor-b"] = runtime("gvisor-b", uid="b-uid", selector={"zone": "b"})
+    # A template may tolerate what its class does not.
+    taint = Taint(key="sandboxes", value="only", effect="NoSchedule")
+    world.node("node-1", labels={"zone": "b"}, taints=[taint])
+    world.node("node-2", labels={"zone": "c"})
+    for name in ("node-1", "node-2"):
+        world.breaks(name)
+    world.now += 60
+    (wish,) = world.health.wishes()
+    assert wish.runtime is world.cluster.classes["gvisor-b"], "and nobody's pods go to node-2"
+
+
 def test_a_node_that_is_quarantined_is_tried_by_scouts_alone() -> None:
     world = World()
     world.breaks()

@@ -76,7 +76,9 @@ class Reactions:
     def pod(self, old: Pod | None, new: Pod | None) -> None:
         """A pod of ours has changed."""
         self.cluster.pods.put(old, new)
-        was, is_now = (self._pool_uid(state) if state is not None else None for state in (old, new))
+        was, is_now = (
+            self.pools.uid_of(state) if state is not None else None for state in (old, new)
+        )
         for pool_uid in {was, is_now} - {None}:
             assert pool_uid is not None
             self.pool_reconciler.observe_pod(pool_uid, old, new if pool_uid == is_now else None)
@@ -132,7 +134,7 @@ class Reactions:
         pool = self.pools.of(pod)
         if pool is None:
             return
-        self._observe_sandbox(pod)
+        self.health().observe_sandbox(pod)
         self.pool_reconciler.stir(pool.uid, pod.metadata.uid)
         if is_news:
             self.queues.pools.add(pool.key)
@@ -249,7 +251,7 @@ class Reactions:
         pods = self.cluster.pods.on_node(node)
         self.offers.refresh(pods)
         for pod in pods:
-            self.pool_reconciler.stir(self._pool_uid(pod) or "", pod.metadata.uid)
+            self.pool_reconciler.stir(self.pools.uid_of(pod) or "", pod.metadata.uid)
             self._wake_owner(pod)
 
     def _wake_claim(self, uid: str | None) -> bool:
@@ -269,13 +271,6 @@ class Reactions:
         """Only what a known pool of the same namespace owns may speak of a runtime."""
         if self.pools.of(pod) is not None:
             self.health().observe_sandbox(pod)
-
-    def _pool_uid(self, pod: Pod) -> str | None:
-        """The uid of the pod's pool; None too if it names a pool of another namespace."""
-        uid = pool_uid_of(pod)
-        pool = self.pools.by_uid(uid) if uid is not None else None
-        foreign = pool is not None and pool.namespace != pod.metadata.namespace
-        return None if foreign else uid
 
     def _wake_claims_bound_to(self, pod_uid: str) -> None:
         """A pod is gone before any watch has shown that it was handed out."""

@@ -11,7 +11,7 @@ from sandboxpool.api.core import Pod
 from sandboxpool.api.v1alpha1 import IsolationProof, Placement
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator, Candidate
-from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, identity_of, pool_uid_of
+from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, identity_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import fingerprint
@@ -79,9 +79,7 @@ class Offers:
 
         It stands where none of its kind should, or the pool is of another class now.
         """
-        resolution = self._cluster.resolution(pool) if pool is not None else None
-        runtime = resolution.runtime if resolution is not None else None
-        if runtime is not None and self._cluster.runtime_of(pod) is not runtime:
+        if pool is not None and self._is_of_another_class(pod, pool):
             return True
         ground = self.ground(pod, pool)
         return ground.node is not None and (ground.quarantined or ground.refuted)
@@ -94,13 +92,15 @@ class Offers:
         """
         if pool is None:
             return False
-        if identity_of(pod) != pool.identity:
-            return True
-        resolution = self._cluster.resolution(pool)
-        runtime = resolution.runtime if resolution is not None else None
-        if runtime is not None and self._cluster.runtime_of(pod) is not runtime:
+        if identity_of(pod) != pool.identity or self._is_of_another_class(pod, pool):
             return True
         return self.ground(pod, pool).refuted
+
+    def _is_of_another_class(self, pod: Pod, pool: Pool) -> bool:
+        """The pool's class is there, and the pod was not made of it."""
+        resolution = self._cluster.resolution(pool)
+        runtime = resolution.runtime if resolution is not None else None
+        return runtime is not None and self._cluster.runtime_of(pod) is not runtime
 
     def is_misled(self, pod: Pod, pool: Pool | None) -> bool:
         """Whether a pod that finds no node keeps away from others than a new one would."""
@@ -127,19 +127,15 @@ class Offers:
             self._refresh(pod)
 
     def _refresh(self, pod: Pod) -> None:
-        pool_uid = pool_uid_of(pod)
+        pool_uid = self._pools.uid_of(pod)
         uid = pod.metadata.uid
         if pool_uid is None:
-            self._allocator.withdraw(uid)
-            return
-        pool = self._pools.of(pod)
-        if pool is None and self._pools.by_uid(pool_uid) is not None:
-            # It names a pool of another namespace.
             self._allocator.withdraw(uid)
             return
         if claim_uid_of(pod) is not None:
             self._allocator.hold(pool_uid, uid, pod.spec.nodeName)
             return
+        pool = self._pools.by_uid(pool_uid)
         if pool is None or not self.may_hand_out(pod, pool):
             self._allocator.withdraw(uid)
             return

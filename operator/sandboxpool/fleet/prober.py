@@ -490,7 +490,7 @@ def _silent(pod: Pod, node: NodeFacts) -> Failure:
 def _pause_seconds(wish: Wish, tries: int, silent: int) -> float:
     """Spread by node and handler, so that a fleet does not ask all at once.
 
-    Nodes that give no answer hold their places for a deadline each: together, half of the places.
+    Nodes that give no answer hold their places for a deadline each: together, about half of them.
     """
     longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries - 1, 16), LONGEST_PAUSE_SECONDS)
     of_many = 2 * DEADLINE_SECONDS / PLACES[wish.why] * silent

@@ -49,6 +49,16 @@ class PoolStore:
         pool = self._by_uid.get(uid)
         return pool if pool is not None and pool.namespace == namespace else None
 
+    def uid_of(self, pod: Pod) -> str | None:
+        """The uid of the pool that a pod belongs to, known or not.
+
+        None for a pod of no pool, and for one that names a pool of another namespace.
+        """
+        namespace, uid = identity_of(pod)
+        pool = self._by_uid.get(uid)
+        foreign = pool is not None and pool.namespace != namespace
+        return None if foreign or not uid else uid
+
     def by_uid(self, uid: str) -> Pool | None:
         """The pool with this uid, or None."""
         return self._by_uid.get(uid)

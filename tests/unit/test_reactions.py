@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -363,6 +364,16 @@ def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
     assert world.parts.stirred == {("a-uid", "pod-a-uid")}
     assert world.parts.told == {"a-uid: gone": 1}
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
+
+
+def test_a_pod_that_names_a_pool_of_another_namespace_concerns_nobody(world: World) -> None:
+    """It could settle what the pool expects, under a name that it chose."""
+    known = pod("forged", pool_uid="a-uid", node="node-a")
+    elsewhere = msgspec.structs.replace(known.metadata, namespace="attacker")
+    world.reactions.pod(None, msgspec.structs.replace(known, metadata=elsewhere))
+    assert world.parts.told == {}
+    assert world.take() == {}
+    assert world.free("a-uid") == 1
 
 
 def test_a_pod_that_is_gone_is_forgotten_everywhere(world: World) -> None:

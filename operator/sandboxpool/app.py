@@ -159,6 +159,8 @@ class Operator:
             observer=self._metrics,
             on_startup_sample=self._on_startup_sample,
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
+            look_at=self._queues.pools.add,
+            wake_claim=lambda claim: self._reactions.wake_claim(claim),
             probe=probe,
             guarded=settings.admission_policy,
             wall=wall,

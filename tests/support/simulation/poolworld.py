@@ -303,7 +303,7 @@ class PoolWorld:
         """What the decision depends on, as the operator gathers it."""
         members = Members(self._member(pod) for pod in self.seen.values())
         self.state.note_time(self.now)
-        self.state.note_success(members, self.resolution.runtime)
+        self.state.note_success(members, self.resolution.runtime, self.now)
         creating, cold = self.state.expectations.count_creating()
         verdict = self.verdict
         return replace(
@@ -318,6 +318,7 @@ class PoolWorld:
             creating_cold=cold,
             trouble=self.state.trouble,
             now=self.now,
+            clock=self.now,
         )
 
     # --- What the operator does ------------------------------------------------------------------

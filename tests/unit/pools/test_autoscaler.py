@@ -17,6 +17,7 @@ from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.state import (
     FIRST_AUTOSCALER_BACKOFF_SECONDS,
+    LASTING_SECONDS,
     LONGEST_AUTOSCALER_BACKOFF_SECONDS,
     PoolState,
 )
@@ -175,9 +176,12 @@ def test_other_failures_before_do_not_make_the_first_delay_longer() -> None:
     assert state.trouble.until - NOW <= 1
 
 
-def test_a_warm_sandbox_ends_the_trouble() -> None:
+def test_a_warm_sandbox_ends_the_trouble_once_it_has_lasted() -> None:
     state = held_off(3)
-    state.note_success(Members(members(State.WARM, 1, age=-1.0)), runtime())
+    warm = members(State.WARM, 1, age=-1.0)
+    state.note_success(Members(warm), runtime(), NOW + LASTING_SECONDS)
+    assert state.trouble != Trouble()
+    state.note_success(Members(warm), runtime(), NOW + 1.0 + LASTING_SECONDS)
     assert state.trouble == Trouble()
 
 

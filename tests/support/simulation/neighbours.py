@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from support.invariants import claim_uids
 from support.simulation.people import People
@@ -71,10 +72,15 @@ def _play(seed: int, others: Callable[[World], None], adversity: Callable[[World
         for index in range(CLAIMS):
             name = f"claim-{index}"
             world.make_claim(name, HEALTHY, namespace=HEALTHY)
-            times.bound.append(wait_for(world, lambda: world.phase(name, HEALTHY) == "Bound"))
+            is_bound = partial(_is_bound, world, name)
+            times.bound.append(wait_for(world, is_bound))
             times.refilled.append(wait_for(world, lambda: _stock(world) >= STOCK))
             world.run(PAUSE_SECONDS)
     return times
+
+
+def _is_bound(world: People, name: str) -> bool:
+    return world.phase(name, HEALTHY) == "Bound"
 
 
 def _stock(world: People) -> int:

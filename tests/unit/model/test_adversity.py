@@ -25,7 +25,7 @@ from support.simulation.network import Fate
 from support.simulation.sight import Listing, Watching
 from support.simulation.world import NAMESPACE, World
 
-HOUR = 3600.0
+HOUR = 3600
 IMAGE = "registry.example/other:1"
 
 

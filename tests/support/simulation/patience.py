@@ -103,10 +103,10 @@ class Patience:
         known = {c["metadata"]["uid"] for c in claims}
         for uid in self._waits.keys() - known:
             del self._waits[uid]
-        if not claims:
-            return []
         self._note_nodes()
         now, well = self._clock(), self._well()
+        if not claims:
+            return []
         stocks, members = self._stocks()
         served = set().union(*map(claim_uids, self._server.all("pods")))
         wrong = []

@@ -51,6 +51,7 @@ class Watchdog:
         self._made: deque[float] = deque()
         self._causes_of_hour: deque[float] = deque()
         self._pools: set[str] = set()
+        self._told_of_hour = float("-inf")
         # Further judges: told of each change, they return what was wrong.
         self.judges: list[Callable[[Change], Iterable[str]]] = []
         server.listeners.append(self._see)
@@ -185,7 +186,8 @@ class Watchdog:
                 times.popleft()
         allowed = RETRIES_AN_HOUR * max(1, len(self._pools))
         allowed += FOR_EACH_CAUSE_AN_HOUR * len(self._causes_of_hour)
-        if len(self._made) > allowed:
+        if len(self._made) > allowed and now > self._told_of_hour + HOUR_SECONDS:
+            self._told_of_hour = now
             self._say(f"{len(self._made)} pods made within an hour, {allowed} are allowed")
 
     # --- Claims ----------------------------------------------------------------------------------

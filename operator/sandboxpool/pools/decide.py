@@ -206,7 +206,8 @@ def decide(given: PoolInput) -> PoolPlan:
 
     wanted = target + min(len(faltering), _replaced_at_once(given))
     missing = wanted - len(stock) - given.creating
-    creation = _creatable(given, stock, faltering, missing)
+    cold = left.count(State.COLD) + given.creating_cold
+    creation = _creatable(given, stock, faltering, missing, cold)
     create, held = creation.stock, creation.held
     failed = [deletion for deletion in deletions if deletion.failed]
     if failed and create:
@@ -544,7 +545,7 @@ def _blocked(given: PoolInput) -> Reason | None:
 
 
 def _creatable(
-    given: PoolInput, stock: Members, faltering: list[Member], missing: int
+    given: PoolInput, stock: Members, faltering: list[Member], missing: int, starting_cold: int
 ) -> _Creation:
     missing = max(0, missing)
     demand = sum(given.line)
@@ -567,7 +568,7 @@ def _creatable(
         limit, held = 1, hopeless_reason(given.verdict)
     elif given.trouble.failures >= CAUTIOUS_AFTER_FAILURES:
         limit = 1
-    places = max(0, limit - starting - members.count(State.COLD) - given.creating_cold)
+    places = max(0, limit - starting - starting_cold)
     cold = _started_cold(given.line, starting, missing, min(places, room))
     cold_held = None
     if cold < demand:

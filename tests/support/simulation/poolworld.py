@@ -400,6 +400,9 @@ class PoolWorld:
             else:
                 self.deletes.append(self.now)
                 self.end(now)
+                if now.cold:
+                    # Its claim still wants one.
+                    self.line.append(True)
             if deletion.failed:
                 failed.append(deletion)
         if failed:

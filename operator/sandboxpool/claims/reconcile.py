@@ -373,6 +373,9 @@ class ClaimReconciler:
         """A pod carries the claim already: an earlier attempt came that far, or it starts cold."""
         self._step_back(claim.uid)
         pod, others = decide.choose(claim, own)
+        if others and not await self._is_as_seen(claim):
+            # Perhaps it was told of one of them by another process: the watch will show which.
+            return ROOM_RECHECK_SECONDS
         for other in others:
             await self._delete_pod(other, "the claim has another one")
         cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
@@ -384,7 +387,8 @@ class ClaimReconciler:
             return await self._await_cold(claim, pool, pod)
         if not fit:
             # Its owner says that it was bound, which an author of pods in this namespace can say.
-            await self._delete_pod(pod, "it is not of the claim's pool, class and proof")
+            if await self._is_as_seen(claim):
+                await self._delete_pod(pod, "it is not of the claim's pool, class and proof")
             return ROOM_RECHECK_SECONDS
         try:
             await self._tell(claim, pool, pod, source="Cold" if cold else "Warm")
@@ -686,8 +690,9 @@ class ClaimReconciler:
         """
         pods = self._cluster.pods.of_claim(*claim.identity)
         if not claim.bound:
-            for pod in pods:
-                await self._delete_pod(pod, "its claim is being deleted")
+            if pods and await self._is_as_seen(claim):
+                for pod in pods:
+                    await self._delete_pod(pod, "its claim is being deleted")
             return None
         if not pods:
             return None
@@ -804,6 +809,12 @@ class ClaimReconciler:
                 continue
             if await self._read(namespace, owner.name, owner.uid) is None:
                 await self._delete_pod(pod, "its claim does not exist any more")
+
+    async def _is_as_seen(self, claim: Claim) -> bool:
+        """Whether the server has the claim as the cache shows it: no other process has told it."""
+        live = await self._read(*claim.key, claim.uid)
+        version = claim.metadata.resourceVersion
+        return live is not None and live.metadata.resourceVersion == version
 
     async def _read(self, namespace: str, name: str, uid: str) -> Claim | None:
         """This very claim by a live read; None if it is gone."""

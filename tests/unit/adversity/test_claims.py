@@ -464,7 +464,7 @@ def test_a_deleted_claim_that_was_never_bound_keeps_no_sandbox() -> None:
 @pytest.mark.parametrize("told", ["Failed", "Bound"])
 def test_a_claim_that_another_has_settled_takes_no_sandbox_from_the_next(told: str) -> None:
     with World(seed=1) as world:
-        world.make_pool("pool", 0)
+        world.make_pool("pool", 0, maxSandboxes=1)
         world.run(20)
         for name in ("settled", "next"):
             world.make_claim(name)
@@ -483,12 +483,14 @@ def test_a_status_that_is_wiped_before_any_watch_has_shown_it_is_written_again()
     with World(seed=1) as world:
         world.make_pool("pool", 1)
         world.run(30)
-        world.break_watches("sandboxclaims", "end")
         world.make_claim("task")
-        world.run(0.3)
+        while not any("/pods/" in r.path for _, r in world.network.writes if r.method == "PATCH"):
+            world.run(0.001)
+        world.break_watches("sandboxclaims", "stall")
         while phase(world, "task") != "Bound":
             world.run(0.01)
-        world.break_watches("sandboxclaims", "cut")
+        world.run(0.2)
         change_claim(world, "task", status={})
+        world.break_watches("sandboxclaims", "cut")
         world.run(60)
         assert phase(world, "task") == "Bound"

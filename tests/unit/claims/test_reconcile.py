@@ -475,6 +475,21 @@ async def test_what_another_has_told_a_claim_stands(pod: str) -> None:
     assert world.observer.told == []
 
 
+@pytest.mark.parametrize("amiss", [{}, {"class_name": "runc"}])
+async def test_no_pod_is_deleted_of_which_another_has_just_told_the_claim(
+    amiss: dict[str, str],
+) -> None:
+    """Of two, or of one that would not be bound now."""
+    world = World()
+    if not amiss:
+        world.put_pod("pod-1", claim="claim", age=99)
+    world.put_pod("pod-2", claim="claim", age=10, **amiss)
+    world.put_claim()
+    told_by_another(world, **bound("pod-2"))
+    assert await world.reconcile() == 2
+    assert world.pod("pod-2") is not None
+
+
 async def test_a_claim_that_another_has_bound_does_not_fail() -> None:
     world = World()
     world.put_claim(bindTimeoutSeconds=10)

@@ -491,6 +491,6 @@ def test_a_status_that_is_wiped_before_any_watch_has_shown_it_is_written_again()
             world.run(0.01)
         world.run(0.2)
         change_claim(world, "task", status={})
-        world.break_watches("sandboxclaims", "cut")
+        world.break_watches("sandboxclaims", "expire")
         world.run(60)
         assert phase(world, "task") == "Bound"

@@ -122,7 +122,7 @@ class Operator:
             wall=wall,
         )
         self._cluster = Cluster(settings.proof_max_age)
-        self._allocator = Allocator(lambda *held: self._pool_reconciler.stir(*held))
+        self._allocator = Allocator(lambda *held: self._reactions.held(*held))
         self._queues = Queues(
             pools=WorkQueue("pools", self._metrics.queue("pools")),
             claims=WorkQueue("claims", self._metrics.queue("claims"), self._lane_of),
@@ -345,8 +345,6 @@ class Operator:
 
     async def _sweep(self) -> None:
         while True:
-            forgiven = (self._cluster.pods.get(uid) for uid in self._allocator.forgive())
-            self._offers.refresh(pod for pod in forgiven if pod is not None)
             try:
                 await self._claim_reconciler.sweep()
             except KubeError as error:

@@ -33,6 +33,8 @@ Key = tuple[str, str]
 # Changes that come in bursts are gathered for a moment before a pool is looked at.
 POD_BURST_SECONDS = 0.05
 NODE_BURST_SECONDS = 0.1
+# A pod that is held for a claim, or so no longer, mostly changes by itself within this time.
+HELD_SECONDS = 0.5
 
 
 @dataclass
@@ -191,6 +193,13 @@ class Reactions:
         pod = self.cluster.pods.get(freed[1].uid) if freed is not None else None
         if pod is not None:
             self.offers.refresh([pod])
+
+    def held(self, pool_uid: str, pod_uid: str) -> None:
+        """A pod is held for a claim, or no longer, which the pod itself may never show."""
+        self.pool_reconciler.stir(pool_uid, pod_uid)
+        pool = self.pools.by_uid(pool_uid)
+        if pool is not None:
+            self.queues.pools.add_after(pool.key, HELD_SECONDS)
 
     # --- The runtimes' health --------------------------------------------------------------------
 

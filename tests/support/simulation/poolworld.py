@@ -556,6 +556,8 @@ class PoolWorld:
         found = [f"{p.name} is of no use" for p in stock if p.leaving or not self.usable(p)]
         if self._events:
             found.append("there is more to be seen")
+        starting = [p for p in self.pods.values() if p.cold and not p.started and not p.ended]
+        found += [f"{p.name} has yet to start for its claim" for p in starting]
         if any(self.line) and (spec.max_sandboxes is None or claimed < spec.max_sandboxes):
             found.append("a claim waits for a sandbox of its own, and there is room")
         if len(stock) != target:

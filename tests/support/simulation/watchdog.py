@@ -20,10 +20,11 @@ WINDOW_SECONDS = 60.0
 UNCAUSED = 30
 FOR_EACH_CAUSE = 6
 HOUR_SECONDS = 3600.0
-# Creates an hour, whatever is broken, for each pool that there was: while nothing helps, the pauses
-# between rounds double from one second to five minutes (nine rounds in the first ten minutes) and
-# stay there (sixteen more, as they vary), of one sandbox each from the third round on.
-RETRIES_AN_HOUR = 30
+# How often in an hour a pool may try, whatever is broken: while nothing helps, the pauses between
+# its rounds double from one second to five minutes (nine rounds in the first ten minutes) and stay
+# there (sixteen more, as they vary). A round is at most what may start at once, or the target.
+ROUNDS_AN_HOUR = 25
+MAX_STARTING = 10
 # What each cause may bring in an hour: a sandbox, and another one if it is lost on the way.
 FOR_EACH_CAUSE_AN_HOUR = 2
 
@@ -49,7 +50,8 @@ class Watchdog:
         self._causes: deque[float] = deque()
         self._made: deque[float] = deque()
         self._causes_of_hour: deque[float] = deque()
-        self._pools: set[str] = set()
+        # How many sandboxes one round of a pool may be, by the pool's uid.
+        self._rounds: dict[str, int] = {}
         self._told_of_hour = float("-inf")
         # Further judges: told of each change, they return what was wrong.
         self.judges: list[Callable[[Change], Iterable[str]]] = []
@@ -80,7 +82,7 @@ class Watchdog:
             ceiling = change.new["spec"].get("maxSandboxes")
             self._ceilings[change.new["metadata"]["uid"]].append((self._clock(), ceiling))
         if change.resource == "sandboxpools":
-            self._pools.add(change.object["metadata"]["uid"])
+            self._note_rounds(change.object)
         if change.resource == "pods" and change.old is None and change.by == "operator":
             self._count_of_hour(change.object)
         if change.resource == "pods" and labels(change.object).get(names.LABEL_POOL_UID):
@@ -172,6 +174,12 @@ class Watchdog:
         if len(lately) > UNCAUSED + FOR_EACH_CAUSE * len(self._causes):
             self._say(f"{len(lately)} pods {verb}d within a minute: {len(self._causes)} causes")
 
+    def _note_rounds(self, pool: Object) -> None:
+        uid, spec = pool["metadata"]["uid"], pool["spec"]
+        at_once = spec.get("startup", {}).get("maxStarting", MAX_STARTING)
+        size = max(1, min(spec.get("replicas", 0), at_once))
+        self._rounds[uid] = max(size, self._rounds.get(uid, 0))
+
     def _count_of_hour(self, pod: Object) -> None:
         """Count what is made, whatever became of its labels; probes have limits of their own."""
         if LABEL_PROBE in labels(pod):
@@ -181,7 +189,7 @@ class Watchdog:
         for times in (self._made, self._causes_of_hour):
             while times and times[0] < now - HOUR_SECONDS:
                 times.popleft()
-        allowed = RETRIES_AN_HOUR * max(1, len(self._pools))
+        allowed = ROUNDS_AN_HOUR * sum(self._rounds.values())
         allowed += FOR_EACH_CAUSE_AN_HOUR * len(self._causes_of_hour)
         if len(self._made) > allowed and now > self._told_of_hour + HOUR_SECONDS:
             self._told_of_hour = now

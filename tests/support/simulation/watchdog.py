@@ -20,6 +20,8 @@ WINDOW_SECONDS = 60.0
 UNCAUSED = 30
 FOR_EACH_CAUSE = 6
 HOUR_SECONDS = 3600.0
+# Times in the API have whole seconds.
+TIME_GRAIN_SECONDS = 1.1
 # How often in an hour a pool may try, whatever is broken: while nothing helps, the pauses between
 # its rounds double from one second to five minutes (nine rounds in the first ten minutes) and stay
 # there (sixteen more, as they vary). A round is at most what may start at once, or the target.
@@ -53,6 +55,8 @@ class Watchdog:
         # How many sandboxes one round of a pool may be, by the pool's uid.
         self._rounds: dict[str, int] = {}
         self._told_of_hour = float("-inf")
+        # Since when a claim is there or, once it is bound, since when it is.
+        self._claims_since: dict[str, float] = {}
         # Further judges: told of each change, they return what was wrong.
         self.judges: list[Callable[[Change], Iterable[str]]] = []
         server.listeners.append(self._see)
@@ -90,6 +94,8 @@ class Watchdog:
                 self._see_pod_written(change)
             self._look()
         if change.resource == "sandboxclaims":
+            if change.old is None:
+                self._claims_since[change.object["metadata"]["uid"]] = self._clock()
             if change.by == "operator" and change.new is not None and change.old is not None:
                 self._see_claim_told(change.old, change.new)
             self._look()
@@ -198,10 +204,30 @@ class Watchdog:
     # --- Claims ----------------------------------------------------------------------------------
 
     def _see_claim_told(self, old: Object, new: Object) -> None:
+        self._hold_against_time(old, new)
         before = (old.get("status") or {}).get("podUID")
         after = (new.get("status") or {}).get("podUID")
         if before and before != after and not self.is_spoiled(new):
             self._say(f"claim {_name(new)} had pod {before} and was told of {after}")
+
+    def _hold_against_time(self, old: Object, new: Object) -> None:
+        """Whatever the clocks say, a claim has the time that it was promised."""
+        uid, spec, now = new["metadata"]["uid"], new["spec"], self._clock()
+        phase = (new.get("status") or {}).get("phase")
+        if phase == (old.get("status") or {}).get("phase") or self.is_spoiled(new):
+            return
+        told = {c.get("reason") for c in new["status"].get("conditions", [])}
+        since = self._claims_since.get(uid, now)
+        if phase == "Bound":
+            self._claims_since[uid] = now
+        elif phase == "Expired":
+            self._hold_to(new, "has expired", now - since, spec.get("ttlSeconds"))
+        elif phase == "Failed" and "BindTimeout" in told:
+            self._hold_to(new, "has timed out", now - since, spec.get("bindTimeoutSeconds"))
+
+    def _hold_to(self, claim: Object, what: str, seconds: float, promised: float | None) -> None:
+        if promised is not None and seconds < promised - TIME_GRAIN_SECONDS:
+            self._say(f"claim {_name(claim)} {what} after {seconds:.1f} of {promised} s")
 
 
 def _ready(pod: Object) -> bool:

@@ -522,7 +522,8 @@ def test_nothing_is_left_of_what_is_gone() -> None:
             assert leader is not None
             sizes.append(footprint(leader.operator))
         assert len(world.processes) == 1
-        assert growth(*sizes) == []
+        grown = growth(*sizes)
+        assert not grown, "\n".join(grown)
 
 
 def _live_and_go(world: World) -> None:

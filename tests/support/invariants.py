@@ -92,13 +92,15 @@ def unsettled(seen: Snapshot) -> list[str]:
 def _unsettled_pool(pool: Object, pods: list[Object]) -> list[str]:
     status = pool.get("status", {})
     stock = [pod for pod in pods if not claim_uids(pod)]
+    ended = sum(bool(claim_uids(p)) and _has_ended(p) for p in pods)
     real = {
         "observedGeneration": pool["metadata"]["generation"],
         "replicas": len(stock),
         "target": len(stock),
         "warm": sum(map(_is_warm, stock)),
-        "claimed": len(pods) - len(stock),
-        **dict.fromkeys(("starting", "stopping", "failed", "unproven"), 0),
+        "claimed": len(pods) - len(stock) - ended,
+        "ended": ended,
+        **dict.fromkeys(("starting", "stopping", "failed", "unproven", "unready"), 0),
     }
     wrong = [
         f"pool {full_name(pool)} says {key}={status.get(key)}, in truth it is {value}"
@@ -271,6 +273,10 @@ def _bound_claims_without_their_pod(claims: Iterable[Object], pods: list[Object]
         if pod is not None and claim["metadata"]["uid"] not in claim_uids(pod):
             wrong.append(f"claim {full_name(claim)} is bound to pod {key}, which is not its own")
     return wrong
+
+
+def _has_ended(pod: Object) -> bool:
+    return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
 
 
 def claim_uids(pod: Object) -> set[str]:

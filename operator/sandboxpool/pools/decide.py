@@ -80,6 +80,7 @@ class PoolInput:
         creating_cold: the same, for claims: they are not of the stock.
         line: the claims that wait, the first in line at the front: whether each wants a sandbox to
             be started for it.
+        stuck_nodes: nodes on which sandboxes of this pool were stuck of late.
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
@@ -96,6 +97,7 @@ class PoolInput:
     creating: int
     creating_cold: int
     line: tuple[bool, ...]
+    stuck_nodes: frozenset[str]
     trouble: Trouble
     guarded: bool
     now: float
@@ -128,7 +130,8 @@ class PoolPlan:
         recheck: epoch seconds at which the answer may change by itself; None for never.
         cold: for how many of the claims that want it a pod is to be created, the first in line.
         cold_held: why not for all of them; None if for all.
-        avoid: nodes on which sandboxes of this pool do not start, and others do, and why.
+        stuck_nodes: nodes on which sandboxes of this pool are stuck now.
+        avoid: those of them that others shall keep away from, and why.
     """
 
     target: int
@@ -138,6 +141,7 @@ class PoolPlan:
     recheck: float | None
     cold: int = 0
     cold_held: Reason | None = None
+    stuck_nodes: frozenset[str] = frozenset()
     avoid: tuple[tuple[str, str], ...] = ()
 
 
@@ -179,7 +183,13 @@ def decide(given: PoolInput) -> PoolPlan:
         cold_held = Reason.PAUSED if any(given.line) else None
         return PoolPlan(target, 0, (), Reason.PAUSED, None, cold_held=cold_held)
 
-    faltering, avoid = _faltering(given)
+    stuck = [m for m in given.members.of(State.STARTING, State.COLD) if _is_stuck(m, given)]
+    stuck_nodes = frozenset(member.node_name for member in stuck)
+    if not {*given.verdict.serving, *given.verdict.unknown} - stuck_nodes - given.stuck_nodes:
+        # Another would fare no better, wherever it came to.
+        stuck = []
+    avoid = {m.node_name: m.failure.message for m in stuck if m.failure is not None}
+    faltering = _faltering(given, stuck)
     deletions = _hopeless(given, faltering)
     left = _without(deletions, given.members)
     moved = _moved(given, left, target)
@@ -196,7 +206,8 @@ def decide(given: PoolInput) -> PoolPlan:
 
     wanted = target + min(len(faltering), _replaced_at_once(given))
     missing = wanted - len(stock) - given.creating
-    creation = _creatable(given, stock, faltering, missing)
+    cold = left.count(State.COLD) + given.creating_cold
+    creation = _creatable(given, stock, faltering, missing, cold)
     create, held = creation.stock, creation.held
     failed = [deletion for deletion in deletions if deletion.failed]
     if failed and create:
@@ -214,7 +225,8 @@ def decide(given: PoolInput) -> PoolPlan:
         _recheck(given, stock),
         cold=creation.cold,
         cold_held=creation.cold_held,
-        avoid=avoid,
+        stuck_nodes=stuck_nodes,
+        avoid=tuple(sorted(avoid.items())),
     )
 
 
@@ -231,23 +243,16 @@ def _stock(given: PoolInput, members: Members) -> Members:
     return stock
 
 
-def _faltering(given: PoolInput) -> tuple[list[Member], tuple[tuple[str, str], ...]]:
-    """What counts as stock and seems not to become warm, the oldest first; and nodes to avoid.
+def _faltering(given: PoolInput, stuck: list[Member]) -> list[Member]:
+    """What counts as stock and seems not to become warm, the oldest first.
 
     A sandbox that was ready may be so again, and one that waits for its image may yet get it, so
-    they stay until others are warm in their place. One that waits is not replaced where every node
-    has such: another would fare no better.
+    they stay until others are warm in their place.
     """
     unready = [
         m for m in given.members.of(State.UNREADY) if given.clock - m.since > UNREADY_GRACE_SECONDS
     ]
-    stuck = [m for m in given.members.of(State.STARTING, State.COLD) if _is_stuck(m, given)]
-    bad = {member.node_name for member in stuck}
-    elsewhere = {*given.verdict.serving, *given.verdict.unknown} - bad
-    if not elsewhere:
-        stuck = []
-    avoid = {m.node_name: m.failure.message for m in stuck if m.failure is not None}
-    return sorted([*unready, *stuck], key=oldest_first), tuple(sorted(avoid.items()))
+    return sorted([*unready, *stuck], key=oldest_first)
 
 
 def _is_stuck(member: Member, given: PoolInput) -> bool:
@@ -540,7 +545,7 @@ def _blocked(given: PoolInput) -> Reason | None:
 
 
 def _creatable(
-    given: PoolInput, stock: Members, faltering: list[Member], missing: int
+    given: PoolInput, stock: Members, faltering: list[Member], missing: int, starting_cold: int
 ) -> _Creation:
     missing = max(0, missing)
     demand = sum(given.line)
@@ -563,7 +568,7 @@ def _creatable(
         limit, held = 1, hopeless_reason(given.verdict)
     elif given.trouble.failures >= CAUTIOUS_AFTER_FAILURES:
         limit = 1
-    places = max(0, limit - starting - members.count(State.COLD) - given.creating_cold)
+    places = max(0, limit - starting - starting_cold)
     cold = _started_cold(given.line, starting, missing, min(places, room))
     cold_held = None
     if cold < demand:

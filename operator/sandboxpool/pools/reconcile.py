@@ -174,6 +174,7 @@ class PoolReconciler:
         line = self._in_line(pool, state)
         given = self._gather(pool, resolution, verdict, template, line)
         plan = decide(given)
+        state.note_stuck(plan.stuck_nodes, self._clock())
         if plan.avoid:
             for node, why in plan.avoid:
                 self._writer.avoid(pool, node, why)
@@ -271,6 +272,7 @@ class PoolReconciler:
             creating=creating - len(state.expectations.doubted()),
             creating_cold=creating_cold,
             line=tuple(claim is not None for _, claim in line),
+            stuck_nodes=state.stuck_nodes(clock),
             trouble=state.trouble,
             guarded=self._guarded,
             now=now,

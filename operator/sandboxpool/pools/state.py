@@ -1,7 +1,7 @@
 """What the operator remembers of one pool between decisions; none of it outlives the process."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from sandboxpool.api.core import Pod
@@ -14,6 +14,7 @@ from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.resolve import Runtime
 
@@ -44,6 +45,7 @@ class PoolState:
     failed_at: float = 0.0
     cold: ColdDemand = field(default_factory=ColdDemand)
     was_hopeful: bool | None = None
+    _stuck: dict[str, float] = field(default_factory=dict)
     _sorted_for: tuple[IsolationProof, float] | None = None
 
     def is_due_anew(self, proof: IsolationProof, now: float) -> bool:
@@ -101,6 +103,15 @@ class PoolState:
             if is_own and is_new and since is not None and clock - since >= LASTING_SECONDS:
                 self.trouble = Trouble()
                 return
+
+    def note_stuck(self, nodes: Iterable[str], clock: float) -> None:
+        """Sandboxes are stuck on these nodes, at this time of a monotonic clock."""
+        self._stuck.update(dict.fromkeys(nodes, clock))
+
+    def stuck_nodes(self, clock: float) -> frozenset[str]:
+        """Where sandboxes were stuck of late: none is made again just to be stuck there."""
+        self._stuck = {n: at for n, at in self._stuck.items() if clock - at < AVOID_SECONDS}
+        return frozenset(self._stuck)
 
     def note_used(self, created: float) -> None:
         """A claim has ended with its sandbox, made at this time, alive: that is a success too."""

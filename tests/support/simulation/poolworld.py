@@ -152,6 +152,7 @@ class PoolWorld:
         self.admission = ""
         self.starts = Start.FINE
         self.line: list[bool] = []
+        self._avoided: set[str] = set()
         self._members: dict[str, Member] = {}
         self.creates: list[float] = []
         self.deletes: list[float] = []
@@ -361,6 +362,7 @@ class PoolWorld:
             creating=creating,
             creating_cold=cold,
             line=tuple(self.line) if any(self.line) else (),
+            stuck_nodes=self.state.stuck_nodes(self.now),
             trouble=self.state.trouble,
             now=self.now,
             clock=self.now,
@@ -371,6 +373,8 @@ class PoolWorld:
     def carry_out(self, given: PoolInput, plan: PoolPlan) -> bool:
         """Do what was decided, as the operator does; whether the API server let it all be done."""
         self._note_wake(given, plan)
+        self.state.note_stuck(plan.stuck_nodes, self.now)
+        self._avoided = {node for node, _ in plan.avoid}
         expected, smooth = self.state.expectations, True
         names = [self._new_name() for _ in range(plan.create)]
         for name in names:
@@ -396,6 +400,9 @@ class PoolWorld:
             else:
                 self.deletes.append(self.now)
                 self.end(now)
+                if now.cold:
+                    # Its claim still wants one.
+                    self.line.append(True)
             if deletion.failed:
                 failed.append(deletion)
         if failed:
@@ -432,7 +439,7 @@ class PoolWorld:
                 class_name=self.admission or "gvisor",
                 runtime_uid=runtime_now.uid,
                 overhead=runtime_now.overhead,
-                excluded=self.verdict.excluded,
+                excluded=tuple(sorted({*self.verdict.excluded, *self._avoided})),
                 probed=self.per_sandbox,
                 since=self.now,
                 claimed=cold,

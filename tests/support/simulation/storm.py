@@ -92,6 +92,22 @@ def lost_answer(seed: int) -> None:
         world.converge()
 
 
+def last_words(seed: int) -> None:
+    """A leader dies as it asks for a claim's pod, which is made when the next one is at work.
+
+    Raises:
+        AssertionError: as for a storm.
+    """
+    chance = random.Random(seed)
+    with World(seed) as world:
+        world.make_pool(replicas=0)
+        world.run(5.0)
+        world.weather.next["create pods"] = [Fate.CRASH_MEANWHILE]
+        world.make_claim("first", onEmpty="Create")
+        world.run(chance.uniform(20.0, 60.0))
+        world.converge()
+
+
 def adversity(seed: int) -> None:
     """Nothing happens to requests, and everything to what is around them; people go on.
 

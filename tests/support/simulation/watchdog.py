@@ -9,6 +9,7 @@ from sandboxpool.api import names
 from sandboxpool.runtimes.probe import LABEL_PROBE
 from support.invariants import Snapshot, claim_uids, violations
 from support.simulation.apiserver import ApiServer, Change, Object, labels
+from support.simulation.machines import ENDED
 
 # So long after a request of a sender that had given up, or was no more, was carried out, what it
 # has caused must have been put right.
@@ -153,6 +154,8 @@ class Watchdog:
             and p["metadata"]["uid"] not in self._late
             and not self.is_spoiled(p)
             and p["metadata"].get("namespace") not in self.foreign
+            # Its node has freed what it held.
+            and p["status"].get("phase") not in ENDED
         ]
         if len(there) > highest:
             self._say(f"{len(there)} pods of a pool that may have {highest}, with {_name(pod)}")

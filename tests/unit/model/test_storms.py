@@ -14,7 +14,7 @@ from sandboxpool.kube.client import ApiClient
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.template import pod_name
 from support.simulation.effort import SIMULATIONS
-from support.simulation.storm import adversity, hand_over, lost_answer, storm
+from support.simulation.storm import adversity, hand_over, last_words, lost_answer, storm
 
 # So many at most until one shows that a guard is missing.
 ENOUGH = 60
@@ -92,7 +92,7 @@ def without_the_names_of_cold_pods(patch: pytest.MonkeyPatch) -> None:
         (without_the_preconditions_of_deletes, hand_over),
         (without_the_uid_of_write_2, storm),
         (without_expectations, storm),
-        (without_the_names_of_cold_pods, lost_answer),
+        (without_the_names_of_cold_pods, last_words),
     ],
 )
 def test_a_missing_guard_is_missed(

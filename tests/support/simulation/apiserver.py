@@ -136,7 +136,7 @@ class ApiServer:
         self.listeners: list[Callable[[Change], None]] = []
         self.watches: list[Watch] = []
         self.admission = Admission()
-        self._wall = wall
+        self.wall = wall
         self._objects: defaultdict[str, dict[Key, Object]] = defaultdict(dict)
         self._history: defaultdict[str, list[Change]] = defaultdict(list)
         self._compacted = 0
@@ -144,10 +144,6 @@ class ApiServer:
         self._pages: dict[str, tuple[list[Object], int]] = {}
 
     # --- For everybody but the operator ----------------------------------------------------------
-
-    def wall(self) -> float:
-        """Seconds since the epoch, by the server's own clock."""
-        return self._wall()
 
     def judging_seconds(self, request: Request) -> float:
         """How long the admission plugins take over a request."""
@@ -306,7 +302,7 @@ class ApiServer:
         metadata = {
             **body["metadata"],
             "uid": f"uid-{next(self._uids)}",
-            "creationTimestamp": timestamp(self._wall()),
+            "creationTimestamp": timestamp(self.wall()),
             "generation": 1,
         }
         if resource != "pods":
@@ -332,7 +328,7 @@ class ApiServer:
         if resource != GRACEFUL or grace == 0 or not old["spec"].get("nodeName"):
             self._commit(resource, key_of(old), None, by=by, late=late)
         elif "deletionTimestamp" not in old["metadata"]:
-            metadata = {**old["metadata"], "deletionTimestamp": timestamp(self._wall() + 30)}
+            metadata = {**old["metadata"], "deletionTimestamp": timestamp(self.wall() + 30)}
             self._commit(resource, key_of(old), {**old, "metadata": metadata}, by=by, late=late)
 
     def _commit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from support.simulation.apiserver import Change, Object, owners
 from support.simulation.kubelets import NO_SHIM as NO_SHIM
@@ -25,12 +25,14 @@ class Controllers(Kubelets):
             most; None if none ever does.
         autoscales_to: how many nodes it may add.
         autoscaled_room: how many pods fit on each of them.
+        leaving: the nodes that are being drained, and will be removed.
     """
 
     collects: bool = True
     autoscales: tuple[float, float] | None = None
     autoscales_to: int = 3
     autoscaled_room: int | None = None
+    leaving: set[str] = field(default_factory=set)
     _boots: int = 0
     _growing: bool = False
     _grown: int = 0
@@ -183,6 +185,7 @@ class Controllers(Kubelets):
         """A machine is gone for good; in time its pods go, too."""
         node = self.server.find("nodes", name)
         if node is not None:
+            self.leaving.discard(name)
             del self.nodes[name]
             self.server.remove("nodes", node, by="user")
             self._later(NODE_GONE_SECONDS, NODE_GONE_SECONDS * 2, self._forget_pods_of, name)
@@ -190,12 +193,19 @@ class Controllers(Kubelets):
     def drain_node(self, name: str, seconds: float = 30.0) -> None:
         """A machine leaves in good order: it is cordoned, emptied after a while, and removed."""
         self.cordon(name)
+        self.leaving.add(name)
         self._later(seconds, seconds, self._empty, name)
 
     def _empty(self, name: str) -> None:
-        for pod in self._on(name):
-            self.server.delete("pods", pod, by="user")
-        self._later(5.0, 5.0, self.remove_node, name)
+        if name in self.leaving:
+            for pod in self._on(name):
+                self.server.delete("pods", pod, by="user")
+            self._later(5.0, 5.0, self._leave, name)
+
+    def _leave(self, name: str) -> None:
+        if name in self.leaving:
+            self.leaving.remove(name)
+            self.remove_node(name)
 
     def _on(self, name: str) -> list[Object]:
         return [p for p in self.server.all("pods") if p["spec"].get("nodeName") == name]

@@ -153,17 +153,23 @@ class Deletions:
         claimed = sum(bool(claim_uids(p)) for p in self._members(pool))
         return max(0, min(lowest, ceiling - claimed))
 
-    def _surplus(self, pool: Object) -> int:
-        # The pod itself is leaving by now; what was asked for and is not seen may count, too.
+    def _surplus(self, pool: Object) -> int | None:
+        if self._well() < WELL_SECONDS:
+            return None
+        # The pod itself is leaving by now.
         stock = [p for p in self._members(pool) if _in_stock(p)]
-        return len(stock) + 1 - self._lowest_target(pool)
+        return len(stock) + 1 + self._lately_taken(pool) - self._lowest_target(pool)
+
+    def _lately_taken(self, pool: Object) -> int:
+        """How many of the stock were handed out or lost while the request was on its way."""
+        now, taken = self._clock(), self._taken[pool["metadata"]["uid"]]
+        while taken and taken[0] < now - MEANWHILE_SECONDS:
+            taken.popleft()
+        return len(taken)
 
     def _spare(self, pool: Object) -> int | None:
         if self._well() < WELL_SECONDS:
             return None
-        now, taken = self._clock(), self._taken[pool["metadata"]["uid"]]
-        while taken and taken[0] < now - MEANWHILE_SECONDS:
-            taken.popleft()
         stock = [p for p in self._members(pool) if _in_stock(p)]
         ready = sum(is_true(p, "Ready") for p in stock)
         floor = self._lowest_target(pool)
@@ -173,7 +179,7 @@ class Deletions:
             floor = min(floor, ceiling - (len(stock) - ready))
         unavailable: int = pool["spec"].get("update", {}).get("maxUnavailable", 1)
         floor -= unavailable
-        return ready + 1 + len(taken) - max(0, floor)
+        return ready + 1 + self._lately_taken(pool) - max(0, floor)
 
 
 def _serves(node: Object) -> bool:

@@ -21,6 +21,8 @@ SERIES = "prometheus_client"
 BOUNDED = (
     "_events._recent",
     "_records",
+    "_pools._dead",
+    "_cluster._grounds",
     "_issues",
     "_sandbox_events._objects",
     "._nodes",

@@ -31,9 +31,10 @@ class Case:
         unserved: its node does not list the handler, or did not a short while ago.
         class_changed: its class is not its pool's, or was not a short while ago.
         unready_for: for how many seconds it has not been ready; None if it is.
-        surplus: how many pods the stock has beyond the lowest target of late.
+        surplus: how many pods the stock has, or had as the operator asked, beyond the lowest target
+            of late; None where nobody knows what it has seen.
         spare: how many ready pods the stock has, with this one, beyond those that must stay while
-            others are replaced; None where the operator may not have seen how it is.
+            others are replaced; None as for `surplus`.
     """
 
     pod: Object
@@ -44,7 +45,7 @@ class Case:
     unserved: bool
     class_changed: bool
     unready_for: float | None
-    surplus: int
+    surplus: int | None
     spare: int | None
 
     @property
@@ -99,7 +100,11 @@ RULES = (
         "its pool is deleted, and the garbage collector has not come",
         lambda case: case.pool is None or "deletionTimestamp" in case.pool["metadata"],
     ),
-    _rule("the pool was scaled down", lambda case: case.surplus > 0, "AtTarget"),
+    _rule(
+        "the pool was scaled down",
+        lambda case: case.surplus is None or case.surplus > 0,
+        "AtTarget",
+    ),
     _rule(
         "it is of an older template, or older than maxAgeSeconds, and enough others are ready",
         lambda case: case.within_budget or _recreates(case.pool),

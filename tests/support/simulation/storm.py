@@ -7,7 +7,9 @@ so dense that a guard which is taken out is soon missed.
 from __future__ import annotations
 
 import random
+from typing import Any
 
+from support.simulation.faults import FAULTS, OTHER_IMAGE
 from support.simulation.network import Fate
 from support.simulation.world import World
 
@@ -104,6 +106,40 @@ def last_words(seed: int) -> None:
         world.make_claim("first", onEmpty="Create")
         world.run(chance.uniform(20.0, 60.0))
         world.converge()
+
+
+def adversity(seed: int) -> None:
+    """Nothing happens to requests, and everything to what is around them; people go on.
+
+    Raises:
+        AssertionError: as for a storm.
+    """
+    chance = random.Random(seed)
+    with World(seed, replicas=chance.choice((1, 1, 2))) as world:
+        limit: dict[str, Any] = {"maxSandboxes": 8} if chance.random() < 0.5 else {}
+        proof = chance.choice(("Off", "PerNode"))
+        world.make_pool(replicas=chance.randint(1, 5), isolationProof=proof, **limit)
+        world.make_pool("other", 2, namespace="others", image=OTHER_IMAGE)
+        world.run(chance.choice((1.0, 60.0)))
+        for _ in range(STEPS // 2):
+            FAULTS[chance.choice(sorted(FAULTS))](world, chance)
+            for _ in range(chance.randint(0, 2)):
+                _claim(world, chance)
+            world.run(chance.choice((0.1, 1.0, 5.0, 5.0, 30.0, 90.0)))
+        world.converge()
+
+
+def _claim(world: World, chance: random.Random) -> None:
+    """An application comes, or goes."""
+    name = chance.choice(CLAIMS)
+    claim = world.claim(name)
+    if claim is not None:
+        world.delete("sandboxclaims", claim)
+    if claim is None or chance.random() < 0.3:
+        limits: dict[str, Any] = {"ttlSeconds": 120} if chance.random() < 0.3 else {}
+        patience = chance.choice((15, 300, 3600))
+        on_empty = chance.choice(("Wait", "Create"))
+        world.make_claim(name, onEmpty=on_empty, bindTimeoutSeconds=patience, **limits)
 
 
 def _step(world: World, chance: random.Random) -> None:

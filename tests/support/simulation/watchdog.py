@@ -21,10 +21,13 @@ WINDOW_SECONDS = 60.0
 UNCAUSED = 30
 FOR_EACH_CAUSE = 6
 HOUR_SECONDS = 3600.0
-# Creates an hour, whatever is broken, for each pool that there was: while nothing helps, the pauses
-# between rounds double from one second to five minutes (nine rounds in the first ten minutes) and
-# stay there (sixteen more, as they vary), of one sandbox each from the third round on.
-RETRIES_AN_HOUR = 30
+# Times in the API have whole seconds.
+TIME_GRAIN_SECONDS = 1.1
+# How often in an hour a pool may try, whatever is broken: while nothing helps, the pauses between
+# its rounds double from one second to five minutes (nine rounds in the first ten minutes) and stay
+# there (sixteen more, as they vary). A round is at most what may start at once, or the target.
+ROUNDS_AN_HOUR = 25
+MAX_STARTING = 10
 # What each cause may bring in an hour: a sandbox, and another one if it is lost on the way.
 FOR_EACH_CAUSE_AN_HOUR = 2
 
@@ -50,8 +53,11 @@ class Watchdog:
         self._causes: deque[float] = deque()
         self._made: deque[float] = deque()
         self._causes_of_hour: deque[float] = deque()
-        self._pools: set[str] = set()
+        # How many sandboxes one round of a pool may be, by the pool's uid.
+        self._rounds: dict[str, int] = {}
         self._told_of_hour = float("-inf")
+        # Since when a claim is there or, once it is bound, since when it is.
+        self._claims_since: dict[str, float] = {}
         # Further judges: told of each change, they return what was wrong.
         self.judges: list[Callable[[Change], Iterable[str]]] = []
         server.listeners.append(self._see)
@@ -81,7 +87,7 @@ class Watchdog:
             ceiling = change.new["spec"].get("maxSandboxes")
             self._ceilings[change.new["metadata"]["uid"]].append((self._clock(), ceiling))
         if change.resource == "sandboxpools":
-            self._pools.add(change.object["metadata"]["uid"])
+            self._note_rounds(change.object)
         if change.resource == "pods" and change.old is None and change.by == "operator":
             self._count_of_hour(change.object)
         if change.resource == "pods" and labels(change.object).get(names.LABEL_POOL_UID):
@@ -89,6 +95,8 @@ class Watchdog:
                 self._see_pod_written(change)
             self._look()
         if change.resource == "sandboxclaims":
+            if change.old is None:
+                self._claims_since[change.object["metadata"]["uid"]] = self._clock()
             if change.by == "operator" and change.new is not None and change.old is not None:
                 self._see_claim_told(change.old, change.new)
             self._look()
@@ -175,6 +183,12 @@ class Watchdog:
         if len(lately) > UNCAUSED + FOR_EACH_CAUSE * len(self._causes):
             self._say(f"{len(lately)} pods {verb}d within a minute: {len(self._causes)} causes")
 
+    def _note_rounds(self, pool: Object) -> None:
+        uid, spec = pool["metadata"]["uid"], pool["spec"]
+        at_once = spec.get("startup", {}).get("maxStarting", MAX_STARTING)
+        size = max(1, min(spec.get("replicas", 0), at_once))
+        self._rounds[uid] = max(size, self._rounds.get(uid, 0))
+
     def _count_of_hour(self, pod: Object) -> None:
         """Count what is made, whatever became of its labels; probes have limits of their own."""
         if LABEL_PROBE in labels(pod):
@@ -184,7 +198,7 @@ class Watchdog:
         for times in (self._made, self._causes_of_hour):
             while times and times[0] < now - HOUR_SECONDS:
                 times.popleft()
-        allowed = RETRIES_AN_HOUR * max(1, len(self._pools))
+        allowed = ROUNDS_AN_HOUR * sum(self._rounds.values())
         allowed += FOR_EACH_CAUSE_AN_HOUR * len(self._causes_of_hour)
         if len(self._made) > allowed and now > self._told_of_hour + HOUR_SECONDS:
             self._told_of_hour = now
@@ -193,10 +207,30 @@ class Watchdog:
     # --- Claims ----------------------------------------------------------------------------------
 
     def _see_claim_told(self, old: Object, new: Object) -> None:
+        self._hold_against_time(old, new)
         before = (old.get("status") or {}).get("podUID")
         after = (new.get("status") or {}).get("podUID")
         if before and before != after and not self.is_spoiled(new):
             self._say(f"claim {_name(new)} had pod {before} and was told of {after}")
+
+    def _hold_against_time(self, old: Object, new: Object) -> None:
+        """Whatever the clocks say, a claim has the time that it was promised."""
+        uid, spec, now = new["metadata"]["uid"], new["spec"], self._clock()
+        phase = (new.get("status") or {}).get("phase")
+        if phase == (old.get("status") or {}).get("phase") or self.is_spoiled(new):
+            return
+        told = {c.get("reason") for c in new["status"].get("conditions", [])}
+        since = self._claims_since.get(uid, now)
+        if phase == "Bound":
+            self._claims_since[uid] = now
+        elif phase == "Expired":
+            self._hold_to(new, "has expired", now - since, spec.get("ttlSeconds"))
+        elif phase == "Failed" and "BindTimeout" in told:
+            self._hold_to(new, "has timed out", now - since, spec.get("bindTimeoutSeconds"))
+
+    def _hold_to(self, claim: Object, what: str, seconds: float, promised: float | None) -> None:
+        if promised is not None and seconds < promised - TIME_GRAIN_SECONDS:
+            self._say(f"claim {_name(claim)} {what} after {seconds:.1f} of {promised} s")
 
 
 def _ready(pod: Object) -> bool:

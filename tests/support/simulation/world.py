@@ -286,6 +286,7 @@ class World(People):
         self.server.admission.plugins.clear()
         self.controllers.unstartable.clear()
         self.controllers.short_lived.clear()
+        self.controllers.leaving.clear()
         for pool in self.server.all("sandboxpools"):
             metadata = pool["metadata"]
             self.change_pool(metadata["name"], namespace=metadata["namespace"], paused=None)

@@ -6,6 +6,7 @@ how many histories are tried; `make model SIMULATIONS=5000` is a longer search.
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.simulation.apiserver import Object
 from support.simulation.controllers import Start
 from support.simulation.effort import SIMULATIONS
+from support.simulation.faults import FAULTS
 from support.simulation.network import Fate
 from support.simulation.world import GVISOR, World
 
@@ -241,6 +243,10 @@ class ClusterMachine(RuleBasedStateMachine):
     def crash(self, seconds: float) -> None:
         self.world.restart_seconds = seconds
         self.world.crash()
+
+    @rule(name=st.sampled_from(sorted(FAULTS)), seed=st.integers(0, 2**16))
+    def fault(self, name: str, seed: int) -> None:
+        FAULTS[name](self.world, random.Random(seed))
 
     @rule()
     def calm(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from sandboxpool.kube.client import ApiClient
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.template import pod_name
 from support.simulation.effort import SIMULATIONS
-from support.simulation.storm import hand_over, last_words, lost_answer, storm
+from support.simulation.storm import adversity, hand_over, last_words, lost_answer, storm
 
 # So many at most until one shows that a guard is missing.
 ENOUGH = 60
@@ -32,6 +33,11 @@ def test_the_last_request_of_a_dead_leader_does_no_harm(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(SIMULATIONS))
 def test_an_answer_that_is_lost_does_no_harm(seed: int) -> None:
     lost_answer(seed)
+
+
+@pytest.mark.parametrize("seed", range(math.ceil(SIMULATIONS / 4)))
+def test_the_operator_stands_what_goes_wrong_around_it(seed: int) -> None:
+    adversity(seed)
 
 
 def without_the_version_of_write_1(patch: pytest.MonkeyPatch) -> None:

@@ -250,7 +250,7 @@ def _warm(
                 "Warm",
                 False,
                 Reason(worst["reason"]),
-                f"{so_far}; {worst['count']} not starting{where}: {worst['message']}",
+                f"{so_far}; {worst['count']} not ready{where}: {worst['message']}",
             )
         if given.trouble.failures and warm < target:
             return Finding(

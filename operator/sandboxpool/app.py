@@ -124,10 +124,12 @@ class Operator:
         self._cluster = Cluster(settings.proof_max_age)
         self._allocator = Allocator(lambda *held: self._pool_reconciler.stir(*held))
         self._queues = Queues(
-            pools=WorkQueue("pools", self._metrics.queue("pools")),
-            claims=WorkQueue("claims", self._metrics.queue("claims"), self._lane_of),
-            runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes")),
-            nodes=WorkQueue("nodes", self._metrics.queue("nodes"))
+            pools=WorkQueue("pools", self._metrics.queue("pools"), places=settings.pool_workers),
+            claims=WorkQueue(
+                "claims", self._metrics.queue("claims"), self._lane_of, settings.claim_workers
+            ),
+            runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes"), places=1),
+            nodes=WorkQueue("nodes", self._metrics.queue("nodes"), places=1)
             if settings.publish_on_nodes
             else None,
         )
@@ -416,14 +418,8 @@ class Operator:
         queues = self._queues
         async with asyncio.TaskGroup() as parts:
             workers = [
-                *(
-                    parts.create_task(queues.claims.work(self._claim_reconciler.reconcile))
-                    for _ in range(self._settings.claim_workers)
-                ),
-                *(
-                    parts.create_task(queues.pools.work(self._pool_reconciler.reconcile))
-                    for _ in range(self._settings.pool_workers)
-                ),
+                parts.create_task(queues.claims.work(self._claim_reconciler.reconcile)),
+                parts.create_task(queues.pools.work(self._pool_reconciler.reconcile)),
                 parts.create_task(queues.runtimes.work(self._runtime_reconciler.reconcile)),
                 parts.create_task(self._prober.run()),
                 parts.create_task(self._records.run()),

@@ -28,7 +28,9 @@ REQUEST_TIMEOUT_SECONDS: Final = 30.0
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 # A healthy watch ends within a minute, if it has nothing to say.
 WATCH_SILENCE_SECONDS: Final = 90.0
-MAX_CONNECTIONS: Final = 100
+# A request that hangs keeps a connection busy. The queues bound how many keys are slow at once, so
+# that many of those leave enough connections to whoever is answered at once.
+MAX_CONNECTIONS: Final = 500
 THROTTLED_ATTEMPTS: Final = 5
 LONGEST_THROTTLE_SECONDS: Final = 10.0
 

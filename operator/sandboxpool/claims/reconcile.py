@@ -22,7 +22,7 @@ from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.decide import STALE_EXCLUSION_SECONDS
 from sandboxpool.pools.members import owner_of
@@ -567,8 +567,12 @@ class ClaimReconciler:
             claim = self._get(namespace, owner.name)
             if claim is not None and claim.uid == owner.uid:
                 continue
-            if await self._read(namespace, owner.name, owner.uid) is None:
-                await self._delete_pod(pod, "its claim does not exist any more")
+            try:
+                if await self._read(namespace, owner.name, owner.uid) is None:
+                    await self._delete_pod(pod, "its claim does not exist any more")
+            except (KubeError, *UNREADABLE) as error:
+                # What holds for one pod keeps the sweep from no other.
+                logger.warning("sweep: claim %s/%s: %s", namespace, owner.name, error)
 
     async def _read(self, namespace: str, name: str, uid: str) -> Claim | None:
         """This very claim by a live read; None if it is gone."""

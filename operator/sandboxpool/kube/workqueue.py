@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from sandboxpool.kube.errors import KubeError
+from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.kube.slots import SLOW_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -278,7 +278,8 @@ class WorkQueue(Generic[K]):
             self.forget(key)
             if again is not None and not self._working[key].dropped:
                 self.add_after(key, again)
-        except KubeError as error:
+        except (KubeError, *UNREADABLE) as error:
+            # Also where something between us and the API server answers in its place.
             delay = self.retry(key)
             logger.warning("%s: %s: %s, next try in %.1f s", self.name, key, error, delay)
         except Exception:

@@ -69,8 +69,10 @@ class PoolReconciler:
         wall: Callable[[], float],
         clock: Callable[[], float],
         guarded: bool = False,
+        pods_age: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._client = client
+        self._pods_age = pods_age
         self._cluster = cluster
         self._pools = pools
         self._allocator = allocator

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import pytest
 
-from sandboxpool.kube.errors import ApiError
+from sandboxpool.api import names
+from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 from support.simulation.apiserver import Object, Request
 from support.simulation.network import Network, SimulatedClient
+from support.simulation.process import Process
 from support.simulation.world import World
 
 WEBHOOK_SECONDS = 10.0
@@ -106,6 +109,170 @@ def test_pools_whose_dry_run_hangs_hold_up_no_other_pools_refill(
             assert there < 2.0
             world.run(3.0)
         world.watchdog.wrong.clear()
+
+
+# --- Who leads -----------------------------------------------------------------------------------
+
+
+class Blindness:
+    """Some replicas cannot list or watch pods: large answers do not reach them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clients: set[SimulatedClient] = set()
+        send, watch = Network.send, SimulatedClient.watch
+
+        async def never(request: Request) -> bytes:
+            await asyncio.sleep(30.0)
+            raise UnknownOutcomeError(f"{request.method} {request.path}: timeout")
+
+        def send_if_small(
+            network: Network, sender: SimulatedClient, request: Request
+        ) -> asyncio.Future[bytes]:
+            if sender in self.clients and (request.method, request.path) == ("GET", "/api/v1/pods"):
+                return asyncio.ensure_future(never(request))
+            return send(network, sender, request)
+
+        @asynccontextmanager
+        async def watch_if_small(
+            client: SimulatedClient, path: str, params: Mapping[str, str]
+        ) -> AsyncIterator[AsyncIterator[bytes]]:
+            if client in self.clients and path == "/api/v1/pods":
+                raise UnknownOutcomeError(f"watch {path}: timeout")
+            async with watch(client, path, params) as lines:
+                yield lines
+
+        monkeypatch.setattr(Network, "send", send_if_small)
+        monkeypatch.setattr(SimulatedClient, "watch", watch_if_small)
+
+
+@pytest.fixture
+def blindness(monkeypatch: pytest.MonkeyPatch) -> Blindness:
+    return Blindness(monkeypatch)
+
+
+def leaders(world: World) -> list[Process]:
+    return [p for p in world.processes if not p.dead and p.operator.leads]
+
+
+def standbys(world: World) -> list[Process]:
+    return [p for p in world.processes if not p.dead and not p.operator.leads]
+
+
+def seconds_of_a_claim(world: World, name: str) -> float:
+    world.make_claim(name, bindTimeoutSeconds=3600)
+    return seconds_until(world, lambda: status(world.claim(name)).get("phase") == "Bound", 600.0)
+
+
+def test_a_standby_that_sees_nothing_leaves_the_lease_to_one_that_does(
+    blindness: Blindness,
+) -> None:
+    with World(seed=1, replicas=2) as world:
+        world.make_pool(replicas=3)
+        world.run(60.0)
+        (blind,) = standbys(world)
+        blindness.clients.add(blind.client)
+        world.break_watches("pods", "cut")
+        world.run(200.0)
+        assert any("pods" in what for what in blind.operator._blind()), "it is not ready"
+        assert not leaders(world)[0].operator._blind()
+        world.crash()
+        world.run(30.0)
+        assert blind in standbys(world)
+        assert seconds_of_a_claim(world, "task") < 1.0
+
+
+def test_a_standby_that_cannot_take_over_gives_the_lease_back(blindness: Blindness) -> None:
+    with World(seed=1, replicas=2) as world:
+        world.make_pool(replicas=3)
+        world.run(60.0)
+        (blind,) = standbys(world)
+        # It still has its watch, and cannot list anew.
+        blindness.clients.add(blind.client)
+        world.restart_seconds = 20.0
+        world.crash()
+        assert seconds_of_a_claim(world, "task") < 90.0
+        assert blind.dead
+
+
+def test_a_leader_that_sees_nothing_for_minutes_gives_the_lease_up(blindness: Blindness) -> None:
+    with World(seed=1, replicas=2) as world:
+        world.make_pool(replicas=3)
+        world.run(60.0)
+        (blind,), (well,) = leaders(world), standbys(world)
+        blindness.clients.add(blind.client)
+        world.break_watches("pods", "cut")
+        world.run(180.0)
+        assert blind.dead
+        assert leaders(world) == [well]
+        assert seconds_of_a_claim(world, "task") < 1.0
+
+
+def test_a_quiet_cluster_is_not_taken_for_blindness() -> None:
+    with World(seed=1, replicas=2) as world:
+        world.run(60.0)
+        before = list(world.processes)
+        for _ in range(40):
+            world.run(30.0)
+            assert all(not p.operator._blind() for p in world.processes)
+        for resource in ("pods", "nodes", "events", "sandboxclaims"):
+            world.break_watches(resource, "stall")
+            for _ in range(30):
+                world.run(10.0)
+                assert all(not p.operator._blind() for p in world.processes)
+        assert world.processes == before
+
+
+# --- What cannot be read -------------------------------------------------------------------------
+
+
+def test_an_odd_claim_ends_no_process_and_keeps_no_leftover_from_the_sweep() -> None:
+    with World(seed=1) as world:
+        world.make_pool(replicas=3)
+        world.run(30.0)
+        uids = {}
+        # Whatever the order, something odd comes before what is gone.
+        for name in ("odd", "gone", "odder"):
+            world.make_claim(name)
+            world.run(10.0)
+            claim = world.claim(name)
+            assert claim is not None
+            uids[name] = claim["metadata"]["uid"]
+            if name != "gone":
+                world.change("sandboxclaims", claim, spec={**claim["spec"], "ttlSeconds": 3600.5})
+        world.crash()
+        world.controllers.collects = False
+        claim = world.claim("gone")
+        assert claim is not None
+        world.delete("sandboxclaims", claim)
+        world.run(300.0)
+        claimed = {p["metadata"]["labels"].get(names.LABEL_CLAIM_UID) for p in world.pods()}
+        assert {uids["odd"], uids["odder"]} < claimed, "what cannot be read may be in use"
+        assert uids["gone"] not in claimed
+        assert len([p for p in world.processes if not p.dead]) == 1
+        assert sum(p.dead for p in world.processes) == 1
+
+
+def test_an_answer_that_is_none_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    send, pages = SimulatedClient._send, 0
+
+    async def page(client: SimulatedClient, method: str, path: str, *request: Any) -> bytes:
+        nonlocal pages
+        if world.loop.time() > 30.0 and "leases" not in path and world.random.random() < 0.2:
+            pages += 1
+            return b"<html>please log in</html>"
+        return await send(client, method, path, *request)
+
+    monkeypatch.setattr(SimulatedClient, "_send", page)
+    with World(seed=1) as world:
+        world.make_pool(replicas=3)
+        world.run(30.0)
+        for i in range(10):
+            world.make_claim(f"claim-{i}")
+            world.loop.run_until_complete(asyncio.sleep(60.0))
+        assert pages > 10
+        assert [p.dead or p.task.done() for p in world.processes] == [False]
+        world.watchdog.wrong.clear()
+        world.logged.records.clear()
 
 
 # --- Memory --------------------------------------------------------------------------------------

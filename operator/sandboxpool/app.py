@@ -44,6 +44,7 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.reactions import Queues, Reactions
+from sandboxpool.references import Reference
 from sandboxpool.runtimes.diagnosis import FAILED_CREATE_SANDBOX
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.probe import LABEL_PROBE, ProbeImage
@@ -69,6 +70,13 @@ USER_AGENT = "sandboxpool-operator"
 
 POOLS_PATH = resource_path(names.API_VERSION, names.POOLS)
 CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
+
+
+def _rank(about: Reference) -> int:
+    """Whose events go first: the fleet's are for many, and a claim's for its author alone."""
+    if not about.namespace:
+        return 0
+    return 2 if about.kind == names.CLAIM_KIND else 1
 
 
 class _Listed(msgspec.Struct):
@@ -152,7 +160,14 @@ class Operator:
             is_leaving=lambda pool, pod: self._pool_reconciler.is_leaving(pool, pod),
             on_granted=lambda claim: self._reactions.granted(claim),
         )
-        self._events = EventRecorder(self._client, "sandboxpool", socket.gethostname())
+        self._events = EventRecorder(
+            self._client,
+            "sandboxpool",
+            socket.gethostname(),
+            rank=_rank,
+            on_drop=self._metrics.dropped_events.inc,
+            wall=wall,
+        )
         self._issues = IssueBook()
         probe = ProbeImage(
             settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets

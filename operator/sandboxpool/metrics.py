@@ -104,6 +104,11 @@ class Metrics:
             ("resource",),
             registry=self.registry,
         )
+        self.dropped_events = Counter(
+            "sandboxpool_events_dropped",
+            "Events that were not posted because too many waited.",
+            registry=self.registry,
+        )
         self.restarts = Counter(
             "sandboxpool_restarts",
             "Parts of the process that have ended or failed and were started anew.",

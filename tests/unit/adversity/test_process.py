@@ -12,6 +12,7 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
+from sandboxpool.references import Reference
 from support.simulation.apiserver import Object, Request
 from support.simulation.network import Network, SimulatedClient
 from support.simulation.process import Process
@@ -273,6 +274,24 @@ def test_an_answer_that_is_none_ends_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert [p.dead or p.task.done() for p in world.processes] == [False]
         world.watchdog.wrong.clear()
         world.logged.records.clear()
+
+
+# --- Events --------------------------------------------------------------------------------------
+
+
+def test_claims_that_fail_do_not_keep_the_fleets_events_waiting() -> None:
+    with World(seed=1) as world:
+        world.run(30.0)
+        for i in range(300):
+            world.make_claim(f"claim-{i}", "never-made", bindTimeoutSeconds=1)
+        world.run(10.0)
+        (process,) = world.processes
+        node = Reference("v1", "Node", "", "node-0", "uid-node-0")
+        world._do(process.operator._events.warning, node, "NodeQuarantined", "text")
+        world.run(1.0)
+        posted = [event.get("reason") for event in world.server.all("events")]
+        assert len(posted) < 150, "the claims' own still wait"
+        assert "NodeQuarantined" in posted
 
 
 # --- Memory --------------------------------------------------------------------------------------

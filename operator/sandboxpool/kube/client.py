@@ -110,6 +110,7 @@ class ApiClient:
         permit: Callable[[], None] = lambda: None,
     ) -> None:
         self._server = info.server.rstrip("/")
+        self._proxy = info.proxy_url
         self._ssl = info.as_ssl_context() if self._server.startswith("https") else None
         self._authorization: Callable[[], dict[str, str]] = token_source(info)
         self._user_agent = user_agent
@@ -133,6 +134,7 @@ class ApiClient:
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
+            proxy=self._proxy,
             # To look for cookies that nobody sets takes a tenth of a request's CPU.
             cookie_jar=aiohttp.DummyCookieJar(),
             request_class=Request,

@@ -33,6 +33,7 @@ from sandboxpool.fleet.publish import NodePublisher
 from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.client import ApiClient, resource_path
+from sandboxpool.kube.clock import ServerClock
 from sandboxpool.kube.credentials import connection_info
 from sandboxpool.kube.errors import UNREADABLE, KubeError, NotLeaderError
 from sandboxpool.kube.events import EventRecorder
@@ -100,7 +101,7 @@ class Operator:
         settings: how it runs.
         info: where the API server is.
         client: speaks to it; made from ``info`` unless given.
-        wall: seconds since the epoch.
+        wall: this machine's own clock, in seconds since the epoch.
         clock: a monotonic clock, in seconds, that counts the time of a suspension too.
     """
 
@@ -115,6 +116,8 @@ class Operator:
     ) -> None:
         self._settings = settings
         self._info = info
+        # Whatever is compared with times in API objects is reckoned in the API server's time.
+        wall = self._server_clock = ServerClock(wall, clock)
         self._main: asyncio.Task[Any] | None = None
         self._metrics = Metrics()
         self._client = client or ApiClient(
@@ -122,9 +125,13 @@ class Operator:
             user_agent=USER_AGENT,
             observe=self._metrics.request,
             permit=lambda: self._elector.require(),
+            on_date=self._server_clock.observe,
         )
         self._lease_client = client or ApiClient(
-            info, user_agent=USER_AGENT, observe=self._metrics.request
+            info,
+            user_agent=USER_AGENT,
+            observe=self._metrics.request,
+            on_date=self._server_clock.observe,
         )
         self._elector = Elector(
             self._lease_client,

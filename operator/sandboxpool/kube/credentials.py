@@ -23,7 +23,7 @@ class CredentialsError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Connection(kopf.ConnectionInfo):
-    """What kopf knows of a connection, and the file that its token is read from, if there is one."""
+    """What kopf knows of a connection, and the file that its token is read from, if any."""
 
     token_path: Path | None = None
 

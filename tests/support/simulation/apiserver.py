@@ -133,7 +133,7 @@ class ApiServer:
         self.version = 1000
         self.listeners: list[Callable[[Change], None]] = []
         self.watches: list[Watch] = []
-        self._wall = wall
+        self.wall = wall
         self._objects: defaultdict[str, dict[Key, Object]] = defaultdict(dict)
         self._history: defaultdict[str, list[Change]] = defaultdict(list)
         self._compacted = 0
@@ -285,7 +285,7 @@ class ApiServer:
         metadata = {
             **body["metadata"],
             "uid": f"uid-{next(self._uids)}",
-            "creationTimestamp": timestamp(self._wall()),
+            "creationTimestamp": timestamp(self.wall()),
             "generation": 1,
         }
         if resource != "pods":
@@ -333,7 +333,7 @@ class ApiServer:
         if resource != GRACEFUL or grace == 0 or not old["spec"].get("nodeName"):
             self._commit(resource, key_of(old), None, by=by, late=late)
         elif "deletionTimestamp" not in old["metadata"]:
-            metadata = {**old["metadata"], "deletionTimestamp": timestamp(self._wall() + 30)}
+            metadata = {**old["metadata"], "deletionTimestamp": timestamp(self.wall() + 30)}
             self._commit(resource, key_of(old), {**old, "metadata": metadata}, by=by, late=late)
 
     def _commit(

@@ -45,6 +45,10 @@ class SimulatedOperator(Operator):
         """Called right before each write, as the operator's own client does."""
         self._elector.require()
 
+    def on_date(self, date: float) -> None:
+        """Called with the Date of an answer, as the operator's own client does."""
+        self._server_clock.observe(date)
+
     async def _kopf(self) -> None:
         async with asyncio.TaskGroup() as watches:
             for path, store in ((POOLS_PATH, self._pools), (CLASSES_PATH, self._classes)):
@@ -109,6 +113,7 @@ class Process:
             clock=loop.time,
         )
         self.client.permit = self.operator.permit
+        self.client.on_date = self.operator.on_date
         self.operator.on_lease_lost = lambda: on_lease_lost(self)
         self.task = loop.create_task(self.operator.operate())
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from sandboxpool.api import names
+from sandboxpool.api.times import epoch
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 from sandboxpool.references import Reference
 from support.simulation.apiserver import Object, Request
@@ -292,6 +293,62 @@ def test_claims_that_fail_do_not_keep_the_fleets_events_waiting() -> None:
         posted = [event.get("reason") for event in world.server.all("events")]
         assert len(posted) < 150, "the claims' own still wait"
         assert "NodeQuarantined" in posted
+
+
+# --- Clocks --------------------------------------------------------------------------------------
+
+
+class SkewedWorld(World):
+    """Operators that start from now on run on a machine whose clock is wrong by so many seconds."""
+
+    skew = 0.0
+
+    def _start(self) -> None:
+        skew = self.skew
+        self.processes.append(Process(self.network, lambda: self.wall() + skew, self._end))
+
+
+@pytest.mark.parametrize("skew", [86_400.0, -86_400.0])
+def test_a_leader_whose_clock_is_a_day_wrong_expires_nothing(skew: float) -> None:
+    with SkewedWorld(seed=1) as world:
+        world.make_pool(replicas=4, claims={"defaultTTLSeconds": 43_200})
+        world.run(30.0)
+        for i in range(3):
+            world.make_claim(f"claim-{i}")
+        world.make_claim("waiting", "later", bindTimeoutSeconds=7200)
+        world.run(10.0)
+        world.skew = skew
+        world.crash()
+        world.run(120.0)
+        assert [status(world.claim(f"claim-{i}"))["phase"] for i in range(3)] == ["Bound"] * 3
+        assert status(world.claim("waiting")).get("phase") in (None, "Pending")
+        assert seconds_of_a_claim(world, "next") < 1.0
+        found = status(world.claim("next"))
+        assert abs(epoch(found["boundAt"]) - world.wall()) < 5.0
+
+
+@pytest.mark.parametrize("skew", [360.0, -360.0])
+def test_sandboxes_start_in_time_whatever_the_leaders_clock_says(skew: float) -> None:
+    world = SkewedWorld(seed=1)
+    world.skew = skew
+    with world:
+        for node in world.controllers.nodes.values():
+            node.seconds = (2, 4)
+        world.make_pool(replicas=3)
+        world.run(60.0)
+        assert status(world.pool())["warm"] == 3
+        assert len(world.pods()) == 3
+
+
+def test_a_claim_has_its_whole_patience_although_the_leaders_clock_is_ahead() -> None:
+    world = SkewedWorld(seed=1)
+    world.skew = 20.0
+    with world:
+        world.make_pool(replicas=3)
+        world.run(30.0)
+        world.make_claim("task", bindTimeoutSeconds=15)
+        world.run(2.0)
+        assert status(world.claim("task"))["phase"] == "Bound"
 
 
 # --- Memory --------------------------------------------------------------------------------------

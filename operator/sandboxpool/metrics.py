@@ -98,6 +98,23 @@ class Metrics:
             ("resource", "cause"),
             registry=self.registry,
         )
+        self.watch_age = Gauge(
+            "sandboxpool_watch_age_seconds",
+            "Seconds since a watch has last shown a sign of life; above 120 nothing is decided.",
+            ("resource",),
+            registry=self.registry,
+        )
+        self.dropped_events = Counter(
+            "sandboxpool_events_dropped",
+            "Events that were not posted because too many waited.",
+            registry=self.registry,
+        )
+        self.restarts = Counter(
+            "sandboxpool_restarts",
+            "Parts of the process that have ended or failed and were started anew.",
+            ("part",),
+            registry=self.registry,
+        )
         self.leader = Gauge(
             "sandboxpool_leader",
             "1 in the process that leads, 0 in one that stands by.",

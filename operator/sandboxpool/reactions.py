@@ -149,6 +149,7 @@ class Reactions:
             self.queues.claims.add(new.key)
         elif old is not None:
             self._claim_keys.pop(old.uid, None)
+            self.queues.claims.drop(old.key)
 
     def pool(self, old: Pool | None, new: Pool | None) -> None:
         """A pool has changed."""
@@ -167,6 +168,8 @@ class Reactions:
             if changed:
                 self.offers.refresh_pool(new)
             self.queues.pools.add(new.key)
+        elif old is not None:
+            self.queues.pools.drop(old.key)
         if changed:
             self._look_for_wishes()
             key = (new or old).key  # type: ignore[union-attr]

@@ -305,7 +305,7 @@ def half_a_view_is_enough() -> None:
         return
 
     async def _take_over(self: app.Operator) -> None:
-        for informer in self._informers:
+        for informer in self._informers.values():
             await informer.unmute()
         await self._listed.wait()
 

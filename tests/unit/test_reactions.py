@@ -54,6 +54,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.keys: list[Any] = []
+        self.dropped: list[Any] = []
 
     def add(self, key: Any) -> None:
         self.keys.append(key)
@@ -61,6 +62,9 @@ class Queue:
     def add_after(self, key: Any, seconds: float) -> None:
         assert 0 < seconds < 1, "bursts are gathered for a moment, and no longer"
         self.keys.append(key)
+
+    def drop(self, key: Any) -> None:
+        self.dropped.append(key)
 
     def close(self) -> None:
         self.keys.append("closed")

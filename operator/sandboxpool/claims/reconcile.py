@@ -24,7 +24,7 @@ from sandboxpool.claims.attempt import Attempt, first_sight
 from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import LONGEST_RETRY_SECONDS
 from sandboxpool.pools.members import owner_of
@@ -794,8 +794,12 @@ class ClaimReconciler:
             claim = self._get(namespace, owner.name)
             if claim is not None and claim.uid == owner.uid:
                 continue
-            if await self._read(namespace, owner.name, owner.uid) is None:
-                await self._delete_pod(pod, "its claim does not exist any more")
+            try:
+                if await self._read(namespace, owner.name, owner.uid) is None:
+                    await self._delete_pod(pod, "its claim does not exist any more")
+            except (KubeError, *UNREADABLE) as error:
+                # What holds for one pod keeps the sweep from no other.
+                logger.warning("sweep: claim %s/%s: %s", namespace, owner.name, error)
 
     async def _is_as_seen(self, claim: Claim) -> bool:
         """Whether the server has the claim as the cache shows it: no other process has told it."""

@@ -75,10 +75,12 @@ class PoolReconciler:
         look_at: Callable[[Key], None] = lambda key: None,
         wake_claim: Callable[[str], object] = lambda uid: None,
         guarded: bool = False,
+        pods_age: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._look_at = look_at
         self._wake_claim = wake_claim
         self._client = client
+        self._pods_age = pods_age
         self._cluster = cluster
         self._pools = pools
         self._allocator = allocator

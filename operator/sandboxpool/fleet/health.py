@@ -43,7 +43,7 @@ WITNESSES = 2
 class HealthListener(Protocol):
     """Told of what changes, for work, events and metrics."""
 
-    def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
+    def node_changed(self, node: str, handler: str) -> None:
         """What is known of a handler on a node is not what it was, and perhaps some verdict."""
 
     def hinted(self) -> None:
@@ -269,8 +269,8 @@ class Health:
         self._changed(node.name, CONTROL)
 
     def _changed(self, node: str, handler: str) -> None:
-        stands_otherwise = self._cluster.nodes.reconsider(node)
-        self._listener.node_changed(node, handler, stands_otherwise=stands_otherwise)
+        self._cluster.nodes.reconsider(node)
+        self._listener.node_changed(node, handler)
 
     def _write_down(self, node: str) -> None:
         quarantines = self._cluster.quarantines.dump(node)

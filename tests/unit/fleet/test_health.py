@@ -85,8 +85,8 @@ class Listener:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
-        self.told.append(("changed", node, handler, stands_otherwise))
+    def node_changed(self, node: str, handler: str) -> None:
+        self.told.append(("changed", node, handler))
 
     def hinted(self) -> None:
         self.told.append(("hinted",))
@@ -434,7 +434,7 @@ def test_a_failed_probe_quarantines_and_is_told_once() -> None:
     assert world.rows() == [("ShimMissing", 1)]
     told = [what for what in world.listener.told if what[0] == "quarantined"]
     assert told == [("quarantined", "node-1", "runsc", "ShimMissing")]
-    assert ("changed", "node-1", "runsc", True) in world.listener.told
+    assert ("changed", "node-1", "runsc") in world.listener.told
     world.listener.take()
     world.now += 10
     world.breaks(why="scout")

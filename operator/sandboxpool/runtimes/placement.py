@@ -100,7 +100,7 @@ def allows(placement: Placement, node: NodeFacts, *, now: bool) -> bool:
             cordon = Taint(key=CORDON_TAINT, effect="NoSchedule")
             if not any(_tolerates(toleration, cordon) for toleration in placement.tolerations):
                 return False
-    return all(
+    return not taints or all(
         any(_tolerates(toleration, taint) for toleration in placement.tolerations)
         for taint in taints
     )

@@ -76,7 +76,9 @@ def stand(
             answer = Answer.QUARANTINED
         elif unproven:
             answer = Answer.UNPROVEN
-    return Standing(node, answer, allows(placement, node, now=True))
+    # What neither comes nor goes was asked for already.
+    passing = node.taints or not node.usable
+    return Standing(node, answer, not passing or allows(placement, node, now=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +155,12 @@ def _share_of(standing: Standing | None) -> _Share:
     if standing is None:
         return _NOTHING
     node, answer = standing.node, standing.answer
-    hostname = node.hostname
     listed = answer if standing.eligible else None
-    kept_out = answer if answer in KEPT_OUT and hostname is not None else None
+    kept_out = answer if answer in KEPT_OUT and node.hostname is not None else None
     return _Share(
         listed,
         kept_out,
-        hostname if kept_out or listed is Answer.SERVING else None,
+        node.hostname if kept_out or listed is Answer.SERVING else None,
         node.created if listed is Answer.NOT_SERVING else 0.0,
     )
 

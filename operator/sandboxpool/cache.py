@@ -128,6 +128,9 @@ class _View:
         self.readers: dict[Reader, None] = {}
         self.read = True
 
+    def is_of(self, handler: str, proof_wanted: bool) -> bool:
+        return self.handler == handler and self.proof_wanted == proof_wanted
+
 
 class NodeIndex:
     """The facts of all nodes, and verdicts over them.
@@ -215,6 +218,9 @@ class NodeIndex:
             reader: is told of by ``take_changed`` once the answer may be another one, for as long
                 as it asks for no other and is not forgotten.
         """
+        known = self._readers.get(reader) if reader is not None else None
+        if known is not None and known[0] is placement and known[1].is_of(handler, proof_wanted):
+            return known[1].tally.verdict
         needed = self._shorten(placement)
         key = handler, needed, proof_wanted
         view = self._views.get(key)
@@ -223,7 +229,7 @@ class NodeIndex:
             for name in self._facts:
                 self._stand(view, name)
         view.read = True
-        if reader is not None and self._readers.get(reader) != (placement, view):
+        if reader is not None:
             self.forget(reader)
             self._readers[reader] = placement, view
             view.readers[reader] = None
@@ -259,9 +265,10 @@ class NodeIndex:
             return
         for placement in longer:
             self._needed.pop(placement, None)
-        for reader, (placement, _) in self._readers.items():
-            if placement in longer:
-                self._changed[reader] = None
+        for reader in [r for r, (placement, _) in self._readers.items() if placement in longer]:
+            self._changed[reader] = None
+            # It has to ask for another view.
+            self.forget(reader)
 
     def _review(self) -> None:
         """Drop the views that nobody has read for long, and the placements that nobody has."""

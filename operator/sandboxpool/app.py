@@ -10,12 +10,11 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import kopf
-import msgspec
 
 from sandboxpool import handlers, web
 from sandboxpool.api import names
@@ -40,6 +39,7 @@ from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
+from sandboxpool.listing import take_list
 from sandboxpool.metrics import ClusterCollector, Metrics
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
@@ -80,20 +80,6 @@ def _rank(about: Reference) -> int:
     return 2 if about.kind == names.CLAIM_KIND else 1
 
 
-class _Listed(msgspec.Struct):
-    metadata: dict[str, Any]
-    items: list[msgspec.Raw]
-
-
-def _readable(items: list[msgspec.Raw]) -> Iterator[dict[str, Any]]:
-    """What can be read of a list; the rest is as good as not there."""
-    for item in items:
-        try:
-            yield msgspec.json.decode(item, type=dict[str, Any])
-        except UNREADABLE as error:
-            logger.warning("an object is skipped, which cannot be read: %s", error)
-
-
 class Operator:
     """One operator process, connected to one cluster.
 
@@ -119,7 +105,7 @@ class Operator:
         # Whatever is compared with times in API objects is reckoned in the API server's time.
         wall = self._server_clock = ServerClock(wall, clock)
         self._main: asyncio.Task[Any] | None = None
-        self._metrics = Metrics()
+        self._metrics = Metrics(lambda key: self._pools.get(key) is not None)
         self._client = client or ApiClient(
             info,
             user_agent=USER_AGENT,
@@ -234,7 +220,6 @@ class Operator:
             offers=self._offers,
             pool_reconciler=self._pool_reconciler,
             claim_reconciler=self._claim_reconciler,
-            claims=self._claims,
             health=lambda: self._health,
             prober=self._prober,
             events=self._events,
@@ -395,12 +380,11 @@ class Operator:
         """List pools and classes every minute: kopf never says what vanished behind its back."""
         while True:
             try:
-                for path, store in ((CLASSES_PATH, self._classes), (POOLS_PATH, self._pools)):
-                    listed = msgspec.json.decode(await self._client.get(path), type=_Listed)
-                    store.replace(_readable(listed.items), listed.metadata["resourceVersion"])
+                await take_list(self._client, CLASSES_PATH, self._classes)
+                await take_list(self._client, POOLS_PATH, self._pools)
                 self._listed.set()
                 wait = LIST_SECONDS
-            except (KubeError, *UNREADABLE, LookupError, TypeError) as error:
+            except (KubeError, *UNREADABLE) as error:
                 # Also where something between us and the API server answers in its place.
                 logger.warning("list of pools and classes: %r", error)
                 wait = LIST_SECONDS if self._listed.is_set() else 1.0

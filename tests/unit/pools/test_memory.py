@@ -21,6 +21,7 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.placement import Placement
 from support.builders import NOW, facts, node, pod, pool, pool_body
+from support.lists import replace
 
 # --- Expectations --------------------------------------------------------------------------------
 
@@ -126,19 +127,57 @@ def test_a_pool_made_again_under_its_name_is_another(
     assert len(changes) == 2
 
 
-def test_a_list_replaces_what_is_not_newer_than_it(store: PoolStore) -> None:
+def test_a_list_replaces_what_was_not_told_since_it_was_asked_for(store: PoolStore) -> None:
     store.observe(pool_body("gone", uid="a", version=3))
-    store.observe(pool_body("newer", uid="b", version=12))
-    store.replace([pool_body("listed", uid="c", version=4)], "10")
-    assert sorted(p.name for p in store) == ["listed", "newer"]
+    store.observe(pool_body("stays", uid="d", version=3))
+
+    def meanwhile() -> None:
+        store.observe(pool_body("newer", uid="b", version=12))
+        store.observe(pool_body("older", uid="e", version=9))
+        store.observe(pool_body("stays", uid="d", version=13, replicas=5, generation=2))
+
+    bodies = [pool_body("listed", uid="c", version=4), pool_body("stays", uid="d", version=3)]
+    replace(store, bodies, "10", meanwhile)
+    assert sorted(p.name for p in store) == ["listed", "newer", "stays"]
     assert store.by_uid("a") is None
+    stays = store.by_uid("d")
+    assert stays is not None
+    assert stays.version == 13
+
+
+def test_a_list_does_not_bring_back_what_was_deleted_since_it_was_asked_for(
+    store: PoolStore,
+) -> None:
+    store.observe(pool_body(version=3))
+    gone = pool_body(version=11)
+    replace(store, [pool_body(version=3)], "10", lambda: store.observe(gone, deleted=True))
+    assert not len(store)
+
+
+def test_a_list_is_the_truth_even_where_versions_count_from_a_backup(store: PoolStore) -> None:
+    store.observe(pool_body("kept", uid="a", version=1000, replicas=3, generation=4))
+    store.observe(pool_body("made later", uid="b", version=1001))
+    store.observe(pool_body("deleted later", uid="c", version=1002))
+    store.observe(pool_body("deleted later", uid="c", version=1003), deleted=True)
+    bodies = [
+        pool_body("kept", uid="a", version=50, replicas=1, generation=2),
+        pool_body("deleted later", uid="c", version=51),
+    ]
+    replace(store, bodies, "60")
+    assert {pool.name: pool.version for pool in store} == {"kept": 50, "deleted later": 51}
+    store.observe(pool_body("kept", uid="a", version=61, replicas=2, generation=3))
+    store.observe(pool_body("kept", uid="a", version=55, replicas=9, generation=9))
+    kept = store.by_uid("a")
+    assert kept is not None
+    assert kept.spec is not None
+    assert kept.spec.replicas == 2, "a watch goes on from the list, and not behind what is known"
 
 
 def test_a_late_event_does_not_bring_back_a_pool_that_a_list_no_longer_held(
     store: PoolStore,
 ) -> None:
     store.observe(pool_body(version=3))
-    store.replace([], "10")
+    replace(store, [], "10")
     store.observe(pool_body(version=3))
     assert not len(store)
 
@@ -182,7 +221,7 @@ def test_no_junk_in_an_object_stops_the_others(where: str, value: Any) -> None:
     for key in path:
         inside = inside[key]
     inside[last] = value
-    store.replace([damaged, pool_body("good", uid="good")], "10")
+    replace(store, [damaged, pool_body("good", uid="good")], "10")
     assert store.by_uid("good") is not None
     known = store.by_uid("damaged")
     assert known is not None
@@ -192,7 +231,7 @@ def test_no_junk_in_an_object_stops_the_others(where: str, value: Any) -> None:
 @pytest.mark.parametrize("body", [{}, {"metadata": []}, {"metadata": {"name": 1}}, None, "x"])
 def test_what_is_no_object_at_all_stops_no_other(body: Any) -> None:
     store = PoolStore(lambda old, new: None)
-    store.replace([body, pool_body("good", uid="good")], "10")
+    replace(store, [body, pool_body("good", uid="good")], "10")
     assert store.by_uid("good") is not None
 
 

@@ -114,6 +114,7 @@ class ApiClient:
     ) -> None:
         self._server = info.server.rstrip("/")
         self._proxy = info.proxy_url
+        self._ca_path = info.ca_path
         self._ssl = info.as_ssl_context() if self._server.startswith("https") else None
         self._authorization: Callable[[], dict[str, str]] = token_source(info)
         self._user_agent = user_agent
@@ -258,9 +259,17 @@ class ApiClient:
                     raise error_of(response.status, payload, response.headers.get("Retry-After"))
                 return payload
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            self._distrusted(error)
             raise UnknownOutcomeError(f"{method} {path}: {type(error).__name__} {error}") from error
         finally:
             self._observe(method, code, time.perf_counter() - started)
+
+    def _distrusted(self, error: BaseException) -> None:
+        """Read the CA's file anew if a certificate was not trusted: it is rotated in place."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError) and self._ca_path:
+            assert self._ssl is not None, "only https has certificates"
+            with suppress(OSError):
+                self._ssl.load_verify_locations(cafile=self._ca_path)
 
     def _note_date(self, response: aiohttp.ClientResponse) -> None:
         text = response.headers.get("Date", "")
@@ -303,6 +312,7 @@ class ApiClient:
                     )
                 yield _lines(response)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            self._distrusted(error)
             raise UnknownOutcomeError(f"watch {path}: {type(error).__name__} {error}") from error
 
 

@@ -1,5 +1,8 @@
 """Kubeconfigs as people and clouds write them, and tokens that are rotated in place."""
 
+import shutil
+import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from aiohttp.test_utils import TestServer
 from sandboxpool.kube import credentials
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.credentials import Connection, CredentialsError, connection_info, token_source
+from sandboxpool.kube.errors import UnknownOutcomeError
 
 
 class Kubeconfig:
@@ -148,3 +152,53 @@ async def test_requests_go_through_the_proxy_of_the_kubeconfig() -> None:
         async with ApiClient(info, user_agent="test") as client:
             assert await client.get("/things") == b"{}"
     assert asked == ["http://api.invalid/things"]
+
+
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A new certificate for 127.0.0.1 that is its own authority, and its key."""
+    files = folder / f"{name}.crt", folder / f"{name}.key"
+    how = [
+        "req",
+        "-x509",
+        "-nodes",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-addext",
+    ]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-subj", f"/CN={name}"]
+    out = ["-out", str(files[0]), "-keyout", str(files[1])]
+    subprocess.run(
+        ["openssl", *how, *names, *out],
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
+async def test_an_authority_that_was_rotated_is_read_anew(tmp_path: Path) -> None:
+    (old, _), (new, key) = certificate(tmp_path, "old"), certificate(tmp_path, "new")
+    authority = tmp_path / "ca.crt"
+    shutil.copy(old, authority)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    identity = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    identity.load_cert_chain(new, key)
+    server = TestServer(app, scheme="https")
+    await server.start_server(ssl=identity)
+    info = Connection(server=f"https://127.0.0.1:{server.port}", ca_path=str(authority))
+    async with ApiClient(info, user_agent="test") as client:
+        for _ in range(2):
+            with pytest.raises(UnknownOutcomeError, match="Certificate"):
+                await client.get("/things")
+        shutil.copy(new, authority)
+        with pytest.raises(UnknownOutcomeError, match="Certificate"):
+            await client.get("/things")
+        assert await client.get("/things") == b"{}"
+    await server.close()

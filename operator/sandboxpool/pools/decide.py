@@ -74,6 +74,7 @@ class PoolInput:
         creating_cold: the same, for claims: they count against the ceiling only.
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch.
+        blind: the cache of pods is too old to create anything by.
     """
 
     spec: SandboxPoolSpec
@@ -89,6 +90,7 @@ class PoolInput:
     trouble: Trouble
     guarded: bool
     now: float
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,6 +409,8 @@ def _held_off(given: PoolInput) -> bool:
 def _creatable(given: PoolInput, stock: Members, missing: int) -> tuple[int, Reason | None]:
     if missing <= 0:
         return 0, None
+    if given.blind:
+        return 0, Reason.CACHE_STALE
     if not given.resolution.usable:
         return 0, given.resolution.reason
     if given.template.state is not TemplateState.ACCEPTED:

@@ -161,6 +161,7 @@ class Operator:
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
             probe=probe,
             guarded=settings.admission_policy,
+            wake=lambda pool: self._queues.pools.add(pool),
             wall=wall,
             clock=clock,
         )
@@ -491,6 +492,7 @@ class Operator:
                     task.cancel()
         finally:
             self._queues.close()
+            self._pool_reconciler.close()
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[None]:

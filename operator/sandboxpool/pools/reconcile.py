@@ -35,6 +35,7 @@ from sandboxpool.pools.state import PoolState, PoolStates
 from sandboxpool.pools.status import invalid_status, pool_status
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, build_pod, fingerprint, pod_name
+from sandboxpool.pools.unseen import UnseenPods
 from sandboxpool.pools.writer import FailureObserver, PodWriter, refusal_reason
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
@@ -48,10 +49,18 @@ Key = tuple[str, str]
 
 # A pool some of whose pods are just being handed out is looked at again after this many seconds.
 BINDING_RECHECK_SECONDS = 5.0
+# A cache of pods that has made no progress for so long shows what may be true no more: a healthy
+# watch has bookmarks every minute.
+BLIND_SECONDS = 120.0
+BLIND_RECHECK_SECONDS = 10.0
 
 
 class PoolReconciler:
-    """Works on one pool at a time."""
+    """Works on one pool at a time.
+
+    ``pods_age`` says how many seconds ago the pods' cache last made progress; ``wake`` is called
+    with the key of each pool to be looked at again.
+    """
 
     def __init__(
         self,
@@ -69,6 +78,8 @@ class PoolReconciler:
         wall: Callable[[], float],
         clock: Callable[[], float],
         guarded: bool = False,
+        pods_age: Callable[[], float] = lambda: 0.0,
+        wake: Callable[[Key], None] = lambda key: None,
     ) -> None:
         self._client = client
         self._cluster = cluster
@@ -81,7 +92,12 @@ class PoolReconciler:
         self._states = PoolStates(clock)
         self._probe = probe
         self._guarded = guarded
-        self._checker = TemplateChecker(client, probe)
+        self._pods_age = pods_age
+        self._wake = wake
+        # Pools whose creates were refused by a quota, by namespace.
+        self._at_quota: dict[str, set[str]] = {}
+        self._checker = TemplateChecker(client, probe, clock, wake)
+        self._unseen = UnseenPods(client, cluster, offers, wall)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
         self._writer = PodWriter(
@@ -103,6 +119,8 @@ class PoolReconciler:
         """A pod of a pool has changed in the cache; None if it is gone, or no longer the pool's."""
         if old is not None and _is_starting(old) and (new is None or not _is_staying(new)):
             self._states.note_taken(pool_uid, old, self._wall())
+        if old is not None and (new is None or (new.finished and not old.finished)):
+            self._use_room(old.metadata.namespace)
         if new is None:
             if old is not None:
                 self.stir(pool_uid, old.metadata.uid)
@@ -114,6 +132,13 @@ class PoolReconciler:
         if new.metadata.deletionTimestamp is not None:
             self._states.settle_delete(pool_uid, new.metadata.uid)
         self._tracker.observe(pool_uid, new)
+
+    def _use_room(self, namespace: str) -> None:
+        """A pod has ended: those that wait for a quota of its namespace need not wait on."""
+        for pool_uid in self._at_quota.pop(namespace, ()):
+            pool = self._pools.by_uid(pool_uid)
+            if pool is not None and self._states[pool_uid].note_room(self._wall()):
+                self._wake(pool.key)
 
     def stir(self, pool_uid: str, pod_uid: str) -> None:
         """A pod, its ground, what was said of it or whether it is held may have changed."""
@@ -129,6 +154,10 @@ class PoolReconciler:
         self._cluster.avoidance.forget_pool(pool_uid)
         self._checker.forget(pool_uid)
         self._publisher.forget(pool_uid)
+
+    def close(self) -> None:
+        """End what is under way beside the reconciles."""
+        self._checker.close()
 
     def _sampled(self, pool_uid: str, stage: str, seconds: float) -> None:
         pool = self._pools.by_uid(pool_uid)
@@ -149,7 +178,8 @@ class PoolReconciler:
         resolution = self._cluster.resolution(pool)
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
-        template = await self._checker.check(pool, usable, self._clock())
+        template = await self._checker.check(pool, usable)
+        await self._unseen.look(pool, self._states[pool.uid])
         if self._pools.get(key) is not pool:
             # It has changed, or gone, while the API server was asked: start anew.
             return 0.0
@@ -177,6 +207,8 @@ class PoolReconciler:
                 for name in new
             ]
             await self._writer.create(pool, state, bodies)
+            if state.trouble.reason is Reason.QUOTA_EXCEEDED:
+                self._at_quota.setdefault(pool.namespace, set()).add(pool.uid)
         # To sum up a large pool costs more than to decide about it.
         status_due: float | None = self._publisher.due(pool.uid)
         if not status_due:
@@ -228,8 +260,12 @@ class PoolReconciler:
             creating_cold=creating_cold,
             trouble=state.trouble,
             guarded=self._guarded,
+            blind=self._is_blind(),
             now=now,
         )
+
+    def _is_blind(self) -> bool:
+        return self._pods_age() > BLIND_SECONDS
 
     def _sort(self, pool: Pool, state: PoolState) -> Members:
         ground = self._cluster.grounds(pool.proof)
@@ -281,6 +317,9 @@ class PoolReconciler:
             times.append(overdue)
         if status_due is not None:
             times.append(status_due)
+        if self._is_blind():
+            # Its recovery need not change any pod.
+            times.append(BLIND_RECHECK_SECONDS)
         if self._allocator.binding(pool.uid):
             # Should it fail, no event of the pod would tell.
             times.append(BINDING_RECHECK_SECONDS)
@@ -301,7 +340,7 @@ class PoolReconciler:
             return Refusal(Reason.RUNTIME_CLASS_NOT_FOUND, message)
         if not resolution.usable:
             return Refusal(resolution.reason, resolution.message)
-        template = await self._checker.check(pool, resolution.runtime, self._clock())
+        template = await self._checker.check(pool, resolution.runtime)
         verdict, template = self._judge(pool, resolution, template)
         if template.state is not TemplateState.ACCEPTED:
             return Refusal(template.reason, template.message)

@@ -77,6 +77,7 @@ class _Question:
         again_at: when to ask again, by the clock; None for never.
         failures: answers in a row that were no acceptance.
         asking: the request under way.
+        awaited: a reconcile waits for its answer at this moment.
     """
 
     about: tuple[str, str]
@@ -84,6 +85,7 @@ class _Question:
     again_at: float | None = 0.0
     failures: int = 0
     asking: asyncio.Task[_Answer] | None = None
+    awaited: bool = False
 
 
 class TemplateChecker:
@@ -93,7 +95,7 @@ class TemplateChecker:
         client: the API client.
         probe: what goes before the template's containers where each sandbox is proven.
         clock: a monotonic clock, in seconds, that nobody sets back: a pool waits for it.
-        on_answer: told the key of a pool whose answer has come.
+        on_answer: told the key of a pool whose answer has come late.
     """
 
     def __init__(
@@ -168,7 +170,11 @@ class TemplateChecker:
         if due and question.asking is None:
             question.asking = asyncio.create_task(self._ask(pool, runtime))
             question.asking.add_done_callback(partial(self._answered, pool, question))
-            await asyncio.wait({question.asking}, timeout=PATIENCE_SECONDS)
+            question.awaited = True
+            try:
+                await asyncio.wait({question.asking}, timeout=PATIENCE_SECONDS)
+            finally:
+                question.awaited = False
         return question.verdict
 
     def _answered(self, pool: Pool, question: _Question, asking: asyncio.Task[_Answer]) -> None:
@@ -191,7 +197,8 @@ class TemplateChecker:
             pause *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
             question.again_at = self._clock() + pause
             question.failures += 1
-        self._on_answer(pool.key)
+        if not question.awaited:
+            self._on_answer(pool.key)
 
     async def _ask(self, pool: Pool, runtime: Runtime) -> _Answer:
         name = pod_name(pool.name, "dry run")

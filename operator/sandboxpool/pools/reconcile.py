@@ -151,6 +151,8 @@ class PoolReconciler:
     def forget(self, pool_uid: str) -> None:
         """The pool is gone."""
         self._states.forget(pool_uid)
+        for waiting in self._at_quota.values():
+            waiting.discard(pool_uid)
         self._cluster.avoidance.forget_pool(pool_uid)
         self._checker.forget(pool_uid)
         self._publisher.forget(pool_uid)
@@ -178,8 +180,8 @@ class PoolReconciler:
         resolution = self._cluster.resolution(pool)
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
-        template = await self._checker.check(pool, usable)
         await self._unseen.look(pool, self._states[pool.uid])
+        template = await self._checker.check(pool, usable)
         if self._pools.get(key) is not pool:
             # It has changed, or gone, while the API server was asked: start anew.
             return 0.0

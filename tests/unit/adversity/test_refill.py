@@ -12,6 +12,7 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.kube.errors import ApiError
+from sandboxpool.pools.reconcile import BLIND_SECONDS, PoolReconciler
 from support.simulation.apiserver import ApiServer, Key, Object, labels
 from support.simulation.network import SimulatedClient
 from support.simulation.world import CONTAINERS, World
@@ -331,6 +332,28 @@ def test_what_was_made_and_taken_away_unseen_is_made_again_ever_more_slowly(
         excuse(world)
 
 
+def test_nothing_is_made_by_a_cache_that_has_stood_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    age = 0.0
+    init = PoolReconciler.__init__
+
+    def build(reconciler: PoolReconciler, **parts: Any) -> None:
+        init(reconciler, **{**parts, "pods_age": lambda: age})
+
+    monkeypatch.setattr(PoolReconciler, "__init__", build)
+    with World(seed=1) as world:
+        world.make_pool("pool", 2)
+        world.run(20)
+        age = BLIND_SECONDS + 1
+        before = creates(world)
+        world.change_pool("pool", replicas=4)
+        world.run(300)
+        assert creates(world) == before
+        assert condition(world, "Warm")[:2] == ("False", "CacheStale")
+        assert condition(world, "Ready")[:2] == ("True", "SandboxWarm")
+        age = 0.0
+        until(world, lambda: len(stock(world)) == 4, 15)
+
+
 # --- What is missing, and may still come ---------------------------------------------------------
 
 
@@ -447,7 +470,10 @@ def test_room_that_others_leave_under_a_quota_is_found_within_half_a_minute(
 ) -> None:
     with World(seed=1) as world:
         refuse.append(at_most(world, 2))
-        world.make_pool("pool", 4)
-        world.run(900)
-        refuse[:] = [at_most(world, 4)]
-        until(world, lambda: len(world.pods()) == 4, 60)
+        world.make_pool("pool", 2)
+        world.run(20)
+        for more in range(1, 5):
+            world.change_pool("pool", replicas=2 + more)
+            world.run(800)
+            refuse[:] = [at_most(world, 2 + more)]
+            until(world, lambda more=more: len(world.pods()) == 2 + more, 31)  # type: ignore[misc]

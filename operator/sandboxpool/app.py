@@ -159,9 +159,10 @@ class Operator:
             observer=self._metrics,
             on_startup_sample=self._on_startup_sample,
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
+            look_at=self._queues.pools.add,
+            wake_claim=lambda claim: self._reactions.wake_claim(claim),
             probe=probe,
             guarded=settings.admission_policy,
-            wake=lambda pool: self._queues.pools.add(pool),
             wall=wall,
             clock=clock,
         )

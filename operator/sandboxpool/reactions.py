@@ -185,7 +185,7 @@ class Reactions:
 
     def granted(self, claim_uid: str) -> None:
         """A waiting claim has been given a pod; one that is gone leaves it to the next."""
-        if self._wake_claim(claim_uid):
+        if self.wake_claim(claim_uid):
             return
         freed = self.allocator.abandon(claim_uid)
         pod = self.cluster.pods.get(freed[1].uid) if freed is not None else None
@@ -254,7 +254,8 @@ class Reactions:
             self.pool_reconciler.stir(self.pools.uid_of(pod) or "", pod.metadata.uid)
             self._wake_owner(pod)
 
-    def _wake_claim(self, uid: str | None) -> bool:
+    def wake_claim(self, uid: str | None) -> bool:
+        """Have a claim looked at; return whether there is one of this uid."""
         key = self._claim_keys.get(uid) if uid is not None else None
         if key is not None:
             self.queues.claims.add(key)

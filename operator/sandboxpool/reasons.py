@@ -103,6 +103,7 @@ class Reason(StrEnum):
     METADATA_NOT_ALLOWED = "MetadataNotAllowed"
     NO_WARM_SANDBOX = "NoWarmSandbox"
     MAX_SANDBOXES_REACHED = "MaxSandboxesReached"
+    MAX_STARTING_REACHED = "MaxStartingReached"
     BIND_TIMEOUT = "BindTimeout"
     TTL_EXPIRED = "TTLExpired"
     POD_LOST = "PodLost"

@@ -198,6 +198,8 @@ def member(
     node: NodeFacts | None = None,
     node_name: str | None = None,
     ready: bool | None = None,
+    since: float | None = None,
+    was_ready: bool | None = None,
     quarantined: bool = False,
     isolation: Isolation | None = None,
     proof_wanted: bool = False,
@@ -209,17 +211,24 @@ def member(
     runtime_uid: str = CLASS_UID,
     exclusion: str = "",
 ) -> Member:
-    """A pool's pod after sorting; `ready` follows the state unless given."""
-    if node is None and node_name is None and state not in (State.STARTING, State.STRANDED):
+    """A pool's pod after sorting; `ready` follows the state, and it stands as it does since it was
+    made, unless given."""
+    unscheduled = failure is not None and failure.reason is Reason.UNSCHEDULABLE
+    if node is None and node_name is None and state is not State.STRANDED and not unscheduled:
         node = facts()
+    if ready is None:
+        ready = state in (State.WARM, State.UNPROVEN, State.CLAIMED)
     return Member(
         name=name,
         uid=f"{name}-uid",
         version="1",
         state=state,
         created=now - age,
+        since=now - age if since is None else since,
+        ready_since=now - age if ready else None,
+        was_ready=ready or state is State.UNREADY if was_ready is None else was_ready,
         node_name=node_name if node_name is not None else (node.name if node else ""),
-        ready=state in (State.WARM, State.UNPROVEN, State.CLAIMED) if ready is None else ready,
+        ready=ready,
         ground=Ground(node, "runsc", quarantined, isolation, proof_wanted, evidence),
         overhead=overhead,
         failure=failure,
@@ -248,6 +257,8 @@ def pool_input(
     quarantines: Iterable[tuple[str, Quarantine]] = (),
     creating: int = 0,
     creating_cold: int = 0,
+    line: Iterable[bool] = (),
+    stuck_nodes: Iterable[str] = (),
     trouble: Trouble | None = None,
     guarded: bool = True,
     now: float = NOW,
@@ -265,9 +276,12 @@ def pool_input(
         quarantines=tuple(quarantines),
         creating=creating,
         creating_cold=creating_cold,
+        line=tuple(line),
+        stuck_nodes=frozenset(stuck_nodes),
         trouble=trouble or Trouble(),
         guarded=guarded,
         now=now,
+        clock=now,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandboxpool.api import names
+from sandboxpool.api.times import epoch
 from support.api import Api, is_true
 
 Object = Mapping[str, Any]
@@ -78,7 +79,8 @@ def unsettled(seen: Snapshot) -> list[str]:
     for uid, pool in pools.items():
         found += _unsettled_pool(pool, pods[uid])
     for claim in seen.claims:
-        pool_of = [p for p in seen.pools if p["metadata"]["name"] == claim["spec"]["poolName"]]
+        place = claim["metadata"]["namespace"], claim["spec"]["poolName"]
+        pool_of = [p for p in seen.pools if _place(p) == place]
         status = claim.get("status", {})
         if status.get("phase") in (None, "", "Pending") and any(
             _is_warm(pod) for pool in pool_of for pod in pods[pool["metadata"]["uid"]]
@@ -106,6 +108,68 @@ def _unsettled_pool(pool: Object, pods: list[Object]) -> list[str]:
     if real["warm"] != len(stock):
         wrong.append(f"pool {full_name(pool)} has {len(stock)} unclaimed pods, {real['warm']} warm")
     return wrong
+
+
+# What a waiting claim is told if it stands in no line: another sandbox would not serve it.
+NOT_IN_LINE = frozenset(
+    {
+        "BindingRefused",
+        "RuntimeClassMismatch",
+        "IsolationProofMismatch",
+        "MetadataNotAllowed",
+        "PoolNotFound",
+    }
+)
+
+
+def waits(claim: Object) -> bool:
+    """A claim stands in the line of its pool, for a warm or a cold sandbox."""
+    status = claim.get("status") or {}
+    if claim["metadata"].get("deletionTimestamp"):
+        return False
+    told = {c.get("reason") for c in status.get("conditions", [])}
+    return status.get("phase") in (None, "", "Pending") and not told & NOT_IN_LINE
+
+
+def overtaken(bound: Object, claims: Iterable[Object], pods: Iterable[Object]) -> list[Object]:
+    """The claims that came before one of the same line and wait, without a pod of their own.
+
+    Who wants a cold sandbox where there is no warm one stands in the line for both; who does not
+    stands in the line for warm ones only. Creation times have whole seconds, so that what came
+    within the same two is of one age.
+    """
+    pods = list(pods)
+    served = set().union(*map(claim_uids, pods))
+    cold = is_cold(bound, pods)
+    return [
+        claim
+        for claim in claims
+        if waits(claim)
+        and claim["metadata"]["namespace"] == bound["metadata"]["namespace"]
+        and claim["spec"]["poolName"] == bound["spec"]["poolName"]
+        and claim["metadata"]["uid"] not in served
+        and (not cold or claim["spec"].get("onEmpty") == "Create")
+        and _created(claim) + 2 <= _created(bound)
+    ]
+
+
+def is_cold(claim: Object, pods: Iterable[Object]) -> bool:
+    """The claim's sandbox was made for it."""
+    uid = claim["metadata"]["uid"]
+    sources = (
+        (pod["metadata"].get("annotations") or {}).get(names.ANNOTATION_SOURCE)
+        for pod in pods
+        if uid in claim_uids(pod)
+    )
+    return "Cold" in sources
+
+
+def _created(obj: Object) -> float:
+    return epoch(obj["metadata"]["creationTimestamp"])
+
+
+def _place(obj: Object) -> tuple[str, str]:
+    return obj["metadata"]["namespace"], obj["metadata"]["name"]
 
 
 def _is_warm(pod: Object) -> bool:

@@ -107,6 +107,12 @@ class Pod(msgspec.Struct, frozen=True):
         return condition is not None and condition.status == "True"
 
     @property
+    def running(self) -> bool:
+        """All of its containers have been started."""
+        states = [container.state for container in self.status.containerStatuses]
+        return bool(states) and all(state.running is not None for state in states)
+
+    @property
     def finished(self) -> bool:
         """The pod has ended and will never run again."""
         return self.status.phase in ("Failed", "Succeeded")

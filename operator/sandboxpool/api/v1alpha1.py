@@ -337,11 +337,12 @@ class Startup(Model):
     """How sandboxes are started."""
 
     timeout_seconds: Annotated[int, Field(ge=1, le=DAY_SECONDS)] = 300
-    """Seconds that a sandbox may take from creation to Ready before it is reported and replaced.
+    """Seconds that a sandbox may take to become Ready once it is on a node, before it is reported
+    and replaced. While the kubelet says that it waits, such as for an image, the time stands still.
     The default leaves room for a large image on a new node."""
     max_starting: Annotated[int, Field(ge=1, le=1000)] = 10
-    """How many sandboxes may be starting at once. Cold starts slow each other down many times over,
-    so more is rarely faster."""
+    """How many sandboxes may be starting at once, those for claims with `onEmpty: Create` included.
+    Cold starts slow each other down many times over, so more is rarely faster."""
 
 
 class UpdateType(StrEnum):
@@ -450,8 +451,9 @@ class SandboxPoolSpec(Model):
     """How many unclaimed sandboxes to keep warm; `kubectl scale` and autoscalers write it. The
     default of 1 lets a new pool show that its runtime works."""
     max_sandboxes: Annotated[int, Field(ge=1, le=100000)] | None = None
-    """Ceiling on all sandboxes of the pool: warm, starting, claimed and terminating. `replicas`
-    beyond it is clamped and reported, not refused. Unset: no ceiling."""
+    """Ceiling on all sandboxes of the pool: warm, starting, claimed and terminating, but not those
+    whose containers have ended. `replicas` beyond it is clamped and reported, not refused. Unset:
+    no ceiling."""
     template: PodTemplate
     """Required. The pod that every sandbox of the pool is made from."""
     startup: Startup = Startup()
@@ -473,8 +475,8 @@ class SandboxPoolSpec(Model):
     claims: ClaimsPolicy = ClaimsPolicy()
     """What the pool grants to claims."""
     paused: bool = False
-    """While true the operator creates and deletes no sandboxes of the pool; claims are still served
-    from what is warm."""
+    """While true the operator creates and deletes no sandboxes of the pool, for claims with
+    `onEmpty: Create` neither; claims are still served from what is warm."""
 
 
 # --- SandboxPool: status -------------------------------------------------------------------------
@@ -572,8 +574,13 @@ class SandboxPoolStatus(Model):
     """Unclaimed sandboxes that are not ready yet."""
     unproven: Count = 0
     """Ready sandboxes that lack the proof of isolation that the pool wants: not handed out."""
+    unready: Count = 0
+    """Unclaimed sandboxes that were ready and are not now: not handed out before they are again."""
     claimed: Count = 0
-    """Sandboxes that belong to a claim."""
+    """Sandboxes that belong to a claim, those that are being started for one included."""
+    ended: Count = 0
+    """Sandboxes of claims whose containers have ended: they are kept for their logs, and take no
+    room under `spec.maxSandboxes`."""
     stopping: Count = 0
     """Sandboxes that are terminating."""
     outdated: Count = 0
@@ -799,6 +806,8 @@ class SandboxCounts(Model):
     """Unclaimed sandboxes that are not ready yet."""
     unproven: Count = 0
     """Ready sandboxes that lack the proof of isolation that their pool wants."""
+    unready: Count = 0
+    """Unclaimed sandboxes that were ready and are not now."""
     stranded: Count = 0
     """Unclaimed sandboxes that their node keeps from being handed out: it is lost, cordoned or
     quarantined, or its runtime does not serve or does not isolate."""
@@ -806,6 +815,8 @@ class SandboxCounts(Model):
     """Unclaimed sandboxes that failed and are not yet removed."""
     claimed: Count = 0
     """Sandboxes that belong to a claim."""
+    ended: Count = 0
+    """Sandboxes of claims whose containers have ended, which are kept for their logs."""
     stopping: Count = 0
     """Sandboxes that are terminating."""
 

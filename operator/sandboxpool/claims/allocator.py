@@ -189,6 +189,16 @@ class Allocator:
         self._reserve(pool, claim, candidate)
         return candidate
 
+    def line(self, pool: str) -> list[str]:
+        """The uids of the claims that wait for a pod of a pool, the first in line at the front."""
+        stock = self._stocks.get(pool)
+        return list(stock.waiting) if stock else []
+
+    def put_first(self, pool: str, claim: str) -> None:
+        """Put a claim that had its turn in vain at the front of the line."""
+        if self.request(pool, claim) is None:
+            self._stock(pool).waiting.move_to_end(claim, last=False)
+
     def _reserve(self, pool: str, claim: str, candidate: Candidate) -> None:
         self._pool_of_free.pop(candidate.uid, None)
         self._reserved[claim] = candidate

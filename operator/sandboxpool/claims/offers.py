@@ -14,7 +14,6 @@ from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.pools.members import can_be_handed_out, claim_uid_of, identity_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
-from sandboxpool.pools.template import fingerprint
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.placement import PlacementError
 
@@ -49,9 +48,26 @@ class Offers:
             and identity_of(pod) == pool.identity
             and claim_uid_of(pod) is None
             and self._is_of_class(pod, pool)
-            and can_be_handed_out(pod, self.ground(pod, pool))
+            and self._stands_well(pod, pool)
             and not self._is_leaving(pool.uid, pod.metadata.uid)
         )
+
+    def _stands_well(self, pod: Pod, pool: Pool) -> bool:
+        """Ready, on a node that is well; a cordoned one will do where no other node serves."""
+        ground = self.ground(pod, pool)
+        if can_be_handed_out(pod, ground):
+            return True
+        return can_be_handed_out(pod, ground.uncordoned()) and not self._is_hopeful(pool)
+
+    def _is_hopeful(self, pool: Pool) -> bool:
+        resolution = self._cluster.resolution(pool)
+        runtime = resolution.runtime if resolution is not None else None
+        if runtime is None:
+            return True
+        try:
+            return self._cluster.verdict(pool, runtime).hopeful
+        except PlacementError:
+            return True
 
     def _is_of_class(self, pod: Pod, pool: Pool) -> bool:
         """The pod is of the pool's class of this moment, and the pool may use that."""
@@ -69,10 +85,13 @@ class Offers:
         return self._cluster.ground(pod, proof)
 
     def is_fit(self, pod: Pod, pool: Pool | None) -> bool:
-        """Whether a pod that was made for a claim is ready for it, with the proof it needs."""
+        """Whether a pod that was made for a claim is ready for it, with the proof it needs.
+
+        It has nowhere else to go, so a node that was cordoned meanwhile will do.
+        """
         if pool is not None and not self._is_of_class(pod, pool):
             return False
-        return can_be_handed_out(pod, self.ground(pod, pool))
+        return can_be_handed_out(pod, self.ground(pod, pool).uncordoned())
 
     def is_doubtful(self, pod: Pod, pool: Pool | None) -> bool:
         """Whether a pod made for a claim should not be its: another one might do better.
@@ -101,21 +120,6 @@ class Offers:
         resolution = self._cluster.resolution(pool)
         runtime = resolution.runtime if resolution is not None else None
         return runtime is not None and self._cluster.runtime_of(pod) is not runtime
-
-    def is_misled(self, pod: Pod, pool: Pool | None) -> bool:
-        """Whether a pod that finds no node keeps away from others than a new one would."""
-        scheduled = pod.condition("PodScheduled")
-        resolution = self._cluster.resolution(pool) if pool is not None else None
-        runtime = resolution.runtime if resolution is not None else None
-        unscheduled = scheduled is not None and scheduled.reason == "Unschedulable"
-        if pool is None or runtime is None or not unscheduled:
-            return False
-        try:
-            verdict = self._cluster.verdict(pool, runtime)
-        except PlacementError:
-            return False
-        keeps_away = pod.metadata.annotations.get(names.ANNOTATION_EXCLUSION, "")
-        return verdict.hopeful and keeps_away != fingerprint(verdict.excluded)
 
     def evidence(self, pod: Pod, pool: Pool | None) -> str | None:
         """What proves the pod's isolation, in words, where its pool wants proof."""

@@ -24,7 +24,6 @@ from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.pools.decide import STALE_EXCLUSION_SECONDS
 from sandboxpool.pools.members import owner_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
@@ -39,10 +38,9 @@ Key = tuple[str, str]
 
 READ_BACK_ATTEMPTS = 8
 STATUS_ATTEMPTS = 4
-# A cold sandbox that must wait for room is looked at again after this many seconds; a warm pod
-# that becomes free meanwhile wakes the claim at once.
-ROOM_RECHECK_SECONDS = 2.0
-# The longest pause between two cold starts of one claim, and between two looks at one of them.
+# A claim whose pod is on its way out is looked at again after this many seconds.
+LEAVING_RECHECK_SECONDS = 2.0
+# The longest pause between two looks at a claim that wants a sandbox to be started for it.
 COLD_RECHECK_SECONDS = 30.0
 
 _decode_pod = msgspec.json.Decoder(Pod).decode
@@ -64,8 +62,11 @@ class ColdStarter(Protocol):
     def is_starting_cold(self, pool: Pool, claim_uid: str) -> bool:
         """Whether the claim's pod was asked for and is not seen yet."""
 
-    async def create_cold(self, pool: Pool, claim: ClaimRef) -> decide.Refusal | None:
-        """Create the claim's pod, once; return why it cannot be done now, if so."""
+    def want_cold(self, pool: Pool, claim: ClaimRef) -> decide.Refusal | None:
+        """Start a sandbox for a claim that is in line, in its turn; return why it has to wait."""
+
+    def cold_failed(self, pool: Pool, message: str) -> None:
+        """What was started for a claim is of no use to it."""
 
 
 class ClaimObserver(Protocol):
@@ -113,8 +114,8 @@ class ClaimReconciler:
         # Pods that were made a claim's and are perhaps not yet so in the cache, by claim uid.
         self._taken: dict[str, Pod] = {}
         self._sending: set[str] = set()
-        # Cold starts that failed, and the time before which no other is made, by claim.
-        self._cold_failures: dict[str, tuple[int, float]] = {}
+        # Since when what was started for a claim is ready and may not be handed out, by claim.
+        self._unfit_since: dict[str, float] = {}
 
     def seen(self, old: Claim | None, new: Claim | None) -> None:
         """The cache has changed; called before the claim is queued."""
@@ -131,7 +132,7 @@ class ClaimReconciler:
         self._seen.pop(uid, None)
         self._written.discard(uid)
         self._taken.pop(uid, None)
-        self._cold_failures.pop(uid, None)
+        self._unfit_since.pop(uid, None)
         self._step_back(uid)
 
     def _step_back(self, uid: str) -> None:
@@ -212,31 +213,18 @@ class ClaimReconciler:
                 return left
 
     async def _start_cold(self, claim: Claim, pool: Pool, left: float) -> float | None:
-        _, not_before = self._cold_failures.get(claim.uid, (0, 0.0))
-        if not_before > self._clock():
-            return min(left, not_before - self._clock())
-        refusal = await self._cold.create_cold(pool, decide.reference(claim))
-        if refusal is None:
+        """The pool decides whose turn it is; each change of its mind wakes the claim."""
+        if self._cold.is_starting_cold(pool, claim.uid):
             # Out of the line: a warm pod, even one that came meanwhile, would be a second one.
             self._step_back(claim.uid)
             await self._say_pending(
                 claim, Reason.STARTING_COLD, "no sandbox was warm: one is being started"
             )
-            return min(left, COLD_RECHECK_SECONDS)
-        await self._say_pending(claim, refusal.reason, refusal.message)
-        free = not self._cold.is_starting_cold(pool, claim.uid) and self._still_wanted(claim)
-        if free and self._allocator.request(pool.uid, claim.uid) is not None:
-            return 0.0
-        if refusal.reason is Reason.MAX_SANDBOXES_REACHED:
-            return min(left, ROOM_RECHECK_SECONDS)
-        return min(left, self._cold_delay(claim))
-
-    def _cold_delay(self, claim: Claim) -> float:
-        """Seconds until the next cold start of a claim whose last one failed or was refused."""
-        failures, _ = self._cold_failures.get(claim.uid, (0, 0.0))
-        delay = min(ROOM_RECHECK_SECONDS * 2.0 ** min(failures, 16), COLD_RECHECK_SECONDS)
-        self._cold_failures[claim.uid] = failures + 1, self._clock() + delay
-        return delay
+        else:
+            refusal = self._cold.want_cold(pool, decide.reference(claim))
+            if refusal is not None:
+                await self._say_pending(claim, refusal.reason, refusal.message)
+        return min(left, COLD_RECHECK_SECONDS)
 
     def _why_waiting(self, claim: Claim, pool: Pool | None) -> str:
         waited = f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
@@ -253,37 +241,44 @@ class ClaimReconciler:
         for other in others:
             await self._delete_pod(other, "the claim has another one")
         if pod.metadata.deletionTimestamp is not None:
-            return ROOM_RECHECK_SECONDS
+            return LEAVING_RECHECK_SECONDS
         cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
         if cold and not self._offers.is_fit(pod, pool):
             return await self._await_cold(claim, pool, pod)
         if not cold and self._offers.is_wrong(pod, pool):
             # Its owner says that it was bound, which an author of pods in this namespace can say.
             await self._delete_pod(pod, "it is not of the claim's pool, class and proof")
-            return ROOM_RECHECK_SECONDS
+            return LEAVING_RECHECK_SECONDS
         await self._tell(claim, pool, pod, source="Cold" if cold else "Warm")
         return None
 
     async def _await_cold(self, claim: Claim, pool: Pool | None, pod: Pod) -> float | None:
-        now = self._wall()
-        left = decide.bind_deadline(claim) - now
+        """Wait for it. What does not start the pool replaces, as it does with its own."""
+        left = decide.bind_deadline(claim) - self._wall()
         if left <= 0:
+            # Once the claim has failed its pod goes.
             await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
-            await self._delete_pod(pod, "its claim timed out")
             return None
-        started = epoch(pod.metadata.creationTimestamp)
-        limit = pool.spec.startup.timeout_seconds if pool is not None and pool.spec else left
-        due = started + limit - now
-        misled = self._offers.is_misled(pod, pool) and now - started > STALE_EXCLUSION_SECONDS
-        if pod.finished or due <= 0 or misled or self._offers.is_doubtful(pod, pool):
-            # Never bound, so it may be made again, once this one is gone.
-            delay = self._cold_delay(claim)
-            await self._delete_pod(pod, "it did not start")
-            return min(left, delay)
-        if not pod.spec.nodeName:
-            # The nodes that it keeps away from may change meanwhile.
-            return min(left, due, STALE_EXCLUSION_SECONDS)
-        return min(left, due)
+        why = self._useless_because(claim, pool, pod)
+        if why is not None:
+            # Never bound, so another may be made.
+            if pool is not None:
+                self._cold.cold_failed(pool, f"{pod.metadata.name}: {why}")
+            await self._delete_pod(pod, why)
+        return min(left, COLD_RECHECK_SECONDS)
+
+    def _useless_because(self, claim: Claim, pool: Pool | None, pod: Pod) -> str | None:
+        """Why a claim should not wait any longer for what was started for it."""
+        if pod.finished:
+            return decide.lost_because(pod).message
+        if self._offers.is_doubtful(pod, pool):
+            return "it stands where its runtime cannot be trusted, or is not of the pool's class"
+        if pod.ready and pool is not None and pool.spec is not None:
+            # What it lacks may come, such as a proof of its node; elsewhere it may be there.
+            since = self._unfit_since.setdefault(claim.uid, self._clock())
+            if self._clock() - since > pool.spec.startup.timeout_seconds:
+                return "it is ready, and still may not be handed out"
+        return None
 
     # --- The two writes ------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def _sandboxes(pools: list[Pool]) -> Counter[State]:
     total: Counter[State] = Counter()
     for pool in pools:
         counts = {state: _count(pool, state.value) for state in State}
-        known = (State.WARM, State.STARTING, State.UNPROVEN, State.FAILED)
+        known = (State.WARM, State.STARTING, State.UNREADY, State.UNPROVEN, State.FAILED)
         counts[State.STRANDED] = _count(pool, "replicas") - sum(counts[state] for state in known)
         total.update({state: max(0, count) for state, count in counts.items()})
     return total

@@ -89,7 +89,12 @@ def runtime_status(given: FleetInput, former: Mapping[str, Any]) -> dict[str, An
         "issues": _issues(given, former),
         "pools": sorted(given.pools)[:MAX_POOLS],
         "poolCount": len(given.pools),
-        "sandboxes": {state.value: given.sandboxes.get(state, 0) for state in State},
+        "sandboxes": {
+            state.value: given.sandboxes.get(state, 0)
+            for state in State
+            # Pools count what is being started for a claim as the claim's.
+            if state is not State.COLD
+        },
         "evidence": [_evidence(kind) for kind in given.evidence],
         "conditions": conditions(_findings(given), former, GENERATION, given.now),
     }

@@ -33,6 +33,7 @@ class MemberBook:
         *,
         passing: Collection[str] = (),
         anew: bool = False,
+        clock: float = 0.0,
     ) -> Members:
         """Sort what was stirred; return all members, which stay as they are until the next call.
 
@@ -40,16 +41,17 @@ class MemberBook:
             facts_of: what is known of a pod by its uid; None if it is none of the pool.
             everything: the uids of all the pool's pods.
             passing: what needs a look now and, when it is no longer named, once more.
-            anew: look at everything, as if nothing had been remembered.
+            anew: look at everything, whether it was stirred or not.
+            clock: seconds of our own monotonic clock.
         """
         looked = {*everything, *self._known} if anew else {*self._stirred, *self._passing, *passing}
         self._stirred.clear()
         self._passing = passing
         for uid in looked:
-            self._place(uid, facts_of(uid))
+            self._place(uid, facts_of(uid), clock)
         return self._members
 
-    def _place(self, uid: str, facts: Facts | None) -> None:
+    def _place(self, uid: str, facts: Facts | None, clock: float) -> None:
         entry = self._known.get(uid)
         # A cached pod is never changed, only replaced. Tuples compare by identity first.
         if entry is not None:
@@ -65,6 +67,8 @@ class MemberBook:
                 sandbox_event=sandbox_event,
                 deleting=deleting,
                 claimed=claimed,
+                former=entry[1] if entry is not None else None,
+                clock=clock,
             )
             self._known[uid] = facts, member
             self._members.put(member)

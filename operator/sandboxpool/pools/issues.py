@@ -38,7 +38,7 @@ def quarantined(given: PoolInput) -> list[dict[str, Any]]:
 def failing(members: Members, former: Mapping[str, str], now: float) -> list[dict[str, Any]]:
     """Group the pods in trouble by cause, the worst first."""
     groups: dict[Reason, list[Member]] = defaultdict(list)
-    for member in members.of(State.STARTING, State.STRANDED, State.FAILED):
+    for member in members.of(State.STARTING, State.UNREADY, State.STRANDED, State.FAILED):
         if member.failure is not None:
             groups[member.failure.reason].append(member)
     found = []

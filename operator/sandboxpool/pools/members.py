@@ -8,6 +8,7 @@ from itertools import chain
 from sandboxpool.api import names
 from sandboxpool.api.core import OwnerReference, Pod
 from sandboxpool.api.times import epoch
+from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure, diagnose
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts
@@ -18,13 +19,19 @@ class State(Enum):
 
     STARTING = "starting"
     WARM = "warm"
+    # It was ready and is not now, though its node is well: not handed out before it is again.
+    UNREADY = "unready"
     # Ready, but the proof of isolation that the pool wants is not there yet: not handed out.
     UNPROVEN = "unproven"
     # Its node is lost, cordoned, quarantined, or no longer serves the handler, or the runtime does
     # not isolate there: never handed out.
     STRANDED = "stranded"
     FAILED = "failed"
+    # Being started for one claim.
+    COLD = "cold"
     CLAIMED = "claimed"
+    # A claim's, kept for its logs: its containers have ended, and it takes no room.
+    ENDED = "ended"
     STOPPING = "stopping"
 
 
@@ -34,7 +41,12 @@ class Member:
 
     Attributes:
         created: seconds since the epoch.
+        since: seconds of our own clock at which it was first seen as it stands now: in this state,
+            on this node, and waiting for the kubelet or the scheduler or not.
         ready: every container passes its readiness.
+        ready_since: seconds of our own clock at which it was first seen ready without a break;
+            None if it is not ready.
+        was_ready: it was seen ready once.
         ground: its node, and what is known of its runtime there.
         overhead: what the class added to its resources when it was made.
         failure: what keeps it from being ready, if anything is known.
@@ -49,7 +61,10 @@ class Member:
     version: str
     state: State
     created: float
+    since: float
     ready: bool
+    ready_since: float | None
+    was_ready: bool
     node_name: str
     ground: Ground
     overhead: tuple[tuple[str, str], ...]
@@ -72,13 +87,18 @@ class Member:
     @property
     def unclaimed(self) -> bool:
         """It belongs to the pool's own stock, and is not on its way out."""
-        return self.state not in (State.CLAIMED, State.STOPPING)
+        return self.state not in (State.COLD, State.CLAIMED, State.ENDED, State.STOPPING)
 
     @property
     def alive(self) -> bool:
         """It is warm, or may yet become so."""
-        return self.state in (State.STARTING, State.WARM, State.UNPROVEN)
+        return self.state in STOCK
 
+
+UNREADY_TEXT = "it was ready and is not any more: its readiness probe fails"
+
+# What counts towards the target: it is warm, or may yet become so.
+STOCK = (State.STARTING, State.WARM, State.UNREADY, State.UNPROVEN)
 
 Kind = tuple[State, str, str, str, tuple[tuple[str, str], ...]]
 
@@ -131,6 +151,8 @@ def member_of(
     sandbox_event: str | None,
     deleting: bool,
     claimed: bool,
+    former: Member | None = None,
+    clock: float = 0.0,
 ) -> Member:
     """Sort one pod.
 
@@ -140,24 +162,43 @@ def member_of(
         sandbox_event: its last FailedCreatePodSandBox message.
         deleting: we sent its DELETE and have not seen the effect yet.
         claimed: it is being handed out at this moment, though the cache does not show it.
+        former: as it was sorted last, if it was: no pod tells that it was ready before.
+        clock: seconds of our own monotonic clock.
     """
     metadata = pod.metadata
+    was_ready = pod.ready or (former is not None and former.was_ready)
     failure = None
-    if deleting or metadata.deletionTimestamp is not None:
+    if pod.finished and (deleting or metadata.deletionTimestamp is not None):
+        # Its node has freed what it held, whatever keeps the object.
+        state = State.ENDED
+    elif deleting or metadata.deletionTimestamp is not None:
         state = State.STOPPING
     elif claimed or claim_uid_of(pod) is not None:
-        state = State.CLAIMED
+        state = _claimed_state(pod, was_ready=was_ready)
     else:
-        state = _stock_state(pod, ground)
-        if state not in (State.WARM, State.UNPROVEN):
-            failure = diagnose(pod, sandbox_event)
+        state = _stock_state(pod, ground, was_ready=was_ready)
+    if state in _MAY_FAIL:
+        failure = diagnose(pod, sandbox_event)
+        if failure is None and state is State.UNREADY:
+            failure = Failure(Reason.POD_NOT_READY, UNREADY_TEXT, pod.spec.nodeName)
+    if former is not None and _stands(former) == (state, pod.spec.nodeName, _waits(failure)):
+        since = former.since
+    else:
+        since = clock
+    ready_since = None
+    if pod.ready:
+        known = former.ready_since if former is not None else None
+        ready_since = clock if known is None else known
     return Member(
         name=metadata.name,
         uid=metadata.uid,
         version=metadata.resourceVersion,
         state=state,
         created=epoch(metadata.creationTimestamp),
+        since=since,
         ready=pod.ready,
+        ready_since=ready_since,
+        was_ready=was_ready,
         node_name=pod.spec.nodeName,
         ground=ground,
         overhead=tuple(sorted(pod.spec.overhead.items())),
@@ -169,13 +210,32 @@ def member_of(
     )
 
 
-def _stock_state(pod: Pod, ground: Ground) -> State:
+_MAY_FAIL = (State.STARTING, State.UNREADY, State.STRANDED, State.FAILED, State.COLD)
+
+
+def _waits(failure: Failure | None) -> bool:
+    return failure is not None and failure.heals
+
+
+def _stands(member: Member) -> tuple[State, str, bool]:
+    return member.state, member.node_name, _waits(member.failure)
+
+
+def _claimed_state(pod: Pod, *, was_ready: bool) -> State:
+    if pod.finished:
+        return State.ENDED
+    # One that runs has started; after a restart of ours nobody knows whether it was ready before.
+    is_cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
+    return State.COLD if is_cold and not was_ready and not pod.running else State.CLAIMED
+
+
+def _stock_state(pod: Pod, ground: Ground, *, was_ready: bool) -> State:
     if pod.finished:
         return State.FAILED
     if pod.spec.nodeName and not ground.firm:
         return State.STRANDED
     if not pod.ready:
-        return State.STARTING
+        return State.UNREADY if was_ready else State.STARTING
     return State.WARM if ground.proven else State.UNPROVEN
 
 

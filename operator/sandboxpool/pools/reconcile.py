@@ -5,7 +5,7 @@ without an await, so that two decisions never count on the same room.
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -20,6 +20,7 @@ from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.book import Facts
 from sandboxpool.pools.check import TemplateChecker
+from sandboxpool.pools.cold import why_held
 from sandboxpool.pools.decide import (
     PoolInput,
     PoolPlan,
@@ -27,16 +28,16 @@ from sandboxpool.pools.decide import (
     TemplateVerdict,
     decide,
 )
-from sandboxpool.pools.members import Members, claim_uid_of
+from sandboxpool.pools.members import Members, State, claim_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.publish import StatusPublisher
 from sandboxpool.pools.startup import StartupTracker
-from sandboxpool.pools.state import PoolState, PoolStates
+from sandboxpool.pools.state import LASTING_SECONDS, PoolState, PoolStates
 from sandboxpool.pools.status import invalid_status, pool_status
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, build_pod, fingerprint, pod_name
 from sandboxpool.pools.unseen import UnseenPods
-from sandboxpool.pools.writer import FailureObserver, PodWriter, refusal_reason
+from sandboxpool.pools.writer import FailureObserver, PodWriter
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.placement import PlacementError
@@ -58,8 +59,8 @@ BLIND_RECHECK_SECONDS = 10.0
 class PoolReconciler:
     """Works on one pool at a time.
 
-    ``pods_age`` says how many seconds ago the pods' cache last made progress; ``wake`` is called
-    with the key of each pool to be looked at again.
+    ``look_at`` has a pool looked at soon; ``wake_claim`` has a claim looked at, by its uid;
+    ``pods_age`` says how many seconds ago the pods' cache last made progress.
     """
 
     def __init__(
@@ -77,10 +78,13 @@ class PoolReconciler:
         probe: ProbeImage,
         wall: Callable[[], float],
         clock: Callable[[], float],
+        look_at: Callable[[Key], None] = lambda key: None,
+        wake_claim: Callable[[str], object] = lambda uid: None,
         guarded: bool = False,
         pods_age: Callable[[], float] = lambda: 0.0,
-        wake: Callable[[Key], None] = lambda key: None,
     ) -> None:
+        self._look_at = look_at
+        self._wake_claim = wake_claim
         self._client = client
         self._cluster = cluster
         self._pools = pools
@@ -93,10 +97,9 @@ class PoolReconciler:
         self._probe = probe
         self._guarded = guarded
         self._pods_age = pods_age
-        self._wake = wake
         # Pools whose creates were refused by a quota, by namespace.
         self._at_quota: dict[str, set[str]] = {}
-        self._checker = TemplateChecker(client, probe, clock, wake)
+        self._checker = TemplateChecker(client, probe, clock, look_at)
         self._unseen = UnseenPods(client, cluster, offers, wall)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
@@ -121,6 +124,8 @@ class PoolReconciler:
             self._states.note_taken(pool_uid, old, self._wall())
         if old is not None and (new is None or (new.finished and not old.finished)):
             self._use_room(old.metadata.namespace)
+        if old is not None and _is_in_use(old) and (new is None or not _is_staying(new)):
+            self._states.note_used(pool_uid, old)
         if new is None:
             if old is not None:
                 self.stir(pool_uid, old.metadata.uid)
@@ -138,7 +143,7 @@ class PoolReconciler:
         for pool_uid in self._at_quota.pop(namespace, ()):
             pool = self._pools.by_uid(pool_uid)
             if pool is not None and self._states[pool_uid].note_room(self._wall()):
-                self._wake(pool.key)
+                self._look_at(pool.key)
 
     def stir(self, pool_uid: str, pod_uid: str) -> None:
         """A pod, its ground, what was said of it or whether it is held may have changed."""
@@ -188,16 +193,38 @@ class PoolReconciler:
 
         self._cluster.avoidance.expire(pool.uid, self._wall())
         verdict, template = self._judge(pool, resolution, template)
-        given = self._gather(pool, resolution, verdict, template)
-        plan = decide(given)
         state = self._states[pool.uid]
+        if state.was_hopeful is not verdict.hopeful:
+            # While no node can take a sandbox, those on cordoned ones are handed out.
+            state.was_hopeful = verdict.hopeful
+            self._offers.refresh_pool(pool)
+        line = self._in_line(pool, state)
+        given = self._gather(pool, resolution, verdict, template, line)
+        plan = decide(given)
+        state.note_stuck(plan.stuck_nodes, self._clock())
+        if plan.avoid:
+            for node, why in plan.avoid:
+                self._writer.avoid(pool, node, why)
+            verdict, _ = self._judge(pool, resolution, template)
         # What is in doubt has its room already, and is made up for under the same name.
         new = state.expectations.doubted()[: plan.create]
         new += [pod_name(pool.name, uuid.uuid4().hex) for _ in range(plan.create - len(new))]
         for name in new:
             state.expectations.creating(name)
+        asked: dict[str, ClaimRef] = {}
+        for claim in [claim for _, claim in line if claim is not None][: plan.cold]:
+            name = self._cold_name(pool, state, claim.uid)
+            asked[name] = claim
+            # Out of the line: a warm pod, even one that comes meanwhile, would be a second one.
+            self._allocator.abandon(claim.uid)
+            state.cold.ask(claim, name)
+            state.expectations.creating(name, cold=True)
+        self._tell_cold(state, given, plan, pool)
+        # Only a claim holds what is started for it, and does so from the beginning.
         going = [
-            deletion for deletion in plan.delete if self._allocator.withdraw(deletion.member.uid)
+            deletion
+            for deletion in plan.delete
+            if self._allocator.withdraw(deletion.member.uid) or deletion.member.state is State.COLD
         ]
         for deletion in going:
             state.expectations.deleting(deletion.member.uid)
@@ -205,12 +232,20 @@ class PoolReconciler:
         errors = await self._writer.delete(pool, state, going)
         if resolution.runtime is not None:
             bodies = [
-                build_pod(pool, resolution.runtime, verdict, name, probe=self._probe)
-                for name in new
+                build_pod(
+                    pool,
+                    resolution.runtime,
+                    verdict,
+                    name,
+                    probe=self._probe,
+                    claim=asked.get(name),
+                )
+                for name in (*asked, *new)
             ]
-            await self._writer.create(pool, state, bodies)
+            taken = await self._writer.create(pool, state, bodies)
             if state.trouble.reason is Reason.QUOTA_EXCEEDED:
                 self._at_quota.setdefault(pool.namespace, set()).add(pool.uid)
+            await self._answer_cold(pool, state, asked, taken)
         # To sum up a large pool costs more than to decide about it.
         status_due: float | None = self._publisher.due(pool.uid)
         if not status_due:
@@ -240,14 +275,19 @@ class PoolReconciler:
             )
 
     def _gather(
-        self, pool: Pool, resolution: Resolution, verdict: Verdict, template: TemplateVerdict
+        self,
+        pool: Pool,
+        resolution: Resolution,
+        verdict: Verdict,
+        template: TemplateVerdict,
+        line: Sequence[tuple[str, ClaimRef | None]],
     ) -> PoolInput:
         assert pool.spec is not None, "asked before"
         state = self._states[pool.uid]
         members = self._sort(pool, state)
-        now = self._wall()
+        now, clock = self._wall(), self._clock()
         state.note_time(now)
-        state.note_success(members, resolution.runtime)
+        state.note_success(members, resolution.runtime, clock)
         creating, creating_cold = state.expectations.count_creating()
         return PoolInput(
             spec=pool.spec,
@@ -260,10 +300,13 @@ class PoolReconciler:
             quarantines=self._quarantines(resolution, verdict),
             creating=creating - len(state.expectations.doubted()),
             creating_cold=creating_cold,
+            line=tuple(claim is not None for _, claim in line),
+            stuck_nodes=state.stuck_nodes(clock),
             trouble=state.trouble,
             guarded=self._guarded,
             blind=self._is_blind(),
             now=now,
+            clock=clock,
         )
 
     def _is_blind(self) -> bool:
@@ -292,6 +335,7 @@ class PoolReconciler:
             pods,
             passing=state.expectations.leaving(),
             anew=state.is_due_anew(pool.proof, self._clock()),
+            clock=self._clock(),
         )
 
     def _quarantines(
@@ -314,6 +358,9 @@ class PoolReconciler:
         state = self._states[pool.uid]
         if state.trouble.until > now:
             times.append(state.trouble.until - now)
+        if state.trouble.failures:
+            # What is ready may have lasted long enough by then.
+            times.append(LASTING_SECONDS)
         overdue = state.expectations.next_deadline()
         if overdue is not None:
             times.append(overdue)
@@ -329,80 +376,90 @@ class PoolReconciler:
 
     # --- Cold starts ---------------------------------------------------------------------------
 
+    def want_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
+        """A claim in the pool's line wants a sandbox to be started for it; say why it waits.
+
+        The pool's next decision says whether it is its turn, and the claim is told of that.
+        """
+        demand = self._states[pool.uid].cold
+        if demand.want(claim):
+            self._look_at(pool.key)
+        return demand.refusal
+
     def is_starting_cold(self, pool: Pool, claim_uid: str) -> bool:
         """Whether the claim's pod was asked for and is not seen yet."""
-        name = pod_name(pool.name, claim_uid)
-        return self._states[pool.uid].expectations.is_creating(name)
-
-    async def create_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
-        """Create the pod of one claim; return why it cannot be done now, if so."""
-        resolution = self._cluster.resolution(pool)
-        if pool.spec is None or resolution is None or resolution.runtime is None:
-            message = resolution.message if resolution else pool.problem
-            return Refusal(Reason.RUNTIME_CLASS_NOT_FOUND, message)
-        if not resolution.usable:
-            return Refusal(resolution.reason, resolution.message)
-        template = await self._checker.check(pool, resolution.runtime)
-        verdict, template = self._judge(pool, resolution, template)
-        if template.state is not TemplateState.ACCEPTED:
-            return Refusal(template.reason, template.message)
         state = self._states[pool.uid]
-        name = pod_name(pool.name, claim.uid)
-        again = self.is_starting_cold(pool, claim.uid)
-        known = again and not state.expectations.is_doubted(name)
-        if known or self._cluster.pods.of_claim(pool.namespace, claim.uid):
-            return None
-        if not again and pool.spec.max_sandboxes is not None:
-            existing = self._cluster.pods.count_of_pool(*pool.identity)
-            if existing + sum(state.expectations.count_creating()) >= pool.spec.max_sandboxes:
-                return Refusal(
-                    Reason.MAX_SANDBOXES_REACHED,
-                    f"pool {pool.name!r} has reached spec.maxSandboxes "
-                    f"({pool.spec.max_sandboxes}): waiting for room, or for a warm sandbox",
-                )
-        state.expectations.creating(name, cold=True)
-        body = build_pod(
-            pool,
-            resolution.runtime,
-            verdict,
-            name,
-            probe=self._probe,
-            claim=claim,
-        )
-        try:
-            await self._writer.post(pool, state, body)
-        except ApiError as error:
-            if not error.already_exists:
-                state.expectations.settle_create(name)
-                return Refusal(refusal_reason(error), cut(error.message))
-            # If it is the claim's, it takes its room until a watch shows it.
-            state.expectations.doubt(name)
-            refusal = await self._meet(pool, name, claim)
-            if refusal is not None:
-                state.expectations.settle_create(name)
-            return refusal
-        return None
+        name = state.cold.asked(claim_uid)
+        return name is not None and state.expectations.is_creating(name)
 
-    async def _meet(self, pool: Pool, name: str, claim: ClaimRef) -> Refusal | None:
+    def cold_failed(self, pool: Pool, message: str) -> None:
+        """What was started for a claim is of no use to it: the next one waits a little longer."""
+        self._states[pool.uid].hold_off(Reason.POD_FAILED, message, self._wall())
+
+    def _cold_name(self, pool: Pool, state: PoolState, claim_uid: str) -> str:
+        former = self._cluster.pods.of_claim(pool.namespace, claim_uid)
+        seed = state.cold.seed(claim_uid, (pod.metadata.uid for pod in former))
+        return pod_name(pool.name, seed)
+
+    def _in_line(self, pool: Pool, state: PoolState) -> list[tuple[str, ClaimRef | None]]:
+        """The claims in line, but for those that have a pod."""
+        for uid in state.cold.settle(state.expectations.is_creating):
+            # Made, and seen, or certainly not made.
+            self._wake_claim(uid)
+        if not state.cold.wanting:
+            return []
+        found = state.cold.in_line(self._allocator.line(pool.uid))
+        pods = self._cluster.pods
+        return [
+            (uid, ref)
+            for uid, ref in found
+            if ref is None or not any(map(_is_staying, pods.of_claim(pool.namespace, uid)))
+        ]
+
+    def _tell_cold(self, state: PoolState, given: PoolInput, plan: PoolPlan, pool: Pool) -> None:
+        """Have those that still wait say why, if that is not what they say already."""
+        refusal = why_held(given, plan, pool.name)
+        if refusal != state.cold.refusal:
+            state.cold.refusal = refusal
+            for uid in state.cold.wanting:
+                self._wake_claim(uid)
+
+    async def _answer_cold(
+        self, pool: Pool, state: PoolState, asked: dict[str, ClaimRef], taken: list[str]
+    ) -> None:
+        """Tell each claim what became of its pod; one that got none keeps its place in line."""
+        for name in set(taken) & asked.keys():
+            await self._meet(pool, state, name, asked[name])
+        for name, claim in reversed(asked.items()):
+            wanted = self._wake_claim(claim.uid)
+            made = state.expectations.is_creating(name) or any(
+                map(_is_staying, self._cluster.pods.of_claim(pool.namespace, claim.uid))
+            )
+            if wanted and not made:
+                self._allocator.put_first(pool.uid, claim.uid)
+
+    async def _meet(self, pool: Pool, state: PoolState, name: str, claim: ClaimRef) -> None:
         """The name of a claim's pod is taken: by its pod, made before, or by somebody else's."""
         path = resource_path("v1", "pods", pool.namespace, name)
-        pod = msgspec.json.decode(await self._client.get(path), type=Pod)
+        try:
+            pod = msgspec.json.decode(await self._client.get(path), type=Pod)
+        except ApiError as error:
+            if error.not_found:
+                state.expectations.settle_create(name)
+                return
+            raise
         metadata, owner = pod.metadata, pod.metadata.controller
-        if owner is None or owner.uid != claim.uid:
-            return Refusal(
-                Reason.CREATE_FAILED,
-                f"a pod named {name!r} exists and is not this claim's: delete it",
-            )
-        if names.LABEL_POOL_UID in metadata.labels:
-            return None
-        # No watch of ours will ever show it. It was never bound, so another may take its place.
-        if metadata.deletionTimestamp is None:
+        is_own = owner is not None and owner.uid == claim.uid
+        if is_own and names.LABEL_POOL_UID in metadata.labels:
+            # A watch shows it, and until then it takes its room.
+            return
+        if is_own and metadata.deletionTimestamp is None:
+            # It has lost its labels, so no watch of ours will ever show it; it was never bound.
             await self._client.delete(
                 path, uid=metadata.uid, resource_version=metadata.resourceVersion
             )
-        return Refusal(
-            Reason.CREATE_FAILED, f"pod {name!r} has lost its labels, and another one is made"
-        )
+        state.expectations.settle_create(name)
+        state.cold.name_taken(claim.uid)
 
 
 def _is_staying(pod: Pod) -> bool:
@@ -412,3 +469,7 @@ def _is_staying(pod: Pod) -> bool:
 def _is_starting(pod: Pod) -> bool:
     unready = not pod.ready and not pod.finished
     return unready and _is_staying(pod) and claim_uid_of(pod) is None
+
+
+def _is_in_use(pod: Pod) -> bool:
+    return claim_uid_of(pod) is not None and pod.ready and not pod.finished and _is_staying(pod)

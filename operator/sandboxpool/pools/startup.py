@@ -24,8 +24,7 @@ def reached(pod: Pod) -> set[str]:
         stages.add("scheduled")
     if "PodReadyToStartContainers" in true:
         stages.add("sandbox")
-    states = [c.state for c in pod.status.containerStatuses]
-    if states and all(state.running is not None for state in states):
+    if pod.running:
         stages.add("started")
     if "Ready" in true:
         stages.add("ready")

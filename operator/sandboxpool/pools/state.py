@@ -1,23 +1,28 @@
 """What the operator remembers of one pool between decisions; none of it outlives the process."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from sandboxpool.api.core import Pod
+from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.book import MemberBook
+from sandboxpool.pools.cold import ColdDemand
 from sandboxpool.pools.decide import Trouble
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.resolve import Runtime
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
 SORT_ANEW_SECONDS = 60.0
+# A sandbox that ends some seconds after it was ready is no success.
+LASTING_SECONDS = 30.0
 # Each try may make an autoscaler buy a node that is of no use.
 FIRST_AUTOSCALER_BACKOFF_SECONDS = 600.0
 LONGEST_AUTOSCALER_BACKOFF_SECONDS = 6 * 3600.0
@@ -43,6 +48,8 @@ class PoolState:
 
     Attributes:
         failed_at: epoch seconds of the last failure.
+        cold: the claims that want a sandbox to be started for them.
+        was_hopeful: whether some node could take a pod at the last look.
     """
 
     expectations: Expectations
@@ -50,6 +57,9 @@ class PoolState:
     times: StartupTimes = field(default_factory=StartupTimes)
     trouble: Trouble = field(default_factory=Trouble)
     failed_at: float = 0.0
+    cold: ColdDemand = field(default_factory=ColdDemand)
+    was_hopeful: bool | None = None
+    _stuck: dict[str, float] = field(default_factory=dict)
     _sorted_for: tuple[IsolationProof, float] | None = None
     # The last failure of either kind: whether it is an autoscaler's, and what followed.
     _held_off: dict[bool, Trouble] = field(default_factory=dict)
@@ -114,18 +124,39 @@ class PoolState:
         self._held_off[False] = self.trouble
         return True
 
-    def note_success(self, members: Members, runtime: Runtime | None) -> None:
-        """A sandbox that was made since the last failure and is warm ends the trouble.
+    def note_success(self, members: Members, runtime: Runtime | None, clock: float) -> None:
+        """A sandbox that was made since the last failure and has lasted ends the trouble.
 
         One of another class than was asked for is none: it was altered, as its successor may be.
+
+        Args:
+            members: the pool's pods.
+            runtime: what its class stands for.
+            clock: seconds of a monotonic clock.
         """
         if self.trouble == Trouble():
             return
-        for member in members.of(State.WARM):
+        for member in members.of(State.WARM, State.CLAIMED):
             is_own = runtime is not None and member.class_name == runtime.class_name
-            if is_own and member.created >= self.failed_at:
+            is_new = member.created >= self.failed_at
+            since = member.ready_since
+            if is_own and is_new and since is not None and clock - since >= LASTING_SECONDS:
                 self.trouble = Trouble()
                 return
+
+    def note_stuck(self, nodes: Iterable[str], clock: float) -> None:
+        """Sandboxes are stuck on these nodes, at this time of a monotonic clock."""
+        self._stuck.update(dict.fromkeys(nodes, clock))
+
+    def stuck_nodes(self, clock: float) -> frozenset[str]:
+        """Where sandboxes were stuck of late: none is made again just to be stuck there."""
+        self._stuck = {n: at for n, at in self._stuck.items() if clock - at < AVOID_SECONDS}
+        return frozenset(self._stuck)
+
+    def note_used(self, created: float) -> None:
+        """A claim has ended with its sandbox, made at this time, alive: that is a success too."""
+        if created >= self.failed_at:
+            self.trouble = Trouble()
 
 
 def _earlier(trouble: Trouble, seconds: float) -> Trouble:
@@ -169,6 +200,12 @@ class PoolStates:
         if state.trouble.until <= now:
             text = f"{pod.metadata.name} was deleted by somebody else before it was ready"
             state.hold_off(Reason.POD_LOST, text, now)
+
+    def note_used(self, pool_uid: str, pod: Pod) -> None:
+        """A claim has ended with its sandbox alive."""
+        state = self._states.get(pool_uid)
+        if state is not None:
+            state.note_used(epoch(pod.metadata.creationTimestamp))
 
     def settle_create(self, pool_uid: str, pod_name: str) -> None:
         """A pod of this name was seen; pods of a pool that is gone bring no state back."""

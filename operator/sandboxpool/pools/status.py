@@ -56,13 +56,15 @@ def pool_status(
     verdict = given.verdict
     status: dict[str, Any] = {
         "observedGeneration": pool.generation,
-        "replicas": len(members) - members.count(State.CLAIMED, State.STOPPING),
+        "replicas": sum(1 for _ in members.where(lambda m: m.unclaimed)),
         "selector": f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}",
         "target": plan.target,
         "warm": counts[State.WARM],
         "starting": counts[State.STARTING],
         "unproven": counts[State.UNPROVEN],
-        "claimed": counts[State.CLAIMED],
+        "unready": counts[State.UNREADY],
+        "claimed": counts[State.CLAIMED] + counts[State.COLD],
+        "ended": counts[State.ENDED],
         "stopping": counts[State.STOPPING],
         "outdated": sum(1 for _ in superseded),
         "failed": counts[State.FAILED],

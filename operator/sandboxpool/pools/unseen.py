@@ -15,7 +15,6 @@ from sandboxpool.cache import Cluster
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
-from sandboxpool.pools.members import owner_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.state import PoolState
 from sandboxpool.reasons import Reason
@@ -73,14 +72,11 @@ class UnseenPods:
                 self._note_failure(state, Reason.POD_LOST, text)
             expected.settle_create(name)
             return
-        owner = owner_of(pod, names.POOL_KIND)
-        is_own = owner is not None and owner.uid == pool.uid
-        is_marked = names.LABEL_POOL_UID in pod.metadata.labels
-        if expected.is_cold(name) and not is_marked:
-            # Whoever makes it again meets it, and sees whose it is.
-            expected.doubt(name)
-            return
-        if is_marked and (is_own or expected.is_cold(name)):
+        owner = pod.metadata.controller
+        is_own = owner is not None and (
+            owner.uid == pool.uid or state.cold.asked(owner.uid) == name
+        )
+        if is_own and names.LABEL_POOL_UID in pod.metadata.labels:
             # It takes its room, and the watch will show it in the end.
             if expected.is_doubted(name):
                 expected.made(name)
@@ -90,7 +86,7 @@ class UnseenPods:
             await self._client.delete(path, uid=pod.metadata.uid)
             text = f"{name} has lost its label {names.LABEL_POOL_UID}, by which it is found"
             self._note_failure(state, Reason.POD_ALTERED, text)
-        else:
+        elif not expected.is_cold(name):
             self._note_failure(state, Reason.POD_LOST, f"pod {name} belongs to somebody else")
         expected.settle_create(name)
 

@@ -107,10 +107,14 @@ class PodWriter:
             return
         if member.ground.quarantined or not member.ground.served:
             return
-        if self._cluster.avoidance.add(pool.uid, member.node_name, self._wall()):
+        self.avoid(pool, member.node_name, failure.message)
+
+    def avoid(self, pool: Pool, node: str, why: str) -> None:
+        """Make the next sandboxes of a pool elsewhere, because on this node they do not start."""
+        if self._cluster.avoidance.add(pool.uid, node, self._wall()):
             text = (
-                f"the next sandboxes of this pool keep away from node {member.node_name} for "
-                f"{AVOID_SECONDS / 60:.0f} minutes: {failure.message}"
+                f"the next sandboxes of this pool keep away from node {node} for "
+                f"{AVOID_SECONDS / 60:.0f} minutes: {why}"
             )
             self._events.warning(pool.reference, str(Reason.NODE_AVOIDED), text)
 
@@ -160,23 +164,32 @@ class PodWriter:
 
     async def create(
         self, pool: Pool, state: PoolState, bodies: Sequence[Mapping[str, Any]]
-    ) -> None:
+    ) -> list[str]:
         """Create pods by slow start, 1, 2, 4, ..., and stop after the first batch with a refusal.
 
         The names must be expected already; those that certainly are not made no longer are.
+
+        Returns:
+            The names that were taken already.
         """
         left = list(bodies)
         batch = 1
+        taken: list[str] = []
         while left:
             now, left = left[:batch], left[batch:]
             errors = await asyncio.gather(*(self._create_one(pool, state, body) for body in now))
-            refused = [error for error in errors if error is not None]
+            for body, error in zip(now, errors, strict=True):
+                if isinstance(error, ApiError) and error.already_exists:
+                    # It was in doubt, and had been made, or somebody has taken the name.
+                    taken.append(body["metadata"]["name"])
+            refused = [e for e in errors if isinstance(e, KubeError) and not _is_taken(e)]
             if refused:
                 self._refused(pool, state, refused[0])
                 break
             batch *= 2
         for body in left:
             state.expectations.settle_create(body["metadata"]["name"])
+        return taken
 
     async def _create_one(
         self, pool: Pool, state: PoolState, body: Mapping[str, Any]
@@ -186,9 +199,9 @@ class PodWriter:
             await self.post(pool, state, body, in_line=True)
         except ApiError as error:
             if error.already_exists:
-                # It was in doubt, and had been made: the watch will show it.
+                # It was in doubt, and had been made, or somebody has taken the name.
                 state.expectations.made(name)
-                return None
+                return error
             state.expectations.settle_create(name)
             return error
         except KubeError as error:
@@ -302,6 +315,10 @@ class PodWriter:
         self._observer.failure(pool, str(reason))
         state.hold_off(reason, message, self._wall())
         logger.warning("%s: a pod was refused: %s", reason, error, extra=pool.reference.log)
+
+
+def _is_taken(error: KubeError) -> bool:
+    return isinstance(error, ApiError) and error.already_exists
 
 
 def refusal_reason(error: KubeError) -> Reason:

@@ -38,6 +38,7 @@ SEVERITY: tuple[Reason, ...] = (
     Reason.CONTAINER_FAILED,
     Reason.POD_FAILED,
     Reason.EVICTED,
+    Reason.POD_NOT_READY,
     Reason.CONTAINER_CONFIG_ERROR,
     Reason.RUNTIME_CLASS_NOT_FOUND,
     Reason.IMAGE_PULL_FAILED,

@@ -1,6 +1,6 @@
 """What a sandbox stands on: its node, and whether its runtime works and isolates there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.nodes import NodeFacts
@@ -43,6 +43,13 @@ class Ground:
     def proven(self) -> bool:
         """It has all the proof that its pool wants."""
         return not self.proof_wanted or self.isolation is Isolation.PROVEN
+
+    def uncordoned(self) -> "Ground":
+        """As it would be if its node were not cordoned; a node that is about to go stays out."""
+        node = self.node
+        if node is None or node.schedulable or node.leaving:
+            return self
+        return replace(self, node=replace(node, schedulable=True))
 
     @property
     def firm(self) -> bool:

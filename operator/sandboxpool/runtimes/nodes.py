@@ -35,6 +35,7 @@ class NodeFacts:
         handlers: the names it lists; None if it cannot say (containerd before 2.0).
         ready: its Ready condition is True; only then is its list to be trusted.
         schedulable: neither cordoned nor about to be removed.
+        leaving: about to be removed.
         created: epoch seconds at which it joined.
         container_runtime: name and version, such as ``containerd://2.1.4``.
         kubelet: version, such as ``v1.36.2``.
@@ -48,6 +49,7 @@ class NodeFacts:
     schedulable: bool
     handlers: frozenset[str] | None
     boot_id: str
+    leaving: bool = False
     created: float = 0.0
     container_runtime: str = ""
     kubelet: str = ""
@@ -88,6 +90,7 @@ def facts_of(node: Node) -> NodeFacts:
         taints=tuple(sorted(node.spec.taints, key=lambda t: (t.key, t.value, t.effect))),
         ready=ready,
         schedulable=not node.spec.unschedulable and not leaving,
+        leaving=leaving,
         handlers=None if listed is None else frozenset(handler.name for handler in listed),
         boot_id=node.status.nodeInfo.bootID,
         created=epoch(node.metadata.creationTimestamp),

@@ -22,6 +22,8 @@ import msgspec
 from sandboxpool.api.times import timestamp
 from sandboxpool.kube.client import JSON_PATCH, MERGE_PATCH
 from sandboxpool.kube.errors import ApiError
+from support.simulation.admission import CHANGE, CHECK, CREATE, Admission
+from support.simulation.patches import json_patched, merge_patched, selector
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -104,7 +106,7 @@ class Watch:
 
     def __init__(self, place: Place, params: Mapping[str, str], tell: Callable[[bytes], None]):
         self.place = place
-        self._selects = selector(place, params)
+        self._selects = selector(place.namespace, params)
         self._tell = tell
 
     def see(self, change: Change) -> None:
@@ -126,13 +128,14 @@ class ApiServer:
     """Objects, and what was done to them.
 
     Args:
-        wall: seconds since the epoch.
+        wall: seconds since the epoch, by its own clock.
     """
 
     def __init__(self, wall: Callable[[], float]) -> None:
         self.version = 1000
         self.listeners: list[Callable[[Change], None]] = []
         self.watches: list[Watch] = []
+        self.admission = Admission()
         self._wall = wall
         self._objects: defaultdict[str, dict[Key, Object]] = defaultdict(dict)
         self._history: defaultdict[str, list[Change]] = defaultdict(list)
@@ -141,6 +144,20 @@ class ApiServer:
         self._pages: dict[str, tuple[list[Object], int]] = {}
 
     # --- For everybody but the operator ----------------------------------------------------------
+
+    def wall(self) -> float:
+        """Seconds since the epoch, by the server's own clock."""
+        return self._wall()
+
+    def judging_seconds(self, request: Request) -> float:
+        """How long the admission plugins take over a request."""
+        place = Place.of(request.path)
+        if place.resource != "pods" or request.method not in ("POST", "PATCH"):
+            return 0.0
+        if request.method == "PATCH":
+            return self.admission.seconds(CHANGE, place.namespace, place.name)
+        what = CHECK if "dryRun" in request.params else CREATE
+        return self.admission.seconds(what, place.namespace, request.body["metadata"]["name"])
 
     def all(self, resource: str) -> list[Object]:
         """Every object of a kind."""
@@ -159,6 +176,8 @@ class ApiServer:
         metadata = body["metadata"]
         key = metadata.get("namespace", ""), metadata["name"]
         self._admissible(resource, key, body)
+        if resource == "pods":
+            body = self.admission.review(CREATE, body)
         return self._commit(resource, key, self._fresh(resource, body), by=by, late=late)
 
     def update(self, resource: str, old: Object, by: str, **parts: Any) -> Object:
@@ -227,12 +246,14 @@ class ApiServer:
             self._delete(place.resource, old, grace, by="operator", late=late)
             return old
         if request.content_type == MERGE_PATCH:
-            new = self._merge_patched(old, request.body)
+            new = merge_patched(old, request.body)
         else:
             assert request.content_type == JSON_PATCH, request.content_type
-            new = self._json_patched(old, request.body)
+            new = json_patched(old, request.body)
         if place.subresource == "status":
             new = {**old, "status": new.get("status")}
+        elif place.resource == "pods":
+            new = self.admission.review(CHANGE, new)
         return self._store(place.resource, old, new, by="operator", late=late)
 
     def _get(self, place: Place, params: Mapping[str, str]) -> Object:
@@ -243,7 +264,7 @@ class ApiServer:
                 raise ApiError(410, "Expired", "The provided continue parameter is too old")
             items, version = self._pages.pop(params["continue"])
         else:
-            selects = selector(place, params)
+            selects = selector(place.namespace, params)
             stored = self._objects[place.resource]
             items = [stored[key] for key in sorted(stored) if selects(stored[key])]
             version = self.version
@@ -261,7 +282,7 @@ class ApiServer:
             body["metadata"]["namespace"] = place.namespace
         if "dryRun" in request.params:
             self._admissible(place.resource, key_of(body), body)
-            return body
+            return self.admission.review(CHECK, body) if place.resource == "pods" else body
         return self.create(place.resource, body, by="operator", late=late)
 
     def _existing(self, place: Place) -> Object:
@@ -296,28 +317,6 @@ class ApiServer:
             "metadata": metadata,
             "status": {"phase": "Pending", "conditions": [pending]},
         }
-
-    def _merge_patched(self, old: Object, patch: Object) -> Object:
-        wanted = patch.get("metadata", {})
-        for name in ("uid", "resourceVersion"):
-            if wanted.get(name) not in (None, old["metadata"][name]):
-                raise ApiError(409, "Conflict", "the object has been modified")
-        merged: Object = merge(old, patch)
-        return merged
-
-    def _json_patched(self, old: Object, patch: list[Object]) -> Object:
-        new = old
-        for step in patch:
-            parent, name = step["path"].strip("/").rsplit("/", 1) if "/" in step["path"][1:] else (
-                "", step["path"][1:]
-            )  # fmt: skip
-            if step["op"] == "test":
-                if old[parent][name] != step["value"]:
-                    raise ApiError(422, "Invalid", "the server rejected our request")
-            else:
-                assert (step["op"], parent) == ("add", ""), step
-                new = {**new, name: step["value"]}
-        return new
 
     def _store(self, resource: str, old: Object, new: Object, *, by: str, late: bool) -> Object:
         if new == old:
@@ -371,37 +370,3 @@ def labels(obj: Object) -> Mapping[str, str]:
     """The labels of an object."""
     found: Mapping[str, str] = obj["metadata"].get("labels") or {}
     return found
-
-
-def selector(place: Place, params: Mapping[str, str]) -> Callable[[Object], bool]:
-    """What a list or watch lets through: the selectors that the operator uses, and no others."""
-    label = params.get("labelSelector", "")
-    fields = [part.split("=") for part in params.get("fieldSelector", "").split(",") if part]
-
-    def selects(obj: Object) -> bool:
-        if place.namespace and key_of(obj)[0] != place.namespace:
-            return False
-        if label and label not in labels(obj):
-            return False
-        return all(_field(obj, path) == value for path, value in fields)
-
-    return selects
-
-
-def _field(obj: Any, path: str) -> Any:
-    for part in path.split("."):
-        obj = obj.get(part, {})
-    return obj
-
-
-def merge(old: Any, patch: Any) -> Any:
-    """Apply a merge patch; what it does not touch is shared with the old object."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(old) if isinstance(old, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merge(result.get(key), value)
-    return result

@@ -1,71 +1,42 @@
-"""The rest of a cluster: garbage collector, scheduler, kubelets, and the nodes they run on."""
+"""The rest of a cluster: garbage collector, scheduler, autoscaler, and the nodes."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any
+from dataclasses import dataclass
 
-from sandboxpool.api.names import HOSTNAME_LABEL
-from sandboxpool.api.times import timestamp
-from sandboxpool.runtimes.probe import NODES_KERNEL, OWN_KERNEL, PROBE_CONTAINER
-from support.simulation.apiserver import ApiServer, Change, Object, owners
+from support.simulation.apiserver import Change, Object, owners
+from support.simulation.kubelets import NO_SHIM as NO_SHIM
+from support.simulation.kubelets import Kubelets
+from support.simulation.machines import FakeNode, is_true, node_body, with_condition
+from support.simulation.machines import Start as Start
 
 # The owners that the garbage collector has to look for, by kind.
 OWNERS = {"SandboxPool": "sandboxpools", "SandboxClaim": "sandboxclaims"}
-RETRY_SECONDS = 10.0
 NODE_GONE_SECONDS = 40.0
-NO_SHIM = (
-    "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to start sandbox: "
-    "failed to create containerd task: failed to start shim: start failed: exit status 1"
-)
-
-
-class Start(Enum):
-    """What becomes of a sandbox that is to start on a node."""
-
-    FINE = "fine"
-    FAILS = "fails"
-    HANGS = "hangs"
 
 
 @dataclass
-class FakeNode:
-    """A node's kubelet and its container runtime."""
-
-    name: str
-    alive: bool = True
-    starts: Start = Start.FINE
-    seconds: tuple[float, float] = (0.1, 2.0)
-    isolates: bool = True
-
-
-@dataclass
-class Controllers:
+class Controllers(Kubelets):
     """Whoever else acts on what stands in the API server.
 
     Attributes:
         collects: whether the garbage collector runs.
-        unstartable: images whose sandboxes the runtime fails on every node, whoever asks.
+        autoscales: how many seconds after a pod has no room another node joins, at least and at
+            most; None if none ever does.
+        autoscales_to: how many nodes it may add.
+        autoscaled_room: how many pods fit on each of them.
     """
 
-    server: ApiServer
-    random: random.Random
-    wall: Callable[[], float]
     collects: bool = True
-    unstartable: set[str] = field(default_factory=set)
-    nodes: dict[str, FakeNode] = field(default_factory=dict)
-    _addresses: int = 0
+    autoscales: tuple[float, float] | None = None
+    autoscales_to: int = 3
+    autoscaled_room: int | None = None
     _boots: int = 0
+    _growing: bool = False
+    _grown: int = 0
 
     def __post_init__(self) -> None:
         self.server.listeners.append(self._see)
-
-    def _later(self, least: float, most: float, act: Callable[..., None], *args: Any) -> None:
-        asyncio.get_running_loop().call_later(self.random.uniform(least, most), act, *args)
 
     def _see(self, change: Change) -> None:
         if change.resource in OWNERS.values() and change.new is None:
@@ -75,6 +46,8 @@ class Controllers:
         if change.resource != "pods":
             return
         if change.new is None:
+            if any(node.room is not None for node in self.nodes.values()):
+                self._later(0.1, 1.0, self._reschedule)
             return
         uid = change.new["metadata"]["uid"]
         was = change.old
@@ -112,9 +85,6 @@ class Controllers:
 
     # --- Scheduler -------------------------------------------------------------------------------
 
-    def _pod(self, uid: str) -> Object | None:
-        return next((p for p in self.server.all("pods") if p["metadata"]["uid"] == uid), None)
-
     def _reschedule(self) -> None:
         for pod in self.server.all("pods"):
             if not pod["spec"].get("nodeName"):
@@ -134,21 +104,27 @@ class Controllers:
             }
             status = {**pod["status"], "conditions": [no_node]}
             self.server.update("pods", pod, "scheduler", status=status)
+            if self.autoscales is not None and not self._growing:
+                self._growing = True
+                self._later(*self.autoscales, self._grow)
             return
         chosen = self.random.choice(fitting)
-        condition = {"type": "PodScheduled", "status": "True"}
+        status = with_condition({"phase": "Pending"}, "PodScheduled", True, self._now())
         self.server.update(
             "pods",
             pod,
             "scheduler",
             spec={**pod["spec"], "nodeName": chosen},
-            status={**pod["status"], "conditions": [condition]},
+            status={**pod["status"], "conditions": status["conditions"]},
         )
         self._start(uid)
 
     def _fits(self, pod: Object, name: str) -> bool:
         node = self.server.find("nodes", name)
-        if node is None or not _is_ready(node):
+        if node is None or not is_true(node, "Ready"):
+            return False
+        room = self.nodes[name].room
+        if room is not None and self.load_of(name) >= room:
             return False
         if node["spec"].get("unschedulable") and not pod["spec"].get("tolerations"):
             return False
@@ -161,153 +137,47 @@ class Controllers:
         terms = required.get("nodeSelectorTerms", [])
         return not terms or any(_matches(term, name) for term in terms)
 
-    # --- Kubelets --------------------------------------------------------------------------------
-
-    def _start(self, uid: str) -> None:
-        pod = self._pod(uid)
-        node = self.nodes.get(pod["spec"]["nodeName"]) if pod is not None else None
-        if pod is not None and node is not None:
-            self._later(*node.seconds, self._try, uid, node.name)
-
-    def _try(self, uid: str, name: str) -> None:
-        """The container runtime is asked for the sandbox; where that fails, again and again."""
-        pod, node = self._pod(uid), self.nodes.get(name)
-        if pod is None or node is None or "deletionTimestamp" in pod["metadata"]:
-            return
-        if not node.alive or node.starts is Start.HANGS:
-            self._later(RETRY_SECONDS, RETRY_SECONDS * 1.5, self._try, uid, name)
-            return
-        containers = (c for c in pod["spec"].get("containers") or () if isinstance(c, dict))
-        images = {str(container.get("image")) for container in containers}
-        hopeless = not self._serves(pod, name) or bool(images & self.unstartable)
-        if node.starts is Start.FAILS or hopeless:
-            self._say(pod, name, NO_SHIM)
-            self._later(RETRY_SECONDS, RETRY_SECONDS * 1.5, self._try, uid, name)
-            return
-        self._addresses += 1
-        address = f"10.0.{self._addresses >> 8}.{self._addresses & 255}"
-        self.server.update("pods", pod, "kubelet", status=self._started(pod, node, address))
-
-    def _serves(self, pod: Object, name: str) -> bool:
-        class_name = pod["spec"].get("runtimeClassName")
-        if not class_name:
-            # The node's default runtime.
-            return True
-        found = self.server.find("runtimeclasses", class_name)
-        node = self.server.find("nodes", name)
-        if found is None or node is None:
-            return False
-        listed = {handler["name"] for handler in node["status"].get("runtimeHandlers", [])}
-        return found["handler"] in listed
-
-    def _started(self, pod: Object, node: FakeNode, address: str) -> Object:
-        now = timestamp(self.wall())
-        # A template may hold anything; what the real server would refuse has no name here.
-        named = (c for c in pod["spec"].get("containers") or () if isinstance(c, dict))
-        names = [str(container.get("name")) for container in named]
-        states: dict[str, Object] = {name: {"running": {"startedAt": now}} for name in names}
-        if PROBE_CONTAINER in names:
-            isolated = node.isolates and pod["spec"].get("runtimeClassName")
-            code = OWN_KERNEL if isolated else NODES_KERNEL
-            states[PROBE_CONTAINER] = {"terminated": {"exitCode": code}}
-        # None of a probe's answers is 0, so that every one ends its pod as failed.
-        ends = PROBE_CONTAINER in names
-        conditions = {"PodScheduled", "PodReadyToStartContainers", "Initialized"}
-        conditions |= set() if ends else {"Ready"}
-        return {
-            "phase": "Failed" if ends else "Running",
-            "podIP": address,
-            "podIPs": [{"ip": address}],
-            "conditions": [
-                {"type": type_, "status": "True", "lastTransitionTime": now}
-                for type_ in sorted(conditions)
-            ],
-            "containerStatuses": [
-                {"name": name, "restartCount": 0, "state": state} for name, state in states.items()
-            ],
-        }
-
-    def _say(self, pod: Object, node: str, message: str) -> None:
-        now = timestamp(self.wall())
-        name, metadata = f"{pod['metadata']['name']}.sandbox", pod["metadata"]
-        old = self.server.find("events", name, metadata["namespace"])
-        if old is not None:
-            self.server.update("events", old, "kubelet", lastTimestamp=now, message=message)
-            return
-        body = {
-            "metadata": {"name": name, "namespace": metadata["namespace"]},
-            "involvedObject": {
-                "kind": "Pod",
-                "namespace": metadata["namespace"],
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-            },
-            "reason": "FailedCreatePodSandBox",
-            "message": message,
-            "source": {"host": node},
-            "lastTimestamp": now,
-        }
-        self.server.create("events", body, by="kubelet")
-
-    def _stop(self, uid: str) -> None:
-        pod = self._pod(uid)
-        if pod is None:
-            return
-        node = self.nodes.get(pod["spec"].get("nodeName", ""))
-        if node is not None and not node.alive:
-            self._later(5.0, 10.0, self._stop, uid)
-            return
-        self.server.remove("pods", pod, by="kubelet")
-
-    def end(self, pod: Object) -> None:
-        """A pod's containers end, as if its program had."""
-        ready = {"type": "Ready", "status": "False", "reason": "PodFailed"}
-        status = {**pod["status"], "phase": "Failed", "conditions": [ready]}
-        self.server.update("pods", pod, "kubelet", status=status)
-
     # --- Nodes -----------------------------------------------------------------------------------
 
     def add_node(self, name: str, handlers: tuple[str, ...] = ("runc", "runsc")) -> FakeNode:
         """A machine joins."""
         self._boots += 1
-        body = {
-            "metadata": {"name": name, "labels": {HOSTNAME_LABEL: name}},
-            "spec": {},
-            "status": {
-                "conditions": [{"type": "Ready", "status": "True"}],
-                "nodeInfo": {
-                    "bootID": f"boot-{self._boots}",
-                    "containerRuntimeVersion": "containerd://2.1.4",
-                    "kubeletVersion": "v1.36.2",
-                },
-                "runtimeHandlers": [{"name": handler} for handler in handlers],
-            },
-        }
-        self.server.create("nodes", body, by="kubelet")
+        self.server.create("nodes", node_body(name, self._boots, handlers), by="kubelet")
         node = self.nodes[name] = FakeNode(name)
         return node
+
+    def _grow(self) -> None:
+        """The autoscaler's machine joins, if a pod still waits for one."""
+        self._growing = False
+        waits = any(not p["spec"].get("nodeName") for p in self.server.all("pods"))
+        if waits and self.autoscales is not None and self._grown < self.autoscales_to:
+            self._grown += 1
+            node = self.add_node(f"scaled-{self._grown}")
+            node.room = self.autoscaled_room
 
     def lose_node(self, name: str) -> None:
         """A machine is cut off: its kubelet is silent, and its pods are no longer Ready."""
         self.nodes[name].alive = False
         self._set_ready(name, "Unknown")
-        for pod in self.server.all("pods"):
-            if pod["spec"].get("nodeName") == name:
-                conditions = [c for c in pod["status"]["conditions"] if c["type"] != "Ready"]
-                conditions.append({"type": "Ready", "status": "False", "reason": "NodeLost"})
-                status = {**pod["status"], "conditions": conditions}
-                self.server.update("pods", pod, "node controller", status=status)
+        for pod in self._on(name):
+            now = self._now()
+            status = with_condition(pod["status"], "Ready", False, now, reason="NodeLost")
+            self.server.update("pods", pod, "node controller", status=status)
 
-    def bring_back(self, name: str) -> None:
-        """A lost machine is there again, with what ran on it."""
+    def bring_back(self, name: str, pods_after: float = 0.0) -> None:
+        """A lost machine is there again, with what ran on it.
+
+        Args:
+            name: which it is.
+            pods_after: seconds after which its kubelet has reported its pods, too.
+        """
         self.nodes[name].alive = True
         self._set_ready(name, "True")
-        for pod in self.server.all("pods"):
-            running = pod["status"].get("phase") == "Running"
-            if pod["spec"].get("nodeName") == name and running:
-                node = self.nodes[name]
-                status = self._started(pod, node, pod["status"]["podIP"])
-                self.server.update("pods", pod, "kubelet", status=status)
+        for pod in self._on(name):
+            if pods_after:
+                self._later(pods_after, pods_after, self._recover, pod["metadata"]["uid"])
+            else:
+                self._recover(pod["metadata"]["uid"])
 
     def remove_node(self, name: str) -> None:
         """A machine is gone for good; in time its pods go, too."""
@@ -317,12 +187,31 @@ class Controllers:
             self.server.remove("nodes", node, by="user")
             self._later(NODE_GONE_SECONDS, NODE_GONE_SECONDS * 2, self._forget_pods_of, name)
 
+    def drain_node(self, name: str, seconds: float = 30.0) -> None:
+        """A machine leaves in good order: it is cordoned, emptied after a while, and removed."""
+        self.cordon(name)
+        self._later(seconds, seconds, self._empty, name)
+
+    def _empty(self, name: str) -> None:
+        for pod in self._on(name):
+            self.server.delete("pods", pod, by="user")
+        self._later(5.0, 5.0, self.remove_node, name)
+
+    def _on(self, name: str) -> list[Object]:
+        return [p for p in self.server.all("pods") if p["spec"].get("nodeName") == name]
+
     def _forget_pods_of(self, name: str) -> None:
-        if name in self.nodes:
-            return
-        for pod in self.server.all("pods"):
-            if pod["spec"].get("nodeName") == name:
+        if name not in self.nodes:
+            for pod in self._on(name):
                 self.server.delete("pods", pod, by="node controller", grace=0)
+
+    def cordon(self, *names: str, cordoned: bool = True) -> None:
+        """Cordon nodes, or end that; all there are unless named."""
+        for name in names or list(self.nodes):
+            node = self.server.find("nodes", name)
+            if node is not None:
+                spec = {**node["spec"], "unschedulable": cordoned}
+                self.server.update("nodes", node, "user", spec=spec)
 
     def set_node(self, name: str, *, cordoned: bool, serves: bool = True) -> None:
         """Cordon a node or not, and have its list of handlers hold gVisor's or not."""
@@ -342,10 +231,6 @@ class Controllers:
         if node is not None:
             status = {**node["status"], "conditions": [{"type": "Ready", "status": value}]}
             self.server.update("nodes", node, "node controller", status=status)
-
-
-def _is_ready(node: Object) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"]["conditions"])
 
 
 def _matches(term: Object, name: str) -> bool:

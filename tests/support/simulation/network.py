@@ -3,153 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from enum import Enum
 
 import msgspec
 
-from sandboxpool.kube.client import WATCH_SILENCE_SECONDS, ApiClient
+from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
-from support.simulation.apiserver import ApiServer, Object, Place, Request, encode
+from support.simulation.apiserver import ApiServer, Object, Place, Request
+from support.simulation.sight import Listing, Sight
+from support.simulation.stream import Stream
+from support.simulation.weather import ANSWERS, Weather
+from support.simulation.weather import Fate as Fate
 
 TIMEOUT_SECONDS = 30.0
+# The server says from time to time how far a watch has come, and a moment before its end; never at
+# its beginning. Where it has no watch cache it never does.
 BOOKMARK_SECONDS = 60.0
-
-
-class Fate(Enum):
-    """What becomes of a request."""
-
-    FINE = "fine"
-    # It never arrives, and its sender learns nothing.
-    LOST = "lost"
-    # It is carried out, and its sender learns nothing.
-    UNHEARD = "unheard"
-    # Its sender gives up, and then it arrives after all.
-    LATE = "late"
-    # Somebody else has changed the object a moment before.
-    RIVAL = "rival"
-    THROTTLED = "throttled"
-    BROKEN = "broken"
-    # The server says that it failed, and has carried it out.
-    HALF_BROKEN = "half broken"
-    UNAVAILABLE = "unavailable"
-    # The operator's process dies: before it is sent, after it was carried out, or while it is on
-    # its way, so that it arrives when the next process is at work.
-    CRASH_BEFORE = "crash before"
-    CRASH_AFTER = "crash after"
-    CRASH_MEANWHILE = "crash meanwhile"
-
-
-ROUGH = (
-    Fate.LOST,
-    Fate.UNHEARD,
-    Fate.LATE,
-    Fate.RIVAL,
-    Fate.THROTTLED,
-    Fate.BROKEN,
-    Fate.HALF_BROKEN,
-    Fate.UNAVAILABLE,
-)
-
-ANSWERS = {
-    Fate.THROTTLED: (429, "TooManyRequests", 1.0),
-    Fate.BROKEN: (500, "InternalError", None),
-    Fate.HALF_BROKEN: (504, "Timeout", None),
-    Fate.UNAVAILABLE: (503, "ServiceUnavailable", 1.0),
-}
-
-
-@dataclass
-class Weather:
-    """How bad it is.
-
-    Attributes:
-        rough: the part of all requests that meet some other fate than a good one.
-        slow: the longest way in seconds, each way; also for what watches tell.
-        next: what becomes of the next requests of a kind, before chance has its say.
-    """
-
-    random: random.Random
-    rough: float = 0.0
-    slow: float = 0.05
-    next: dict[str, list[Fate]] = field(default_factory=dict)
-
-    def fate(self, request: Request) -> Fate:
-        """Decide about one request."""
-        chosen = self.next.get(kind_of(request))
-        if chosen:
-            return chosen.pop(0)
-        if self.random.random() >= self.rough:
-            return Fate.FINE
-        return self.random.choice(ROUGH)
-
-    def way(self) -> float:
-        """How long one message takes."""
-        return self.random.uniform(0.001, self.slow)
-
-
-def kind_of(request: Request) -> str:
-    """A word for what a request is for."""
-    place = Place.of(request.path)
-    if "dryRun" in request.params:
-        return "check"
-    if request.method == "PATCH" and place.resource == "pods":
-        return "bind"
-    if request.method == "PATCH" and place.resource == "sandboxclaims":
-        return "tell"
-    verb = {"GET": "read", "POST": "create", "DELETE": "delete", "PATCH": "patch"}[request.method]
-    return f"{verb} {place.resource}"
-
-
-class Stream:
-    """One watch on its way to the client: lines in their order, each with its delay."""
-
-    def __init__(self, resource: str, way: Callable[[], float]) -> None:
-        self.resource = resource
-        self.stalled = False
-        self._way = way
-        self._loop = asyncio.get_running_loop()
-        self._lines: asyncio.Queue[bytes | KubeError | None] = asyncio.Queue()
-        self._under_way: deque[bytes | KubeError | None] = deque()
-        self._last = 0.0
-
-    def tell(self, line: bytes | KubeError | None) -> None:
-        """Send a line, an error, or the end, behind all that was sent before."""
-        if not self.stalled:
-            self._last = max(self._last, self._loop.time() + self._way())
-            self._under_way.append(line)
-            self._loop.call_at(self._last, self._arrive)
-
-    def _arrive(self) -> None:
-        # Timers of one moment ring in any order; lines come in theirs.
-        self._lines.put_nowait(self._under_way.popleft())
-
-    def cut(self) -> None:
-        """The connection breaks: what is on its way does not arrive."""
-        self.stalled = True
-        self._lines.put_nowait(UnknownOutcomeError("watch: connection reset"))
-
-    async def lines(self) -> AsyncIterator[bytes]:
-        """What arrives, until it ends.
-
-        Raises:
-            UnknownOutcomeError: the connection broke, or nothing came for too long.
-        """
-        while True:
-            try:
-                async with asyncio.timeout(WATCH_SILENCE_SECONDS):
-                    line = await self._lines.get()
-            except TimeoutError as error:
-                raise UnknownOutcomeError("watch: silence") from error
-            if line is None:
-                return
-            if isinstance(line, KubeError):
-                raise line
-            yield line
+LAST_BOOKMARK_SECONDS = 2.0
+WITHOUT_BOOKMARKS = frozenset({"events"})
+# A network in which a message takes longer is not well.
+WELL_SECONDS = 0.3
 
 
 class Network:
@@ -169,8 +43,44 @@ class Network:
         self.weather = weather
         self.streams: list[Stream] = []
         self.writes: list[tuple[float, Request]] = []
+        # What everybody sees; `sight_of` is what one client sees beside.
+        self.sight = Sight()
+        self.troubled_at = float("-inf")
+        # Messages under way of which something is known already to go wrong.
+        self._amiss = 0
+        self._sights: dict[SimulatedClient, Sight] = {}
         self._on_crash = on_crash
         self._under_way: set[asyncio.Task[None]] = set()
+
+    def sight_of(self, client: SimulatedClient) -> Sight:
+        """What is wrong with what this client sees, and no other."""
+        return self._sights.setdefault(client, Sight())
+
+    def see_again(self) -> None:
+        """Everybody sees everything again, and is told of what happened meanwhile."""
+        for sight in (self.sight, *self._sights.values()):
+            sight.recover()
+        for stream in self.streams:
+            stream.catch_up()
+
+    def trouble(self) -> None:
+        """Something has gone wrong with a message or a watch."""
+        self.troubled_at = asyncio.get_running_loop().time()
+
+    def seconds_well(self, now: float) -> float:
+        """For how long nothing has been wrong with messages and watches."""
+        weather = self.weather
+        amiss = (
+            weather.rough > 0.0
+            or weather.slow > WELL_SECONDS
+            or self._amiss > 0
+            or any(set(fates) - {Fate.FINE, Fate.RIVAL} for fates in weather.next.values())
+            or not all(sight.good for sight in (self.sight, *self._sights.values()))
+            or any(stream.stalled for stream in self.streams)
+        )
+        if amiss:
+            self.troubled_at = now
+        return now - self.troubled_at
 
     def send(self, sender: SimulatedClient, request: Request) -> asyncio.Future[bytes]:
         """Send a request; what becomes of it does not depend on whether its sender lives on."""
@@ -188,7 +98,24 @@ class Network:
     async def _carry(
         self, sender: SimulatedClient, request: Request, answer: asyncio.Future[bytes]
     ) -> None:
-        weather, fate = self.weather, self.weather.fate(request)
+        fate = self.weather.fate(request)
+        amiss = fate not in (Fate.FINE, Fate.RIVAL)
+        self._amiss += amiss
+        try:
+            await self._carry_to(sender, request, answer, fate)
+        finally:
+            self._amiss -= amiss
+            if amiss:
+                self.trouble()
+
+    async def _carry_to(
+        self,
+        sender: SimulatedClient,
+        request: Request,
+        answer: asyncio.Future[bytes],
+        fate: Fate,
+    ) -> None:
+        weather = self.weather
         if fate is Fate.CRASH_BEFORE:
             self._on_crash(sender)
             return
@@ -196,6 +123,8 @@ class Network:
             self._on_crash(sender)
             await asyncio.sleep(weather.random.uniform(0.5, 60.0))
         await asyncio.sleep(weather.way())
+        if await self._is_unlisted(sender, request, answer):
+            return
         if fate in (Fate.LOST, Fate.LATE):
             await asyncio.sleep(weather.random.choice((0.0, TIMEOUT_SECONDS)))
             _fail(answer, UnknownOutcomeError(f"{request.method} {request.path}: lost"))
@@ -208,6 +137,8 @@ class Network:
             return
         if fate is Fate.RIVAL:
             self._rival(request)
+        if seconds := self.server.judging_seconds(request):
+            await asyncio.sleep(seconds)
         result: bytes | ApiError
         try:
             result = self.server.handle(request, late=sender.dead or answer.done())
@@ -227,6 +158,25 @@ class Network:
         elif not answer.done():
             answer.set_result(result)
 
+    async def _is_unlisted(
+        self, sender: SimulatedClient, request: Request, answer: asyncio.Future[bytes]
+    ) -> bool:
+        """Whether it is a list that cannot be had now; if so it is answered, or given up."""
+        place = Place.of(request.path)
+        if request.method != "GET" or place.name:
+            return False
+        sights = (self.sight, self.sight_of(sender))
+        how = {sight.listing.get(place.resource) for sight in sights}
+        if Listing.LOST in how:
+            await asyncio.sleep(TIMEOUT_SECONDS)
+            _fail(answer, UnknownOutcomeError(f"GET {request.path}: lost"))
+        elif Listing.REFUSED in how:
+            text = "the server was unable to return a response in the time allotted"
+            _fail(answer, ApiError(504, "Timeout", text))
+        else:
+            return False
+        return True
+
     def _rival(self, request: Request) -> None:
         place = Place.of(request.path)
         found = self.server.find(place.resource, place.name, place.namespace)
@@ -236,21 +186,33 @@ class Network:
                 place.resource, found, "rival", metadata=_noted(found["metadata"], noted)
             )
 
-    def open(self, path: str, params: Mapping[str, str]) -> tuple[Stream, Callable[[], None]]:
+    def open(
+        self, client: SimulatedClient, path: str, params: Mapping[str, str]
+    ) -> tuple[Stream, Callable[[], None]]:
         """Open a watch; return the stream and what closes it.
 
         Raises:
             ApiError: the server refuses it.
         """
         loop = asyncio.get_running_loop()
-        stream = Stream(Place.of(path).resource, self.weather.way)
+        resource = Place.of(path).resource
+        sights = (self.sight, self.sight_of(client))
+        stream = Stream(
+            resource, params["resourceVersion"], lambda: self._way(resource, sights), sights
+        )
         end = self.server.watch(path, params, stream.tell)
         self.streams.append(stream)
+        ends_at = loop.time() + float(params.get("timeoutSeconds", "300"))
+        timers = [loop.call_at(ends_at, stream.end)]
 
         def bookmark() -> None:
-            metadata = {"resourceVersion": str(self.server.version)}
-            stream.tell(encode({"type": "BOOKMARK", "object": {"metadata": metadata}}))
-            timers.append(loop.call_later(BOOKMARK_SECONDS, bookmark))
+            stream.bookmark(self.server.version)
+            remind()
+
+        def remind() -> None:
+            last, now = ends_at - LAST_BOOKMARK_SECONDS, loop.time()
+            then = now + BOOKMARK_SECONDS
+            timers.append(loop.call_at(last if now < last < then else then, bookmark))
 
         def close() -> None:
             end()
@@ -258,11 +220,16 @@ class Network:
             for timer in timers:
                 timer.cancel()
 
-        seconds = float(params.get("timeoutSeconds", "300"))
-        timers = [loop.call_later(seconds, stream.tell, None)]
-        if params.get("allowWatchBookmarks"):
-            bookmark()
+        if params.get("allowWatchBookmarks") and resource not in WITHOUT_BOOKMARKS:
+            remind()
         return stream, close
+
+    def _way(self, resource: str, sights: tuple[Sight, ...]) -> float:
+        seconds = self.weather.way()
+        for sight in sights:
+            if resource in sight.delay:
+                seconds += self.weather.random.uniform(*sight.delay[resource])
+        return seconds
 
     async def finish(self) -> None:
         """Cancel whatever is still under way; for the end of a test."""
@@ -313,7 +280,7 @@ class SimulatedClient(ApiClient):
         self, path: str, params: Mapping[str, str]
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         await asyncio.sleep(self._network.weather.way())
-        stream, close = self._network.open(path, params)
+        stream, close = self._network.open(self, path, params)
         try:
             yield stream.lines()
         finally:

@@ -84,7 +84,10 @@ class Sandbox:
         since: when it came to where it is: made, scheduled, or on its way out.
         excluded: the nodes that it keeps away from.
         probed: it has brought a probe of its own, which proves its isolation once it has started.
-        started: its containers run; whether they are ready is for its node to say.
+        started: its containers run; whether they are ready is for its node to say, and for its
+            readiness probe.
+        unready: its readiness probe fails.
+        cold: it was made for a claim.
     """
 
     name: str
@@ -101,6 +104,8 @@ class Sandbox:
     failure: Failure | None = None
     claimed: bool = False
     leaving: bool = False
+    unready: bool = False
+    cold: bool = False
 
     @property
     def uid(self) -> str:
@@ -128,6 +133,7 @@ class PoolWorld:
         refuses: the API server refuses to make pods.
         admission: the class that an admission plugin gives to pods, if any.
         starts: what becomes of new sandboxes on every node.
+        line: the claims that wait: whether each wants a sandbox to be started for it.
     """
 
     def __init__(self, **spec: Any) -> None:
@@ -145,6 +151,9 @@ class PoolWorld:
         self.refuses = False
         self.admission = ""
         self.starts = Start.FINE
+        self.line: list[bool] = []
+        self._avoided: set[str] = set()
+        self._members: dict[str, Member] = {}
         self.creates: list[float] = []
         self.deletes: list[float] = []
         self.wake_at: float | None = None
@@ -259,15 +268,17 @@ class PoolWorld:
     def is_ready(self, pod: Sandbox) -> bool:
         """Its containers are ready, and its node says so."""
         host = self.hosts.get(pod.node)
-        return pod.started and not pod.ended and host is not None and host.ready
+        return pod.started and not pod.ended and not pod.unready and host is not None and host.ready
 
     def _state_of(self, pod: Sandbox) -> State:
         if pod.leaving or self.state.expectations.is_deleting(pod.uid):
-            return State.STOPPING
+            return State.ENDED if pod.ended else State.STOPPING
         now = self.pods.get(pod.uid, pod)
         if now.claimed:
             # The operator has done it itself, so it need not be told.
-            return State.CLAIMED
+            if pod.ended:
+                return State.ENDED
+            return State.COLD if pod.cold and not pod.started else State.CLAIMED
         if pod.ended:
             return State.FAILED
         host = self.hosts.get(pod.node)
@@ -276,11 +287,19 @@ class PoolWorld:
             return State.STRANDED
         if not pod.started:
             return State.STARTING
+        if pod.unready:
+            return State.UNREADY
         return State.WARM if pod.probed or not self.per_sandbox else State.UNPROVEN
 
     def _member(self, pod: Sandbox) -> Member:
         state = self._state_of(pod)
-        settled = state in (State.WARM, State.UNPROVEN, State.CLAIMED, State.STOPPING)
+        settled = state in (
+            State.WARM,
+            State.UNPROVEN,
+            State.CLAIMED,
+            State.ENDED,
+            State.STOPPING,
+        )
         host = self.hosts.get(pod.node)
         made = member(
             pod.name,
@@ -297,14 +316,40 @@ class PoolWorld:
             exclusion=fingerprint(pod.excluded),
         )
         quarantined = host is not None and host.quarantined
-        return replace(made, ground=Ground(self.facts_of(pod.node), HANDLER, quarantined))
+        made = replace(made, ground=Ground(self.facts_of(pod.node), HANDLER, quarantined))
+        self._members[pod.uid] = made = self._remembered(made)
+        return made
+
+    def _remembered(self, made: Member) -> Member:
+        """With what only those know who have seen the past."""
+        former = self._members.get(made.uid)
+        waits = made.failure is not None and made.failure.heals
+        since = ready_since = self.now
+        was_ready = made.ready
+        if former is not None:
+            was_waiting = former.failure is not None and former.failure.heals
+            if (former.state, former.node_name, was_waiting) == (
+                made.state,
+                made.node_name,
+                waits,
+            ):
+                since = former.since
+            if former.ready_since is not None:
+                ready_since = former.ready_since
+            was_ready |= former.was_ready
+        return replace(
+            made,
+            since=since,
+            ready_since=ready_since if made.ready else None,
+            was_ready=was_ready,
+        )
 
     def given(self) -> PoolInput:
         """What the decision depends on, as the operator gathers it."""
         self._look_for_unseen()
         members = Members(self._member(pod) for pod in self.seen.values())
         self.state.note_time(self.now)
-        self.state.note_success(members, self.resolution.runtime)
+        self.state.note_success(members, self.resolution.runtime, self.now)
         creating, cold = self.state.expectations.count_creating()
         verdict = self.verdict
         return replace(
@@ -317,8 +362,11 @@ class PoolWorld:
             members=members,
             creating=creating,
             creating_cold=cold,
+            line=tuple(self.line) if any(self.line) else (),
+            stuck_nodes=self.state.stuck_nodes(self.now),
             trouble=self.state.trouble,
             now=self.now,
+            clock=self.now,
         )
 
     def _look_for_unseen(self) -> None:
@@ -339,10 +387,16 @@ class PoolWorld:
     def carry_out(self, given: PoolInput, plan: PoolPlan) -> bool:
         """Do what was decided, as the operator does; whether the API server let it all be done."""
         self._note_wake(given, plan)
+        self.state.note_stuck(plan.stuck_nodes, self.now)
+        self._avoided = {node for node, _ in plan.avoid}
         expected, smooth = self.state.expectations, True
         names = [self._new_name() for _ in range(plan.create)]
         for name in names:
             expected.creating(name)
+        cold = [self._new_name() for _ in range(plan.cold)]
+        for name in cold:
+            self.line.remove(True)
+            expected.creating(name, cold=True)
         for deletion in plan.delete:
             expected.deleting(deletion.member.uid)
         failed = []
@@ -364,20 +418,23 @@ class PoolWorld:
                 failed.append(deletion)
         if failed:
             self.state.hold_off(failed[0].reason, failed[0].message, self.now)
-        for name in names:
+        for name in (*cold, *names):
             if self.refuses:
-                for left in names[names.index(name) :]:
+                # Who had their turn keep their place.
+                refused = [*cold, *names][[*cold, *names].index(name) :]
+                self.line[:0] = [True for left in refused if left in cold]
+                for left in refused:
                     expected.settle_create(left)
                 self.creates.append(self.now)
                 self.state.hold_off(Reason.QUOTA_EXCEEDED, "exceeded quota", self.now)
                 return False
-            self._create(name, claimed=False)
+            self._create(name, cold=name in cold)
         return smooth
 
     def _new_name(self) -> str:
         return f"pod-{next(self._serials)}"
 
-    def _create(self, name: str, *, claimed: bool) -> None:
+    def _create(self, name: str, *, cold: bool) -> None:
         self.creates.append(self.now)
         self.state.expectations.made(name)
         if self.losing:
@@ -394,10 +451,11 @@ class PoolWorld:
                 class_name=self.admission or "gvisor",
                 runtime_uid=runtime_now.uid,
                 overhead=runtime_now.overhead,
-                excluded=self.verdict.excluded,
+                excluded=tuple(sorted({*self.verdict.excluded, *self._avoided})),
                 probed=self.per_sandbox,
                 since=self.now,
-                claimed=claimed,
+                claimed=cold,
+                cold=cold,
             )
         )
 
@@ -420,6 +478,10 @@ class PoolWorld:
 
     # --- Claims ----------------------------------------------------------------------------------
 
+    def known(self, pod: Sandbox) -> Member | None:
+        """How the operator sorted a pod last."""
+        return self._members.get(pod.uid)
+
     def warm(self) -> list[Sandbox]:
         """What may be handed out now."""
         return [p for p in self.seen.values() if self._state_of(p) is State.WARM]
@@ -431,17 +493,14 @@ class PoolWorld:
         self.put(replace(pod, claimed=True))
         return True
 
-    def has_room(self) -> bool:
-        """One more pod may be asked for."""
-        ceiling = self._base.spec.max_sandboxes
-        asked = sum(self.state.expectations.count_creating())
-        return ceiling is None or len(self.seen) + asked < ceiling
-
-    def claim_cold(self) -> None:
-        """A pod is made for a claim."""
-        name = self._new_name()
-        self.state.expectations.creating(name, cold=True)
-        self._create(name, claimed=True)
+    def serve_line(self) -> bool:
+        """Hand what is warm to the first in line; whether there was anything to hand out."""
+        some = False
+        for pod in self.warm():
+            if self.line and self.claim(pod):
+                self.line.pop(0)
+                some = True
+        return some
 
     # --- Nature ----------------------------------------------------------------------------------
 
@@ -494,11 +553,14 @@ class PoolWorld:
         self.lag, self.losing, self.refuses, self.admission = 0.0, 0, False, ""
         self.starts, self.accepted = Start.FINE, True
         self.class_uid = self.class_uid or "class-again"
+        for pod in list(self.pods.values()):
+            if pod.unready:
+                self.put(replace(pod, unready=False))
         self.edit(paused=None)
 
     def amiss(self) -> list[str]:
         """What is not as it should be at rest, a sentence each, by what stands on the server."""
-        claimed = sum(p.claimed and not p.leaving for p in self.pods.values())
+        claimed = sum(p.claimed and not p.leaving and not p.ended for p in self.pods.values())
         target, spec = self._base.spec.replicas, self._base.spec
         if spec.max_sandboxes is not None:
             target = max(0, min(target, spec.max_sandboxes - claimed))
@@ -506,6 +568,8 @@ class PoolWorld:
         found = [f"{p.name} is of no use" for p in stock if p.leaving or not self.usable(p)]
         if self._events:
             found.append("there is more to be seen")
+        if any(self.line) and (spec.max_sandboxes is None or claimed < spec.max_sandboxes):
+            found.append("a claim waits for a sandbox of its own, and there is room")
         if len(stock) != target:
             found.append(f"{len(stock)} pods where {target} are wanted")
         found += [f"{p.name} is of another class" for p in stock if self.foreign(p)]

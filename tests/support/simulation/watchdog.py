@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from sandboxpool.api import names
+from sandboxpool.runtimes.probe import LABEL_PROBE
 from support.invariants import Snapshot, claim_uids, violations
 from support.simulation.apiserver import ApiServer, Change, Object, labels
+from support.simulation.machines import ENDED
 
 # So long after a request of a sender that had given up, or was no more, was carried out, what it
 # has caused must have been put right.
@@ -18,6 +20,13 @@ WINDOW_SECONDS = 60.0
 # Creates and deletes a minute that need no cause, and those that each cause may bring.
 UNCAUSED = 30
 FOR_EACH_CAUSE = 6
+HOUR_SECONDS = 3600.0
+# Creates an hour, whatever is broken, for each pool that there was: while nothing helps, the pauses
+# between rounds double from one second to five minutes (nine rounds in the first ten minutes) and
+# stay there (sixteen more, as they vary), of one sandbox each from the third round on.
+RETRIES_AN_HOUR = 30
+# What each cause may bring in an hour: a sandbox, and another one if it is lost on the way.
+FOR_EACH_CAUSE_AN_HOUR = 2
 
 
 class Watchdog:
@@ -39,6 +48,12 @@ class Watchdog:
         self._ceilings: defaultdict[str, list[tuple[float, int | None]]] = defaultdict(list)
         self._writes: dict[str, deque[float]] = {"create": deque(), "delete": deque()}
         self._causes: deque[float] = deque()
+        self._made: deque[float] = deque()
+        self._causes_of_hour: deque[float] = deque()
+        self._pools: set[str] = set()
+        self._told_of_hour = float("-inf")
+        # Further judges: told of each change, they return what was wrong.
+        self.judges: list[Callable[[Change], Iterable[str]]] = []
         server.listeners.append(self._see)
 
     def spoil(self, obj: Object) -> None:
@@ -52,8 +67,12 @@ class Watchdog:
     def cause(self, count: int = 1) -> None:
         """Something has happened that gives the operator work."""
         self._causes.extend([self._clock()] * count)
+        self._causes_of_hour.extend([self._clock()] * count)
 
     def _see(self, change: Change) -> None:
+        for judge in self.judges:
+            for found in judge(change):
+                self._say(found)
         if change.object["metadata"].get("namespace") in self.foreign:
             if change.by == "operator":
                 self._say(f"the operator has written to {_name(change.object)}, which is not its")
@@ -61,6 +80,10 @@ class Watchdog:
         if change.resource == "sandboxpools" and change.new is not None:
             ceiling = change.new["spec"].get("maxSandboxes")
             self._ceilings[change.new["metadata"]["uid"]].append((self._clock(), ceiling))
+        if change.resource == "sandboxpools":
+            self._pools.add(change.object["metadata"]["uid"])
+        if change.resource == "pods" and change.old is None and change.by == "operator":
+            self._count_of_hour(change.object)
         if change.resource == "pods" and labels(change.object).get(names.LABEL_POOL_UID):
             if change.by == "operator":
                 self._see_pod_written(change)
@@ -69,6 +92,11 @@ class Watchdog:
             if change.by == "operator" and change.new is not None and change.old is not None:
                 self._see_claim_told(change.old, change.new)
             self._look()
+
+    def say(self, found: Iterable[str]) -> None:
+        """Note what somebody else has seen to be wrong."""
+        for text in found:
+            self._say(text)
 
     def _say(self, text: str) -> None:
         self.wrong.append(f"at {self._clock():.3f} s: {text}")
@@ -118,6 +146,8 @@ class Watchdog:
             and p["metadata"]["uid"] not in self._late
             and not self.is_spoiled(p)
             and p["metadata"].get("namespace") not in self.foreign
+            # Its node has freed what it held.
+            and p["status"].get("phase") not in ENDED
         ]
         if len(there) > highest:
             self._say(f"{len(there)} pods of a pool that may have {highest}, with {_name(pod)}")
@@ -144,6 +174,21 @@ class Watchdog:
             self._causes.popleft()
         if len(lately) > UNCAUSED + FOR_EACH_CAUSE * len(self._causes):
             self._say(f"{len(lately)} pods {verb}d within a minute: {len(self._causes)} causes")
+
+    def _count_of_hour(self, pod: Object) -> None:
+        """Count what is made, whatever became of its labels; probes have limits of their own."""
+        if LABEL_PROBE in labels(pod):
+            return
+        now = self._clock()
+        self._made.append(now)
+        for times in (self._made, self._causes_of_hour):
+            while times and times[0] < now - HOUR_SECONDS:
+                times.popleft()
+        allowed = RETRIES_AN_HOUR * max(1, len(self._pools))
+        allowed += FOR_EACH_CAUSE_AN_HOUR * len(self._causes_of_hour)
+        if len(self._made) > allowed and now > self._told_of_hour + HOUR_SECONDS:
+            self._told_of_hour = now
+            self._say(f"{len(self._made)} pods made within an hour, {allowed} are allowed")
 
     # --- Claims ----------------------------------------------------------------------------------
 

@@ -8,25 +8,32 @@ import random
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 from unittest import mock
 
 from sandboxpool.api import names
 from sandboxpool.pools.book import Facts, MemberBook
-from sandboxpool.pools.members import Members
+from sandboxpool.pools.members import Member, Members, State
 from support.builders import NOW
 from support.invariants import Snapshot, claim_uids, unsettled
-from support.simulation.apiserver import ApiServer, Object, Place, Request, labels
+from support.simulation.apiserver import ApiServer, Place, Request, labels
 from support.simulation.clock import VirtualLoop
-from support.simulation.controllers import Controllers, Start
-from support.simulation.network import Network, SimulatedClient, Weather
+from support.simulation.controllers import Controllers
+from support.simulation.deletions import Deletions
+from support.simulation.network import Network, SimulatedClient
+from support.simulation.patience import Patience
+from support.simulation.people import NAMESPACE as NAMESPACE
+from support.simulation.people import People
 from support.simulation.process import Process
+from support.simulation.reasons import DeletionLog
+from support.simulation.sight import Sight
+from support.simulation.wallclock import WallClock
 from support.simulation.watchdog import Watchdog
+from support.simulation.weather import Weather
 
-NAMESPACE = "default"
 GVISOR = {"metadata": {"name": "gvisor"}, "handler": "runsc"}
-CONTAINERS = [{"name": "main", "image": "registry.example/a:1"}]
 STEP_SECONDS = 20.0
 # At rest nothing is written for so long.
 QUIET_SECONDS = 400.0
@@ -47,11 +54,27 @@ def _sort_and_check(
     everything = list(everything)
     found = _sort(book, facts_of, everything, **how)
     truth = _sort(MemberBook(), facts_of, everything, anew=True)
-    assert {m.uid: m for m in found} == {m.uid: m for m in truth}, "a change was not told of"
+    assert _timeless(found) == _timeless(truth), "a change was not told of"
     return found
 
 
-class World:
+def _timeless(members: Members) -> dict[str, Member]:
+    """Without what only a book remembers that has seen the past."""
+    once = {State.UNREADY: State.STARTING, State.COLD: State.CLAIMED}
+    return {
+        m.uid: replace(
+            m,
+            state=once.get(m.state, m.state),
+            failure=None,
+            since=0.0,
+            ready_since=None,
+            was_ready=False,
+        )
+        for m in members
+    }
+
+
+class World(People):
     """Use as a context manager; `run` lets time pass.
 
     Args:
@@ -63,11 +86,28 @@ class World:
     def __init__(self, seed: int = 0, nodes: int = 3, replicas: int = 1) -> None:
         self.loop = VirtualLoop()
         self.random = random.Random(seed)
-        self.server = ApiServer(self.wall)
+        self.server_clock = WallClock(self.wall)
+        self.server = ApiServer(self.server_clock)
         self.weather = Weather(random.Random(seed + 1))
         self.network = Network(self.server, self.weather, self._crash)
         self.controllers = Controllers(self.server, random.Random(seed + 2), self.wall)
         self.watchdog = Watchdog(self.server, self.loop.time)
+        self._said = DeletionLog()
+        self._deletions = Deletions(
+            self.server, self.loop.time, self.seconds_well, self._said.of, self.watchdog.is_spoiled
+        )
+        self._patience = Patience(
+            self.server,
+            self.controllers,
+            self.loop.time,
+            self.seconds_well,
+            lambda obj: not self.watchdog.is_spoiled(obj),
+        )
+        self.watchdog.judges += [self._deletions.see, self._patience.see]
+        # By how many seconds the clocks of processes are ahead that start from now on.
+        self.skew = 0.0
+        self._clocks: dict[Process, WallClock] = {}
+        self._led_since: tuple[Process | None, float] = None, 0.0
         self.processes: list[Process] = []
         self.restart_seconds = 1.0
         self.logged = _Errors()
@@ -92,10 +132,13 @@ class World:
             self._undo.enter_context(mock.patch(name, fixed))
         logger = logging.getLogger("sandboxpool")
         self._undo.callback(logger.removeHandler, self.logged)
+        self._undo.callback(logger.removeHandler, self._said)
         self._undo.callback(logger.setLevel, logger.level)
         self._undo.callback(setattr, logger, "propagate", logger.propagate)
-        logger.addHandler(self.logged)
-        logger.setLevel(logging.ERROR)
+        for handler in (self.logged, self._said):
+            logger.addHandler(handler)
+        # The log says why sandboxes are deleted.
+        logger.setLevel(logging.INFO)
         logger.propagate = False
         self._undo.callback(self.loop.close)
         self._do(self._begin)
@@ -134,8 +177,16 @@ class World:
     # --- Time ------------------------------------------------------------------------------------
 
     def wall(self) -> float:
-        """Seconds since the epoch."""
+        """Seconds since the epoch, by a clock that is right."""
         return NOW + self.loop.time()
+
+    def set_clock(self, ahead: float, process: Process | None = None) -> None:
+        """The clock of one replica is set: it is so many seconds ahead; of all, unless told."""
+        for known, clock in self._clocks.items():
+            if process in (None, known):
+                clock.offset = ahead
+        if process is None:
+            self.skew = ahead
 
     def run(self, seconds: float) -> None:
         """Let time pass; the operator must not die of anything.
@@ -152,16 +203,36 @@ class World:
             if process.task.done() and not process.dead:
                 raise AssertionError(f"the operator has died: {process.task!r}")
         assert not self.logged.records, "\n".join(self.logged.records)
+        self.watchdog.say(self._patience.look())
         assert not self.watchdog.wrong, "\n".join(self.watchdog.wrong)
 
     # --- The operator ----------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.processes.append(Process(self.network, self.wall, self._end))
+        clock = WallClock(self.wall, self.skew)
+        process = Process(self.network, clock, self._end)
+        self._clocks[process] = clock
+        self.processes.append(process)
+
+    def leader(self) -> Process | None:
+        """The process that leads, if one does."""
+        alive = (p for p in self.processes if not p.dead)
+        return next((p for p in alive if p.operator.leads), None)
+
+    def seconds_well(self) -> float:
+        """For how long one process has led and nothing has been wrong with network and clocks."""
+        now, leader = self.loop.time(), self.leader()
+        if leader is None or leader is not self._led_since[0]:
+            self._led_since = leader, now
+        right = not self.server_clock.offset and not any(c.offset for c in self._clocks.values())
+        if not right:
+            self.network.troubled_at = now
+        return min(now - self._led_since[1], self.network.seconds_well(now))
 
     def _end(self, process: Process) -> None:
         if not process.dead:
             process.kill()
+            self._clocks.pop(process, None)
             self.loop.call_later(self.restart_seconds, self._start)
 
     def _crash(self, sender: SimulatedClient) -> None:
@@ -175,88 +246,14 @@ class World:
             if not process.dead and process.operator.leads:
                 self._do(self._end, process)
 
-    # --- Its people ------------------------------------------------------------------------------
-
-    def pool(self, name: str = "pool") -> Object | None:
-        """The pool of this name, if there is one."""
-        return self.server.find("sandboxpools", name, NAMESPACE)
-
-    def claim(self, name: str) -> Object | None:
-        """The claim of this name, if there is one."""
-        return self.server.find("sandboxclaims", name, NAMESPACE)
-
-    def pods(self) -> list[Object]:
-        """The pods of all pools, claimed ones included, in the order of their making."""
-        ours = (p for p in self.server.all("pods") if names.LABEL_POOL_UID in labels(p))
-        return sorted(ours, key=lambda p: int(p["metadata"]["uid"].removeprefix("uid-")))
-
-    def make_pool(self, name: str = "pool", replicas: int = 2, **spec: Any) -> None:
-        """An SRE makes a pool; further fields of the spec by their API names."""
-        self.watchdog.cause(replicas)
-        body = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.POOL_KIND,
-            "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {
-                "runtimeClassName": "gvisor",
-                "replicas": replicas,
-                "template": {"spec": {"containers": CONTAINERS}},
-                "isolationProof": "Off",
-                **spec,
-            },
-        }
-        self._do(lambda: self.server.create("sandboxpools", body, by="user"))
-
-    def change_pool(self, name: str, **spec: Any) -> None:
-        """An SRE changes fields of a pool's spec; None removes one."""
-        pool = self.pool(name)
-        assert pool is not None
-        new = {k: v for k, v in {**pool["spec"], **spec}.items() if v is not None}
-        self.watchdog.cause(2 * new["replicas"] + 2)
-        self._do(lambda: self.server.update("sandboxpools", pool, "user", spec=new))
-
-    def make_claim(self, name: str, pool: str = "pool", **spec: Any) -> None:
-        """An application asks for a sandbox."""
-        self.watchdog.cause()
-        body = {
-            "apiVersion": names.API_VERSION,
-            "kind": names.CLAIM_KIND,
-            "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {"poolName": pool, **spec},
-        }
-        self._do(lambda: self.server.create("sandboxclaims", body, by="user"))
-
-    def delete(self, resource: str, obj: Object, grace: int | None = None) -> None:
-        """Somebody deletes an object."""
-        self.watchdog.cause(2)
-        self._do(lambda: self.server.delete(resource, obj, by="user", grace=grace))
-
-    def change(self, resource: str, obj: Object, **parts: Any) -> None:
-        """Somebody replaces parts of an object, which from then on is not judged any more."""
-        self.watchdog.cause(2)
-        self.watchdog.spoil(obj)
-        if resource == "pods":
-            self._counts_amiss.add(labels(obj)[names.LABEL_POOL_UID])
-        self._do(lambda: self.server.update(resource, obj, "user", **parts))
-
-    def touch(self, resource: str, obj: Object) -> None:
-        """Somebody annotates an object, as many do, and nothing is wrong with that."""
-        note = {**(obj["metadata"].get("annotations") or {}), "note": str(self.server.version)}
-        metadata = {**obj["metadata"], "annotations": note}
-        self._do(lambda: self.server.update(resource, obj, "user", metadata=metadata))
-
-    # --- Nature ----------------------------------------------------------------------------------
-
-    def nature(self, act: str, *args: Any, **kwargs: Any) -> None:
-        """Have the controllers do something, such as `lose_node`."""
-        self.watchdog.cause(len(self.pods()) + 2)
-        self._do(lambda: getattr(self.controllers, act)(*args, **kwargs))
+    # --- The network -----------------------------------------------------------------------------
 
     def break_watches(self, resource: str, how: str) -> None:
         """Every watch of a kind is cut, stalls, ends, or must start anew from a list."""
         self._do(self._break_watches, resource, how)
 
     def _break_watches(self, resource: str, how: str) -> None:
+        self.network.trouble()
         if how == "expire":
             self.server.compact()
         for stream in list(self.network.streams):
@@ -265,9 +262,17 @@ class World:
             if how == "stall":
                 stream.stalled = True
             elif how == "end":
-                stream.tell(None)
+                stream.end()
             else:
                 stream.cut()
+
+    def sight_of(self, process: Process) -> Sight:
+        """What one process does not see."""
+        return self.network.sight_of(process.client)
+
+    def see_again(self) -> None:
+        """Every process sees everything again."""
+        self._do(self.network.see_again)
 
     # --- Rest ------------------------------------------------------------------------------------
 
@@ -275,12 +280,19 @@ class World:
         """All that was wrong with the network, the nodes and the class ends; no pool is paused."""
         self.weather.rough, self.weather.slow = 0.0, 0.05
         self.weather.next.clear()
+        self.see_again()
+        self.set_clock(0.0)
+        self.server_clock.offset = 0.0
+        self.server.admission.plugins.clear()
+        self.controllers.unstartable.clear()
+        self.controllers.short_lived.clear()
         for pool in self.server.all("sandboxpools"):
-            self.change_pool(pool["metadata"]["name"], paused=None)
+            metadata = pool["metadata"]
+            self.change_pool(metadata["name"], namespace=metadata["namespace"], paused=None)
         if self.server.find("runtimeclasses", "gvisor") is None:
             self._do(lambda: self.server.create("runtimeclasses", GVISOR, by="user"))
         for name, node in list(self.controllers.nodes.items()):
-            node.starts, node.seconds, node.isolates = Start.FINE, (0.1, 2.0), True
+            node.mend()
             if not node.alive:
                 self.nature("bring_back", name)
             self.nature("set_node", name, cordoned=False)

@@ -15,7 +15,7 @@ from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.reconcile import BLIND_SECONDS, PoolReconciler
 from support.simulation.apiserver import ApiServer, Key, Object, labels
 from support.simulation.network import SimulatedClient
-from support.simulation.world import CONTAINERS, World
+from support.simulation.world import World
 
 WEBHOOK_SECONDS = 10.0
 HANGS = ApiError(
@@ -421,8 +421,8 @@ def test_in_a_namespace_that_ends_nothing_is_made_and_nobody_is_blamed(
             world.run(5)
         assert creates(world) - before == 1
         assert condition(world, "Warm")[:2] == ("False", "NamespaceTerminating")
-        image = {**CONTAINERS[0], "image": "registry.example/a:2"}
-        world.change_pool("pool", template={"spec": {"containers": [image]}})
+        container = {"name": "main", "image": "registry.example/a:2"}
+        world.change_pool("pool", template={"spec": {"containers": [container]}})
         world.run(30)
         assert condition(world, "TemplateAccepted")[:2] == ("Unknown", "NamespaceTerminating")
         assert creates(world) - before == 1

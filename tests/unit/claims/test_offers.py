@@ -48,6 +48,11 @@ class World:
     def put_node(self, **given: Any) -> None:
         self.cluster.nodes.put(node(), node(**given))
 
+    def cordon(self) -> None:
+        """While another node serves the handler."""
+        self.cluster.nodes.put(None, node("node-2"))
+        self.put_node(unschedulable=True)
+
     def put_class(self, **given: Any) -> None:
         self.cluster.classes["gvisor"] = runtime(**given)
 
@@ -75,7 +80,7 @@ AGAINST: dict[str, tuple[Callable[[World], Any], dict[str, Any]]] = {
     "its node is not known": (nothing, {"node": "unseen"}),
     "we are deleting it": (lambda w: w.leaving.add("pod-1-uid"), {}),
     "its node is not ready": (lambda w: w.put_node(ready=False), {}),
-    "its node is cordoned": (lambda w: w.put_node(unschedulable=True), {}),
+    "its node is cordoned": (lambda w: w.cordon(), {}),
     "its node has lost the handler": (lambda w: w.put_node(handlers=["runc"]), {}),
     "its node is quarantined": (lambda w: w.quarantine(), {}),
     "its node does not isolate": (lambda w: w.learn(Isolation.NOT_PROVEN), {}),
@@ -95,6 +100,16 @@ def test_what_nothing_speaks_against_is_offered() -> None:
     assert world.offers.may_hand_out(pod(), world.pool)
     world.offers.refresh([pod()])
     assert world.allocator.free("pool-uid") == 1
+
+
+def test_where_every_node_is_cordoned_what_is_there_is_handed_out() -> None:
+    world = World()
+    world.put_node(unschedulable=True)
+    assert world.offers.may_hand_out(pod(), world.pool)
+    world.put_node(unschedulable=True, leaving=True)
+    assert not world.offers.may_hand_out(pod(), world.pool), "it is about to go"
+    world.put_node(unschedulable=True, handlers=["runc"])
+    assert not world.offers.may_hand_out(pod(), world.pool), "nothing else is forgiven"
 
 
 @pytest.mark.parametrize("why", AGAINST)

@@ -1,13 +1,11 @@
 """A claim's way through its two writes, and what becomes of it when they go wrong."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.times import timestamp
 from sandboxpool.cache import Cluster
@@ -45,10 +43,11 @@ CLAIMS = f"/apis/sandboxpool.io/v1alpha1/namespaces/{NAMESPACE}/sandboxclaims"
 
 
 class Cold:
-    """Makes cold pods, or says why not."""
+    """Is asked for cold pods, and says why not, or that one is being made."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.failed: list[str] = []
         self.starting: set[str] = set()
         self.refusal: Refusal | None = None
 
@@ -56,10 +55,12 @@ class Cold:
         del pool
         return claim_uid in self.starting
 
-    async def create_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
+    def want_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
         self.asked.append(f"{pool.name}/{claim.name}")
-        await asyncio.sleep(0)
         return self.refusal
+
+    def cold_failed(self, pool: Pool, message: str) -> None:
+        self.failed.append(f"{pool.name}: {message}")
 
 
 class Observer:
@@ -445,6 +446,7 @@ async def test_a_claim_that_another_has_bound_does_not_fail() -> None:
 async def test_a_claim_that_another_has_bound_does_not_wait() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
+    world.cold.refusal = Refusal(Reason.MAX_SANDBOXES_REACHED, "no room: wait")
     meanwhile(world, lambda: told_by_another(world, **bound()))
     await world.reconcile()
     assert world.status() == bound()
@@ -545,29 +547,12 @@ async def test_a_pod_granted_to_a_claim_that_timed_out_goes_to_the_next() -> Non
     assert await next_claim_gets(world, "pod-1")
 
 
-async def test_a_pod_granted_while_a_cold_one_is_asked_for_goes_to_the_next() -> None:
-    world = World()
-    world.put_claim(onEmpty="Create")
-
-    class Granting(Cold):
-        async def create_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
-            del pool, claim
-            world.put_pod("pod-1")
-            return None
-
-    world.reconciler._cold = Granting()
-    await world.reconcile()
-    assert await next_claim_gets(world, "pod-1")
-
-
-@pytest.mark.parametrize("refusal", [None, Refusal(Reason.CREATE_FAILED, "policy")])
-async def test_what_is_warm_is_no_claims_whose_cold_pod_may_exist(refusal: Refusal | None) -> None:
+async def test_what_is_warm_is_no_claims_whose_cold_pod_may_exist() -> None:
     world = World("pod-1")
     world.cold.starting.add("claim-uid")
-    world.cold.refusal = refusal
     world.put_claim(onEmpty="Create")
     await world.reconcile()
-    assert world.cold.asked == ["pool/claim"], "what is in doubt is asked for again"
+    assert world.cold.asked == []
     assert world.allocator.free("pool-uid") == 1
 
 
@@ -609,6 +594,10 @@ async def test_fail_fails_at_once_and_does_not_stand_in_line() -> None:
 async def test_create_asks_for_a_cold_pod_and_says_so_once() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
+    await world.reconcile()
+    assert world.cold.asked == ["pool/claim"]
+    assert world.allocator.waiting("pool-uid") == 1, "until the pool says that it is its turn"
+    world.cold.starting.add("claim-uid")
     for _ in range(3):
         await world.reconcile()
     assert world.condition() == ("False", "StartingCold")
@@ -616,13 +605,11 @@ async def test_create_asks_for_a_cold_pod_and_says_so_once() -> None:
     assert world.allocator.waiting("pool-uid") == 0
 
 
-async def test_create_without_room_waits_in_line_and_looks_again_soon() -> None:
+async def test_create_without_room_waits_in_line_and_says_so() -> None:
     world = World()
     world.cold.refusal = Refusal(Reason.MAX_SANDBOXES_REACHED, "no room: wait")
     world.put_claim(onEmpty="Create")
-    again = await world.reconcile()
-    assert again is not None
-    assert again <= 2
+    await world.reconcile()
     assert world.condition() == ("False", "MaxSandboxesReached")
     assert world.allocator.waiting("pool-uid") == 1
 
@@ -644,43 +631,22 @@ async def test_a_cold_pod_is_told_when_it_is_ready() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", ready=False, phase="Pending", age=0)
-    assert await world.reconcile() == 300
+    await world.reconcile()
     assert world.status() == {}
     world.put_pod("cold", claim="claim", source="Cold", version=2, age=0)
     await world.reconcile()
     assert (world.status()["phase"], world.status()["source"]) == ("Bound", "Cold")
 
 
-async def test_a_cold_pod_that_does_not_start_is_replaced_and_not_lost() -> None:
-    world = World(startup={"timeoutSeconds": 20})
-    world.put_claim(onEmpty="Create", age=30)
-    world.put_pod("cold", claim="claim", source="Cold", ready=False, phase="Pending", age=25)
-    again = await world.reconcile()
-    assert world.pod("cold") is None
-    assert again is not None
+async def test_a_cold_pod_that_ends_before_its_claim_has_it_is_replaced_and_its_pool_told() -> None:
+    world = World()
+    world.put_claim(onEmpty="Create")
+    world.put_pod("cold", claim="claim", source="Cold", ready=False, phase="Failed", age=25)
     await world.reconcile()
-    assert world.cold.asked == [], "the next start waits"
-    world.now += again
+    assert world.pod("cold") is None
+    assert len(world.cold.failed) == 1
     await world.reconcile()
     assert world.cold.asked == ["pool/claim"]
-
-
-@pytest.mark.parametrize(("kept_away_from", "replaced"), [("others", True), ("", False)])
-async def test_a_cold_pod_that_keeps_away_from_nodes_of_then_is_made_again(
-    kept_away_from: str, replaced: bool
-) -> None:
-    world = World()
-    world.put_claim(onEmpty="Create", age=30)
-    body = pod_body("cold", claim="claim", source="Cold", node="", ready=False, phase="Pending")
-    body["metadata"]["annotations"][names.ANNOTATION_EXCLUSION] = kept_away_from
-    body["status"]["conditions"][0]["reason"] = "Unschedulable"
-    world.api.put(f"{PODS}/cold", body)
-    world.now -= 25
-    assert await world.reconcile() == 10, "not yet: nodes that flap cause no churn"
-    assert world.pod("cold") is not None
-    world.now += 25
-    await world.reconcile()
-    assert (world.pod("cold") is None) is replaced
 
 
 async def test_a_claim_that_is_not_bound_in_time_fails_with_the_pools_own_words() -> None:
@@ -757,7 +723,7 @@ async def test_a_cold_pod_waits_for_the_proof_that_its_pool_wants() -> None:
     for isolation in (None, Isolation.UNAVAILABLE):
         if isolation is not None:
             learn(world, isolation)
-        assert await world.reconcile() == 300
+        await world.reconcile()
         assert world.status() == {}
     learn(world, Isolation.PROVEN, "a kernel of its own")
     await world.reconcile()
@@ -771,7 +737,8 @@ async def test_a_cold_pod_may_have_to_prove_itself(read: str) -> None:
     learn(world, Isolation.PROVEN)
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", age=0)
-    assert await world.reconcile() == 300
+    await world.reconcile()
+    assert world.status() == {}
     answer = [probed(read)]
     world.put_pod("cold", claim="claim", source="Cold", age=0, initContainerStatuses=answer)
     await world.reconcile()
@@ -785,9 +752,24 @@ async def test_without_proof_a_cold_pod_is_not_waited_for_for_ever() -> None:
     again = await world.reconcile()
     assert again == 30
     world.now += again
-    await world.reconcile()
+    for _ in range(2):
+        await world.reconcile()
     assert world.condition() == ("False", "BindTimeout")
     assert world.pod("cold") is None
+
+
+async def test_a_cold_pod_that_stays_unproven_is_replaced_as_one_that_does_not_start() -> None:
+    world = World(isolationProof="PerNode", startup={"timeoutSeconds": 20})
+    world.put_claim(onEmpty="Create")
+    world.put_pod("cold", claim="claim", source="Cold", age=0)
+    await world.reconcile()
+    world.now += 20
+    await world.reconcile()
+    assert world.pod("cold") is not None
+    world.now += 1
+    await world.reconcile()
+    assert world.pod("cold") is None
+    assert len(world.cold.failed) == 1
 
 
 @pytest.mark.parametrize("ready", [True, False])
@@ -809,11 +791,10 @@ async def test_a_cold_pod_that_should_not_be_the_claims_is_made_again(
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", ready=ready, age=0)
     happens(world)
-    again = await world.reconcile()
+    await world.reconcile()
     assert world.pod("cold") is None
     assert world.status().get("phase") != "Bound"
-    assert again is not None
-    world.now += again
+    assert len(world.cold.failed) == 1
     await world.reconcile()
     assert world.cold.asked == ["pool/claim"]
 
@@ -827,7 +808,7 @@ async def test_while_its_class_may_not_be_used_a_cold_pod_is_not_handed_out_eith
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", age=0)
     happens(world)
-    assert await world.reconcile() == 300
+    await world.reconcile()
     assert world.pod("cold") is not None
     assert world.status() == {}
     world.cluster.classes["gvisor"] = runtime()

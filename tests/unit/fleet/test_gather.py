@@ -18,7 +18,16 @@ from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
 from support.builders import NOW, evidence, facts, node, pool_body, runtime
 
-COUNTED = {"replicas": 9, "warm": 3, "starting": 2, "unproven": 1, "failed": 1, "claimed": 5}
+COUNTED = {
+    "replicas": 10,
+    "warm": 3,
+    "starting": 2,
+    "unready": 1,
+    "unproven": 1,
+    "failed": 1,
+    "claimed": 5,
+    "ended": 1,
+}
 
 
 class World:
@@ -94,9 +103,13 @@ def test_sandboxes_are_counted_as_their_pools_have_counted_them(world: World) ->
     assert given.sandboxes == {
         State.WARM: 3,
         State.STARTING: 2,
+        State.UNREADY: 1,
         State.UNPROVEN: 1,
         State.FAILED: 1,
+        # Those that are started for claims are counted with the claimed.
+        State.COLD: 0,
         State.CLAIMED: 5,
+        State.ENDED: 1,
         State.STOPPING: 4,
         # The rest of those that no claim has.
         State.STRANDED: 2,

@@ -60,7 +60,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.world.__enter__()
         self.world.weather.rough, self.world.weather.slow = rough, slow
         proof = "PerNode" if per_node else "Off"
-        limit = {} if ceiling is None else {"maxSandboxes": ceiling}
+        limit: dict[str, Any] = {} if ceiling is None else {"maxSandboxes": ceiling}
         self.world.make_pool("one", replicas, isolationProof=proof, **limit)
 
     def teardown(self) -> None:

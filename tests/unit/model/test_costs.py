@@ -19,7 +19,7 @@ import pytest
 from sandboxpool.pools.book import Facts, MemberBook
 from sandboxpool.pools.members import Members, member_of
 from support.simulation.apiserver import Place, Request
-from support.simulation.network import Stream
+from support.simulation.stream import Stream
 from support.simulation.world import World
 
 CLAIMS = 200

@@ -11,8 +11,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from sandboxpool.pools.decide import PoolInput, PoolPlan, decide
-from sandboxpool.pools.members import Member, Members
+from sandboxpool.pools.decide import (
+    STUCK_SECONDS,
+    UNREADY_GRACE_SECONDS,
+    PoolInput,
+    PoolPlan,
+    decide,
+)
+from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.reasons import Reason
 from support.simulation.effort import SIMULATIONS
 from support.simulation.poolworld import (
@@ -23,6 +29,7 @@ from support.simulation.poolworld import (
     PULLING,
     Host,
     PoolWorld,
+    Sandbox,
     Start,
 )
 
@@ -34,6 +41,7 @@ TIMEOUT = 100
 LONGEST_CONVERGENCE_SECONDS = 900
 QUIET_SECONDS = 700
 NO_CLASS = "runc"
+MOST_IN_LINE = 8
 # Of the delays of pools/state.py: nobody who fails for so long tries more often than this.
 HOPELESS_MINUTES = 25
 TRIES_IN_A_MINUTE = 8
@@ -104,7 +112,8 @@ class DecideMachine(RuleBasedStateMachine):
         assert not (spec.paused and going)
         for deletion in plan.delete:
             found = world.pods.get(deletion.member.uid)
-            assert found is None or not found.claimed, "a claim's sandbox"
+            unused = found is not None and found.cold and not found.started
+            assert found is None or not found.claimed or unused, "a claim's sandbox"
             assert not world.state.expectations.is_deleting(deletion.member.uid), "twice"
         # What could be handed out if its node were trusted is there, and of the right class.
         there = [m for m in given.members if self.is_available(m)]
@@ -161,7 +170,7 @@ class DecideMachine(RuleBasedStateMachine):
 
     def check_creations(self, given: PoolInput, plan: PoolPlan, *, smooth: bool) -> None:
         """By what stands on the server, and by what may yet come to stand there."""
-        if not plan.create or self.world.refuses:
+        if not (plan.create or plan.cold) or self.world.refuses:
             return
         world, spec = self.world, given.spec
         assert not spec.paused
@@ -170,16 +179,29 @@ class DecideMachine(RuleBasedStateMachine):
         lost = sum(world.state.expectations.count_creating()) - self.unseen()
         assert lost >= 0
         if spec.max_sandboxes is not None:
-            assert len(world.pods) + lost <= spec.max_sandboxes, "over the ceiling"
+            there = sum(not pod.ended for pod in world.pods.values())
+            assert there + lost <= spec.max_sandboxes, "over the ceiling"
         if not smooth:
             # What was to go is still there, and goes at the next look.
             return
         stock = [p for p in world.pods.values() if not p.claimed and not p.leaving and not p.ended]
         good = [p for p in stock if not p.node or self.is_trusted(p.node)]
-        assert len(good) <= plan.target, "more than the target"
-        starting = sum(not p.started for p in good)
+        useless = sum(self.seems_useless(p) for p in good)
+        spare = min(useless, max(1, spec.update.max_unavailable))
+        assert len(good) <= plan.target + spare, "more than the target"
+        cold = [p for p in world.pods.values() if p.cold and not p.leaving and not p.ended]
+        starting = sum(not p.started for p in (*good, *cold)) - useless
         hopeful = any(self.is_trusted(name) for name in world.hosts)
         assert starting <= (spec.startup.max_starting if hopeful else 1), "too many at once"
+
+    def seems_useless(self, pod: Sandbox) -> bool:
+        """It was ready a while ago, or waits for its image for long."""
+        known = self.world.known(pod)
+        if known is None or self.world.now - known.since <= min(
+            STUCK_SECONDS, UNREADY_GRACE_SECONDS
+        ):
+            return False
+        return known.state is State.UNREADY or (not pod.started and pod.failure is PULLING)
 
     def unseen(self) -> int:
         """Pods that were asked for, and made, and are not seen yet."""
@@ -217,7 +239,8 @@ class DecideMachine(RuleBasedStateMachine):
                 return True
             world.tick()
             wake = world.wake
-            if world.deliver() or (wake is not None and wake <= world.now):
+            told, served = world.deliver(), world.serve_line()
+            if told or served or (wake is not None and wake <= world.now):
                 self.look()
         return until()
 
@@ -247,12 +270,32 @@ class DecideMachine(RuleBasedStateMachine):
         if warm and self.world.claim(warm[pick % len(warm)]):
             self.look()
 
-    @rule()
-    def claim_cold(self) -> None:
-        world = self.world
-        if world.class_uid is not None and world.has_room():
-            world.claim_cold()
+    @rule(kinds=st.lists(st.booleans(), min_size=1, max_size=4))
+    def claims_wait(self, kinds: list[bool]) -> None:
+        """Some of them want a sandbox to be started for them."""
+        if len(self.world.line) < MOST_IN_LINE:
+            self.world.line += kinds
             self.look()
+
+    @rule()
+    def the_line_gives_up(self) -> None:
+        self.world.line.clear()
+        self.look()
+
+    @rule(pick=PICKS, seconds=st.sampled_from([2, 40, 70, 200]))
+    def readiness_fails(self, pick: int, seconds: int) -> None:
+        """Nothing that was ready goes for a failure that passes."""
+        world = self.world
+        ready = [p for p in world.pods.values() if world.is_ready(p) and not p.leaving]
+        if not ready:
+            return
+        pod = ready[pick % len(ready)]
+        world.put(replace(pod, unready=True))
+        self.pass_time(seconds)
+        now = world.pods.get(pod.uid)
+        if now is not None and not now.leaving:
+            world.put(replace(now, unready=False))
+        self.look()
 
     @rule(pick=PICKS)
     def release(self, pick: int) -> None:
@@ -398,6 +441,7 @@ class DecideMachine(RuleBasedStateMachine):
         world.edit(maxAgeSeconds=None)
         world.well()
         self.look()
+        world.line = [wants_own for wants_own in world.line if wants_own]
         if not self.pass_time(LONGEST_CONVERGENCE_SECONDS, lambda: not world.amiss()):
             raise AssertionError(f"in the end: {world.amiss()}, {decide(world.given())}")
         creates, deletes = len(world.creates), len(world.deletes)

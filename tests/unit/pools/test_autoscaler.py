@@ -17,6 +17,7 @@ from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.state import (
     FIRST_AUTOSCALER_BACKOFF_SECONDS,
+    LASTING_SECONDS,
     LONGEST_AUTOSCALER_BACKOFF_SECONDS,
     PoolState,
 )
@@ -190,7 +191,7 @@ def test_other_failures_meanwhile_have_their_own_delay_and_do_not_end_the_long_o
 def test_a_success_ends_every_delay() -> None:
     state = held_off(3)
     state.hold_off(Reason.SANDBOX_CREATE_FAILED, "another failure", NOW)
-    state.note_success(Members(members(State.WARM, 1, age=-1.0)), runtime())
+    state.note_used(NOW + 1)
     state.note_time(NOW + 10)
     assert state.trouble == Trouble()
     state.hold_off(Reason.SANDBOX_CREATE_FAILED, "a failure", NOW + 20)
@@ -207,9 +208,12 @@ def test_a_clock_that_is_set_back_makes_no_delay_longer() -> None:
     assert (state.trouble.reason, state.trouble.until - NOW < -1200) == (WRONG, True)
 
 
-def test_a_warm_sandbox_ends_the_trouble() -> None:
+def test_a_warm_sandbox_ends_the_trouble_once_it_has_lasted() -> None:
     state = held_off(3)
-    state.note_success(Members(members(State.WARM, 1, age=-1.0)), runtime())
+    warm = members(State.WARM, 1, age=-1.0)
+    state.note_success(Members(warm), runtime(), NOW + LASTING_SECONDS)
+    assert state.trouble != Trouble()
+    state.note_success(Members(warm), runtime(), NOW + 1.0 + LASTING_SECONDS)
     assert state.trouble == Trouble()
 
 

@@ -70,7 +70,7 @@ def test_only_what_was_stirred_is_looked_at() -> None:
     book.put(two)
     after = book.sort()
     assert book.asked == [two.metadata.uid]
-    assert (after["one"], after["two"].state) == (before["one"], State.STARTING)
+    assert (after["one"], after["two"].state) == (before["one"], State.UNREADY)
     assert after["one"] is before["one"]
 
 

@@ -348,7 +348,7 @@ def test_too_old_pods_wait_while_the_pool_is_not_full() -> None:
         ([member(state=S, age=0)], {}, NOW + 301),
         # At that very moment it is not due yet: another look must follow.
         ([member(state=S, age=301)], {}, NOW),
-        ([member(state=S, age=0, failure=PULLING)], {}, None),
+        ([member(state=S, age=0, failure=PULLING)], {}, NOW + 61),
         ([member(state=S, age=0, failure=UNSCHEDULABLE)], {}, None),
         ([member(state=S, age=0, failure=UNSCHEDULABLE, exclusion="old")], {}, NOW + 11),
         ([member(age=0)], {"maxAgeSeconds": 100}, NOW + 101),

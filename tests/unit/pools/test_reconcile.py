@@ -14,6 +14,7 @@ from sandboxpool.api.core import Pod
 from sandboxpool.api.times import timestamp
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
+from sandboxpool.claims.decide import Refusal
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
@@ -63,6 +64,7 @@ class World:
         self.echo: Callable[[Any], Any] = lambda status: status
         # Of the wall clock, which may be set.
         self.shift = 0.0
+        self.woken: list[str] = []
         self.api = ScriptedApi(self.wall, self._changed)
         self.offers = Offers(
             self.cluster,
@@ -85,12 +87,23 @@ class World:
             on_startup_sample=lambda pool, stage, seconds: None,
             wall=self.wall,
             clock=lambda: asyncio.get_running_loop().time(),
+            wake_claim=self._wake_claim,
         )
         self.cluster.classes["gvisor"] = runtime()
         self.cluster.nodes.put(None, node())
         self.api.put(POOL, pool_body(**spec))
         for name in pods:
             self.put_pod(name)
+
+    def _wake_claim(self, uid: str) -> bool:
+        self.woken.append(uid)
+        return True
+
+    @property
+    def pool(self) -> Pool:
+        found = self.pools.get((NAMESPACE, "pool"))
+        assert found is not None
+        return found
 
     def wall(self) -> float:
         return START + self.shift + asyncio.get_running_loop().time()
@@ -775,6 +788,9 @@ async def test_the_health_of_nodes_hears_of_what_was_given_up_for_no_known_cause
     statuses = [] if told else [{"name": "main", "state": {"waiting": waiting}}]
     world.put_pod("late", ready=False, phase="Pending", age=60, containerStatuses=statuses)
     await world.reconcile()
+    assert not world.api.sent("DELETE"), "what was here before us is given its time"
+    await asyncio.sleep(31)
+    await world.reconcile()
     assert len(world.api.sent("DELETE")) == 1
     assert world.given_up == (["late-uid"] if told else [])
 
@@ -820,91 +836,128 @@ async def test_an_autoscaler_that_adds_wrong_nodes_is_asked_less_and_less() -> N
 # --- Cold pods -----------------------------------------------------------------------------------
 
 CLAIM = ClaimRef("job", "job-uid")
+OTHER = ClaimRef("other", "other-uid")
 
 
-async def cold(world: World) -> Any:
-    pool = world.pools.get((NAMESPACE, "pool"))
-    assert pool is not None
-    return await world.reconciler.create_cold(pool, CLAIM)
+async def cold(world: World, *claims: ClaimRef) -> Refusal | None:
+    """Have claims wait for a sandbox of their own; what they are told after the pool's look."""
+    pool = world.pool
+    for claim in claims or (CLAIM,):
+        world.allocator.request(pool.uid, claim.uid)
+        world.reconciler.want_cold(pool, claim)
+    await world.reconcile()
+    return world.reconciler.want_cold(pool, (*claims, CLAIM)[0])
 
 
 async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None:
     world = World(replicas=0)
     world.watching = False
-    assert await cold(world) is None
-    assert await cold(world) is None
+    for _ in range(3):
+        assert await cold(world) is None
+        world.allocator.abandon(CLAIM.uid)
     (path,) = world.pods
     assert path.endswith(pod_name("pool", "job-uid"))
+    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert "job-uid" in world.woken
 
 
-async def test_a_cold_pod_needs_room() -> None:
+async def test_a_cold_pod_needs_room_and_its_claim_keeps_its_place_in_line() -> None:
     world = World("pod-1", replicas=1, maxSandboxes=1)
+    world.allocator.hold(POOL_UID, "pod-1-uid", "node-1")
     refusal = await cold(world)
     assert refusal is not None
     assert refusal.reason is Reason.MAX_SANDBOXES_REACHED
     assert world.posted == 0
+    assert world.allocator.line(POOL_UID) == ["job-uid"]
+    assert world.woken == ["job-uid"], "it is to say why it waits"
 
 
-async def test_a_cold_pod_that_exists_already_is_the_claims_or_nobodys() -> None:
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"paused": True}, Reason.PAUSED),
+        ({"startup": {"maxStarting": 1}}, Reason.MAX_STARTING_REACHED),
+        ({"maxSandboxes": 1}, Reason.MAX_SANDBOXES_REACHED),
+    ],
+)
+async def test_what_is_started_for_claims_keeps_the_limits_of_the_pool(
+    spec: dict[str, Any], reason: Reason
+) -> None:
+    world = World(replicas=0, **spec)
+    refusal = await cold(world, CLAIM, OTHER)
+    assert world.posted == (0 if reason is Reason.PAUSED else 1)
+    assert world.allocator.line(POOL_UID)[-1] == "other-uid", "the first in line comes first"
+    for _ in range(2):
+        await world.reconcile()
+    refusal = world.reconciler.want_cold(world.pool, OTHER)
+    assert refusal is not None
+    assert refusal.reason is reason
+
+
+async def test_a_cold_pod_that_exists_already_is_the_claims() -> None:
+    world = World(replicas=0)
+    world.watching = False
+    world.put_pod(pod_name("pool", "job-uid"), claim="job")
+    await cold(world)
+    assert len(world.pods) == 1
+    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+
+
+async def test_somebody_elses_pod_of_its_name_does_not_keep_a_claim_waiting() -> None:
     world = World(replicas=0)
     world.watching = False
     name = pod_name("pool", "job-uid")
-    world.put_pod(name, claim="job")
-    assert await cold(world) is None
     world.put_pod(name, claim="other")
-    refusal = await cold(world)
-    assert refusal is not None
-    assert name in refusal.message
+    await cold(world)
+    assert world.allocator.line(POOL_UID) == ["job-uid"]
+    await cold(world)
+    assert len(world.pods) == 2
+    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
 
 
 async def test_a_cold_pod_that_no_watch_shows_any_more_is_made_again() -> None:
     world = World(replicas=0)
     world.watching = False
-    assert await cold(world) is None
+    await cold(world)
     (path,) = world.pods
-    first = world.api.objects[path]["metadata"]
-    first["labels"] = {}
+    world.api.objects[path]["metadata"]["labels"] = {}
     await asyncio.sleep(UNSEEN_SECONDS + 1)
     await world.reconcile()
-    refusal = await cold(world)
-    assert refusal is not None
-    assert "lost its labels" in refusal.message
+    assert not world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
     assert world.pods == []
-    assert await cold(world) is None
+    await asyncio.sleep(2)
+    await cold(world)
+    (path,) = world.pods
     assert world.api.objects[path]["metadata"]["labels"]
 
 
 async def test_a_quota_refuses_a_cold_pod_in_its_own_words() -> None:
     world = World(replicas=0)
     world.api.fail("POST", "/pods", QUOTA)
+    await cold(world)
     refusal = await cold(world)
     assert refusal is not None
     assert refusal.reason is Reason.QUOTA_EXCEEDED
+    await asyncio.sleep(5)
     assert await cold(world) is None
+    assert len(world.pods) == 1
 
 
 @pytest.mark.parametrize("error", [UNKNOWN, UNDECIDED])
 @pytest.mark.parametrize("made", [False, True])
-async def test_a_cold_create_that_nobody_answered_for_is_tried_again_at_once(
+async def test_a_cold_create_that_nobody_answered_for_takes_its_room(
     error: KubeError, made: bool
 ) -> None:
-    # There is room for no more than it takes itself, whether it exists or not.
     world = World(replicas=0, maxSandboxes=1)
     world.watching = False
     world.api.fail("POST", "/pods", error, times=2)
     world.api.fail("POST", "/pods", error, applied=made)
-    pool = world.pools.get((NAMESPACE, "pool"))
-    assert pool is not None
-    with pytest.raises(KubeError):
-        await cold(world)
-    assert world.reconciler.is_starting_cold(pool, CLAIM.uid)
-    assert await cold(world) is None
-    (path,) = world.pods
-    assert path.endswith(pod_name("pool", "job-uid"))
-    assert world.reconciler.is_starting_cold(pool, CLAIM.uid)
-    other = await world.reconciler.create_cold(pool, ClaimRef("other", "other-uid"))
-    assert other is not None
-    assert other.reason is Reason.MAX_SANDBOXES_REACHED
+    await cold(world)
+    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    await asyncio.sleep(5)
+    refusal = await cold(world, OTHER)
+    assert refusal is not None
+    assert refusal.reason is Reason.MAX_SANDBOXES_REACHED
 
 
 # --- Rollouts in virtual time --------------------------------------------------------------------

@@ -258,7 +258,9 @@ def test_every_reason_of_a_failure_has_its_place_in_the_order_of_severity() -> N
     used = {Reason[name] for name in re.findall(r"Reason\.([A-Z_]+)", code)}
     assert used >= {Reason.SANDBOX_CREATE_FAILED, Reason.EVICTED, Reason.UNSCHEDULABLE}
     assert len(set(SEVERITY)) == len(SEVERITY)
-    # The last comes from a pool that gives up waiting.
+    # The last two come from a pool that gives up waiting, and from what is not ready any more.
     assert set(SEVERITY) == (
-        used | {row.cause.reason for row in TABLE} | {Reason.SANDBOX_START_TIMEOUT}
+        used
+        | {row.cause.reason for row in TABLE}
+        | {Reason.SANDBOX_START_TIMEOUT, Reason.POD_NOT_READY}
     )

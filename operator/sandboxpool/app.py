@@ -528,6 +528,7 @@ class Operator:
                     await self._lead()
         finally:
             self._queues.close()
+            self._pool_reconciler.close()
 
     async def _lead(self) -> None:
         try:

@@ -85,6 +85,7 @@ class PoolInput:
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
+        blind: the cache of pods is too old to create anything by.
     """
 
     spec: SandboxPoolSpec
@@ -103,6 +104,7 @@ class PoolInput:
     guarded: bool
     now: float
     clock: float
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -545,6 +547,8 @@ class _Creation:
 
 def _blocked(given: PoolInput) -> Reason | None:
     """Why nothing at all can be created now."""
+    if given.blind:
+        return Reason.CACHE_STALE
     if not given.resolution.usable:
         return given.resolution.reason
     if given.template.state is not TemplateState.ACCEPTED:

@@ -1,6 +1,7 @@
 """What is remembered: expectations, pools, start-up times, and the sorting of pods."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -13,11 +14,17 @@ from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.check import verdict_of
 from sandboxpool.pools.decide import TemplateState
-from sandboxpool.pools.expectations import DEADLINE_SECONDS, Expectations
+from sandboxpool.pools.expectations import (
+    DOUBTED_SECONDS,
+    LONGEST_UNSEEN_SECONDS,
+    UNSEEN_SECONDS,
+    Expectations,
+)
 from sandboxpool.pools.members import State, claim_uid_of, member_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
 from sandboxpool.pools.store import PoolStore
+from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.placement import Placement
 from support.builders import NOW, facts, node, pod, pool, pool_body
@@ -34,7 +41,7 @@ class Clock:
         return self.now
 
 
-def test_what_is_expected_is_counted_until_it_is_seen_or_overdue() -> None:
+def test_what_is_expected_is_counted_until_it_is_seen_however_long_that_takes() -> None:
     clock = Clock()
     expected = Expectations(clock)
     expected.creating("a")
@@ -42,16 +49,39 @@ def test_what_is_expected_is_counted_until_it_is_seen_or_overdue() -> None:
     expected.creating("cold", cold=True)
     expected.deleting("uid")
     assert expected.count_creating() == (2, 1)
-    assert expected.next_deadline() == DEADLINE_SECONDS
+    assert expected.next_deadline() == UNSEEN_SECONDS
     expected.settle_create("a")
     expected.settle_create("never heard of")
     assert expected.count_creating() == (1, 1)
     assert expected.is_deleting("uid")
-    clock.now = DEADLINE_SECONDS
-    assert not expected.is_creating("b")
-    assert not expected.is_deleting("uid")
+    clock.now = 1_000_000.0
+    assert expected.is_creating("b")
+    assert expected.is_deleting("uid")
+    assert expected.count_creating() == (1, 1)
+    for name in ("b", "cold"):
+        expected.settle_create(name)
+    expected.settle_delete("uid")
     assert expected.count_creating() == (0, 0)
     assert expected.next_deadline() is None
+
+
+def test_what_is_not_seen_is_asked_about_ever_more_seldom() -> None:
+    clock = Clock()
+    expected = Expectations(clock)
+    expected.creating("made")
+    expected.made("made")
+    expected.creating("under way")
+    asked = []
+    while clock.now < 2000.0:
+        if expected.unseen_creates() == ["made"]:
+            asked.append(clock.now)
+            expected.look_later("made")
+        clock.now += 1.0
+        expected.creating("under way")
+    pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert asked[0] == UNSEEN_SECONDS
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_UNSEEN_SECONDS
 
 
 def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
@@ -66,8 +96,11 @@ def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
     expected.creating("a", cold=True)
     assert not expected.is_doubted("a")
     expected.doubt("a")
-    clock.now = DEADLINE_SECONDS
-    assert expected.count_creating() == (0, 0)
+    clock.now = DOUBTED_SECONDS
+    assert expected.unseen_creates() == ["a"], "the API server knows by now"
+    assert expected.count_creating() == (0, 1)
+    expected.made("a")
+    assert not expected.is_doubted("a")
 
 
 def test_a_settled_delete_is_no_longer_expected() -> None:
@@ -346,6 +379,8 @@ def test_each_stage_is_measured_once_from_the_creation() -> None:
 
 # --- The dry run's answer ------------------------------------------------------------------------
 
+FORBIDDEN = 'pods "pool-x" is forbidden:'
+
 
 @pytest.mark.parametrize(
     ("status", "message", "state"),
@@ -358,8 +393,45 @@ def test_each_stage_is_measured_once_from_the_creation() -> None:
             "policy 'p' denied request: RuntimeClass kata is not for you",
             TemplateState.REJECTED,
         ),
-        (403, "exceeded quota: pods", TemplateState.ACCEPTED),
-        (403, 'pod rejected: RuntimeClass "kata" not found', TemplateState.NOT_CHECKED),
+        (403, f"{FORBIDDEN} exceeded quota: team, used: pods=3", TemplateState.ACCEPTED),
+        (403, f"{FORBIDDEN} status unknown for quota: team", TemplateState.ACCEPTED),
+        (403, f"{FORBIDDEN} failed quota: team: must specify limits.cpu", TemplateState.REJECTED),
+        (403, f"{FORBIDDEN} maximum cpu usage per Pod is 1", TemplateState.REJECTED),
+        (
+            403,
+            f'{FORBIDDEN} pod rejected: RuntimeClass "kata" not found',
+            TemplateState.NOT_CHECKED,
+        ),
+        (
+            403,
+            f"{FORBIDDEN} error looking up service account default/default: "
+            'serviceaccount "default" not found',
+            TemplateState.NOT_CHECKED,
+        ),
+        (
+            403,
+            f"{FORBIDDEN} no PriorityClass with name urgent was found",
+            TemplateState.NOT_CHECKED,
+        ),
+        (
+            403,
+            'admission webhook "p" denied the request: pods "x" is forbidden: no PriorityClass '
+            "with name urgent was found",
+            TemplateState.REJECTED,
+        ),
+        (
+            403,
+            f"{FORBIDDEN} unable to create new content in namespace a because it is being "
+            "terminated",
+            TemplateState.NOT_CHECKED,
+        ),
+        (
+            403,
+            'pods is forbidden: User "system:serviceaccount:a:b" cannot create resource "pods"',
+            TemplateState.NOT_CHECKED,
+        ),
+        (404, 'namespaces "a" not found', TemplateState.NOT_CHECKED),
+        (409, 'operation cannot be fulfilled on resourcequotas "a"', TemplateState.NOT_CHECKED),
         (403, "conflict: runtimeClass.scheduling.nodeSelector[rt] = kata", TemplateState.REJECTED),
         (500, "failed calling webhook", TemplateState.NOT_CHECKED),
         (429, "too many requests", TemplateState.NOT_CHECKED),
@@ -368,7 +440,9 @@ def test_each_stage_is_measured_once_from_the_creation() -> None:
 def test_a_refused_dry_run(status: int, message: str, state: TemplateState) -> None:
     verdict = verdict_of(ApiError(status, "", message))
     assert verdict.state is state
-    if state is not TemplateState.ACCEPTED:
+    if verdict.reason is Reason.NAMESPACE_TERMINATING:
+        assert "is being deleted" in verdict.message
+    elif state is not TemplateState.ACCEPTED:
         assert message in verdict.message
 
 

@@ -31,6 +31,7 @@ from sandboxpool.pools import reconcile, store
 from sandboxpool.pools.members import State
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.runtimes import verdict as verdicts
+from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.store import RuntimeStore
 from sandboxpool.turns import SLICE_SECONDS, Turns
 from support.builders import claim, node, pool, pool_body, runtime, runtime_class
@@ -234,7 +235,8 @@ async def test_nothing_is_gone_before_the_last_page_is_read() -> None:
 
 async def test_what_cannot_be_read_is_not_gone() -> None:
     pools = PoolStore(lambda old, new: None)
-    classes = RuntimeStore(known := {}, lambda name: None)
+    known: dict[str, Runtime] = {}
+    classes = RuntimeStore(known, lambda name: None)
     for what, body in ((pools, pool_body()), (classes, runtime_class())):
         server = Pages([body])
         await server.into(what)

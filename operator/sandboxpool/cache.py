@@ -124,7 +124,7 @@ class _View:
         self.placement = placement
         self.proof_wanted = proof_wanted
         self.tally = Tally()
-        # In the order in which they came; there is no set that keeps one.
+        # A set that keeps an order.
         self.readers: dict[Reader, None] = {}
         self.read = True
 
@@ -148,7 +148,7 @@ class NodeIndex:
         self._readers: dict[Reader, tuple[Placement, _View]] = {}
         self._changed: dict[Reader, None] = {}
         self._taints = Taints()
-        # What is left of each placement, and which ones are more as soon as a node has a taint.
+        # Each placement without the tolerations that no node needs, and by these the placements.
         self._needed: dict[Placement, Placement] = {}
         self._shortened: defaultdict[Mark, set[Placement]] = defaultdict(set)
         self._changes = 0
@@ -259,7 +259,7 @@ class NodeIndex:
         return needed
 
     def _lengthen(self, marks: set[Mark]) -> None:
-        """A node has a taint that none had before: it may be open to those who tolerate that."""
+        """A node has taints that none had: whoever tolerates them stands otherwise to it."""
         longer = {p for mark in marks for p in self._shortened.pop(mark, ())}
         if not longer:
             return

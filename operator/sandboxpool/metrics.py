@@ -60,7 +60,8 @@ class Metrics:
         )
         self._claims = Counter(
             "sandboxpool_claims",
-            "Claims by how they ended: bound, or the reason of their failure.",
+            "Claims by how they ended: bound, or the reason of their failure. "
+            "Those of pools that do not exist have an empty namespace and pool.",
             ("namespace", "pool", "result", "source"),
             registry=self.registry,
         )

@@ -119,13 +119,13 @@ class Reactions:
             for pod in self.cluster.pods.on_node(name):
                 self._observe_sandbox(pod)
         self._look_at_pods_on(name)
-        told_otherwise = self._wake_readers()
-        if not _is_alike(before, after):
-            # What was learned of it may have gone, or have to be asked for.
+        verdicts_changed = self._wake_readers()
+        # What was learned of it may have gone, or have to be asked for.
+        changed = not _is_alike(before, after)
+        if changed:
             for class_name in self.cluster.classes:
                 self.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
-            self._look_for_wishes()
-        elif told_otherwise:
+        if changed or verdicts_changed:
             self._look_for_wishes()
         self._publish_on(name)
 
@@ -211,7 +211,7 @@ class Reactions:
     # --- The runtimes' health --------------------------------------------------------------------
 
     def node_changed(self, node: str, handler: str) -> None:
-        """What is known of a handler on a node is not what it was, and perhaps some verdict."""
+        """What is known of a handler on a node is not what it was; perhaps verdicts are not."""
         self._look_at_pods_on(node)
         self._wake_readers()
         for runtime in self.cluster.classes.values():
@@ -248,7 +248,7 @@ class Reactions:
     # --- Small things ----------------------------------------------------------------------------
 
     def _wake_readers(self) -> bool:
-        """Those whose verdict may be another one; return whether there are any."""
+        """Wake those whose verdict may be another one; return whether there are any."""
         readers = self.cluster.nodes.take_changed()
         for kind, name in readers:
             if kind == "class":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +21,14 @@ from prometheus_client.exposition import generate_latest
 
 from sandboxpool import cache, listing
 from sandboxpool.api.core import Taint
+from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.claims.index import ClaimIndex
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.listing import take_list
 from sandboxpool.metrics import Metrics
 from sandboxpool.pools import reconcile, store
+from sandboxpool.pools.members import State
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.runtimes import verdict as verdicts
 from sandboxpool.runtimes.resolve import Runtime
@@ -241,6 +244,36 @@ async def test_what_cannot_be_read_is_not_gone() -> None:
         server.bodies[0] |= {"spec": {"text": msgspec.Raw(b'"\xff"')}}
         await server.into(what)
     assert len(pools) == len(known) == 1
+
+
+# --- Classes -------------------------------------------------------------------------------------
+
+
+def test_what_the_pools_of_a_class_say_is_summed_up_as_it_changes() -> None:
+    pools = PoolStore(lambda old, new: None)
+    chance = random.Random(1)
+    with counting(store, "sandboxes_of") as counted:
+        for version in range(1, 20 * MANY):
+            name = f"pool-{chance.randrange(MANY)}"
+            body = pool_body(
+                name,
+                uid=f"{name}-{version // MANY % 3}",
+                version=version,
+                generation=version,
+                status={"warm": chance.randrange(5), "replicas": chance.randrange(9)},
+                runtimeClassName=chance.choice(["gvisor", "kata"]),
+                isolationProof=chance.choice(["Off", "PerNode"]),
+            )
+            pools.observe(body, deleted=chance.random() < 0.2)
+        assert counted() <= 2 * 20 * MANY, "the one that was, and the one that is"
+    for class_name in ("gvisor", "kata"):
+        known = [p for p in pools if p.spec and p.spec.runtime_class_name == class_name]
+        told = pools.of_class(class_name)
+        assert set(told.pools) == {p.uid for p in known}
+        assert told.names == sorted(f"{p.namespace}/{p.name}" for p in known)
+        assert told.wanting_proof == sum(p.proof is not IsolationProof.OFF for p in known)
+        for state in State:
+            assert told.sandboxes[state] == sum(store.sandboxes_of(p)[state] for p in known)
 
 
 # --- What a restored backup holds ----------------------------------------------------------------

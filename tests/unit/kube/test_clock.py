@@ -122,7 +122,7 @@ async def test_the_client_tells_of_the_date_of_every_kind_of_answer() -> None:
     dates = iter(["Tue, 14 Nov 2023 22:13:20 GMT", "nonsense", "", "Tue, 14 Nov 2023 22:13:25 GMT"])
 
     async def answer(_: web.Request) -> web.Response:
-        return web.json_response({}, headers={"Date": next(dates)})
+        return web.Response(body=b"{}\n", headers={"Date": next(dates)})
 
     told: list[float] = []
     app = web.Application()

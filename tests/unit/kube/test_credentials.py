@@ -157,16 +157,7 @@ async def test_requests_go_through_the_proxy_of_the_kubeconfig() -> None:
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     """A new certificate for 127.0.0.1 that is its own authority, and its key."""
     files = folder / f"{name}.crt", folder / f"{name}.key"
-    how = [
-        "req",
-        "-x509",
-        "-nodes",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-addext",
-    ]
+    how = ["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-subj", f"/CN={name}"]
     out = ["-out", str(files[0]), "-keyout", str(files[1])]
     subprocess.run(

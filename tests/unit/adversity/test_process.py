@@ -74,6 +74,8 @@ def test_claims_whose_webhook_hangs_hold_up_no_other_pools_claims(
 ) -> None:
     claims = 40 if pools == 1 else 4
     with World(seed=1, nodes=3) as world:
+        # That the claims of the others wait is no fault of the operator.
+        world.watchdog.judges.clear()
         world.make_pool("healthy", HEALTHY_POOL)
         for i in range(pools):
             world.make_pool(f"hanging-{i}", claims, startup={"maxStarting": 200})
@@ -185,6 +187,8 @@ def test_a_standby_that_sees_nothing_leaves_the_lease_to_one_that_does(
 
 def test_a_standby_that_cannot_take_over_gives_the_lease_back(blindness: Blindness) -> None:
     with World(seed=1, replicas=2) as world:
+        # Nobody leads for a while, which the claim waits for.
+        world.watchdog.judges.clear()
         world.make_pool(replicas=3)
         world.run(60.0)
         (blind,) = standbys(world)

@@ -10,12 +10,11 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import kopf
-import msgspec
 
 from sandboxpool import handlers, web
 from sandboxpool.api import names
@@ -33,17 +32,20 @@ from sandboxpool.fleet.publish import NodePublisher
 from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.client import ApiClient, resource_path
+from sandboxpool.kube.clock import ServerClock
 from sandboxpool.kube.credentials import connection_info
 from sandboxpool.kube.errors import UNREADABLE, KubeError, NotLeaderError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
+from sandboxpool.listing import take_list
 from sandboxpool.metrics import ClusterCollector, Metrics
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.reactions import Queues, Reactions
+from sandboxpool.references import Reference
 from sandboxpool.runtimes.diagnosis import FAILED_CREATE_SANDBOX
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.probe import LABEL_PROBE, ProbeImage
@@ -59,24 +61,23 @@ LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
 FLUSH_SECONDS = 1.0
 LEASE_LOST_EXIT_CODE = 3
+# A healthy watch shows signs of life at least once a minute.
+BLIND_SECONDS = 120.0
+# A part that fails is started anew after a pause, which grows unless it has run for a while.
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+STEADY_SECONDS = 300.0
 USER_AGENT = "sandboxpool-operator"
 
 POOLS_PATH = resource_path(names.API_VERSION, names.POOLS)
 CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
 
 
-class _Listed(msgspec.Struct):
-    metadata: dict[str, Any]
-    items: list[msgspec.Raw]
-
-
-def _readable(items: list[msgspec.Raw]) -> Iterator[dict[str, Any]]:
-    """What can be read of a list; the rest is as good as not there."""
-    for item in items:
-        try:
-            yield msgspec.json.decode(item, type=dict[str, Any])
-        except UNREADABLE as error:
-            logger.warning("an object is skipped, which cannot be read: %s", error)
+def _rank(about: Reference) -> int:
+    """Whose events go first: the fleet's are for many, and a claim's for its author alone."""
+    if not about.namespace:
+        return 0
+    return 2 if about.kind == names.CLAIM_KIND else 1
 
 
 class Operator:
@@ -86,7 +87,7 @@ class Operator:
         settings: how it runs.
         info: where the API server is.
         client: speaks to it; made from ``info`` unless given.
-        wall: seconds since the epoch.
+        wall: this machine's own clock, in seconds since the epoch.
         clock: a monotonic clock, in seconds, that counts the time of a suspension too.
     """
 
@@ -101,16 +102,22 @@ class Operator:
     ) -> None:
         self._settings = settings
         self._info = info
+        # Whatever is compared with times in API objects is reckoned in the API server's time.
+        wall = self._server_clock = ServerClock(wall, clock)
         self._main: asyncio.Task[Any] | None = None
-        self._metrics = Metrics()
+        self._metrics = Metrics(lambda key: self._pools.get(key) is not None)
         self._client = client or ApiClient(
             info,
             user_agent=USER_AGENT,
             observe=self._metrics.request,
             permit=lambda: self._elector.require(),
+            on_date=self._server_clock.observe,
         )
         self._lease_client = client or ApiClient(
-            info, user_agent=USER_AGENT, observe=self._metrics.request
+            info,
+            user_agent=USER_AGENT,
+            observe=self._metrics.request,
+            on_date=self._server_clock.observe,
         )
         self._elector = Elector(
             self._lease_client,
@@ -120,21 +127,24 @@ class Operator:
             times=settings.lease,
             clock=clock,
             wall=wall,
+            unfit=lambda: "; ".join(self._blind()),
         )
         self._cluster = Cluster(settings.proof_max_age)
-        self._allocator = Allocator(lambda *held: self._pool_reconciler.stir(*held))
+        self._allocator = Allocator(lambda *held: self._reactions.held(*held))
         self._queues = Queues(
-            pools=WorkQueue("pools", self._metrics.queue("pools")),
-            claims=WorkQueue("claims", self._metrics.queue("claims"), self._lane_of),
-            runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes")),
-            nodes=WorkQueue("nodes", self._metrics.queue("nodes"))
+            pools=WorkQueue("pools", self._metrics.queue("pools"), places=settings.pool_workers),
+            claims=WorkQueue(
+                "claims", self._metrics.queue("claims"), self._lane_of, settings.claim_workers
+            ),
+            runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes"), places=1),
+            nodes=WorkQueue("nodes", self._metrics.queue("nodes"), places=1)
             if settings.publish_on_nodes
             else None,
         )
         # What the parts call when something has changed; each call comes long after this line.
-        self._pools = PoolStore(lambda old, new: self._reactions.pool(old, new))
+        self._pools = PoolStore(lambda o, n: self._react(self._reactions.pool, o, n))
         self._classes = RuntimeStore(
-            self._cluster.classes, lambda name: self._reactions.runtime_class(name)
+            self._cluster.classes, lambda n: self._react(self._reactions.runtime_class, n)
         )
         self._offers = Offers(
             self._cluster,
@@ -143,7 +153,14 @@ class Operator:
             is_leaving=lambda pool, pod: self._pool_reconciler.is_leaving(pool, pod),
             on_granted=lambda claim: self._reactions.granted(claim),
         )
-        self._events = EventRecorder(self._client, "sandboxpool", socket.gethostname())
+        self._events = EventRecorder(
+            self._client,
+            "sandboxpool",
+            socket.gethostname(),
+            rank=_rank,
+            on_drop=self._metrics.dropped_events.inc,
+            wall=wall,
+        )
         self._issues = IssueBook()
         probe = ProbeImage(
             settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets
@@ -163,6 +180,7 @@ class Operator:
             wake_claim=lambda claim: self._reactions.wake_claim(claim),
             probe=probe,
             guarded=settings.admission_policy,
+            pods_age=lambda: self._pods.age(),
             wall=wall,
             clock=clock,
         )
@@ -202,7 +220,6 @@ class Operator:
             offers=self._offers,
             pool_reconciler=self._pool_reconciler,
             claim_reconciler=self._claim_reconciler,
-            claims=self._claims,
             health=lambda: self._health,
             prober=self._prober,
             events=self._events,
@@ -262,15 +279,16 @@ class Operator:
             self._on_runtime,
         )
         # In the order in which a new leader takes their objects in.
-        self._informers = (
-            self._nodes,
-            self._sandbox_events,
-            self._pods,
-            self._probes,
-            self._claims,
-            self._runtimes,
-        )
-        for informer in self._informers:
+        self._informers = {
+            "nodes": self._nodes,
+            "events": self._sandbox_events,
+            "pods": self._pods,
+            "probe pods": self._probes,
+            "sandboxclaims": self._claims,
+            "sandboxruntimes": self._runtimes,
+        }
+        for name, informer in self._informers.items():
+            self._metrics.watch_age.labels(name).set_function(informer.age)
             # A standby's caches are warm, and everything that remembers or decides is as new as
             # in a process that has just been started: it comes to life when the lease is ours.
             informer.mute()
@@ -315,29 +333,58 @@ class Operator:
         if self._runtime_reconciler.observe(old, new):
             self._queues.runtimes.add((new or old).metadata.name)  # type: ignore[union-attr]
 
+    def _react(self, react: Callable[..., None], *states: Any) -> None:
+        """Set in motion what follows from a change; if that fails, other changes still count."""
+        try:
+            react(*states)
+        except Exception:
+            names_of = [getattr(state, "key", state) for state in states]
+            logger.exception("a change could not be taken in: %s", names_of)
+
     # --- Running ---------------------------------------------------------------------------------
 
-    def _not_synced(self) -> list[str]:
-        synced = {
-            "pods": self._pods.synced,
-            "probe pods": self._probes.synced,
-            "nodes": self._nodes.synced,
-            "events": self._sandbox_events.synced,
-            "sandboxclaims": self._claims.synced,
-            "sandboxruntimes": self._runtimes.synced,
-        }
-        return [name for name, event in synced.items() if not event.is_set()]
+    async def _survive(self, name: str, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a part of the process until cancelled, and begin anew whenever it ends.
+
+        Nothing that the API server says, and no object of a tenant, may end the process.
+        """
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            began, cause = loop.time(), "has ended"
+            try:
+                await part()
+            except handlers.KopfEndedError as error:
+                cause = str(error)
+            except Exception as error:
+                logger.exception("%s failed", name)
+                cause = repr(error)
+            if loop.time() - began >= STEADY_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            logger.warning("%s: %s; it is started anew in %.0f s", name, cause, pause)
+            self._metrics.restarts.labels(name).inc()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    def _blind(self) -> list[str]:
+        """What this process cannot see at this moment; it can neither lead nor take over then."""
+        found = []
+        for name, informer in self._informers.items():
+            if not informer.synced.is_set():
+                found.append(f"{name} (not listed yet)")
+            elif (age := informer.age()) > BLIND_SECONDS:
+                found.append(f"{name} (its watch shows no sign of life for {age:.0f} s)")
+        return found
 
     async def _list_what_kopf_watches(self) -> None:
         """List pools and classes every minute: kopf never says what vanished behind its back."""
         while True:
             try:
-                for path, store in ((CLASSES_PATH, self._classes), (POOLS_PATH, self._pools)):
-                    listed = msgspec.json.decode(await self._client.get(path), type=_Listed)
-                    store.replace(_readable(listed.items), listed.metadata["resourceVersion"])
+                await take_list(self._client, CLASSES_PATH, self._classes)
+                await take_list(self._client, POOLS_PATH, self._pools)
                 self._listed.set()
                 wait = LIST_SECONDS
-            except (KubeError, *UNREADABLE, LookupError, TypeError) as error:
+            except (KubeError, *UNREADABLE) as error:
                 # Also where something between us and the API server answers in its place.
                 logger.warning("list of pools and classes: %r", error)
                 wait = LIST_SECONDS if self._listed.is_set() else 1.0
@@ -345,11 +392,9 @@ class Operator:
 
     async def _sweep(self) -> None:
         while True:
-            forgiven = (self._cluster.pods.get(uid) for uid in self._allocator.forgive())
-            self._offers.refresh(pod for pod in forgiven if pod is not None)
             try:
                 await self._claim_reconciler.sweep()
-            except KubeError as error:
+            except (KubeError, *UNREADABLE) as error:
                 logger.warning("sweep: %s", error)
             await asyncio.sleep(SWEEP_SECONDS)
 
@@ -375,7 +420,7 @@ class Operator:
                 return
 
     async def _all_synced(self) -> None:
-        for cache in self._informers:
+        for cache in self._informers.values():
             await cache.synced.wait()
 
     async def _elect(self) -> None:
@@ -383,30 +428,36 @@ class Operator:
             await self._elector.run()
         except NotLeaderError as error:
             # Another may lead by now. All that this process knows, and has under way, ends here.
-            logger.critical("%s: the process ends", error)
-            logging.shutdown()
-            os._exit(LEASE_LOST_EXIT_CODE)
+            self._give_up(str(error))
+
+    def _give_up(self, why: str) -> None:
+        """End at once; the next process begins as a standby."""
+        logger.critical("%s: the process ends", why)
+        logging.shutdown()
+        os._exit(LEASE_LOST_EXIT_CODE)
 
     async def _take_over(self) -> None:
         """Become as a process that has just been started, with full caches.
 
         The former leader has written until a moment ago. What decides about sandboxes must be no
         older than our lease: its bindings, and what it has kept of the nodes.
+
+        Raises:
+            TimeoutError: it cannot be read within two durations of the lease. Another may be able
+                to, but not while we hold the lease.
         """
-        async with asyncio.TaskGroup() as reading:
+        deadline = asyncio.get_running_loop().time() + 2 * self._settings.lease.duration
+        async with asyncio.timeout_at(deadline), asyncio.TaskGroup() as reading:
             reading.create_task(self._pods.relist())
             reading.create_task(self._claims.relist())
             reading.create_task(self._load_records())
-        for informer in self._informers:
+        for informer in self._informers.values():
             await informer.unmute()
-        await self._listed.wait()
+        async with asyncio.timeout_at(deadline):
+            await self._listed.wait()
 
     async def _work(self) -> None:
-        """Start to decide, now that every cache is complete: a partial view creates and deletes.
-
-        kopf starts last. At its end it waits for, and cancels, every task made after its start,
-        so that whatever is to be in our own hands must exist before.
-        """
+        """Decide, now that every cache is complete: a partial view creates and deletes."""
         logger.info(
             "caches synced: %d pools, %d claims, %d pods, %d nodes",
             len(self._pools),
@@ -416,29 +467,23 @@ class Operator:
         )
         self._health.forget_missing()
         queues = self._queues
+        running: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "claims": lambda: queues.claims.work(self._claim_reconciler.reconcile),
+            "pools": lambda: queues.pools.work(self._pool_reconciler.reconcile),
+            "runtimes": lambda: queues.runtimes.work(self._runtime_reconciler.reconcile),
+            "prober": self._prober.run,
+            "records": self._records.run,
+            "sweep": self._sweep,
+            "kopf": self._kopf,
+        }
+        if (nodes := queues.nodes) is not None:
+            running["nodes"] = lambda: nodes.work(self._publisher.reconcile)
         async with asyncio.TaskGroup() as parts:
-            workers = [
-                *(
-                    parts.create_task(queues.claims.work(self._claim_reconciler.reconcile))
-                    for _ in range(self._settings.claim_workers)
-                ),
-                *(
-                    parts.create_task(queues.pools.work(self._pool_reconciler.reconcile))
-                    for _ in range(self._settings.pool_workers)
-                ),
-                parts.create_task(queues.runtimes.work(self._runtime_reconciler.reconcile)),
-                parts.create_task(self._prober.run()),
-                parts.create_task(self._records.run()),
-                parts.create_task(self._sweep()),
-            ]
-            if queues.nodes is not None:
-                workers.append(parts.create_task(queues.nodes.work(self._publisher.reconcile)))
-            await parts.create_task(self._kopf())
-            for worker in workers:
-                worker.cancel()
+            for name, part in running.items():
+                parts.create_task(self._survive(name, part))
 
     async def run(self) -> None:
-        """Run until a signal comes; any part that dies takes the whole process with it."""
+        """Run until a signal comes, or the lease is lost."""
         self._main = asyncio.current_task()
         self._take_signals()
         async with self._serving():
@@ -456,9 +501,7 @@ class Operator:
                 # waits for whoever scrapes.
                 client = ApiClient(self._info, user_agent=USER_AGENT, observe=self._metrics.request)
                 reviewer = Reviewer(await doors.enter_async_context(client))
-            health = await web.serve_health(
-                settings.health_host, settings.health_port, self._not_synced
-            )
+            health = await web.serve_health(settings.health_host, settings.health_port, self._blind)
             doors.push_async_callback(health.close)
             metrics = await web.serve_metrics(
                 settings.host, settings.port, self._exposition, reviewer
@@ -477,22 +520,29 @@ class Operator:
         """Do all but answer probes and scrapes."""
         try:
             async with self._connected(), asyncio.TaskGroup() as parts:
-                watching = [
-                    parts.create_task(part)
-                    for part in (*(i.run() for i in self._informers), self._measure_loop())
-                ]
+                for name, informer in self._informers.items():
+                    parts.create_task(self._survive(f"watch of {name}", informer.run))
+                parts.create_task(self._survive("measurement", self._measure_loop))
                 await self._all_synced()
                 async with self._leading(parts):
-                    await self._take_over()
-                    self._metrics.leader.set(1)
-                    try:
-                        await self._work()
-                    finally:
-                        await self._records.flush(FLUSH_SECONDS)
-                for task in watching:
-                    task.cancel()
+                    await self._lead()
         finally:
             self._queues.close()
+            self._pool_reconciler.close()
+
+    async def _lead(self) -> None:
+        try:
+            await self._take_over()
+        except TimeoutError:
+            # Nothing was written yet, so the next one need not wait.
+            await self._elector.release()
+            self._give_up("what the former leader has left cannot be read in time")
+            raise
+        self._metrics.leader.set(1)
+        try:
+            await self._work()
+        finally:
+            await self._records.flush(FLUSH_SECONDS)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[None]:
@@ -508,8 +558,8 @@ class Operator:
         try:
             await self._elector.leading.wait()
             background += [
-                parts.create_task(self._list_what_kopf_watches()),
-                parts.create_task(self._events.run()),
+                parts.create_task(self._survive("list", self._list_what_kopf_watches)),
+                parts.create_task(self._survive("events", self._events.run)),
             ]
             yield
         finally:
@@ -518,25 +568,13 @@ class Operator:
             await self._elector.release()
 
     async def _kopf(self) -> None:
-        registry = kopf.OperatorRegistry()
-        handlers.register(
-            registry,
+        """Watch pools and classes; what is missed while it is down the minute's list tells."""
+        await handlers.watch(
+            # Asked anew at each start: a token is often refused because it is old.
             connection=connection_info,
             on_pool=lambda body, deleted: self._pools.observe(body, deleted=deleted),
             on_class=lambda body, deleted: self._classes.observe(body, deleted=deleted),
         )
-        ours = asyncio.all_tasks()
-        tasks = await kopf.spawn_tasks(
-            registry=registry,
-            settings=handlers.settings(),
-            clusterwide=True,
-            standalone=True,
-            # Unless told, kopf looks its user up, and the uid of a container need not have a name.
-            identity=socket.gethostname(),  # type: ignore[arg-type]  # a str that it gives a name
-        )
-        # On a signal kopf would wait for tasks that are not its own.
-        self._take_signals()
-        await kopf.run_tasks(tasks, ignored=ours)
 
 
 async def run(settings: Settings) -> None:

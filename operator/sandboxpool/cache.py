@@ -8,7 +8,7 @@ import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
@@ -29,14 +29,15 @@ from sandboxpool.runtimes.evidence import (
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.hints import Hints
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
-from sandboxpool.runtimes.placement import Placement, placement_of
+from sandboxpool.runtimes.placement import Mark, Placement, Taints, placement_of
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.quarantine import Quarantines
 from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
-from sandboxpool.runtimes.verdict import Standing, Verdict, judge, stand
+from sandboxpool.runtimes.verdict import Tally, Verdict, stand
 
 MAX_SANDBOX_EVENTS = 5000
 VIEW_REVIEW_CHANGES = 1000
+MAX_UNREAD_PLACEMENTS = 1000
 MAX_GROUNDS = 50_000
 
 
@@ -111,6 +112,10 @@ def _take_out(index: dict[Any, dict[str, Pod]], key: Any, uid: str) -> None:
             del index[key]
 
 
+# Who reads a verdict: a pool, by its uid, or a class, by its name.
+Reader = tuple[Literal["pool", "class"], str]
+
+
 class _View:
     """One handler and placement over all nodes, kept up to date node by node."""
 
@@ -118,16 +123,21 @@ class _View:
         self.handler = handler
         self.placement = placement
         self.proof_wanted = proof_wanted
-        self.standings: dict[str, Standing] = {}
-        self.verdict: Verdict | None = None
+        self.tally = Tally()
+        # A set that keeps an order.
+        self.readers: dict[Reader, None] = {}
         self.read = True
+
+    def is_of(self, handler: str, proof_wanted: bool) -> bool:
+        return self.handler == handler and self.proof_wanted == proof_wanted
 
 
 class NodeIndex:
     """The facts of all nodes, and verdicts over them.
 
-    A change of one node costs one look at it for each view, however large the fleet is; the
-    verdict is summed up when it is next read.
+    A change of one node costs one look at it for each view, however large the fleet is, and
+    concerns only those who have read a verdict that it has changed. Whoever stands alike to all
+    nodes shares a view: tolerations of what no node has are left out.
     """
 
     def __init__(self, quarantines: Quarantines, evidence: EvidenceBook) -> None:
@@ -135,6 +145,12 @@ class NodeIndex:
         self._evidence = evidence
         self._facts: dict[str, NodeFacts] = {}
         self._views: dict[tuple[str, Placement, bool], _View] = {}
+        self._readers: dict[Reader, tuple[Placement, _View]] = {}
+        self._changed: dict[Reader, None] = {}
+        self._taints = Taints()
+        # Each placement without the tolerations that no node needs, and by these the placements.
+        self._needed: dict[Placement, Placement] = {}
+        self._shortened: defaultdict[Mark, set[Placement]] = defaultdict(set)
         self._changes = 0
 
     def __iter__(self) -> Iterator[NodeFacts]:
@@ -155,19 +171,21 @@ class NodeIndex:
             del self._facts[name]
         else:
             self._facts[name] = after
+        self._lengthen(
+            self._taints.change(before.taints if before else (), after.taints if after else ())
+        )
         self.reconsider(name)
         self._changes += 1
         if self._changes % VIEW_REVIEW_CHANGES == 0:
-            # Views that nobody has read for so long are of pools that are gone.
-            self._views = {key: view for key, view in self._views.items() if view.read}
-            for view in self._views.values():
-                view.read = False
+            self._review()
         return True
 
     def reconsider(self, name: str) -> bool:
         """A node has changed, or what is known of it; return whether any verdict has."""
-        changed = [self._stand(view, name) for view in self._views.values()]
-        return any(changed)
+        changed = [view for view in self._views.values() if self._stand(view, name)]
+        for view in changed:
+            self._changed |= view.readers
+        return bool(changed)
 
     def _stand(self, view: _View, name: str) -> bool:
         node = self._facts.get(name)
@@ -181,27 +199,87 @@ class NodeIndex:
                 quarantined=self._quarantines.is_open(name, view.handler),
                 unproven=seen is not None and seen.isolation is Isolation.NOT_PROVEN,
             )
-        if view.standings.get(name) == standing:
-            return False
-        view.verdict = None
-        if standing is None:
-            del view.standings[name]
-        else:
-            view.standings[name] = standing
-        return True
+        return view.tally.put(name, standing)
 
-    def verdict(self, handler: str, placement: Placement, *, proof_wanted: bool) -> Verdict:
-        """Judge a handler over all nodes; pools of one class and placement share the answer."""
-        key = handler, placement, proof_wanted
+    def verdict(
+        self,
+        handler: str,
+        placement: Placement,
+        *,
+        proof_wanted: bool,
+        reader: Reader | None = None,
+    ) -> Verdict:
+        """Judge a handler over all nodes; whoever stands alike to them shares the answer.
+
+        Args:
+            handler: what the pods' class resolves to.
+            placement: what the class and the template demand of a node.
+            proof_wanted: nodes on which the handler was seen not to isolate are told apart.
+            reader: is told of by ``take_changed`` once the answer may be another one, for as long
+                as it asks for no other and is not forgotten.
+        """
+        known = self._readers.get(reader) if reader is not None else None
+        if known is not None and known[0] is placement and known[1].is_of(handler, proof_wanted):
+            return known[1].tally.verdict
+        needed = self._shorten(placement)
+        key = handler, needed, proof_wanted
         view = self._views.get(key)
         if view is None:
-            view = self._views[key] = _View(handler, placement, proof_wanted=proof_wanted)
+            view = self._views[key] = _View(handler, needed, proof_wanted=proof_wanted)
             for name in self._facts:
                 self._stand(view, name)
         view.read = True
-        if view.verdict is None:
-            view.verdict = judge(view.standings.values())
-        return view.verdict
+        if reader is not None:
+            self.forget(reader)
+            self._readers[reader] = placement, view
+            view.readers[reader] = None
+        return view.tally.verdict
+
+    def take_changed(self) -> list[Reader]:
+        """Whose verdict may be another one than at the last call, each once."""
+        changed, self._changed = self._changed, {}
+        return list(changed)
+
+    def forget(self, reader: Reader) -> None:
+        """A reader is gone, or asks for something else."""
+        known = self._readers.pop(reader, None)
+        if known is not None:
+            del known[1].readers[reader]
+
+    # --- Tolerations -----------------------------------------------------------------------------
+
+    def _shorten(self, placement: Placement) -> Placement:
+        """The same without the tolerations that no node needs now."""
+        needed = self._needed.get(placement)
+        if needed is None:
+            needed, unneeded = self._taints.split(placement)
+            self._needed[placement] = needed
+            for mark in unneeded:
+                self._shortened[mark].add(placement)
+        return needed
+
+    def _lengthen(self, marks: set[Mark]) -> None:
+        """A node has taints that none had: whoever tolerates them stands otherwise to it."""
+        longer = {p for mark in marks for p in self._shortened.pop(mark, ())}
+        if not longer:
+            return
+        for placement in longer:
+            self._needed.pop(placement, None)
+        for reader in [r for r, (placement, _) in self._readers.items() if placement in longer]:
+            self._changed[reader] = None
+            # It has to ask for another view.
+            self.forget(reader)
+
+    def _review(self) -> None:
+        """Drop the views that nobody has read for long, and the placements that nobody has."""
+        self._views = {k: view for k, view in self._views.items() if view.read or view.readers}
+        for view in self._views.values():
+            view.read = False
+        if len(self._needed) > 2 * len(self._readers) + MAX_UNREAD_PLACEMENTS:
+            self._needed.clear()
+            self._shortened.clear()
+            for placement, _ in self._readers.values():
+                self._shorten(placement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +374,8 @@ class Cluster:
         self.events = SandboxEvents()
         self.classes: dict[str, Runtime] = {}
         self._grounds: dict[tuple[str, str, IsolationProof], Ground] = {}
+        # By the pool's uid, with what they were made of.
+        self._placements: dict[str, tuple[Mapping[str, Any], Runtime, Placement]] = {}
 
     def resolution(self, pool: Pool) -> Resolution | None:
         """What the pool's class stands for now; None for a pool that does not fit the API."""
@@ -309,12 +389,29 @@ class Cluster:
         Raises:
             PlacementError: its template is malformed.
         """
-        placement = placement_of(pool.template.get("spec") or {}, runtime)
-        proof_wanted = pool.proof is not IsolationProof.OFF
-        verdict = self.nodes.verdict(runtime.handler, placement, proof_wanted=proof_wanted)
+        verdict = self.nodes.verdict(
+            runtime.handler,
+            self._placement(pool, runtime),
+            proof_wanted=pool.proof is not IsolationProof.OFF,
+            reader=("pool", pool.uid),
+        )
         avoided = (self.nodes.get(name) for name in self.avoidance.of(pool.uid))
         nodes = [node for node in avoided if node is not None]
         return keep_away(verdict, nodes) if nodes else verdict
+
+    def _placement(self, pool: Pool, runtime: Runtime) -> Placement:
+        known = self._placements.get(pool.uid)
+        # A template stays the same object for as long as nobody edits it.
+        if known is not None and known[0] is pool.template and known[1] is runtime:
+            return known[2]
+        placement = placement_of(pool.template.get("spec") or {}, runtime)
+        self._placements[pool.uid] = pool.template, runtime, placement
+        return placement
+
+    def forget_pool(self, uid: str) -> None:
+        """The pool is gone, so that no verdict concerns it."""
+        self._placements.pop(uid, None)
+        self.nodes.forget(("pool", uid))
 
     def runtime_of(self, pod: Pod) -> Runtime | None:
         """The class that a pod was made of; None unless all that it says of it agrees."""

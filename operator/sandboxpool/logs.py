@@ -34,3 +34,9 @@ def configure(level: str) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # kopf says INFO for each handled event.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    # Signals are ours, and kopf, which has no say in them, warns of it at each start.
+    logging.getLogger("kopf._core.reactor.running").addFilter(_is_not_about_signals)
+
+
+def _is_not_about_signals(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("OS signals are ignored")

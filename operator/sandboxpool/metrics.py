@@ -5,11 +5,12 @@ disappear with it. The caches belong to the event loop, which binds claims: the 
 it every few milliseconds.
 """
 
-import asyncio
 import time
 from collections import Counter as Tally
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import islice
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -25,25 +26,42 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.status import former_runtime
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.runtimes.verdict import Answer
+from sandboxpool.turns import Turns
 
 CLAIM_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 STARTUP_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300)
 QUEUE_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60)
 
-# A count keeps the event loop no longer than this at a time ...
-SLICE_SECONDS = 0.002
-# ... give or take what so many pods take between two looks at the clock.
+# Pods that are counted between two looks at the clock.
 PODS_A_LOOK = 50
 
 
-class Metrics:
-    """All metrics of the operator, in one registry."""
+Key = tuple[str, str]
+M = TypeVar("M", Counter, Histogram)
 
-    def __init__(self) -> None:
+# No object has an empty name.
+NO_POOL = "", ""
+
+
+class Metrics:
+    """All metrics of the operator, in one registry.
+
+    Args:
+        has_pool: whether there is a pool of this namespace and name. Only such have series of their
+            own: the author of a claim may invent any name, and a claim can outlive its pool.
+    """
+
+    def __init__(self, has_pool: Callable[[Key], bool] = lambda key: True) -> None:
         self.registry = CollectorRegistry()
+        self._has_pool = has_pool
+        # What is counted of a pool goes with it.
+        self._of_pool: defaultdict[Key, set[tuple[Counter | Histogram, tuple[str, ...]]]] = (
+            defaultdict(set)
+        )
         self._claims = Counter(
             "sandboxpool_claims",
-            "Claims by how they ended: bound, or the reason of their failure.",
+            "Claims by how they ended: bound, or the reason of their failure. "
+            "Those of pools that do not exist have an empty namespace and pool.",
             ("namespace", "pool", "result", "source"),
             registry=self.registry,
         )
@@ -98,6 +116,23 @@ class Metrics:
             ("resource", "cause"),
             registry=self.registry,
         )
+        self.watch_age = Gauge(
+            "sandboxpool_watch_age_seconds",
+            "Seconds since a watch has last shown a sign of life; above 120 nothing is decided.",
+            ("resource",),
+            registry=self.registry,
+        )
+        self.dropped_events = Counter(
+            "sandboxpool_events_dropped",
+            "Events that were not posted because too many waited.",
+            registry=self.registry,
+        )
+        self.restarts = Counter(
+            "sandboxpool_restarts",
+            "Parts of the process that have ended or failed and were started anew.",
+            ("part",),
+            registry=self.registry,
+        )
         self.leader = Gauge(
             "sandboxpool_leader",
             "1 in the process that leads, 0 in one that stands by.",
@@ -149,18 +184,18 @@ class Metrics:
 
     def bound(self, pool: Pool, source: str, seconds: float) -> None:
         """A claim was bound so many seconds after it was seen."""
-        self._claims.labels(pool.namespace, pool.name, "Bound", source).inc()
-        self._claim_seconds.labels(pool.namespace, pool.name, source).observe(seconds)
+        self._series(self._claims, pool.key, "Bound", source).inc()
+        self._series(self._claim_seconds, pool.key, source).observe(seconds)
 
     def finished(self, namespace: str, pool: str, phase: str, reason: str) -> None:
         """A claim failed, expired or lost its pod."""
         del phase
-        self._claims.labels(namespace, pool, reason, "").inc()
+        self._series(self._claims, (namespace, pool), reason, "").inc()
 
     def failure(self, pool: Pool, reason: str) -> None:
         """A sandbox did not start, or could not be created."""
         name = pool.spec.runtime_class_name if pool.spec else ""
-        self._failures.labels(pool.namespace, pool.name, name, reason).inc()
+        self._series(self._failures, pool.key, name, reason).inc()
 
     def startup(self, pool: Pool, handler: str, stage: str, seconds: float) -> None:
         """A sandbox reached a stage of its start."""
@@ -187,10 +222,15 @@ class Metrics:
 
     def forget_pool(self, pool: Pool) -> None:
         """Remove the series of a pool that is gone."""
-        for metric in (self._claims, self._claim_seconds, self._failures):
-            for labels in list(metric._metrics):
-                if labels[:2] == (pool.namespace, pool.name):
-                    metric.remove(*labels)
+        for metric, labels in self._of_pool.pop(pool.key, ()):
+            metric.remove(*pool.key, *labels)
+
+    def _series(self, metric: M, pool: Key, *labels: str) -> M:
+        """A metric of one pool; of all that are no pools together, with empty names."""
+        if not self._has_pool(pool):
+            return metric.labels(*NO_POOL, *labels)
+        self._of_pool[pool].add((metric, labels))
+        return metric.labels(*pool, *labels)
 
 
 class QueueMetrics:
@@ -222,20 +262,6 @@ class QueueMetrics:
     def retried(self) -> None:
         """A key failed and will be tried again."""
         self._retries.inc()
-
-
-class Turns:
-    """Gives the event loop a turn whenever a piece of work has kept it for long enough."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._began = clock()
-
-    async def give(self) -> None:
-        """To be called wherever the work can wait."""
-        if self._clock() - self._began >= SLICE_SECONDS:
-            await asyncio.sleep(0)
-            self._began = self._clock()
 
 
 class _Families:

@@ -4,13 +4,14 @@ The caches call in here, after the fact and without waiting; nothing here decide
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Event, Node, Pod
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.claim import Claim
+from sandboxpool.claims.index import ClaimIndex
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.fleet.health import Health
@@ -18,13 +19,14 @@ from sandboxpool.fleet.prober import Prober
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import Metrics
-from sandboxpool.pools.members import claim_uid_of, pool_uid_of
+from sandboxpool.pools.members import claim_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
 from sandboxpool.references import Reference
-from sandboxpool.runtimes.evidence import Evidence
+from sandboxpool.runtimes.evidence import Evidence, software_of
+from sandboxpool.runtimes.nodes import NodeFacts
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ Key = tuple[str, str]
 # Changes that come in bursts are gathered for a moment before a pool is looked at.
 POD_BURST_SECONDS = 0.05
 NODE_BURST_SECONDS = 0.1
+# A pod that is held for a claim, or so no longer, mostly changes by itself within this time.
+HELD_SECONDS = 0.5
 
 
 @dataclass
@@ -62,14 +66,13 @@ class Reactions:
     offers: Offers
     pool_reconciler: PoolReconciler
     claim_reconciler: ClaimReconciler
-    claims: Iterable[Claim]
     # Each of the two tells the other.
     health: Callable[[], Health]
     prober: Prober
     events: EventRecorder
     metrics: Metrics
     queues: Queues
-    _claim_keys: dict[str, Key] = field(default_factory=dict)
+    _claims: ClaimIndex = field(default_factory=ClaimIndex)
 
     # --- Objects ---------------------------------------------------------------------------------
 
@@ -105,21 +108,26 @@ class Reactions:
 
     def node(self, old: Node | None, new: Node | None) -> None:
         """A node has changed; its heartbeats end here."""
+        name = (new or old).metadata.name  # type: ignore[union-attr]
+        before = self.cluster.nodes.get(name)
         if not self.cluster.nodes.put(old, new):
             return
-        name = (new or old).metadata.name  # type: ignore[union-attr]
-        self.health().observe_node(name, self.cluster.nodes.get(name))
+        after = self.cluster.nodes.get(name)
+        self.health().observe_node(name, after)
         if old is None:
             # Its pods may have come before it.
             for pod in self.cluster.pods.on_node(name):
                 self._observe_sandbox(pod)
         self._look_at_pods_on(name)
-        for pool in self.pools:
-            self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
-        for class_name in self.cluster.classes:
-            self.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
+        verdicts_changed = self._wake_readers()
+        # What was learned of it may have gone, or have to be asked for.
+        changed = not _is_alike(before, after)
+        if changed:
+            for class_name in self.cluster.classes:
+                self.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
+        if changed or verdicts_changed:
+            self._look_for_wishes()
         self._publish_on(name)
-        self._look_for_wishes()
 
     def sandbox_event(self, old: Event | None, new: Event | None) -> None:
         """The kubelet has said why a sandbox could not be made."""
@@ -142,11 +150,11 @@ class Reactions:
     def claim(self, old: Claim | None, new: Claim | None) -> None:
         """A claim has changed."""
         self.claim_reconciler.seen(old, new)
+        self._claims.put(old, new)
         if new is not None:
-            self._claim_keys[new.uid] = new.key
             self.queues.claims.add(new.key)
         elif old is not None:
-            self._claim_keys.pop(old.uid, None)
+            self.queues.claims.drop(old.key)
 
     def pool(self, old: Pool | None, new: Pool | None) -> None:
         """A pool has changed."""
@@ -155,6 +163,7 @@ class Reactions:
             self.allocator.forget_pool(old.uid)
             if new is None or new.uid != old.uid:
                 self.pool_reconciler.forget(old.uid)
+                self.cluster.forget_pool(old.uid)
                 self.metrics.forget_pool(old)
         # A change of the status alone, which is mostly our own, offers nothing new to anybody.
         changed = gone or old is None or new is None or old.generation != new.generation
@@ -165,19 +174,19 @@ class Reactions:
             if changed:
                 self.offers.refresh_pool(new)
             self.queues.pools.add(new.key)
+        elif old is not None:
+            self.queues.pools.drop(old.key)
         if changed:
             self._look_for_wishes()
             key = (new or old).key  # type: ignore[union-attr]
-            for claim in self.claims:
-                if not claim.finished and (claim.metadata.namespace, claim.spec.poolName) == key:
-                    self.queues.claims.add(claim.key)
+            for claim in self._claims.of_pool(key):
+                self.queues.claims.add(claim)
 
     def runtime_class(self, name: str) -> None:
         """A class has appeared, changed or vanished."""
-        for pool in self.pools:
-            if pool.spec is not None and pool.spec.runtime_class_name == name:
-                self.offers.refresh_pool(pool)
-                self.queues.pools.add(pool.key)
+        for pool in list(self.pools.of_class(name).pools.values()):
+            self.offers.refresh_pool(pool)
+            self.queues.pools.add(pool.key)
         self.queues.runtimes.add(name)
         for node in self.cluster.nodes:
             self._publish_on(node.name)
@@ -192,15 +201,19 @@ class Reactions:
         if pod is not None:
             self.offers.refresh([pod])
 
+    def held(self, pool_uid: str, pod_uid: str) -> None:
+        """A pod is held for a claim, or no longer, which the pod itself may never show."""
+        self.pool_reconciler.stir(pool_uid, pod_uid)
+        pool = self.pools.by_uid(pool_uid)
+        if pool is not None:
+            self.queues.pools.add_after(pool.key, HELD_SECONDS)
+
     # --- The runtimes' health --------------------------------------------------------------------
 
-    def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
-        """What is known of a handler on a node is not what it was, and perhaps some verdict."""
+    def node_changed(self, node: str, handler: str) -> None:
+        """What is known of a handler on a node is not what it was; perhaps verdicts are not."""
         self._look_at_pods_on(node)
-        concerned = {pool_uid_of(pod) for pod in self.cluster.pods.on_node(node)}
-        for pool in self.pools:
-            if pool.uid in concerned or (stands_otherwise and self._handler(pool) == handler):
-                self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
+        self._wake_readers()
         for runtime in self.cluster.classes.values():
             if runtime.handler == handler:
                 self.queues.runtimes.add_after(runtime.class_name, NODE_BURST_SECONDS)
@@ -234,10 +247,20 @@ class Reactions:
 
     # --- Small things ----------------------------------------------------------------------------
 
-    def _handler(self, pool: Pool) -> str | None:
-        resolution = self.cluster.resolution(pool)
-        runtime = resolution.runtime if resolution is not None else None
-        return runtime.handler if runtime is not None else None
+    def _wake_readers(self) -> bool:
+        """Wake those whose verdict may be another one; return whether there are any."""
+        readers = self.cluster.nodes.take_changed()
+        for kind, name in readers:
+            if kind == "class":
+                self.queues.runtimes.add_after(name, NODE_BURST_SECONDS)
+                continue
+            pool = self.pools.by_uid(name)
+            if pool is not None:
+                self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
+            else:
+                # It was being worked on as it went.
+                self.cluster.forget_pool(name)
+        return bool(readers)
 
     def _look_for_wishes(self) -> None:
         self.health().unsettle()
@@ -251,12 +274,15 @@ class Reactions:
         pods = self.cluster.pods.on_node(node)
         self.offers.refresh(pods)
         for pod in pods:
+            pool = self.pools.of(pod)
+            if pool is not None:
+                self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
             self.pool_reconciler.stir(self.pools.uid_of(pod) or "", pod.metadata.uid)
             self._wake_owner(pod)
 
     def wake_claim(self, uid: str | None) -> bool:
         """Have a claim looked at; return whether there is one of this uid."""
-        key = self._claim_keys.get(uid) if uid is not None else None
+        key = self._claims.get(uid) if uid is not None else None
         if key is not None:
             self.queues.claims.add(key)
         return key is not None
@@ -264,7 +290,7 @@ class Reactions:
     def _wake_owner(self, pod: Pod) -> None:
         """The claim that owns the pod, if it is one of the pod's own namespace."""
         uid = claim_uid_of(pod)
-        key = self._claim_keys.get(uid) if uid is not None else None
+        key = self._claims.get(uid) if uid is not None else None
         if key is not None and key[0] == pod.metadata.namespace:
             self.queues.claims.add(key)
 
@@ -275,10 +301,19 @@ class Reactions:
 
     def _wake_claims_bound_to(self, pod_uid: str) -> None:
         """A pod is gone before any watch has shown that it was handed out."""
-        for claim in self.claims:
-            if claim.status.podUID == pod_uid:
-                self.queues.claims.add(claim.key)
+        for claim in self._claims.of_pod(pod_uid):
+            self.queues.claims.add(claim)
 
     def _about_node(self, name: str) -> Reference:
         node = self.cluster.nodes.get(name)
         return Reference("v1", "Node", "", name, node.uid if node is not None else "")
+
+
+def _is_alike(before: NodeFacts | None, after: NodeFacts | None) -> bool:
+    """Whether nothing about a node has changed but which pods it takes."""
+    return (
+        before is not None
+        and after is not None
+        and before.usable == after.usable
+        and software_of(before) == software_of(after)
+    )

@@ -46,6 +46,8 @@ class Reason(StrEnum):
     TEMPLATE_REJECTED = "TemplateRejected"
     TEMPLATE_NOT_CHECKED = "TemplateNotChecked"
     POD_NAME_TOO_LONG = "PodNameTooLong"
+    POD_ALTERED = "PodAltered"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
 
     # Who may forge what stands on pods (condition PodsGuarded).
     ADMISSION_POLICY_INSTALLED = "AdmissionPolicyInstalled"
@@ -60,6 +62,7 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     PAUSED = "Paused"
     CREATE_FAILED = "CreateFailed"
+    CACHE_STALE = "CacheStale"
     ROLLING = "Rolling"
     WAITING_FOR_CLAIMS = "WaitingForClaims"
     SANDBOX_WARM = "SandboxWarm"

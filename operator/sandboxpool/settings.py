@@ -40,12 +40,13 @@ class Settings:
     """DEBUG, INFO, WARNING or ERROR (SANDBOXPOOL_LOG_LEVEL)."""
 
     claim_workers: int = 16
-    """Claims worked on at once; each waits for the API server most of its time, and more of them
-    would only wait for longer, and others behind them (SANDBOXPOOL_CLAIM_WORKERS)."""
+    """Claims worked on at once, those that are slow not counted; each waits for the API server most
+    of its time, and more of them would only wait for longer, and others behind them
+    (SANDBOXPOOL_CLAIM_WORKERS)."""
 
     pool_workers: int = 8
-    """Pools worked on at once; fewer than claims, so that refill never crowds them out
-    (SANDBOXPOOL_POOL_WORKERS)."""
+    """Pools worked on at once, those that are slow not counted; fewer than claims, so that refill
+    never crowds them out (SANDBOXPOOL_POOL_WORKERS)."""
 
     publish_on_nodes: bool = False
     """Whether nodes get labels and conditions that say what is known of their runtimes

@@ -212,7 +212,7 @@ async def serve_health(host: str | None, port: int, missing: Callable[[], list[s
     Args:
         host: address to listen on; all of them if None.
         port: port to listen on.
-        missing: names of the caches that are not yet synced; /readyz is 200 when it is empty.
+        missing: what cannot be seen of the cluster; /readyz is 200 when it is empty.
     """
 
     async def healthz(request: web.BaseRequest) -> web.Response:

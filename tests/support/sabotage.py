@@ -29,6 +29,7 @@ from sandboxpool import app
 from sandboxpool.api.core import Pod
 from sandboxpool.claims import offers
 from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.claims.attempt import Attempt
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.kube import client
 from sandboxpool.kube.errors import KubeError, NotLeaderError
@@ -230,17 +231,10 @@ def lost_leases_are_ignored() -> None:
 def taken_pods_are_forgotten() -> None:
     """Between the two writes only the cache knows whose the pod is."""
 
-    class Forgetful(dict[str, Any]):
-        def __setitem__(self, key: str, value: Any) -> None:
-            pass
+    def __setattr__(self: Attempt, name: str, value: Any) -> None:
+        object.__setattr__(self, name, None if name == "taken" else value)
 
-    original = ClaimReconciler.__init__
-
-    def __init__(self: ClaimReconciler, **parts: Any) -> None:
-        original(self, **parts)
-        self._taken = Forgetful()
-
-    _set(ClaimReconciler, __init__)
+    _set(Attempt, __setattr__)
 
 
 @_change
@@ -311,7 +305,7 @@ def half_a_view_is_enough() -> None:
         return
 
     async def _take_over(self: app.Operator) -> None:
-        for informer in self._informers:
+        for informer in self._informers.values():
             await informer.unmute()
         await self._listed.wait()
 
@@ -399,7 +393,7 @@ def one_claim_at_a_time_and_in_line() -> None:
                 pod := self._allocator.request(pool.uid, claim.uid)
             ) is None:
                 await asyncio.sleep(0.01)
-        await self._bind(claim, pool, pod)
+        await self._bind(claim, self._attempt(claim), pool, pod)
         return None
 
     _set(ClaimReconciler, _none_warm)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod
+from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod, Taint
 from sandboxpool.api.times import timestamp
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
@@ -32,7 +32,7 @@ from sandboxpool.references import Reference
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
-from sandboxpool.runtimes.placement import Placement
+from sandboxpool.runtimes.placement import Placement, placement_of
 from sandboxpool.runtimes.store import RuntimeStore
 from support.builders import (
     NOW,
@@ -45,6 +45,7 @@ from support.builders import (
     runtime,
     runtime_class,
 )
+from support.lists import replace
 
 NO_SHIM = 'binary not installed "containerd-shim-runsc-v1": file does not exist'
 
@@ -54,6 +55,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.keys: list[Any] = []
+        self.dropped: list[Any] = []
 
     def add(self, key: Any) -> None:
         self.keys.append(key)
@@ -61,6 +63,9 @@ class Queue:
     def add_after(self, key: Any, seconds: float) -> None:
         assert 0 < seconds < 1, "bursts are gathered for a moment, and no longer"
         self.keys.append(key)
+
+    def drop(self, key: Any) -> None:
+        self.dropped.append(key)
 
     def close(self) -> None:
         self.keys.append("closed")
@@ -138,7 +143,6 @@ class World:
             offers=self.offers,
             pool_reconciler=cast(PoolReconciler, parts),
             claim_reconciler=cast(ClaimReconciler, parts),
-            claims=Values(self.claims),
             health=lambda: self.health,
             prober=cast(Prober, parts),
             events=cast(EventRecorder, parts),
@@ -173,7 +177,11 @@ class World:
         self.take()
 
     def take(self) -> dict[str, list[str]]:
-        """What has been queued since the last time, sorted, each key once."""
+        """What has been queued since the last time, sorted, each key once.
+
+        All of it is looked at, so that each pool and class knows how the nodes stand to it.
+        """
+        self._read_verdicts()
         found = {}
         for name, queue in self.queues.items():
             keys = {key if isinstance(key, str) else key[1] for key in queue.keys}
@@ -182,6 +190,19 @@ class World:
             queue.keys.clear()
         self.parts.told.clear()
         return found
+
+    def _read_verdicts(self) -> None:
+        for pool in self.pools:
+            resolution = self.cluster.resolution(pool)
+            if resolution is not None and resolution.runtime is not None:
+                self.cluster.verdict(pool, resolution.runtime)
+        for name, known in self.cluster.classes.items():
+            self.cluster.nodes.verdict(
+                known.handler,
+                placement_of({}, known),
+                proof_wanted=False,
+                reader=("class", name),
+            )
 
     def put_node(self, name: str, **given: Any) -> None:
         new = node(name, **{"handlers": ["runsc", "kata"], **given})
@@ -228,16 +249,6 @@ class World:
         return self.allocator.free(pool_uid)
 
 
-class Values:
-    """The claims as they are when they are asked for."""
-
-    def __init__(self, claims: dict[tuple[str, str], Claim]) -> None:
-        self._claims = claims
-
-    def __iter__(self) -> Any:
-        return iter(self._claims.values())
-
-
 KATA: dict[str, Any] = {"class_name": "kata", "runtime_uid": "kata-uid", "handler": "kata"}
 ALL = ["a", "b", "k"]
 
@@ -260,17 +271,13 @@ def test_a_heartbeat_sets_nothing_in_motion(world: World, given: Any) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"handlers": ["kata"]},
+        {"handlers": []},
         {"ready": False},
         {"unschedulable": True},
-        {"labels": {"zone": "a"}},
-        {"uid": "another machine"},
-        {"boot_id": "after a reboot"},
-        {"container_runtime": "containerd://2.2.0"},
     ],
     ids=str,
 )
-def test_what_matters_about_a_node_concerns_all_pools_and_classes(
+def test_where_a_node_stands_otherwise_all_whose_verdict_it_changes_are_told(
     world: World, given: dict[str, Any]
 ) -> None:
     world.put_claim("bound")
@@ -288,6 +295,56 @@ def test_what_matters_about_a_node_concerns_all_pools_and_classes(
         # Only those with a sandbox there: they may have to say something about it.
         "claims": ["bound"],
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "runtimes"),
+    [
+        ({"labels": {"kubernetes.io/hostname": "node-a", "zone": "a"}}, []),
+        ({"uid": "another machine"}, ["gvisor", "kata"]),
+        ({"boot_id": "after a reboot"}, ["gvisor", "kata"]),
+        ({"container_runtime": "containerd://2.2.0"}, ["gvisor", "kata"]),
+    ],
+    ids=str,
+)
+def test_what_changes_no_verdict_concerns_those_with_pods_there(
+    world: World, given: dict[str, Any], runtimes: list[str]
+) -> None:
+    world.put_node("node-a", version=2, **given)
+    # What was known of a class there may be about other software.
+    assert world.parts.told == ({"prober woken": 1} if runtimes else {})
+    taken = world.take()
+    assert taken.pop("runtimes", []) == runtimes
+    assert taken == {"pools": ["a"], "nodes": ["node-a"]}
+
+
+def test_only_those_are_told_to_whose_verdict_a_node_matters(world: World) -> None:
+    picky = {"spec": {"nodeSelector": {"zone": "x"}}}
+    tolerant = {"spec": {"tolerations": [{"key": "team", "value": "t", "operator": "Equal"}]}}
+    world.pools.observe(pool_body("picky", uid="picky-uid", template=picky))
+    world.pools.observe(pool_body("tolerant", uid="tolerant-uid", template=tolerant))
+    world.take()
+    tainted: dict[str, Any] = {"taints": [Taint("team", "NoSchedule", "t")]}
+    world.put_node("theirs", **tainted)
+    assert world.take()["pools"] == ["tolerant"]
+    world.put_node("theirs", version=2, labels={"zone": "x"}, **tainted)
+    assert "picky" not in world.take().get("pools", [])
+    world.put_node("another", labels={"zone": "x"}, handlers=["kata"])
+    assert world.take()["pools"] == [*ALL, "picky", "tolerant"]
+    world.put_node("theirs", version=3, handlers=["kata"], **tainted)
+    assert world.take()["pools"] == ["tolerant"]
+
+
+def test_a_pool_that_is_gone_is_told_nothing(world: World) -> None:
+    """Not even if it was being looked at as it went."""
+    pool, gvisor = world.pools.by_uid("b-uid"), runtime()
+    assert pool is not None
+    world.pools.observe(pool_body("b", uid="b-uid", version=2), deleted=True)
+    world.take()
+    world.cluster.verdict(pool, gvisor)
+    world.put_node("new")
+    assert world.take()["pools"] == ["a", "k"]
+    assert ("pool", "b-uid") not in world.cluster.nodes._readers
 
 
 def test_what_is_on_a_node_is_offered_as_the_node_allows(world: World) -> None:
@@ -545,7 +602,7 @@ def test_a_pool_that_goes_is_forgotten_and_its_claims_are_told(world: World, how
         lambda classes: classes.observe(runtime_class(uid="remade", version=2)),
         lambda classes: classes.observe(runtime_class(handler="kata", uid="x", version=2)),
         lambda classes: classes.observe(runtime_class(version=2), deleted=True),
-        lambda classes: classes.replace([], "9"),
+        lambda classes: replace(classes, [], "9"),
     ],
 )
 def test_a_class_concerns_its_pools(world: World, change: Callable[[RuntimeStore], None]) -> None:

@@ -24,6 +24,7 @@ from sandboxpool.exposition import FRESH_SECONDS, Exposition
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.metrics import ClusterCollector, Metrics
 from sandboxpool.pools.store import PoolStore
+from sandboxpool.turns import SLICE_SECONDS
 from sandboxpool.webauth import Answer, Answers, Reviewer, bearer
 from support.builders import node, pod, pool_body, runtime
 
@@ -131,7 +132,7 @@ async def test_the_metrics_are_computed_once_a_second_however_many_ask(clients: 
 
 async def test_a_computation_gives_the_loop_its_turn() -> None:
     # Between two looks at the clock more than half a slice passes: each second look gives way.
-    world = World(pools=500, pods=20, tick=metrics_module.SLICE_SECONDS * 0.6)
+    world = World(pools=500, pods=20, tick=SLICE_SECONDS * 0.6)
     turns = 0
 
     async def other_work() -> None:
@@ -149,7 +150,7 @@ async def test_a_computation_gives_the_loop_its_turn() -> None:
 async def test_one_large_pool_gives_the_loop_its_turn_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    world = World(pools=1, pods=10_000, tick=metrics_module.SLICE_SECONDS * 2)
+    world = World(pools=1, pods=10_000, tick=SLICE_SECONDS * 2)
     sizes: list[int] = []
     known = 0
 
@@ -175,7 +176,7 @@ async def test_one_large_pool_gives_the_loop_its_turn_too(
 
 
 async def test_the_count_follows_what_changes_between_two_slices() -> None:
-    world = World(pools=3, pods=200, tick=metrics_module.SLICE_SECONDS * 2)
+    world = World(pools=3, pods=200, tick=SLICE_SECONDS * 2)
     await world.collector.refresh()
     assert sum(world.pods_of("pool-1").values()) == 200
 

@@ -397,10 +397,12 @@ class ClaimsPolicy(Model):
 
     default_ttl_seconds: LifetimeSeconds | None = None
     """Seconds from binding after which a claim that asks for no `ttlSeconds` expires. Unset: such a
-    claim lives until it is deleted, or for `maxTTLSeconds` where that is set."""
+    claim lives until it is deleted, or for `maxTTLSeconds` where that is set. A change applies to
+    claims that are bound later."""
     max_ttl_seconds: LifetimeSeconds | None = None
     """The longest lifetime of a claim, in seconds from binding; a claim that asks for more is held
-    to it. Unset: no limit."""
+    to it. Unset: no limit. A change applies to claims that are bound later, and to a bound one when
+    its `ttlSeconds` is changed; a lower limit never takes back what a claim was promised."""
     allowed_metadata_prefixes: Annotated[
         tuple[MetadataPrefix, ...],
         Field(max_length=32),
@@ -700,10 +702,12 @@ class SandboxClaimSpec(Model):
     is more than `Off`. Unset: whatever the pool has."""
     ttl_seconds: LifetimeSeconds | None = None
     """Seconds from binding after which the sandbox is deleted. May be changed at any time, which
-    counts from binding too. Unset: the pool's `defaultTTLSeconds`."""
+    counts from binding too, within the pool's `maxTTLSeconds` of that time. Unset: the pool's
+    `defaultTTLSeconds`."""
     bind_timeout_seconds: Annotated[int, Field(ge=1, le=DAY_SECONDS)] = 300
-    """Seconds from creation after which a claim that is not bound fails. The default equals that of
-    the pool's `startup.timeoutSeconds`: one cold start fits."""
+    """Seconds from creation after which a claim that is not bound fails, unless a sandbox is warm
+    for it even then. The default equals that of the pool's `startup.timeoutSeconds`: one cold start
+    fits."""
     on_empty: OnEmpty = OnEmpty.WAIT
     """When no sandbox is warm: `Wait` for one, `Create` one for this claim, or `Fail` at once."""
     metadata: ClaimMetadata = ClaimMetadata()
@@ -768,7 +772,8 @@ class SandboxClaimStatus(Model):
     bound_at: Timestamp | None = None
     """When the claim got its sandbox."""
     expires_at: Timestamp | None = None
-    """When the sandbox will be deleted; unset for one that lives until its claim is deleted."""
+    """When the sandbox will be deleted; unset for one that lives until its claim is deleted. It is
+    set at the binding, and only a change of the claim's `ttlSeconds` changes it."""
     finished_at: Timestamp | None = None
     """When the claim failed, expired or lost its sandbox."""
     conditions: Conditions = ()

@@ -14,13 +14,15 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sandboxpool.versions import number_of
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A warm pod that may be handed out.
 
     Attributes:
-        version: the resourceVersion that it was seen at; the binding is conditional on it.
+        version: the resourceVersion that it was seen at.
         current: it is of the newest template revision.
     """
 
@@ -136,8 +138,8 @@ class Allocator:
         self._held: dict[str, tuple[str, str]] = {}
         self._reserved: dict[str, Candidate] = {}
         self._pool_of_claim: dict[str, str] = {}
-        self._refused: dict[str, str] = {}
-        self._on_probation: set[str] = set()
+        # Versions up to which pods are known to be out of date, by uid.
+        self._outdated: dict[str, int] = {}
 
     def _stock(self, pool: str) -> _Stock:
         return self._stocks.setdefault(pool, _Stock())
@@ -152,9 +154,11 @@ class Allocator:
 
     def offer(self, pool: str, candidate: Candidate) -> str | None:
         """A pod may be handed out. Return the uid of the waiting claim that got it, if any."""
-        if candidate.uid in self._held or self._refused.get(candidate.uid) == candidate.version:
+        if candidate.uid in self._held:
             return None
-        self._refused.pop(candidate.uid, None)
+        if number_of(candidate.version) <= self._outdated.get(candidate.uid, -1):
+            return None
+        self._outdated.pop(candidate.uid, None)
         stock = self._stock(pool)
         if stock.waiting:
             claim, _ = stock.waiting.popitem(last=False)
@@ -206,24 +210,43 @@ class Allocator:
         self.hold(pool, candidate.uid, candidate.node)
 
     def hold(self, pool: str, pod: str, node: str) -> None:
-        """A pod is a claim's, or about to be: never offer it, and count it on its node."""
+        """A pod is a claim's, or about to be: never offer it, and count it on its node.
+
+        A pod that was made for a claim has no node at first.
+        """
         self.withdraw(pod)
-        if pod not in self._held:
-            self._held[pod] = pool, node
-            self._stock(pool).count(node, 1)
+        was = self._held.get(pod)
+        if was == (pool, node):
+            return
+        self._held[pod] = pool, node
+        if was is not None:
+            self._stock(was[0]).count(was[1], -1)
+        self._stock(pool).count(node, 1)
+        if was is None:
             self._on_held(pool, pod)
+        elif was[0] != pool:
+            self._clean_up(was[0])
 
     def release(self, pod: str) -> None:
         """A pod has ended, or was certainly not handed out."""
-        self._refused.pop(pod, None)
+        self._outdated.pop(pod, None)
+        self._let_go(pod)
+
+    def _let_go(self, pod: str) -> None:
         self.withdraw(pod)
         held = self._held.pop(pod, None)
         if held is not None:
             pool, node = held
-            stock = self._stock(pool)
-            stock.count(node, -1)
+            self._stock(pool).count(node, -1)
             self._clean_up(pool)
             self._on_held(pool, pod)
+
+    def outdate(self, pod: str, version: str) -> None:
+        """The pod is known to have changed since this version, which the watch has yet to show.
+
+        Until then it is not offered: a binding would only be refused.
+        """
+        self._outdated[pod] = number_of(version)
 
     def settle(self, claim: str) -> None:
         """The reserved pod is the claim's now; it stays held until it ends."""
@@ -231,15 +254,13 @@ class Allocator:
         self._pool_of_claim.pop(claim, None)
 
     def refuse(self, claim: str) -> Candidate | None:
-        """The reserved pod has changed since it was seen: reserve the next one instead.
+        """The reserved pod could not be had: reserve the next one instead.
 
-        The pod is not offered again before the watch has spoken. Without another free pod the
-        claim is put first in line: it had its turn.
+        Without another free pod the claim is put first in line: it had its turn.
         """
         candidate = self._reserved.pop(claim)
         pool = self._pool_of_claim[claim]
-        self.release(candidate.uid)
-        self._refused[candidate.uid] = candidate.version
+        self._let_go(candidate.uid)
         stock = self._stock(pool)
         following = stock.take()
         if following is None:
@@ -261,6 +282,10 @@ class Allocator:
             return None
         self.release(candidate.uid)
         return pool, candidate
+
+    def pool_of(self, claim: str) -> str | None:
+        """The pool that a claim waits for, or has something reserved of."""
+        return self._pool_of_claim.get(claim)
 
     def is_held(self, pod: str) -> bool:
         """The pod is reserved for a claim, or a claim's."""
@@ -286,18 +311,6 @@ class Allocator:
         stock = self._stocks.get(pool)
         if stock and not (stock.known or stock.held_on or stock.free or stock.waiting):
             del self._stocks[pool]
-
-    def forgive(self) -> list[str]:
-        """Give refused pods another chance, at the second call after their refusal.
-
-        Where a pod is as it was, the watch has nothing to say, and it would be refused for ever.
-        Return the pods, to be offered again.
-        """
-        due = [pod for pod in self._refused if pod in self._on_probation]
-        for pod in due:
-            del self._refused[pod]
-        self._on_probation = set(self._refused)
-        return due
 
     def free(self, pool: str) -> int:
         """How many pods of a pool could be handed out now."""

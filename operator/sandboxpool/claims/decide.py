@@ -1,6 +1,9 @@
 """What may be said of a claim without I/O: whether it may have a pod, and its status. Pure."""
 
+import math
 from dataclasses import dataclass
+
+import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
@@ -82,9 +85,13 @@ def reference(claim: Claim) -> ClaimRef:
     )
 
 
-def bind_deadline(claim: Claim) -> float:
-    """Epoch seconds after which a claim that is not bound fails."""
-    return epoch(claim.metadata.creationTimestamp) + claim.spec.bindTimeoutSeconds
+def certain_wait(claim: Claim, now: float) -> float:
+    """Seconds that a claim has certainly waited: its creation time is cut to whole seconds.
+
+    A creation time in the future, or none, says nothing of the past.
+    """
+    created = epoch(claim.metadata.creationTimestamp)
+    return max(0.0, now - created - 1.0) if created else 0.0
 
 
 def ttl_seconds(claim: Claim, spec: SandboxPoolSpec | None) -> int | None:
@@ -101,19 +108,29 @@ def ttl_seconds(claim: Claim, spec: SandboxPoolSpec | None) -> int | None:
 
 
 def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
-    """Epoch seconds at which a bound claim expires.
+    """Epoch seconds at which a bound claim expires; None if it lives until it is deleted.
 
-    A pool that is gone cannot say what its default was; what it promised at the binding stands
-    in the status and holds, unless the claim's own ttlSeconds says otherwise.
+    What was promised at the binding stands, whatever has become of the pool's limits. Only the
+    claim's owner changes it, by its ttlSeconds: within the limit of the pool as it is now, which
+    takes nothing back that was promised. Of a pool that is gone there is no limit.
     """
     bound = epoch(claim.status.boundAt or "")
     if not bound:
         return None
-    ttl = ttl_seconds(claim, spec)
-    if ttl is None:
-        promised = epoch(claim.status.expiresAt or "") if spec is None else 0
-        return promised or None
-    return bound + ttl
+    promised = epoch(claim.status.expiresAt or "") or None
+    # Nothing else of a claim's spec can be changed.
+    edited = claim.status.observedGeneration != claim.metadata.generation
+    wanted = claim.spec.ttlSeconds
+    if not edited or (spec is None and wanted is None):
+        return promised
+    longest = None
+    if spec is not None:
+        wanted = spec.claims.default_ttl_seconds if wanted is None else wanted
+        longest = spec.claims.max_ttl_seconds
+    own = math.inf if wanted is None else bound + wanted
+    limit = math.inf if longest is None else bound + longest
+    ends = min(own, max(limit, promised or math.inf))
+    return None if math.isinf(ends) else ends
 
 
 def bound_status(
@@ -220,6 +237,27 @@ def retain_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds after which a finished claim is deleted."""
     retain = spec.claims.retain_seconds if spec is not None else DEFAULT_RETAIN_SECONDS
     return epoch(claim.status.finishedAt or claim.metadata.creationTimestamp) + retain
+
+
+def outlives_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
+    """Epoch seconds until which a bound claim that was deleted keeps its pod for its finalizers.
+
+    As long as a finished claim is kept, and never longer than it was promised.
+    """
+    retain = spec.claims.retain_seconds if spec is not None else DEFAULT_RETAIN_SECONDS
+    limit = epoch(claim.metadata.deletionTimestamp or "") + retain
+    expires = expiry(claim, spec)
+    return limit if expires is None else min(limit, expires)
+
+
+def differ_in_words_only(old: ClaimStatus, new: ClaimStatus) -> bool:
+    """Whether two statuses say the same, but for the messages of their conditions."""
+    return old != new and _without_words(old) == _without_words(new)
+
+
+def _without_words(status: ClaimStatus) -> ClaimStatus:
+    mute = [msgspec.structs.replace(condition, message="") for condition in status.conditions]
+    return msgspec.structs.replace(status, conditions=mute)
 
 
 def lost_because(pod: Pod | None) -> Refusal:

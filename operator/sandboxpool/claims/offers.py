@@ -137,7 +137,11 @@ class Offers:
             self._allocator.withdraw(uid)
             return
         if claim_uid_of(pod) is not None:
-            self._allocator.hold(pool_uid, uid, pod.spec.nodeName)
+            if pod.finished:
+                # Kept for its logs, and no load on its node.
+                self._allocator.release(uid)
+            else:
+                self._allocator.hold(pool_uid, uid, pod.spec.nodeName)
             return
         pool = self._pools.by_uid(pool_uid)
         if pool is None or not self.may_hand_out(pod, pool):

@@ -8,6 +8,7 @@ pod is the truth from which the next attempt goes on.
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from typing import Protocol
 
@@ -19,18 +20,21 @@ from sandboxpool.api.times import epoch
 from sandboxpool.cache import Cluster
 from sandboxpool.claims import decide
 from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.claims.attempt import Attempt, first_sight
 from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
+from sandboxpool.kube.workqueue import LONGEST_RETRY_SECONDS
 from sandboxpool.pools.members import owner_of
 from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore
+from sandboxpool.pools.store import PoolStore, parse
 from sandboxpool.pools.template import ClaimRef, handed_over
 from sandboxpool.reasons import Reason
 from sandboxpool.references import Reference
 from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.versions import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +42,33 @@ Key = tuple[str, str]
 
 READ_BACK_ATTEMPTS = 8
 STATUS_ATTEMPTS = 4
-# A claim whose pod is on its way out is looked at again after this many seconds.
-LEAVING_RECHECK_SECONDS = 2.0
+# So often the binding to one pod that others change is sent, and so many pods are tried in a row.
+TAKE_ATTEMPTS = 2
+BINDING_ATTEMPTS = 16
+# A claim whose binding was refused so often gives its pod back while it waits for its next try.
+KEEPING_REFUSALS = 1
+# Where only the words of a condition would change, they stand for so long.
+REWORD_SECONDS = 60.0
+# What the cache of pools does not show yet is looked for again after this many seconds.
+POOL_RECHECK_SECONDS = 1.0
+# A claim whose pods have to be told apart is looked at again after this many seconds.
+OTHERS_RECHECK_SECONDS = 2.0
 # The longest pause between two looks at a claim that wants a sandbox to be started for it.
 COLD_RECHECK_SECONDS = 30.0
 
 _decode_pod = msgspec.json.Decoder(Pod).decode
 _decode_claim = msgspec.json.Decoder(Claim).decode
+
+
+class _Version(msgspec.Struct):
+    resourceVersion: str = ""
+
+
+class _Written(msgspec.Struct):
+    metadata: _Version
+
+
+_decode_written = msgspec.json.Decoder(_Written).decode
 
 
 class Written(Enum):
@@ -108,96 +132,184 @@ class ClaimReconciler:
         self._observer = observer
         self._wall = wall
         self._clock = clock
-        self._seen: dict[str, float] = {}
-        # Claims whose binding was written and not yet seen in the cache, by uid.
-        self._written: set[str] = set()
-        # Pods that were made a claim's and are perhaps not yet so in the cache, by claim uid.
-        self._taken: dict[str, Pod] = {}
-        self._sending: set[str] = set()
-        # Since when what was started for a claim is ready and may not be handed out, by claim.
-        self._unfit_since: dict[str, float] = {}
+        self._attempts: dict[str, Attempt] = {}
 
     def seen(self, old: Claim | None, new: Claim | None) -> None:
         """The cache has changed; called before the claim is queued."""
         if new is not None:
-            if new.status.phase not in ("", "Pending"):
-                self._written.discard(new.uid)
-                self._seen.pop(new.uid, None)
-            elif old is None:
-                self._seen[new.uid] = self._clock()
-        if old is not None and (new is None or new.deleting) and old.uid not in self._sending:
-            self._abandon(old.uid)
+            self._attempt(new)
+        gone = old if new is None else new if new.deleting else None
+        if gone is not None and not self._is_sending(gone.uid):
+            self._step_back(gone.uid)
+            if new is None:
+                self._forget(gone.uid)
 
-    def _abandon(self, uid: str) -> None:
-        self._seen.pop(uid, None)
-        self._written.discard(uid)
-        self._taken.pop(uid, None)
-        self._unfit_since.pop(uid, None)
-        self._step_back(uid)
+    def _attempt(self, claim: Claim) -> Attempt:
+        """What is known of a claim; it is kept for as long as the cache has the claim."""
+        known = self._attempts.get(claim.uid)
+        if known is None:
+            known = first_sight(claim, wall=self._wall(), clock=self._clock())
+            if self._current(claim) is not None:
+                self._attempts[claim.uid] = known
+        return known
+
+    def _forget(self, uid: str) -> None:
+        self._attempts.pop(uid, None)
+
+    def _is_sending(self, uid: str) -> bool:
+        attempt = self._attempts.get(uid)
+        return attempt is not None and attempt.sending
+
+    def _current(self, claim: Claim) -> Claim | None:
+        """This very claim as the cache has it now; None if it is gone."""
+        current = self._get(*claim.key)
+        return current if current is not None and current.uid == claim.uid else None
 
     def _step_back(self, uid: str) -> None:
         """Take a claim out of the line, and offer to others what it had reserved."""
         freed = self._allocator.abandon(uid)
         if freed is not None:
-            pod = self._cluster.pods.get(freed[1].uid)
-            if pod is not None:
-                self._offers.refresh([pod])
+            self._offer_again(freed[1].uid)
+
+    def _offer_again(self, pod_uid: str) -> None:
+        pod = self._cluster.pods.get(pod_uid)
+        if pod is not None:
+            self._offers.refresh([pod])
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring a claim one step on; return the seconds until time alone will change it."""
         claim = self._get(*key)
-        if claim is None or claim.deleting:
+        if claim is None:
             # Its pod goes with it: the garbage collector follows the owner reference.
             return None
+        attempt = self._attempt(claim)
+        if claim.deleting or claim.finished or claim.bound:
+            # Perhaps by another process, while it waited here.
+            self._step_back(claim.uid)
         if claim.finished:
-            return await self._retire(claim)
+            return await self._retire(claim, attempt)
+        if claim.deleting:
+            return await self._outlive(claim, attempt)
         if claim.bound:
-            return await self._watch_over(claim)
-        if claim.uid in self._written:
+            return await self._watch_over(claim, attempt)
+        if number_of(claim.metadata.resourceVersion) < attempt.told:
             return None
-        return await self._serve(claim)
+        try:
+            return await self._serve(claim, attempt)
+        except KubeError as error:
+            left = attempt.deadline - self._clock()
+            if left > LONGEST_RETRY_SECONDS:
+                raise
+            # The queue might try again only after the deadline.
+            delay = attempt.fail() if left <= 0 else min(attempt.fail(), left)
+            logger.warning("%s, next try in %.1f s", error, delay, extra=_about(claim).log)
+            return delay
 
     # --- Not bound yet -------------------------------------------------------------------------
 
-    async def _serve(self, claim: Claim) -> float | None:
+    async def _serve(self, claim: Claim, attempt: Attempt) -> float | None:
+        """Give the claim what there is for it; in any case it fails once its time is up.
+
+        Its time may have passed while nobody was there to serve it: what can be handed out then is
+        tried once all the same.
+        """
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
-        own = self._cluster.pods.of_claim(*claim.identity)
-        if not own and claim.uid in self._taken:
-            own = [self._taken[claim.uid]]
-        if own:
-            return await self._continue(claim, pool, own)
-        left = decide.bind_deadline(claim) - self._wall()
+        left = attempt.deadline - self._clock()
         if left <= 0:
-            await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
-            return None
+            if attempt.tried_late:
+                return await self._time_out(claim, pool)
+            attempt.tried_late, attempt.failures = True, 0
+        elif attempt.not_before > self._clock():
+            return min(left, attempt.not_before - self._clock())
+        own = self._cluster.pods.of_claim(*claim.identity)
+        if own:
+            attempt.taken = None
+        elif attempt.taken is not None:
+            own = [attempt.taken]
+        staying = [pod for pod in own if pod.metadata.deletionTimestamp is None]
+        if staying:
+            return await self._continue(claim, attempt, pool, staying)
         if pool is None or pool.deleting or pool.spec is None:
             self._step_back(claim.uid)
+            if left <= 0:
+                return await self._time_out(claim, pool)
             await self._say_pending(claim, Reason.POOL_NOT_FOUND, self._why_waiting(claim, pool))
             return left
-        refusal = decide.refuse(claim, pool.spec)
-        if refusal is not None:
-            await self._finish(claim, "Failed", refusal.reason, refusal.message)
-            return None
+        if decide.refuse(claim, pool.spec) is not None:
+            return await self._refuse_for_good(claim, left)
         cold = claim.spec.onEmpty == "Create"
         if cold and self._cold.is_starting_cold(pool, claim.uid):
             # The watch is late: whatever is warm meanwhile would be a second one.
+            if left <= 0:
+                return await self._time_out(claim, pool)
             return await self._start_cold(claim, pool, left)
+        if self._allocator.pool_of(claim.uid) not in (None, pool.uid):
+            # It waited for a pool of this name that is gone.
+            self._step_back(claim.uid)
         candidate = self._allocator.request(pool.uid, claim.uid)
         if candidate is not None:
             try:
-                bound = await self._bind(claim, pool, candidate)
+                bound = await self._bind(claim, attempt, pool, candidate)
             except ApiError as error:
-                if error.status < 500:
-                    message = f"the API server refuses to give this claim a pod: {error.message}"
-                    await self._say_pending(claim, Reason.BINDING_REFUSED, cut(message))
-                raise
-            if bound or not self._still_wanted(claim):
+                return await self._put_off(claim, attempt, error)
+            if bound or not self._still_waits(claim):
                 return None
+            if self._pools.get(pool.key) is not pool:
+                # It has changed, or gone, meanwhile: start anew.
+                return 0.0
+        if left <= 0:
+            return await self._time_out(claim, pool)
         return await self._none_warm(claim, pool, left)
+
+    async def _refuse_for_good(self, claim: Claim, left: float) -> float | None:
+        """The pool will never serve the claim, says the cache: only the server's word is final."""
+        pool = await self._read_pool(claim)
+        refusal = decide.refuse(claim, pool.spec) if pool is not None and pool.spec else None
+        if refusal is not None:
+            await self._finish(claim, "Failed", refusal.reason, refusal.message)
+            return None
+        if left <= 0:
+            return await self._time_out(claim, pool)
+        return min(left, POOL_RECHECK_SECONDS)
+
+    async def _put_off(self, claim: Claim, attempt: Attempt, error: ApiError) -> float | None:
+        """Say that the binding is refused, and try it again ever more slowly.
+
+        No other pod would do better, so at first pod and claim stay together; then others get it,
+        and the claim goes to the end of the line.
+
+        Raises:
+            ApiError: it was no refusal.
+        """
+        if not (error.refused or error.conflict):
+            raise error
+        delay = attempt.refuse(cut(error.message), self._clock())
+        logger.warning("binding: %s, next try in %.1f s", error, delay, extra=_about(claim).log)
+        if attempt.refusals > KEEPING_REFUSALS:
+            self._step_back(claim.uid)
+        left = attempt.deadline - self._clock()
+        if left <= 0:
+            pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
+            return await self._time_out(claim, pool)
+        await self._say_pending(claim, Reason.BINDING_REFUSED, _refused(attempt))
+        return min(left, delay)
+
+    async def _time_out(self, claim: Claim, pool: Pool | None) -> float | None:
+        if pool is None:
+            # Perhaps it is only the cache that lacks it.
+            pool = await self._read_pool(claim)
+        await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
+        return None
 
     async def _none_warm(self, claim: Claim, pool: Pool, left: float) -> float | None:
         match claim.spec.onEmpty:
             case "Fail":
+                live = await self._read_pool(claim)
+                if live is None or live.uid != pool.uid:
+                    # The cache shows a pool that is gone, and perhaps there is another one.
+                    return min(left, POOL_RECHECK_SECONDS)
+                if self._allocator.request(pool.uid, claim.uid) is not None:
+                    return 0.0
                 await self._finish(
                     claim,
                     "Failed",
@@ -232,42 +344,53 @@ class ClaimReconciler:
             return f"SandboxPool {claim.spec.poolName!r} does not exist in this namespace"
         if pool.spec is None:
             return f"SandboxPool {claim.spec.poolName!r} does not fit the API: {pool.problem}"
+        attempt = self._attempts.get(claim.uid)
+        if attempt is not None and attempt.refusals:
+            return f"{waited}; {_refused(attempt)}"
         return f"{waited}; pool {pool.name!r} says: {pool.says()}"
 
-    async def _continue(self, claim: Claim, pool: Pool | None, own: list[Pod]) -> float | None:
+    async def _continue(
+        self, claim: Claim, attempt: Attempt, pool: Pool | None, own: list[Pod]
+    ) -> float | None:
         """A pod carries the claim already: an earlier attempt came that far, or it starts cold."""
         self._step_back(claim.uid)
         pod, others = decide.choose(claim, own)
+        if others and not await self._is_as_seen(claim):
+            # Perhaps it was told of one of them by another process: the watch will show which.
+            return OTHERS_RECHECK_SECONDS
         for other in others:
             await self._delete_pod(other, "the claim has another one")
-        if pod.metadata.deletionTimestamp is not None:
-            return LEAVING_RECHECK_SECONDS
         cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
-        if cold and not self._offers.is_fit(pod, pool):
-            return await self._await_cold(claim, pool, pod)
-        if not cold and self._offers.is_wrong(pod, pool):
+        fit = self._offers.is_fit(pod, pool) if cold else not self._offers.is_wrong(pod, pool)
+        if not fit and attempt.deadline <= self._clock():
+            # Once the claim says so, its pod goes.
+            return await self._time_out(claim, pool)
+        if not fit and cold:
+            return await self._await_cold(claim, attempt, pool, pod)
+        if not fit:
             # Its owner says that it was bound, which an author of pods in this namespace can say.
-            await self._delete_pod(pod, "it is not of the claim's pool, class and proof")
-            return LEAVING_RECHECK_SECONDS
-        await self._tell(claim, pool, pod, source="Cold" if cold else "Warm")
+            if await self._is_as_seen(claim):
+                await self._delete_pod(pod, "it is not of the claim's pool, class and proof")
+            return OTHERS_RECHECK_SECONDS
+        try:
+            await self._tell(claim, pool, pod, source="Cold" if cold else "Warm")
+        except ApiError as error:
+            return await self._put_off(claim, attempt, error)
         return None
 
-    async def _await_cold(self, claim: Claim, pool: Pool | None, pod: Pod) -> float | None:
+    async def _await_cold(
+        self, claim: Claim, attempt: Attempt, pool: Pool | None, pod: Pod
+    ) -> float | None:
         """Wait for it. What does not start the pool replaces, as it does with its own."""
-        left = decide.bind_deadline(claim) - self._wall()
-        if left <= 0:
-            # Once the claim has failed its pod goes.
-            await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
-            return None
-        why = self._useless_because(claim, pool, pod)
-        if why is not None:
+        why = self._useless_because(attempt, pool, pod)
+        if why is not None and await self._is_as_seen(claim):
             # Never bound, so another may be made.
             if pool is not None:
                 self._cold.cold_failed(pool, f"{pod.metadata.name}: {why}")
             await self._delete_pod(pod, why)
-        return min(left, COLD_RECHECK_SECONDS)
+        return min(attempt.deadline - self._clock(), COLD_RECHECK_SECONDS)
 
-    def _useless_because(self, claim: Claim, pool: Pool | None, pod: Pod) -> str | None:
+    def _useless_because(self, attempt: Attempt, pool: Pool | None, pod: Pod) -> str | None:
         """Why a claim should not wait any longer for what was started for it."""
         if pod.finished:
             return decide.lost_because(pod).message
@@ -275,74 +398,133 @@ class ClaimReconciler:
             return "it stands where its runtime cannot be trusted, or is not of the pool's class"
         if pod.ready and pool is not None and pool.spec is not None:
             # What it lacks may come, such as a proof of its node; elsewhere it may be there.
-            since = self._unfit_since.setdefault(claim.uid, self._clock())
-            if self._clock() - since > pool.spec.startup.timeout_seconds:
+            if attempt.unfit_since is None:
+                attempt.unfit_since = self._clock()
+            if self._clock() - attempt.unfit_since > pool.spec.startup.timeout_seconds:
                 return "it is ready, and still may not be handed out"
         return None
 
     # --- The two writes ------------------------------------------------------------------------
 
-    async def _bind(self, claim: Claim, pool: Pool, first: Candidate) -> bool:
-        """Hand out pods until one write succeeds; False if none is left or the claim is gone."""
-        self._sending.add(claim.uid)
+    async def _bind(self, claim: Claim, attempt: Attempt, pool: Pool, first: Candidate) -> bool:
+        """Hand out pods until one write succeeds; False if none is left or the claim is gone.
+
+        Raises:
+            ApiError: the API server refuses it, or cannot say.
+            KubeError: all that was tried has changed too fast.
+        """
+        attempt.sending = True
         try:
             candidate: Candidate | None = first
-            while candidate is not None and self._still_wanted(claim):
+            for _ in range(BINDING_ATTEMPTS):
+                if candidate is None or self._same_pool(pool) is None:
+                    return False
+                if not self._still_waits(claim):
+                    return False
                 pod = await self._take(claim, pool, candidate)
                 if pod is not None:
                     self._allocator.settle(claim.uid)
-                    self._taken[claim.uid] = pod
+                    attempt.taken = pod
                     await self._tell(claim, pool, pod, source="Warm")
                     return True
-                candidate = self._allocator.refuse(claim.uid)
-            return False
+                self._allocator.refuse(claim.uid)
+                # The watch may have shown its newer state while it was held.
+                self._offer_again(candidate.uid)
+                candidate = self._allocator.request(pool.uid, claim.uid)
+            raise KubeError(f"{BINDING_ATTEMPTS} pods changed while they were being bound")
         finally:
-            self._sending.discard(claim.uid)
-            if not self._still_wanted(claim):
-                self._abandon(claim.uid)
+            attempt.sending = False
+            current = self._current(claim)
+            if current is None or current.deleting:
+                self._step_back(claim.uid)
+            if current is None:
+                self._forget(claim.uid)
 
     def _still_wanted(self, claim: Claim) -> bool:
-        current = self._get(*claim.key)
-        return current is not None and current.uid == claim.uid and not current.deleting
+        current = self._current(claim)
+        return current is not None and not current.deleting
+
+    def _still_waits(self, claim: Claim) -> bool:
+        current = self._current(claim)
+        settled = current is None or current.deleting or current.bound or current.finished
+        return not settled
+
+    def _same_pool(self, pool: Pool) -> Pool | None:
+        """The pool as it is now; None if it is gone, or was made again."""
+        now = self._pools.get(pool.key)
+        return now if now is not None and now.uid == pool.uid else None
 
     async def _take(self, claim: Claim, pool: Pool, candidate: Candidate) -> Pod | None:
-        """Write 1; None if the pod is no longer what it was."""
-        cached = self._cluster.pods.get(candidate.uid)
-        if cached is None or not self._offers.may_hand_out(cached, pool):
+        """Write 1, on the pod as it is known now; None if the claim cannot have it.
+
+        Somebody may have changed it a moment ago, such as its kubelet: then it is tried once more
+        on the state that the server has.
+        """
+        known = self._cluster.pods.get(candidate.uid)
+        failure: KubeError | None = None
+        version = ""
+        for _ in range(TAKE_ATTEMPTS):
+            now = self._same_pool(pool)
+            if known is None or now is None or not self._offers.may_hand_out(known, now):
+                break
+            if not self._still_waits(claim):
+                break
+            version = known.metadata.resourceVersion
+            seen = replace(candidate, version=version)
+            pod, failure = await self._hand_over(claim, seen, known)
+            if pod is not None and _is_owned_by(pod, claim):
+                return pod
+            known = pod
+        if failure is None:
             return None
+        if known is None or known.metadata.resourceVersion != version:
+            if self._cluster.pods.get(candidate.uid) is not None:
+                self._allocator.outdate(candidate.uid, version)
+        elif self._still_waits(claim):
+            # Nobody has changed it: the API server has other reasons.
+            raise failure
+        return None
+
+    async def _hand_over(
+        self, claim: Claim, candidate: Candidate, known: Pod
+    ) -> tuple[Pod | None, KubeError | None]:
+        """Send write 1; return the pod as the server has it then, and why it did not succeed."""
         body = {
             "metadata": {
                 "resourceVersion": candidate.version,
                 **handed_over(
                     decide.reference(claim),
-                    labels=cached.metadata.labels,
-                    annotations=cached.metadata.annotations,
+                    labels=known.metadata.labels,
+                    annotations=known.metadata.annotations,
                 ),
             }
         }
         path = resource_path("v1", "pods", candidate.namespace, candidate.name)
         try:
-            return _decode_pod(await self._client.merge_patch(path, body))
+            return _decode_pod(await self._client.merge_patch(path, body)), None
         except ApiError as error:
             if error.not_found:
-                return None
+                return None, error
             if error.status < 500 and not error.conflict:
                 # A policy refuses what this claim puts on its pod: no other pod would do better.
-                # Pod and claim stay together, and it is tried again ever more slowly.
                 raise
             failure: KubeError = error
         except UnknownOutcomeError as error:
             logger.warning("binding: %s", error, extra=_about(claim).log)
             failure = error
-        return await self._read_back(claim, path, candidate, failure)
+        return await self._read_back(claim, path, candidate, failure), failure
 
     async def _read_back(
         self, claim: Claim, path: str, candidate: Candidate, failure: KubeError
     ) -> Pod | None:
         """After a conflict or an unknown outcome only the pod itself can say whose it is.
 
-        Where it is nobody's, as it was, the write may still be on its way: pod and claim stay
-        together, as another pod would be the claim's second one then.
+        Return it as it is now; None if it is gone. Where it is nobody's, as it was, the write may
+        still be on its way: pod and claim stay together, as another pod would be the claim's
+        second one then.
+
+        Raises:
+            KubeError: the failure, where it may still turn out to be a success.
         """
         for attempt in range(READ_BACK_ATTEMPTS):
             try:
@@ -355,21 +537,17 @@ class ClaimReconciler:
             else:
                 if pod.metadata.uid != candidate.uid:
                     return None
-                owner = pod.metadata.controller
-                if owner is not None and owner.uid == claim.uid:
-                    return pod
                 conflict = isinstance(failure, ApiError) and failure.conflict
                 if pod.metadata.resourceVersion == candidate.version and not conflict:
                     raise failure
-                return None
+                return pod
             await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
         raise UnknownOutcomeError(f"{path}: nobody can say whether it was given to {claim.key}")
 
     async def _tell(self, claim: Claim, pool: Pool | None, pod: Pod, *, source: str) -> None:
         """Write 2: the claim's status; a claim that is gone gives its pod back to nobody."""
         now = self._wall()
-        # Read before the write: the watch may show its effect before its answer is here.
-        began = self._seen.get(claim.uid)
+        attempt = self._attempt(claim)
         spec = pool.spec if pool is not None else None
         ttl = decide.ttl_seconds(claim, spec)
         status = decide.bound_status(
@@ -382,47 +560,53 @@ class ClaimReconciler:
             evidence=self._offers.evidence(pod, pool),
             now=now,
         )
-        written = await self._write_status(claim, status)
-        self._taken.pop(claim.uid, None)
+        written, version = await self._write_status(claim, status)
+        attempt.taken = None
         if written is Written.GONE:
             await self._delete_pod(pod, "its claim was deleted while it was being bound")
             return
-        self._remember(claim)
-        if written is Written.DONE and pool is not None and began is not None:
-            self._observer.bound(pool, source, self._clock() - began)
+        attempt.refusals = 0
+        self._remember(attempt, version)
+        if written is Written.DONE and pool is not None:
+            self._observer.bound(pool, source, self._clock() - attempt.first_seen)
 
-    def _remember(self, claim: Claim) -> None:
-        """That it was written is known until the watch shows it, if it has not done so already."""
-        current = self._get(*claim.key)
-        if current is None or current.uid != claim.uid:
-            return
-        if current.status.phase in ("", "Pending"):
-            self._written.add(claim.uid)
+    def _remember(self, attempt: Attempt, version: str) -> None:
+        """Until the watch shows what was written at this version, the claim only seems to wait."""
+        attempt.told = number_of(version)
 
-    async def _write_status(self, claim: Claim, status: ClaimStatus) -> Written:
-        """Write a claim's status, if it is as it was seen: nothing newer is ever overwritten."""
+    async def _write_status(self, claim: Claim, status: ClaimStatus) -> tuple[Written, str]:
+        """Write a claim's status, if it is as it was seen: nothing newer is ever overwritten.
+
+        Return also the version at which the claim is so, or is otherwise; none if it is gone.
+        """
         path = _path(claim)
         version = claim.metadata.resourceVersion
         for attempt in range(1, STATUS_ATTEMPTS + 1):
             try:
-                await self._client.replace_status(path, claim.uid, status.body(), version=version)
+                answer = await self._client.replace_status(
+                    path, claim.uid, status.body(), version=version
+                )
             except ApiError as error:
                 if error.not_found:
-                    return Written.GONE
+                    return Written.GONE, ""
                 if error.status == 422:
                     # A failed test and an invalid status look alike: ask.
                     now = await self._read(*claim.key, claim.uid)
                     if now is None:
-                        return Written.GONE
+                        return Written.GONE, ""
+                    found = now.metadata.resourceVersion
                     if now.status == status:
                         # By an attempt whose answer was lost.
-                        return Written.DONE
-                    if now.metadata.resourceVersion == version or attempt == STATUS_ATTEMPTS:
+                        return Written.DONE, found
+                    if found == version:
                         raise
                     if status.phase != "Bound" or now.status.phase not in ("", "Pending"):
-                        return Written.CHANGED
+                        return Written.CHANGED, found
+                    if attempt == STATUS_ATTEMPTS:
+                        message = f"{path}: changed {attempt} times while it was being told"
+                        raise KubeError(message) from error
                     # Whatever has changed, it has its pod already.
-                    version = now.metadata.resourceVersion
+                    version = found
                     continue
                 if error.status < 500:
                     raise
@@ -431,7 +615,7 @@ class ClaimReconciler:
                 # Guarded by the version and the same every time, so it may be sent again.
                 failure = error
             else:
-                return Written.DONE
+                return Written.DONE, _decode_written(answer).metadata.resourceVersion
             if attempt == STATUS_ATTEMPTS:
                 raise failure
             await asyncio.sleep(0.05 * 2**attempt)
@@ -439,14 +623,17 @@ class ClaimReconciler:
 
     # --- Bound ---------------------------------------------------------------------------------
 
-    async def _watch_over(self, claim: Claim) -> float | None:
+    async def _watch_over(self, claim: Claim, attempt: Attempt) -> float | None:
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
-        spec = pool.spec if pool is not None else None
         now = self._wall()
-        expires = decide.expiry(claim, spec)
-        if expires is not None and expires <= now:
-            await self._expire(claim)
-            return None
+        expires = decide.expiry(claim, pool.spec if pool is not None else None)
+        left = None
+        if expires is not None:
+            left = attempt.ends.left(expires, wall=now, clock=self._clock())
+            if left <= 0:
+                message = "spec.ttlSeconds, or the pool's limit, has passed since the binding"
+                await self._expire(claim, message)
+                return None
         pod = self._cluster.pods.get(claim.status.podUID or "")
         if pod is None:
             pod = await self._find(claim)
@@ -469,9 +656,40 @@ class ClaimReconciler:
             evidence=was.runtime.evidence if was.runtime is not None else None,
             now=now,
         )
-        if status != claim.status:
-            await self._write_status(claim, status)
-        return None if expires is None else expires - now
+        if status == claim.status:
+            return left
+        stands = self._words_stand(attempt) if decide.differ_in_words_only(was, status) else 0.0
+        if stands > 0:
+            return stands if left is None else min(left, stands)
+        await self._write_status(claim, status)
+        attempt.worded = self._clock()
+        return left
+
+    def _words_stand(self, attempt: Attempt) -> float:
+        """Seconds for which the words of the claim's conditions are not to be changed yet."""
+        return attempt.worded + REWORD_SECONDS - self._clock()
+
+    async def _outlive(self, claim: Claim, attempt: Attempt) -> float | None:
+        """A claim was deleted, and somebody's finalizer keeps it: its pod does not run for ever.
+
+        What was never told to anybody goes at once. A sandbox in use is left to the finalizer for
+        a while, and no longer than its claim was promised.
+        """
+        pods = self._cluster.pods.of_claim(*claim.identity)
+        if not claim.bound:
+            if pods and await self._is_as_seen(claim):
+                for pod in pods:
+                    await self._delete_pod(pod, "its claim is being deleted")
+            return None
+        if not pods:
+            return None
+        pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
+        until = decide.outlives_until(claim, pool.spec if pool is not None else None)
+        left = attempt.ends.left(until, wall=self._wall(), clock=self._clock())
+        if left > 0:
+            return left
+        await self._expire(claim, "it was deleted, and its finalizers have kept it for too long")
+        return None
 
     async def _find(self, claim: Claim) -> Pod | None:
         """A pod that the watch no longer shows may only have lost its labels: ask the server."""
@@ -486,20 +704,23 @@ class ClaimReconciler:
             raise
         return pod if pod.metadata.uid == claim.status.podUID else None
 
-    async def _expire(self, claim: Claim) -> None:
+    async def _expire(self, claim: Claim, message: str) -> None:
         """Expired first, and only if nobody has changed the claim since; then the pod goes."""
-        message = "spec.ttlSeconds, or the pool's limit, has passed since the binding"
         status = decide.finished_status(claim, "Expired", Reason.TTL_EXPIRED, message, self._wall())
-        if await self._write_status(claim, status) is Written.DONE:
+        written, _ = await self._write_status(claim, status)
+        if written is Written.DONE:
             self._report(claim, "Expired", Reason.TTL_EXPIRED, message)
 
     # --- Finished ------------------------------------------------------------------------------
 
     async def _finish(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
-        self._abandon(claim.uid)
+        """End a claim that has no pod, or has lost it; a pod that carries it goes afterwards."""
+        attempt = self._attempt(claim)
+        self._step_back(claim.uid)
         status = decide.finished_status(claim, phase, reason, message, self._wall())
-        if await self._write_status(claim, status) is Written.DONE:
-            self._remember(claim)
+        written, version = await self._write_status(claim, status)
+        if written is Written.DONE:
+            self._remember(attempt, version)
             self._report(claim, phase, reason, message)
 
     def _report(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
@@ -507,16 +728,20 @@ class ClaimReconciler:
         post = self._events.normal if phase == "Expired" else self._events.warning
         post(_about(claim), str(reason), message)
 
-    async def _retire(self, claim: Claim) -> float | None:
+    async def _retire(self, claim: Claim, attempt: Attempt) -> float | None:
         """Take back the pod of a claim that has ended, and in time the claim itself."""
-        if claim.status.phase != "Lost":
-            # A lost claim's pod is kept: its logs say why it ended.
+        pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
+        until = decide.retain_until(claim, pool.spec if pool is not None else None)
+        left = attempt.goes.left(until, wall=self._wall(), clock=self._clock())
+        if claim.status.phase != "Lost" or left <= 0:
+            # Until then a lost claim's pod is kept: its logs say why it ended.
             for pod in self._cluster.pods.of_claim(*claim.identity):
                 await self._delete_pod(pod, f"its claim is {claim.status.phase}")
-        pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
-        left = decide.retain_until(claim, pool.spec if pool is not None else None) - self._wall()
         if left > 0:
             return left
+        if claim.deleting:
+            # Only its finalizers keep it.
+            return None
         try:
             await self._client.delete(_path(claim), uid=claim.uid)
         except ApiError as error:
@@ -527,9 +752,16 @@ class ClaimReconciler:
     # --- Small things --------------------------------------------------------------------------
 
     async def _say_pending(self, claim: Claim, reason: Reason, message: str) -> None:
+        attempt = self._attempt(claim)
         status = decide.pending_status(claim, reason, message, self._wall())
-        if status.conditions != claim.status.conditions:
-            await self._write_status(claim, status)
+        if status.conditions == claim.status.conditions:
+            return
+        if decide.differ_in_words_only(claim.status, status) and self._words_stand(attempt) > 0:
+            # Not for each new word: this very write has the claim looked at again.
+            return
+        written, _ = await self._write_status(claim, status)
+        if written is Written.DONE:
+            attempt.worded = self._clock()
 
     async def _delete_pod(self, pod: Pod, why: str) -> None:
         """Delete exactly this pod, if it still carries what we saw on it."""
@@ -556,14 +788,24 @@ class ClaimReconciler:
         """
         for pod in self._cluster.pods.claimed():
             owner = owner_of(pod, names.CLAIM_KIND)
-            if owner is None or owner.uid in self._sending or self._pools.of(pod) is None:
+            if owner is None or self._is_sending(owner.uid) or self._pools.of(pod) is None:
                 continue
             namespace = pod.metadata.namespace
             claim = self._get(namespace, owner.name)
             if claim is not None and claim.uid == owner.uid:
                 continue
-            if await self._read(namespace, owner.name, owner.uid) is None:
-                await self._delete_pod(pod, "its claim does not exist any more")
+            try:
+                if await self._read(namespace, owner.name, owner.uid) is None:
+                    await self._delete_pod(pod, "its claim does not exist any more")
+            except (KubeError, *UNREADABLE) as error:
+                # What holds for one pod keeps the sweep from no other.
+                logger.warning("sweep: claim %s/%s: %s", namespace, owner.name, error)
+
+    async def _is_as_seen(self, claim: Claim) -> bool:
+        """Whether the server has the claim as the cache shows it: no other process has told it."""
+        live = await self._read(*claim.key, claim.uid)
+        version = claim.metadata.resourceVersion
+        return live is not None and live.metadata.resourceVersion == version
 
     async def _read(self, namespace: str, name: str, uid: str) -> Claim | None:
         """This very claim by a live read; None if it is gone."""
@@ -575,6 +817,27 @@ class ClaimReconciler:
                 return None
             raise
         return claim if claim.uid == uid else None
+
+    async def _read_pool(self, claim: Claim) -> Pool | None:
+        """The claim's pool by a live read: the cache of pools may be behind that of claims."""
+        path = resource_path(
+            names.API_VERSION, names.POOLS, claim.metadata.namespace, claim.spec.poolName
+        )
+        try:
+            return parse(msgspec.json.decode(await self._client.get(path)), None)
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+
+
+def _is_owned_by(pod: Pod, claim: Claim) -> bool:
+    owner = pod.metadata.controller
+    return owner is not None and owner.uid == claim.uid
+
+
+def _refused(attempt: Attempt) -> str:
+    return f"the API server refuses to give this claim a pod: {attempt.refusal}"
 
 
 def _path(claim: Claim) -> str:

@@ -1,14 +1,11 @@
 """Gathers what is known of one RuntimeClass, from the caches and the pools' own counts."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.cache import Cluster
 from sandboxpool.fleet.status import FleetInput
-from sandboxpool.pools.members import State
-from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.runtimes.issues import IssueBook
@@ -47,20 +44,21 @@ class FleetGatherer:
     def gather(self, class_name: str) -> FleetInput | None:
         """Everything about a class; None if it does not exist and no pool names it."""
         runtime = self._cluster.classes.get(class_name)
-        pools = [
-            pool
-            for pool in self._pools
-            if pool.spec is not None and pool.spec.runtime_class_name == class_name
-        ]
-        if runtime is None and not pools:
+        of_class = self._pools.of_class(class_name)
+        if runtime is None:
+            self._cluster.nodes.forget(("class", class_name))
+        if runtime is None and not of_class.pools:
             self._startups.pop(class_name, None)
             return None
         now = self._wall()
-        proof_wanted = any(pool.proof is not IsolationProof.OFF for pool in pools)
+        proof_wanted = of_class.wanting_proof > 0
         verdict = Verdict()
         if runtime is not None:
             verdict = self._cluster.nodes.verdict(
-                runtime.handler, placement_of({}, runtime), proof_wanted=proof_wanted
+                runtime.handler,
+                placement_of({}, runtime),
+                proof_wanted=proof_wanted,
+                reader=("class", class_name),
             )
         return FleetInput(
             class_name=class_name,
@@ -69,8 +67,8 @@ class FleetGatherer:
             now=now,
             issues=self._issues.rows(runtime.handler, now) if runtime is not None else (),
             evidence=self._cluster.evidence.kinds(runtime.handler) if runtime is not None else (),
-            pools=[f"{pool.namespace}/{pool.name}" for pool in pools],
-            sandboxes=_sandboxes(pools),
+            pools=list(of_class.names),
+            sandboxes=dict(of_class.sandboxes),
             startup=self._startup(class_name),
             proof_wanted=proof_wanted,
         )
@@ -78,19 +76,3 @@ class FleetGatherer:
     def _startup(self, class_name: str) -> dict[str, Any] | None:
         times = self._startups.get(class_name)
         return times.summary(self._clock()) if times is not None else None
-
-
-def _sandboxes(pools: list[Pool]) -> Counter[State]:
-    """Sum up the pools' own counts: they were counted when their pods changed."""
-    total: Counter[State] = Counter()
-    for pool in pools:
-        counts = {state: _count(pool, state.value) for state in State}
-        known = (State.WARM, State.STARTING, State.UNREADY, State.UNPROVEN, State.FAILED)
-        counts[State.STRANDED] = _count(pool, "replicas") - sum(counts[state] for state in known)
-        total.update({state: max(0, count) for state, count in counts.items()})
-    return total
-
-
-def _count(pool: Pool, key: str) -> int:
-    count = pool.status.get(key)
-    return count if isinstance(count, int) else 0

@@ -18,6 +18,7 @@ from sandboxpool.cache import Cluster
 from sandboxpool.fleet.prober import ProbeResult, Why, Wish, outcome_of
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.evidence import (
@@ -43,7 +44,7 @@ WITNESSES = 2
 class HealthListener(Protocol):
     """Told of what changes, for work, events and metrics."""
 
-    def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
+    def node_changed(self, node: str, handler: str) -> None:
         """What is known of a handler on a node is not what it was, and perhaps some verdict."""
 
     def hinted(self) -> None:
@@ -77,7 +78,7 @@ class Health:
         issues: IssueBook,
         records: NodeRecords,
         listener: HealthListener,
-        pools: Iterable[Pool],
+        pools: PoolStore,
         wall: Callable[[], float],
     ) -> None:
         self._cluster = cluster
@@ -263,14 +264,15 @@ class Health:
             self._changed(node.name, CONTROL)
             return
         logger.warning("node %s: %s", node.name, uncontrolled(evidence))
-        runtimes = {runtime.handler: runtime for _, runtime in self._wanting()}
+        wanted = (runtime for runtime in self._classes() if any(self._wanting(runtime)))
+        runtimes = {runtime.handler: runtime for runtime in wanted}
         for handler, runtime in runtimes.items():
             self._learn(node, handler, _without_control(node, runtime, evidence))
         self._changed(node.name, CONTROL)
 
     def _changed(self, node: str, handler: str) -> None:
-        stands_otherwise = self._cluster.nodes.reconsider(node)
-        self._listener.node_changed(node, handler, stands_otherwise=stands_otherwise)
+        self._cluster.nodes.reconsider(node)
+        self._listener.node_changed(node, handler)
 
     def _write_down(self, node: str) -> None:
         quarantines = self._cluster.quarantines.dump(node)
@@ -308,39 +310,35 @@ class Health:
         then scouts, then all other nodes.
         """
         self._let_time_pass()
-        classes = {runtime.class_name: runtime for _, runtime in self._usable()}
+        classes = [runtime for runtime in self._classes() if any(self._usable(runtime))]
         for name, handler in self._cluster.hints.wanted(self._wall()):
             if not self._cluster.quarantines.is_open(name, handler):
-                yield from self._wish(name, handler, classes.values(), "hint")
-        wanting = self._wanting()
+                yield from self._wish(name, handler, classes, "hint")
         satisfied = self._satisfied
         if not satisfied:
             satisfied = True
-            for wish in self._evidence_of(self._with_sandboxes(wanting)):
+            for wish in self._evidence_of(self._with_sandboxes()):
                 satisfied = False
                 yield wish
         for name, handler in self._cluster.quarantines.due(self._wall()):
-            yield from self._wish(name, handler, classes.values(), "scout")
+            yield from self._wish(name, handler, classes, "scout")
         if not self._satisfied:
-            for wish in self._evidence_of(self._candidates(wanting)):
+            for wish in self._evidence_of(self._candidates()):
                 satisfied = False
                 yield wish
         self._satisfied = satisfied
 
-    def _usable(self) -> Iterator[tuple[Pool, Runtime]]:
-        """The pools whose class can be used, with the class."""
-        for pool in self._pools:
-            resolution = self._cluster.resolution(pool)
-            if resolution is not None and resolution.runtime is not None and resolution.usable:
-                yield pool, resolution.runtime
+    def _classes(self) -> list[Runtime]:
+        return list(self._cluster.classes.values())
 
-    def _wanting(self) -> list[tuple[Pool, Runtime]]:
-        """Those that want proof."""
-        return [
-            (pool, runtime)
-            for pool, runtime in self._usable()
-            if pool.proof is not IsolationProof.OFF and not pool.deleting
-        ]
+    def _usable(self, runtime: Runtime) -> Iterator[Pool]:
+        """The pools of a class that may use it."""
+        pools = self._pools.of_class(runtime.class_name).pools.values()
+        return (pool for pool in pools if _may_use(pool, runtime))
+
+    def _wanting(self, runtime: Runtime) -> Iterator[Pool]:
+        """Those of them that want proof."""
+        return (pool for pool in self._usable(runtime) if _wants_proof(pool))
 
     def _wish(
         self, name: str, handler: str, classes: Iterable[Runtime], why: Why
@@ -374,26 +372,34 @@ class Health:
                 # No probe could prove anything there.
                 self._learn(node, runtime.handler, _without_control(node, runtime, control))
 
-    def _with_sandboxes(
-        self, wanting: list[tuple[Pool, Runtime]]
-    ) -> Iterator[tuple[NodeFacts, Runtime]]:
-        """The nodes with sandboxes that wait for their node's evidence or positive control."""
-        for pool, runtime in wanting:
-            for pod in list(self._cluster.pods.of_pool(*pool.identity).values()):
-                node = self._node_of(pod)
-                if node is not None:
+    def _with_sandboxes(self) -> Iterator[tuple[NodeFacts, Runtime]]:
+        """The nodes with sandboxes that wait for their node's evidence or positive control.
+
+        Mostly few nodes lack any, so it is only their sandboxes that are looked at.
+        """
+        for runtime in self._classes():
+            if not any(self._wanting(runtime)):
+                continue
+            for node in list(self._cluster.nodes):
+                if self._wants_evidence(node, runtime) and self._is_waited_for(node, runtime):
                     yield node, runtime
 
-    def _candidates(
-        self, wanting: list[tuple[Pool, Runtime]]
-    ) -> Iterator[tuple[NodeFacts, Runtime]]:
+    def _is_waited_for(self, node: NodeFacts, runtime: Runtime) -> bool:
+        """Whether a sandbox of a pool that wants proof of this class is on the node."""
+        pools = (self._pools.of(pod) for pod in self._cluster.pods.on_node(node.name))
+        return any(
+            pool is not None and _may_use(pool, runtime) and _wants_proof(pool) for pool in pools
+        )
+
+    def _candidates(self) -> Iterator[tuple[NodeFacts, Runtime]]:
         """The nodes that the next sandboxes may come to."""
         verdicts: dict[int, tuple[Verdict, Runtime]] = {}
-        for pool, runtime in wanting:
-            with contextlib.suppress(PlacementError):
-                # Pools of one class and placement share theirs.
-                verdict = self._cluster.verdict(pool, runtime)
-                verdicts[id(verdict)] = verdict, runtime
+        for runtime in self._classes():
+            for pool in self._wanting(runtime):
+                with contextlib.suppress(PlacementError):
+                    # Pools of one class and placement share theirs.
+                    verdict = self._cluster.verdict(pool, runtime)
+                    verdicts[id(verdict)] = verdict, runtime
         for verdict, runtime in verdicts.values():
             for name in (*verdict.serving, *verdict.unknown, *verdict.unproven):
                 node = self._cluster.nodes.get(name)
@@ -409,6 +415,20 @@ class Health:
             and (lacks or evidence.is_old(node.name, runtime.handler))
             and not self._cluster.quarantines.is_open(node.name, runtime.handler)
         )
+
+
+def _may_use(pool: Pool, runtime: Runtime) -> bool:
+    """The class is the pool's, and its handler is the pool's pin, if that has one."""
+    spec = pool.spec
+    return (
+        spec is not None
+        and spec.runtime_class_name == runtime.class_name
+        and spec.expected_handler in (None, runtime.handler)
+    )
+
+
+def _wants_proof(pool: Pool) -> bool:
+    return pool.proof is not IsolationProof.OFF and not pool.deleting
 
 
 def _without_control(node: NodeFacts, runtime: Runtime, control: Evidence) -> Evidence:

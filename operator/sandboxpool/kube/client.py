@@ -8,7 +8,8 @@ where the server said that it did not take place (429, or 503 with Retry-After).
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
 
 import aiohttp
@@ -28,7 +29,9 @@ REQUEST_TIMEOUT_SECONDS: Final = 30.0
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
 # A healthy watch ends within a minute, if it has nothing to say.
 WATCH_SILENCE_SECONDS: Final = 90.0
-MAX_CONNECTIONS: Final = 100
+# A request that hangs keeps a connection busy. The queues bound how many keys are slow at once, so
+# that many of those leave enough connections to whoever is answered at once.
+MAX_CONNECTIONS: Final = 500
 THROTTLED_ATTEMPTS: Final = 5
 LONGEST_THROTTLE_SECONDS: Final = 10.0
 
@@ -97,6 +100,7 @@ class ApiClient:
         user_agent: what we call ourselves.
         observe: told of each finished request.
         permit: called right before each write is sent; what it raises keeps the write from being.
+        on_date: told the Date of the answers, in seconds since the epoch, as they arrive.
     """
 
     def __init__(
@@ -106,13 +110,18 @@ class ApiClient:
         user_agent: str,
         observe: RequestObserver | None = None,
         permit: Callable[[], None] = lambda: None,
+        on_date: Callable[[float], None] = lambda date: None,
     ) -> None:
         self._server = info.server.rstrip("/")
+        self._proxy = info.proxy_url
+        self._ca_path = info.ca_path
         self._ssl = info.as_ssl_context() if self._server.startswith("https") else None
         self._authorization: Callable[[], dict[str, str]] = token_source(info)
         self._user_agent = user_agent
         self._observe = observe or (lambda verb, code, seconds: None)
         self._permit = permit
+        self._on_date = on_date
+        self._last_date = ""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiClient":
@@ -131,6 +140,7 @@ class ApiClient:
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
+            proxy=self._proxy,
             # To look for cookies that nobody sets takes a tenth of a request's CPU.
             cookie_jar=aiohttp.DummyCookieJar(),
             request_class=Request,
@@ -242,15 +252,33 @@ class ApiClient:
             async with self._session.request(
                 method, self._server + path, data=data, params=params, headers=headers
             ) as response:
+                self._note_date(response)
                 payload = await response.read()
                 code = str(response.status)
                 if response.status >= 400:
                     raise error_of(response.status, payload, response.headers.get("Retry-After"))
                 return payload
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            self._distrusted(error)
             raise UnknownOutcomeError(f"{method} {path}: {type(error).__name__} {error}") from error
         finally:
             self._observe(method, code, time.perf_counter() - started)
+
+    def _distrusted(self, error: BaseException) -> None:
+        """Read the CA's file anew if a certificate was not trusted: it is rotated in place."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError) and self._ca_path:
+            assert self._ssl is not None, "only https has certificates"
+            with suppress(OSError):
+                self._ssl.load_verify_locations(cafile=self._ca_path)
+
+    def _note_date(self, response: aiohttp.ClientResponse) -> None:
+        text = response.headers.get("Date", "")
+        if text == self._last_date:
+            # It says nothing new: it was as late as it is now when it came for the first time.
+            return
+        self._last_date = text
+        with suppress(ValueError, OverflowError):
+            self._on_date(parsedate_to_datetime(text).timestamp())
 
     @asynccontextmanager
     async def watch(
@@ -273,6 +301,8 @@ class ApiClient:
                 headers=self._authorization(),
                 timeout=timeout,
             ) as response:
+                self._note_date(response)
+                self._note_date(response)
                 self._observe("WATCH", str(response.status), 0.0)
                 if response.status >= 400:
                     raise error_of(
@@ -282,6 +312,7 @@ class ApiClient:
                     )
                 yield _lines(response)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            self._distrusted(error)
             raise UnknownOutcomeError(f"watch {path}: {type(error).__name__} {error}") from error
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import kopf
 import yaml
@@ -20,58 +21,160 @@ class CredentialsError(Exception):
     """No way to reach a cluster was found; the message says what to set."""
 
 
-def connection_info() -> kopf.ConnectionInfo:
+@dataclasses.dataclass(frozen=True)
+class Connection(kopf.ConnectionInfo):
+    """What kopf knows of a connection, and the file that its token is read from, if any."""
+
+    token_path: Path | None = None
+
+
+def connection_info() -> Connection:
     """Return the connection of KUBECONFIG, else of the pod's service account.
 
     Raises:
-        CredentialsError: there is neither.
+        CredentialsError: there is neither, or it asks for what is not supported.
     """
-    settings = kopf.OperatorSettings()
     kubeconfig = os.environ.get("KUBECONFIG")
     if kubeconfig:
         try:
-            info = kopf.login_with_kubeconfig(settings=settings)
-        except (kopf.LoginError, OSError, KeyError, yaml.YAMLError) as error:
+            return _of_kubeconfig(kubeconfig)
+        except (kopf.LoginError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             raise CredentialsError(f"KUBECONFIG={kubeconfig} cannot be used: {error}") from error
-    else:
-        info = kopf.login_with_service_account(settings=settings)
-        host = os.environ.get("KUBERNETES_SERVICE_HOST")
-        port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        if info is not None and host:
-            # By address: the operator must come up while the cluster's DNS is down.
-            host = f"[{host}]" if ":" in host else host
-            info = dataclasses.replace(info, server=f"https://{host}:{port}")
+    info = kopf.login_with_service_account(settings=kopf.OperatorSettings())
     if info is None:
         raise CredentialsError(
             "no cluster to talk to: set KUBECONFIG to a kubeconfig file, "
             "or run as a pod with a service account token"
         )
-    return info
+    host = os.environ.get("KUBERNETES_SERVICE_HOST")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if host:
+        # By address: the operator must come up while the cluster's DNS is down.
+        host = f"[{host}]" if ":" in host else host
+        info = dataclasses.replace(info, server=f"https://{host}:{port}")
+    return _connection(info, TOKEN_FILE)
+
+
+def _connection(info: kopf.ConnectionInfo, token_path: Path | None, **changes: Any) -> Connection:
+    known = {field.name: getattr(info, field.name) for field in dataclasses.fields(info)}
+    return Connection(**(known | changes), token_path=token_path)
+
+
+# --- Kubeconfigs ---------------------------------------------------------------------------------
+
+
+# What a kubeconfig may ask for and neither kopf nor our client does. To ignore it would be to be
+# somebody else, or nobody, or to trust another server.
+_UNSUPPORTED_OF_USER = {
+    "exec": "credential plugins are not run",
+    "auth-provider": "auth providers are not supported, and no longer by kubectl either",
+    "as": "impersonation is not supported",
+    "as-uid": "impersonation is not supported",
+    "as-groups": "impersonation is not supported",
+    "as-user-extra": "impersonation is not supported",
+}
+_OTHER_USER = (
+    "use a user with a token, a tokenFile or a client certificate, such as the token of a "
+    "service account by `kubectl create token`"
+)
+
+
+def _of_kubeconfig(kubeconfig: str) -> Connection:
+    cluster, user = _current(kubeconfig)
+    for name, why in _UNSUPPORTED_OF_USER.items():
+        if user.get(name):
+            raise CredentialsError(
+                f"KUBECONFIG={kubeconfig}: the current user has {name!r}: {why}; {_OTHER_USER}"
+            )
+    if bool(user.get("username")) != bool(user.get("password")):
+        raise CredentialsError(
+            f"KUBECONFIG={kubeconfig}: the current user has one of username and password without "
+            f"the other; {_OTHER_USER}"
+        )
+    if cluster.get("tls-server-name"):
+        raise CredentialsError(
+            f"KUBECONFIG={kubeconfig}: the current cluster has 'tls-server-name', which is not "
+            "supported; use a server whose certificate is valid for the name in its URL"
+        )
+    proxy = cluster.get("proxy-url")
+    if proxy and not proxy.startswith(("http://", "https://")):
+        raise CredentialsError(
+            f"KUBECONFIG={kubeconfig}: the current cluster has the proxy-url {proxy!r}; use a "
+            "proxy with http or https"
+        )
+    info = kopf.login_with_kubeconfig(settings=kopf.OperatorSettings())
+    assert info is not None, "KUBECONFIG is set"
+    if not info.server:
+        raise CredentialsError(f"KUBECONFIG={kubeconfig}: the current cluster has no 'server'")
+    paths = {
+        "ca_path": cluster.get("certificate-authority"),
+        "certificate_path": user.get("client-certificate"),
+        "private_key_path": user.get("client-key"),
+    }
+    token_file = user.get("tokenFile")
+    if not token_file:
+        return _connection(info, None, **paths)
+    token_path = Path(token_file)
+    token = token_path.read_text(encoding="utf-8").strip()
+    return _connection(info, token_path, **paths, token=token)
+
+
+def _current(kubeconfig: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The cluster and the user of the current context; of several files the first value wins.
+
+    Paths are relative to the file that they stand in.
+    """
+    context_name = ""
+    found: dict[str, dict[str, dict[str, Any]]] = {"contexts": {}, "clusters": {}, "users": {}}
+    for text in filter(None, map(str.strip, kubeconfig.split(os.pathsep))):
+        path = Path(text).expanduser()
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        context_name = context_name or config.get("current-context") or ""
+        for kind, known in found.items():
+            for item in config.get(kind) or ():
+                values = dict(item.get(kind[:-1]) or {})
+                for name in _PATHS:
+                    if values.get(name):
+                        values[name] = str(path.parent / Path(values[name]).expanduser())
+                known.setdefault(item["name"], values)
+    if not context_name:
+        raise kopf.LoginError("no 'current-context' is set")
+    try:
+        context = found["contexts"][context_name]
+        return found["clusters"][context["cluster"]], found["users"][context["user"]]
+    except KeyError as error:
+        raise kopf.LoginError(
+            f"the context {context_name!r}, or its cluster or user, is missing: {error}"
+        ) from error
+
+
+_PATHS = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
+
+
+# --- Tokens --------------------------------------------------------------------------------------
 
 
 def token_source(
-    info: kopf.ConnectionInfo,
-    clock: Callable[[], float] = time.monotonic,
-    token_file: Path = TOKEN_FILE,
+    info: kopf.ConnectionInfo, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], dict[str, str]]:
     """Return a function that gives the authorization headers of this moment.
 
-    The kubelet rotates service account tokens in place, so the file is read again every
-    minute; a token of a kubeconfig is used as it stands there.
+    A file with a token is read again every minute: the kubelet, and whoever else writes such files,
+    rotates tokens in place. A token of a kubeconfig is used as it stands there.
     """
     headers = info.as_http_headers()
-    rotates = not os.environ.get("KUBECONFIG") and token_file.exists()
+    token_path = info.token_path if isinstance(info, Connection) else None
     read_at = clock()
 
     def current() -> dict[str, str]:
         nonlocal headers, read_at
-        if rotates and clock() - read_at > TOKEN_REREAD_SECONDS:
+        if token_path is not None and clock() - read_at > TOKEN_REREAD_SECONDS:
             read_at = clock()
             try:
-                token = token_file.read_text(encoding="utf-8").strip()
-            except OSError as error:
+                token = token_path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeError) as error:
                 # The old one is good for a while yet, and in a minute this is tried again.
-                logger.warning("service account token: %s", error)
+                logger.warning("token in %s: %s", token_path, error)
             else:
                 headers = {"Authorization": f"Bearer {token}"}
         return headers

@@ -64,6 +64,11 @@ class ApiError(KubeError):
         return self.status == 410
 
     @property
+    def refused(self) -> bool:
+        """The request as such is not accepted, by a policy or for what is in it."""
+        return self.status in (400, 403, 409, 422) and not self.conflict
+
+    @property
     def namespace_terminating(self) -> bool:
         """The namespace is being deleted and takes no new objects."""
         return self.status == 403 and "because it is being terminated" in self.message

@@ -1,10 +1,17 @@
-"""Posting Events: one for each transition, bounded, and never in the way of anything else."""
+"""Posting Events: one for each transition, bounded, and never in the way of anything else.
+
+Only so many are posted a second, and anybody who can make an object that fails can cause more. What
+matters most goes first, and among equals the namespaces take turns: who causes many waits longer
+for them, and loses the first of them when there are too many.
+"""
 
 import asyncio
 import datetime
 import logging
+import time
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sandboxpool.kube.client import ApiClient, resource_path
@@ -33,18 +40,96 @@ class _Pending:
     reason: str
     message: str
     at: datetime.datetime
+    rank: int
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What is not posted twice within a while."""
+        return self.about.uid, self.reason, self.message
+
+
+class _Queue:
+    """What waits: the lowest rank first, and within a rank the namespaces in turn."""
+
+    def __init__(self) -> None:
+        self._ranks: dict[int, OrderedDict[str, deque[_Pending]]] = {}
+        self._length = 0
+        self._filled = asyncio.Event()
+
+    def empty(self) -> bool:
+        """Nothing waits."""
+        return not self._length
+
+    def put(self, event: _Pending) -> _Pending | None:
+        """Add an event; return the one that had to go, perhaps this one."""
+        namespaces = self._ranks.setdefault(event.rank, OrderedDict())
+        namespaces.setdefault(event.about.namespace, deque()).append(event)
+        self._length += 1
+        self._filled.set()
+        return self._drop() if self._length > MAX_QUEUED else None
+
+    def _drop(self) -> _Pending:
+        namespaces = self._ranks[max(self._ranks)]
+        namespace = max(namespaces, key=lambda name: len(namespaces[name]))
+        return self._remove(max(self._ranks), namespace, -1)
+
+    def _remove(self, rank: int, namespace: str, index: int) -> _Pending:
+        namespaces = self._ranks[rank]
+        events = namespaces[namespace]
+        event = events[index]
+        del events[index]
+        self._length -= 1
+        if not events:
+            del namespaces[namespace]
+        if not namespaces:
+            del self._ranks[rank]
+        return event
+
+    def get_nowait(self) -> _Pending:
+        """Take the next event, of which there must be one."""
+        rank = min(self._ranks)
+        namespaces = self._ranks[rank]
+        namespace = next(iter(namespaces))
+        namespaces.move_to_end(namespace)
+        return self._remove(rank, namespace, 0)
+
+    async def wait(self) -> None:
+        """Wait until there is an event."""
+        while self.empty():
+            self._filled.clear()
+            await self._filled.wait()
 
 
 class EventRecorder:
-    """Takes events at once, posts them in the background, drops them under pressure."""
+    """Takes events at once, posts them in the background, drops them under pressure.
 
-    def __init__(self, client: ApiClient, component: str, instance: str) -> None:
+    Args:
+        client: the API client.
+        component: who posts.
+        instance: which process of it.
+        rank: how much an event about this object matters; the lowest go first.
+        on_drop: called for each event that is dropped.
+        wall: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        component: str,
+        instance: str,
+        *,
+        rank: Callable[[Reference], int] = lambda about: 0,
+        on_drop: Callable[[], None] = lambda: None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._client = client
         self._component = component
         self._instance = instance
-        self._queue: asyncio.Queue[_Pending] = asyncio.Queue(MAX_QUEUED)
+        self._rank = rank
+        self._on_drop = on_drop
+        self._wall = wall
+        self._queue = _Queue()
         self._recent: OrderedDict[tuple[str, str, str], float] = OrderedDict()
-        self.dropped = 0
 
     def normal(self, about: Reference, reason: str, message: str) -> None:
         """Say that something went as it should."""
@@ -56,19 +141,20 @@ class EventRecorder:
 
     def _record(self, about: Reference, type_: str, reason: str, message: str) -> None:
         now = asyncio.get_running_loop().time()
-        key = (about.uid, reason, message)
-        last = self._recent.get(key)
+        at = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC)
+        event = _Pending(about, type_, reason, message[:MAX_MESSAGE], at, self._rank(about))
+        last = self._recent.get(event.key)
         if last is not None and now - last < REPEAT_SECONDS:
             return
-        self._recent[key] = now
-        self._recent.move_to_end(key)
+        self._recent[event.key] = now
+        self._recent.move_to_end(event.key)
         if len(self._recent) > MAX_REMEMBERED:
             self._recent.popitem(last=False)
-        at = datetime.datetime.now(datetime.UTC)
-        try:
-            self._queue.put_nowait(_Pending(about, type_, reason, message[:MAX_MESSAGE], at))
-        except asyncio.QueueFull:
-            self.dropped += 1
+        dropped = self._queue.put(event)
+        if dropped is not None:
+            # It may be said again before long.
+            self._recent.pop(dropped.key, None)
+            self._on_drop()
 
     async def run(self) -> None:
         """Post what was recorded, until cancelled."""
@@ -76,12 +162,14 @@ class EventRecorder:
         loop = asyncio.get_running_loop()
         refilled = loop.time()
         while True:
-            event = await self._queue.get()
+            await self._queue.wait()
             tokens = min(BURST, tokens + (loop.time() - refilled) * PER_SECOND)
             refilled = loop.time()
             if tokens < 1:
                 await asyncio.sleep((1 - tokens) / PER_SECOND)
             tokens -= 1
+            # Taken no earlier than now: what matters more may have come meanwhile.
+            event = self._queue.get_nowait()
             namespace = event.about.namespace or NAMESPACE_OF_CLUSTER_SCOPED
             try:
                 await self._client.create(

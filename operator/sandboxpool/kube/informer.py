@@ -8,6 +8,7 @@ skipped, so a damaged object never stops the others.
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
@@ -26,6 +27,10 @@ LONGEST_BACKOFF_SECONDS = 30.0
 # The server is asked to end a watch before its silence would look like a dead connection: where
 # nothing changes it need not send a bookmark for minutes.
 WATCH_SECONDS = (45, 60)
+# After a failure it is asked to end sooner: its end shows that all is well again.
+TRIAL_SECONDS = (5, 15)
+# One that has lived so long before its end is no part of a tight loop.
+STEADY_SECONDS = 4.0
 # After so many events without a pause other tasks get a turn: a burst must not stall the loop.
 EVENTS_PER_TURN = 50
 
@@ -102,8 +107,8 @@ class Informer(Generic[T]):
         field_selector: str | None = None,
         on_restart: Callable[[str], None] = lambda cause: None,
     ) -> None:
+        self.path = path
         self._client = client
-        self._path = path
         self._decode = msgspec.json.Decoder(type_).decode
         self._decode_event = msgspec.json.Decoder(_WatchEvent).decode
         self._on_change = on_change
@@ -116,6 +121,8 @@ class Informer(Generic[T]):
         self._objects: dict[tuple[str, str], T] = {}
         self._version = ""
         self._progress = 0
+        self._progress_at = -math.inf
+        self._clock: Callable[[], float] = lambda: 0.0
         self._muted = False
         # Objects that were kept while muted, and of which nobody was told yet.
         self._untold: dict[tuple[str, str], T] = {}
@@ -132,6 +139,17 @@ class Informer(Generic[T]):
     def get(self, namespace: str, name: str) -> T | None:
         """Return the cached object, or None."""
         return self._objects.get((namespace, name))
+
+    def age(self) -> float:
+        """Seconds since the API server has last shown that nothing is missed; infinite at first.
+
+        Where nothing changes it is less than a watch lasts, as each ends by itself.
+        """
+        return self._clock() - self._progress_at
+
+    def _progressed(self) -> None:
+        self._progress += 1
+        self._progress_at = self._clock()
 
     def mute(self) -> None:
         """Keep the cache up to date and call nobody back until ``unmute``."""
@@ -163,6 +181,7 @@ class Informer(Generic[T]):
 
     async def run(self) -> None:
         """List and watch until cancelled, whatever the API server does meanwhile."""
+        self._clock = asyncio.get_running_loop().time
         while True:
             try:
                 async with asyncio.timeout(None) as self._turn:
@@ -173,6 +192,7 @@ class Informer(Generic[T]):
 
     async def _list_and_watch(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
+        lifetime = WATCH_SECONDS
         while True:
             before = self._progress
             try:
@@ -181,7 +201,15 @@ class Informer(Generic[T]):
                     await self._list()
                     self.synced.set()
                     listed.set()
-                await self._watch()
+                lasted = await self._watch(lifetime)
+                lifetime = WATCH_SECONDS
+                if lasted >= STEADY_SECONDS:
+                    # It has said all that there was to say, even if that was nothing. Nobody
+                    # watches now, so the next one begins at once.
+                    self._progressed()
+                    self._on_restart("ended")
+                    backoff = FIRST_BACKOFF_SECONDS
+                    continue
                 cause = "ended"
             except ApiError as error:
                 if error.gone or error.status == 400:
@@ -191,7 +219,7 @@ class Informer(Generic[T]):
                 wait = error.retry_after or 0.0
                 backoff = max(backoff, min(wait, LONGEST_BACKOFF_SECONDS))
                 log = logger.info if error.gone else logger.warning
-                log("watch of %s: %s", self._path, error)
+                log("watch of %s: %s", self.path, error)
             except KubeError as error:
                 cause = "connection"
                 logger.warning("%s", error)
@@ -199,12 +227,14 @@ class Informer(Generic[T]):
                 # A bookmark or an error that is none: only a list can tell where we are.
                 self._version = ""
                 cause = "unreadable"
-                logger.warning("watch of %s: %s", self._path, error)
+                logger.warning("watch of %s: %s", self.path, error)
             self._on_restart(cause)
+            if cause not in ("ended", "gone"):
+                lifetime = TRIAL_SECONDS
             progressed = self._progress > before
             if progressed:
                 backoff = FIRST_BACKOFF_SECONDS
-            # A watch that ends in good order starts again at once, but never in a tight loop.
+            # Never in a tight loop.
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             if not progressed:
                 backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
@@ -214,12 +244,12 @@ class Informer(Generic[T]):
         kept: set[tuple[str, str]] = set()
         params = {**self._params, "limit": str(PAGE_SIZE)}
         while True:
-            answer = await self._client.get(self._path, params)
+            answer = await self._client.get(self.path, params)
             try:
                 page = msgspec.json.decode(answer, type=_List)
             except UNREADABLE as error:
                 # Something between us and the API server answered in its place.
-                raise KubeError(f"list of {self._path}: no list: {error}") from error
+                raise KubeError(f"list of {self.path}: no list: {error}") from error
             for raw in page.items or ():
                 obj = self._decoded(raw)
                 if obj is not None:
@@ -228,6 +258,7 @@ class Informer(Generic[T]):
                     kept.add(key)
             if not page.metadata.cont:
                 break
+            self._progressed()
             params["continue"] = page.metadata.cont
         for key in [key for key in self._objects if key not in fresh and key not in kept]:
             self._put(key, None)
@@ -236,32 +267,35 @@ class Informer(Generic[T]):
             if turn % EVENTS_PER_TURN == 0:
                 await asyncio.sleep(0)
         self._version = page.metadata.resourceVersion
-        self._progress += 1
+        self._progressed()
 
     def _one_copy(self, obj: T) -> T:
         """What is cached already, if it is the same: a new leader lists all that it knows."""
         known = self._objects.get((obj.metadata.namespace, obj.metadata.name))
         return known if known is not None and _same(known, obj) else obj
 
-    async def _watch(self) -> None:
+    async def _watch(self, lifetime: tuple[int, int]) -> float:
+        """Watch until the server ends it in good order; return how many seconds that took."""
         params = {
             **self._params,
             "resourceVersion": self._version,
             "allowWatchBookmarks": "true",
-            "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311 - no secret
+            "timeoutSeconds": str(random.randint(*lifetime)),  # noqa: S311 - no secret
         }
-        async with self._client.watch(self._path, params) as lines:
+        began = self._clock()
+        async with self._client.watch(self.path, params) as lines:
             async for line in lines:
                 self._version = self._apply(line) or self._version
-                self._progress += 1
+                self._progressed()
                 if self._progress % EVENTS_PER_TURN == 0:
                     await asyncio.sleep(0)
+        return self._clock() - began
 
     def _apply(self, line: bytes) -> str:
         try:
             event = self._decode_event(line)
         except UNREADABLE as error:
-            logger.warning("watch of %s: unreadable line skipped: %s", self._path, error)
+            logger.warning("watch of %s: unreadable line skipped: %s", self.path, error)
             return ""
         if event.type == "ERROR":
             failure = error_of(0, bytes(event.object))
@@ -287,7 +321,7 @@ class Informer(Generic[T]):
             return self._decode(raw)
         except UNREADABLE as error:
             logger.warning(
-                "%s: object %s does not fit and is skipped: %s", self._path, _key_of(raw), error
+                "%s: object %s does not fit and is skipped: %s", self.path, _key_of(raw), error
             )
             return None
 
@@ -305,17 +339,26 @@ class Informer(Generic[T]):
             if old is None:
                 return
             del self._objects[key]
-            self._on_change(old, None)
+            self._tell(old, None)
             return
         if old is not None:
             if old.metadata.uid != new.metadata.uid:
                 del self._objects[key]
-                self._on_change(old, None)
+                self._tell(old, None)
                 old = None
             elif _same(old, new):
                 return
         self._objects[key] = new
-        self._on_change(old, new)
+        self._tell(old, new)
+
+    def _tell(self, old: T | None, new: T | None) -> None:
+        try:
+            self._on_change(old, new)
+        except Exception:
+            # One object must not keep the news of all others from us.
+            metadata = (new or old).metadata  # type: ignore[union-attr]
+            name = f"{metadata.namespace}/{metadata.name}"
+            logger.exception("%s: a change of object %s could not be taken in", self.path, name)
 
 
 def _same(one: Object, other: Object) -> bool:

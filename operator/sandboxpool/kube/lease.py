@@ -88,6 +88,7 @@ class Elector:
         times: how long a lease lasts.
         clock: see ``boot_clock``.
         wall: seconds since the epoch, for people who read the lease.
+        unfit: why this process cannot lead at this moment; empty if it can.
 
     Attributes:
         leading: set when the lease has become ours.
@@ -102,6 +103,7 @@ class Elector:
         times: LeaseTimes,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        unfit: Callable[[], str] = lambda: "",
     ) -> None:
         self.leading = asyncio.Event()
         self._client = client
@@ -110,6 +112,7 @@ class Elector:
         self._times = times
         self._clock = clock
         self._wall = wall
+        self._unfit = unfit
         self._until = float("-inf")
         # The lease as we saw it last, and since when. Without a version it does not exist, and
         # whoever was seen to hold it may not know that yet.
@@ -135,7 +138,7 @@ class Elector:
         """Wait for the lease, and keep it.
 
         Raises:
-            NotLeaderError: we had it and have lost it.
+            NotLeaderError: we had it and have lost it, or can lead no longer.
         """
         await self._acquire()
         logger.info("%s leads", self._identity)
@@ -147,7 +150,7 @@ class Elector:
             try:
                 await self._read()
                 await self._watch_until_free()
-                if self._left() <= 0 and await self._hold():
+                if self._left() <= 0 and not self._unfit() and await self._hold():
                     return
             except KubeError as error:
                 logger.warning("lease: %s", error)
@@ -156,6 +159,8 @@ class Elector:
     async def _keep(self) -> None:
         while self.holds:
             await asyncio.sleep(min(self._times.retry, self._until - self._clock()))
+            if why := self._unfit():
+                raise NotLeaderError(f"the lease is given up: {why}")
             try:
                 await self._renew()
             except (ApiError, UnknownOutcomeError) as error:

@@ -1,70 +1,143 @@
 """Asking the API server whether it would take the pod that we would really make.
 
 A server-side dry run gives every admission plugin its say. It runs when the template or the class
-changes; a refusal is asked about again every few minutes, because the policy behind it may have
-changed without the pool, and a pool must not need a touch to recover.
+changes; a refusal is asked about again, soon at first and then ever more seldom, because what was
+missing may have come and the policy behind it may have changed, and a pool must not need a touch
+to recover.
+
+The answer is waited for beside the reconcile, for a webhook may hang: meanwhile the former answer
+stands, if it was about the same template and class.
 """
 
+import asyncio
+import logging
+import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError, KubeError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
+from sandboxpool.pools.alteration import alteration
 from sandboxpool.pools.decide import TemplateState, TemplateVerdict
 from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.refusals import (
+    NAMESPACE_TERMINATING,
+    is_about_the_pod,
+    is_at_quota,
+    is_missing,
+)
 from sandboxpool.pools.template import LONGEST_POOL_NAME, build_pod, pod_name
+from sandboxpool.pools.turns import Turns
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
 
-REJECTED_RECHECK_SECONDS = 300.0
-UNANSWERED_RECHECK_SECONDS = 5.0
+logger = logging.getLogger(__name__)
+
+# The answer mostly comes within milliseconds: to wait so long saves a second look at the pool, and
+# a status that says for a moment that nothing is known.
+PATIENCE_SECONDS = 0.25
+# A webhook's own timeout is ten seconds unless somebody has set another, and with failurePolicy
+# Ignore the answer comes after it: two that hang, one behind the other, must not keep a pool empty.
+ANSWER_SECONDS = 25.0
+# Pauses double from the first to the longest; a server that does not answer has trouble enough.
+FIRST_REFUSED_SECONDS = 1.0
+FIRST_UNANSWERED_SECONDS = 5.0
+LONGEST_RECHECK_SECONDS = 300.0
+CHECKS_AT_ONCE = 4
 
 ACCEPTED = TemplateVerdict(
     TemplateState.ACCEPTED,
     Reason.TEMPLATE_ACCEPTED,
     "the API server accepts the pods of this template",
 )
+AWAITED = TemplateVerdict(
+    TemplateState.NOT_CHECKED,
+    Reason.TEMPLATE_NOT_CHECKED,
+    "the API server was asked whether it accepts the pods of this template, and its answer is "
+    "awaited",
+)
+
+Key = tuple[str, str]
+# The verdict, and the first of the pauses between two questions that are answered so.
+_Answer = tuple[TemplateVerdict, float]
 
 
-@dataclass
-class _Checked:
+@dataclass(eq=False)
+class _Question:
+    """What is known of one pool's template.
+
+    Attributes:
+        about: the revision and the class's uid.
+        verdict: the last answer.
+        again_at: when to ask again, by the clock; None for never.
+        failures: answers in a row that were no acceptance.
+        asking: the request under way.
+        awaited: a reconcile waits for its answer at this moment.
+    """
+
     about: tuple[str, str]
-    verdict: TemplateVerdict
-    again_at: float
+    verdict: TemplateVerdict = AWAITED
+    again_at: float | None = 0.0
+    failures: int = 0
+    asking: asyncio.Task[_Answer] | None = None
+    awaited: bool = False
 
 
 class TemplateChecker:
-    """Remembers the verdict of each pool's template.
+    """Remembers the verdict of each pool's template, and asks for it one request at a time.
 
     Args:
         client: the API client.
         probe: what goes before the template's containers where each sandbox is proven.
+        clock: a monotonic clock, in seconds, that nobody sets back: a pool waits for it.
+        on_answer: told the key of a pool whose answer has come late.
     """
 
-    def __init__(self, client: ApiClient, probe: ProbeImage) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        probe: ProbeImage,
+        clock: Callable[[], float],
+        on_answer: Callable[[Key], None],
+    ) -> None:
         self._client = client
         self._probe = probe
-        self._checked: dict[str, _Checked] = {}
+        self._clock = clock
+        self._on_answer = on_answer
+        self._turns = Turns(CHECKS_AT_ONCE)
+        self._questions: dict[str, _Question] = {}
+
+    def close(self) -> None:
+        """End all requests that are under way."""
+        for pool_uid in list(self._questions):
+            self.forget(pool_uid)
 
     def forget(self, pool_uid: str) -> None:
-        """The pool is gone, or a create was refused that the dry run had accepted."""
-        self._checked.pop(pool_uid, None)
+        """The pool is gone, or its class."""
+        question = self._questions.pop(pool_uid, None)
+        if question is not None and question.asking is not None:
+            question.asking.cancel()
+
+    def doubt(self, pool_uid: str) -> None:
+        """A create was refused that the dry run had accepted: ask again."""
+        question = self._questions.get(pool_uid)
+        if question is not None and question.verdict.state is TemplateState.ACCEPTED:
+            question.again_at = self._clock()
 
     def recheck_at(self, pool_uid: str) -> float | None:
-        """When the verdict should be asked for again, as `check` counts time; None for never."""
-        checked = self._checked.get(pool_uid)
-        if checked is None or checked.verdict.state is TemplateState.ACCEPTED:
+        """When the verdict should be asked for again, by the clock; None for not by time alone."""
+        question = self._questions.get(pool_uid)
+        if question is None or question.asking is not None:
             return None
-        return checked.again_at
+        return question.again_at
 
-    async def check(self, pool: Pool, runtime: Runtime | None, now: float) -> TemplateVerdict:
-        """Give the verdict for a pool's template, from memory where it still holds.
-
-        ``now`` is of a clock that nobody sets back: a pool waits for a verdict to be asked anew.
-        """
+    async def check(self, pool: Pool, runtime: Runtime | None) -> TemplateVerdict:
+        """Give the verdict for a pool's template, from memory where it still holds."""
         if len(pool.name) > LONGEST_POOL_NAME:
             return TemplateVerdict(
                 TemplateState.REJECTED,
@@ -89,56 +162,107 @@ class TemplateChecker:
                 "a template can only be checked together with its RuntimeClass",
             )
         about = pool.revision, runtime.uid
-        known = self._checked.get(pool.uid)
-        if (
-            known is not None
-            and known.about == about
-            and (known.verdict.state is TemplateState.ACCEPTED or now < known.again_at)
-        ):
-            return known.verdict
-        verdict = await self._ask(pool, runtime)
-        wait = (
-            REJECTED_RECHECK_SECONDS
-            if verdict.state is TemplateState.REJECTED
-            else UNANSWERED_RECHECK_SECONDS
-        )
-        self._checked[pool.uid] = _Checked(about, verdict, now + wait)
-        return verdict
+        question = self._questions.get(pool.uid)
+        if question is None or question.about != about:
+            self.forget(pool.uid)
+            question = self._questions[pool.uid] = _Question(about)
+        due = question.again_at is not None and question.again_at <= self._clock()
+        if due and question.asking is None:
+            question.asking = asyncio.create_task(self._ask(pool, runtime))
+            question.asking.add_done_callback(partial(self._answered, pool, question))
+            question.awaited = True
+            try:
+                await asyncio.wait({question.asking}, timeout=PATIENCE_SECONDS)
+            finally:
+                question.awaited = False
+        return question.verdict
 
-    async def _ask(self, pool: Pool, runtime: Runtime) -> TemplateVerdict:
+    def _answered(self, pool: Pool, question: _Question, asking: asyncio.Task[_Answer]) -> None:
+        if self._questions.get(pool.uid) is not question:
+            # Nobody wants to know any more.
+            return
+        question.asking = None
+        if asking.cancelled():
+            answer = _unanswered("the request was given up")
+        elif (error := asking.exception()) is not None:
+            logger.error("dry run: %r", error, exc_info=error, extra=pool.reference.log)
+            answer = _unanswered(repr(error))
+        else:
+            answer = asking.result()
+        question.verdict, first = answer
+        if question.verdict.state is TemplateState.ACCEPTED:
+            question.again_at, question.failures = None, 0
+        else:
+            pause = min(first * 2.0 ** min(question.failures, 16), LONGEST_RECHECK_SECONDS)
+            pause *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+            question.again_at = self._clock() + pause
+            question.failures += 1
+        if not question.awaited:
+            self._on_answer(pool.key)
+
+    async def _ask(self, pool: Pool, runtime: Runtime) -> _Answer:
         name = pod_name(pool.name, "dry run")
         body = build_pod(pool, runtime, Verdict(), name, probe=self._probe)
+        path = resource_path("v1", "pods", pool.namespace)
+        how = {"dryRun": "All", "fieldValidation": "Strict"}
         try:
-            await self._client.create(
-                resource_path("v1", "pods", pool.namespace),
-                body,
-                {"dryRun": "All", "fieldValidation": "Strict"},
-            )
+            async with self._turns.take(pool.uid), asyncio.timeout(ANSWER_SECONDS):
+                answer = await self._client.create(path, body, how)
+            altered = alteration(body, answer)
         except ApiError as error:
-            return verdict_of(error)
-        except KubeError as error:
-            return TemplateVerdict(
-                TemplateState.NOT_CHECKED, Reason.TEMPLATE_NOT_CHECKED, cut(str(error))
-            )
-        return ACCEPTED
+            return verdict_of(error), _first_pause(error)
+        except TimeoutError:
+            text = f"no answer within {ANSWER_SECONDS:.0f} s: an admission webhook may hang"
+            return _unanswered(text)
+        except (KubeError, *UNREADABLE) as error:
+            return _unanswered(str(error))
+        if altered:
+            verdict = TemplateVerdict(TemplateState.REJECTED, Reason.POD_ALTERED, altered)
+            return verdict, FIRST_REFUSED_SECONDS
+        return ACCEPTED, 0.0
+
+
+def _unanswered(cause: str) -> _Answer:
+    return _not_checked(cause), FIRST_UNANSWERED_SECONDS
+
+
+def _first_pause(error: ApiError) -> float:
+    if error.namespace_terminating:
+        # Nothing but a new namespace changes this answer.
+        return LONGEST_RECHECK_SECONDS
+    missing_or_refused = is_missing(error) or is_about_the_pod(error)
+    return FIRST_REFUSED_SECONDS if missing_or_refused else FIRST_UNANSWERED_SECONDS
 
 
 def verdict_of(error: ApiError) -> TemplateVerdict:
     """Read a refused dry run: is the template bad, or is it something else?"""
-    if "exceeded quota" in error.message or error.already_exists:
+    if is_at_quota(error) or error.already_exists:
         # The template is good; what keeps its pods out is said by the condition Warm.
         return ACCEPTED
-    # Admission's own words; a policy that speaks of RuntimeClasses is a refusal like any other.
-    unknown_class = "pod rejected: RuntimeClass" in error.message
-    if error.status >= 500 or error.status in (401, 404, 429) or unknown_class:
+    if error.namespace_terminating:
+        return TemplateVerdict(
+            TemplateState.NOT_CHECKED, Reason.NAMESPACE_TERMINATING, NAMESPACE_TERMINATING
+        )
+    if is_missing(error):
         return TemplateVerdict(
             TemplateState.NOT_CHECKED,
             Reason.TEMPLATE_NOT_CHECKED,
-            f"the API server could not check the template: {cut(error.message)}",
+            f"something that the pods of this template need does not exist, create it or correct "
+            f"its name: {cut(error.message)}",
         )
+    if not is_about_the_pod(error):
+        return _not_checked(error.message)
     return TemplateVerdict(
         TemplateState.REJECTED,
         Reason.TEMPLATE_REJECTED,
         f"the API server refuses the pods of this template, correct spec.template or the policy "
         f"that refuses it: {cut(error.message)}",
+    )
+
+
+def _not_checked(cause: str) -> TemplateVerdict:
+    return TemplateVerdict(
+        TemplateState.NOT_CHECKED,
+        Reason.TEMPLATE_NOT_CHECKED,
+        f"the API server could not check the template: {cut(cause)}",
     )

@@ -100,6 +100,8 @@ def why_held(given: PoolInput, plan: PoolPlan, pool: str) -> Refusal | None:
             f"pool {pool!r} starts no more sandboxes at once (spec.startup.maxStarting is "
             f"{given.spec.startup.max_starting}, and one while they fail): waiting in line"
         )
+    elif reason is Reason.CACHE_STALE:
+        text = f"nothing is started in pool {pool!r} while the operator's watch of pods is stale"
     elif reason is given.template.reason:
         text = given.template.message
     elif not given.resolution.usable:

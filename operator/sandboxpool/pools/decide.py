@@ -4,9 +4,10 @@
 it refuses to do it says with a reason, which becomes the condition, the event and the metric.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
+from itertools import chain, dropwhile, islice, takewhile
 
 from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec, UpdateType
 from sandboxpool.pools.members import STOCK, Member, Members, State, oldest_first
@@ -84,6 +85,7 @@ class PoolInput:
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
+        blind: the cache of pods is too old to create anything by.
     """
 
     spec: SandboxPoolSpec
@@ -102,6 +104,7 @@ class PoolInput:
     guarded: bool
     now: float
     clock: float
+    blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,32 +465,39 @@ def _superseded(given: PoolInput, stock: Members, target: int) -> list[Deletion]
     if not _replaceable(given):
         return []
     update = given.spec.update
-    rolled = sorted(stock.where(lambda m: outdated(m, given)), key=oldest_first)
+    text = "it is of an older revision of the template"
+    if update.type is UpdateType.RECREATE:
+        rolled = sorted(stock.where(lambda m: outdated(m, given)), key=oldest_first)
+        if rolled:
+            return [Deletion(member, Reason.ROLLING, text) for member in rolled]
+    useless = stock.where(lambda m: m.state is not State.WARM and outdated(m, given))
+    rolls = True
     if update.type is UpdateType.ON_CLAIM:
         # They wait to be claimed; one that was made without its probe never can be.
         per_sandbox = given.spec.isolation_proof is IsolationProof.PER_SANDBOX
-        rolled = [m for m in rolled if per_sandbox and m.state is State.UNPROVEN]
-    text = "it is of an older revision of the template"
-    if update.type is UpdateType.RECREATE and rolled:
-        return [Deletion(member, Reason.ROLLING, text) for member in rolled]
-    found = [Deletion(m, Reason.ROLLING, text) for m in rolled if m.state is not State.WARM]
-    candidates = [(m, text) for m in rolled if m.state is State.WARM]
-    known = {member.uid for member in rolled}
-    aged = (member for member in _aged(given, stock) if member.uid not in known)
-    candidates += [(member, "it is older than maxAgeSeconds") for member in aged]
+        useless = (m for m in useless if per_sandbox and m.state is State.UNPROVEN)
+        rolls = False
+    found = [Deletion(m, Reason.ROLLING, text) for m in sorted(useless, key=oldest_first)]
     warm = stock.count(State.WARM)
     budget = max(0, warm - max(0, target - update.max_unavailable))
-    found += [Deletion(m, Reason.ROLLING, why) for m, why in candidates[:budget]]
-    return found
+    # Of a large pool no more are looked at than may go: the oldest are the first in any case.
+    some = rolls and any(stock.where(lambda m: m.state is State.WARM and outdated(m, given)))
+    by_age = stock.warm_by_age() if some else iter(())
+    rolled_warm = (m for m in by_age if outdated(m, given))
+    found += [Deletion(m, Reason.ROLLING, text) for m in islice(rolled_warm, budget)]
+    known = {deletion.member.uid for deletion in found}
+    aged = (member for member in _aged(given, stock) if member.uid not in known)
+    text = "it is older than maxAgeSeconds"
+    left = budget - sum(deletion.member.state is State.WARM for deletion in found)
+    return found + [Deletion(m, Reason.ROLLING, text) for m in islice(aged, left)]
 
 
-def _aged(given: PoolInput, stock: Members) -> list[Member]:
+def _aged(given: PoolInput, stock: Members) -> Iterator[Member]:
     """The warm ones that are too old, the oldest first."""
     limit = given.spec.max_age_seconds
     if limit is None:
-        return []
-    aged = (m for m in stock.of(State.WARM) if given.now - m.created > limit)
-    return sorted(aged, key=oldest_first)
+        return iter(())
+    return takewhile(lambda m: given.now - m.created > limit, stock.warm_by_age())
 
 
 def _surplus(
@@ -537,6 +547,8 @@ class _Creation:
 
 def _blocked(given: PoolInput) -> Reason | None:
     """Why nothing at all can be created now."""
+    if given.blind:
+        return Reason.CACHE_STALE
     if not given.resolution.usable:
         return given.resolution.reason
     if given.template.state is not TemplateState.ACCEPTED:
@@ -628,10 +640,13 @@ def _recheck(given: PoolInput, stock: Members) -> float | None:
     times = []
     if given.trouble.until > given.now:
         times.append(given.trouble.until)
-    ageless = given.spec.max_age_seconds is None
     passing = given.members.of(State.STRANDED, State.UNREADY, State.STARTING, State.COLD)
-    watched = passing if ageless else chain(passing, stock.of(State.WARM))
-    times += [at for member in watched if (at := _due(member, given)) is not None]
+    times += [at for member in passing if (at := _due(member, given)) is not None]
+    limit = given.spec.max_age_seconds
+    if limit is not None:
+        # Those that are too old already go as others become warm.
+        young = dropwhile(lambda m: given.now - m.created > limit, stock.warm_by_age())
+        times += [member.created + limit for member in islice(young, 1)]
     due = (when + CLOCK_GRAIN_SECONDS for when in times)
     # At the very moment itself nothing is due yet, and another look must follow.
     return min((when for when in due if when >= given.now), default=None)
@@ -642,9 +657,6 @@ def _due(member: Member, given: PoolInput) -> float | None:
     failure, verdict = member.failure, given.verdict
     # Where our own clock stands for the API server's.
     since = given.now - (given.clock - member.since)
-    if member.state is State.WARM:
-        limit = given.spec.max_age_seconds
-        return member.created + limit if limit is not None else None
     if member.state is State.UNREADY:
         return since + UNREADY_GRACE_SECONDS
     if member.node_name and member.node is None:

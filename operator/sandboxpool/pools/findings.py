@@ -242,6 +242,12 @@ def _warm(
         return Finding(
             "Warm", False, Reason.PAUSED, f"{so_far}; set spec.paused to false to fill the pool"
         )
+    if plan.held is Reason.CACHE_STALE:
+        text = (
+            f"{so_far}; nothing is made while the operator's watch of pods shows nothing: see its "
+            "log, and whether it can list pods"
+        )
+        return Finding("Warm", False, Reason.CACHE_STALE, text)
     if given.resolution.usable and given.template.state is TemplateState.ACCEPTED:
         if issues:
             worst = issues[0]
@@ -250,7 +256,11 @@ def _warm(
                 "Warm",
                 False,
                 Reason(worst["reason"]),
-                f"{so_far}; {worst['count']} not starting{where}: {worst['message']}",
+                f"{so_far}; {worst['count']} not ready{where}: {worst['message']}",
+            )
+        if given.trouble.reason is Reason.NAMESPACE_TERMINATING:
+            return Finding(
+                "Warm", False, given.trouble.reason, f"{so_far}; {given.trouble.message}"
             )
         if given.trouble.failures and warm < target:
             return Finding(

@@ -1,5 +1,6 @@
 """The pods of a pool, each put into exactly one state."""
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -239,6 +240,10 @@ def _stock_state(pod: Pod, ground: Ground, *, was_ready: bool) -> State:
     return State.WARM if ground.proven else State.UNPROVEN
 
 
+def _age_key(member: Member) -> tuple[float, str, str]:
+    return (*oldest_first(member), member.uid)
+
+
 def oldest_first(member: Member) -> tuple[float, str]:
     """Sort key: creation, then name, so that equal ages have a stable order."""
     return member.created, member.name
@@ -253,6 +258,9 @@ class Members:
 
     def __init__(self, members: Iterable[Member] = ()) -> None:
         self._groups: dict[Kind, dict[str, Member]] = {}
+        # The warm ones, the oldest first.
+        self._ages: list[tuple[float, str, str]] = []
+        self._warm: dict[str, Member] = {}
         for member in members:
             self.put(member)
 
@@ -265,6 +273,9 @@ class Members:
     def put(self, member: Member) -> None:
         """Take in a member that is not there yet."""
         self._groups.setdefault(member.kind, {})[member.uid] = member
+        if member.state is State.WARM:
+            self._warm[member.uid] = member
+            insort(self._ages, _age_key(member))
 
     def remove(self, member: Member) -> None:
         """Take out a member that is there."""
@@ -272,6 +283,12 @@ class Members:
         del group[member.uid]
         if not group:
             del self._groups[member.kind]
+        if self._warm.pop(member.uid, None) is not None:
+            del self._ages[bisect_left(self._ages, _age_key(member))]
+
+    def warm_by_age(self) -> Iterator[Member]:
+        """The warm ones, the oldest first; to look at the first few costs as much in any pool."""
+        return (self._warm[uid] for _, _, uid in self._ages)
 
     def count(self, *states: State) -> int:
         """How many are in one of these states."""
@@ -290,6 +307,8 @@ class Members:
         """Those in one of these states, as a collection of its own."""
         kept = Members()
         kept._groups = {k: dict(group) for k, group in self._groups.items() if k[0] in states}
+        if State.WARM in states:
+            kept._ages, kept._warm = list(self._ages), dict(self._warm)
         return kept
 
     def without(self, going: Collection[Member]) -> "Members":

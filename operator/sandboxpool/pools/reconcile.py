@@ -36,6 +36,7 @@ from sandboxpool.pools.state import LASTING_SECONDS, PoolState, PoolStates
 from sandboxpool.pools.status import invalid_status, pool_status
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, build_pod, fingerprint, pod_name
+from sandboxpool.pools.unseen import UnseenPods
 from sandboxpool.pools.writer import FailureObserver, PodWriter
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
@@ -49,12 +50,17 @@ Key = tuple[str, str]
 
 # A pool some of whose pods are just being handed out is looked at again after this many seconds.
 BINDING_RECHECK_SECONDS = 5.0
+# A cache of pods that has made no progress for so long shows what may be true no more: a healthy
+# watch has bookmarks every minute.
+BLIND_SECONDS = 120.0
+BLIND_RECHECK_SECONDS = 10.0
 
 
 class PoolReconciler:
     """Works on one pool at a time.
 
-    ``look_at`` has a pool looked at soon; ``wake_claim`` has a claim looked at, by its uid.
+    ``look_at`` has a pool looked at soon; ``wake_claim`` has a claim looked at, by its uid;
+    ``pods_age`` says how many seconds ago the pods' cache last made progress.
     """
 
     def __init__(
@@ -75,10 +81,12 @@ class PoolReconciler:
         look_at: Callable[[Key], None] = lambda key: None,
         wake_claim: Callable[[str], object] = lambda uid: None,
         guarded: bool = False,
+        pods_age: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._look_at = look_at
         self._wake_claim = wake_claim
         self._client = client
+        self._pods_age = pods_age
         self._cluster = cluster
         self._pools = pools
         self._allocator = allocator
@@ -89,7 +97,11 @@ class PoolReconciler:
         self._states = PoolStates(clock)
         self._probe = probe
         self._guarded = guarded
-        self._checker = TemplateChecker(client, probe)
+        self._pods_age = pods_age
+        # Pools whose creates were refused by a quota, by namespace.
+        self._at_quota: dict[str, set[str]] = {}
+        self._checker = TemplateChecker(client, probe, clock, look_at)
+        self._unseen = UnseenPods(client, cluster, offers, wall)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
         self._writer = PodWriter(
@@ -111,6 +123,8 @@ class PoolReconciler:
         """A pod of a pool has changed in the cache; None if it is gone, or no longer the pool's."""
         if old is not None and _is_starting(old) and (new is None or not _is_staying(new)):
             self._states.note_taken(pool_uid, old, self._wall())
+        if old is not None and (new is None or (new.finished and not old.finished)):
+            self._use_room(old.metadata.namespace)
         if old is not None and _is_in_use(old) and (new is None or not _is_staying(new)):
             self._states.note_used(pool_uid, old)
         if new is None:
@@ -125,6 +139,13 @@ class PoolReconciler:
             self._states.settle_delete(pool_uid, new.metadata.uid)
         self._tracker.observe(pool_uid, new)
 
+    def _use_room(self, namespace: str) -> None:
+        """A pod has ended: those that wait for a quota of its namespace need not wait on."""
+        for pool_uid in self._at_quota.pop(namespace, ()):
+            pool = self._pools.by_uid(pool_uid)
+            if pool is not None and self._states[pool_uid].note_room(self._wall()):
+                self._look_at(pool.key)
+
     def stir(self, pool_uid: str, pod_uid: str) -> None:
         """A pod, its ground, what was said of it or whether it is held may have changed."""
         self._states.stir(pool_uid, pod_uid)
@@ -136,9 +157,15 @@ class PoolReconciler:
     def forget(self, pool_uid: str) -> None:
         """The pool is gone."""
         self._states.forget(pool_uid)
+        for waiting in self._at_quota.values():
+            waiting.discard(pool_uid)
         self._cluster.avoidance.forget_pool(pool_uid)
         self._checker.forget(pool_uid)
         self._publisher.forget(pool_uid)
+
+    def close(self) -> None:
+        """End what is under way beside the reconciles."""
+        self._checker.close()
 
     def _sampled(self, pool_uid: str, stage: str, seconds: float) -> None:
         pool = self._pools.by_uid(pool_uid)
@@ -159,7 +186,8 @@ class PoolReconciler:
         resolution = self._cluster.resolution(pool)
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
-        template = await self._checker.check(pool, usable, self._clock())
+        await self._unseen.look(pool, self._states[pool.uid])
+        template = await self._checker.check(pool, usable)
         if self._pools.get(key) is not pool:
             # It has changed, or gone, while the API server was asked: start anew.
             return 0.0
@@ -216,6 +244,8 @@ class PoolReconciler:
                 for name in (*asked, *new)
             ]
             taken = await self._writer.create(pool, state, bodies)
+            if state.trouble.reason is Reason.QUOTA_EXCEEDED:
+                self._at_quota.setdefault(pool.namespace, set()).add(pool.uid)
             await self._answer_cold(pool, state, asked, taken)
         # To sum up a large pool costs more than to decide about it.
         status_due: float | None = self._publisher.due(pool.uid)
@@ -275,9 +305,13 @@ class PoolReconciler:
             stuck_nodes=state.stuck_nodes(clock),
             trouble=state.trouble,
             guarded=self._guarded,
+            blind=self._is_blind(),
             now=now,
             clock=clock,
         )
+
+    def _is_blind(self) -> bool:
+        return self._pods_age() > BLIND_SECONDS
 
     def _sort(self, pool: Pool, state: PoolState) -> Members:
         ground = self._cluster.grounds(pool.proof)
@@ -333,6 +367,9 @@ class PoolReconciler:
             times.append(overdue)
         if status_due is not None:
             times.append(status_due)
+        if self._is_blind():
+            # Its recovery need not change any pod.
+            times.append(BLIND_RECHECK_SECONDS)
         if self._allocator.binding(pool.uid):
             # Should it fail, no event of the pod would tell.
             times.append(BINDING_RECHECK_SECONDS)

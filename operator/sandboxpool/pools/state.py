@@ -26,6 +26,20 @@ LASTING_SECONDS = 30.0
 # Each try may make an autoscaler buy a node that is of no use.
 FIRST_AUTOSCALER_BACKOFF_SECONDS = 600.0
 LONGEST_AUTOSCALER_BACKOFF_SECONDS = 6 * 3600.0
+# To be refused costs little, and others may make room under a quota at any time.
+LONGEST_QUOTA_BACKOFF_SECONDS = 30.0
+# A namespace that is being deleted takes nothing in any more, however often it is asked.
+TERMINATING_BACKOFF_SECONDS = 300.0
+
+# The first and the longest delay after failures of a reason.
+_DELAYS = {
+    Reason.AUTOSCALER_ADDS_WRONG_NODES: (
+        FIRST_AUTOSCALER_BACKOFF_SECONDS,
+        LONGEST_AUTOSCALER_BACKOFF_SECONDS,
+    ),
+    Reason.QUOTA_EXCEEDED: (FIRST_BACKOFF_SECONDS, LONGEST_QUOTA_BACKOFF_SECONDS),
+    Reason.NAMESPACE_TERMINATING: (TERMINATING_BACKOFF_SECONDS, TERMINATING_BACKOFF_SECONDS),
+}
 
 
 @dataclass
@@ -47,6 +61,8 @@ class PoolState:
     was_hopeful: bool | None = None
     _stuck: dict[str, float] = field(default_factory=dict)
     _sorted_for: tuple[IsolationProof, float] | None = None
+    # The last failure of either kind: whether it is an autoscaler's, and what followed.
+    _held_off: dict[bool, Trouble] = field(default_factory=dict)
 
     def is_due_anew(self, proof: IsolationProof, now: float) -> bool:
         """Whether to sort all members, not just those of which a change was told; then it is done.
@@ -66,23 +82,47 @@ class PoolState:
 
     def hold_off(self, reason: Reason, message: str, now: float) -> None:
         """A round has failed: wait before the next, longer with each failure in a row."""
+        if self.trouble == Trouble():
+            # A success has ended whatever there was.
+            self._held_off.clear()
+        # An autoscaler has delays of hours, all else of seconds: neither makes the other's longer,
+        # and neither ends the other's.
         buys = reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
-        bought = self.trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
-        # The one has delays of hours, the other of seconds: neither makes the other's longer.
-        failures = self.trouble.failures + 1 if buys == bought else 1
-        first, longest = FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS
-        if buys:
-            first, longest = FIRST_AUTOSCALER_BACKOFF_SECONDS, LONGEST_AUTOSCALER_BACKOFF_SECONDS
+        failures = self._held_off.get(buys, Trouble()).failures + 1
+        first, longest = _DELAYS.get(reason, (FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS))
         delay = min(first * 2.0 ** min(failures - 1, 16), longest)
         delay *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
         self.failed_at = now
         self.trouble = Trouble(failures, now + delay, reason, cut(message))
+        self._held_off[buys] = self.trouble
 
     def note_time(self, now: float) -> None:
-        """A wall clock that was set back does not make the wait longer: it begins anew, once."""
+        """A delay is over, and a longer one may stand behind it.
+
+        A wall clock that was set back does not make a wait longer: it begins anew, once.
+        """
+        if self.trouble == Trouble():
+            return
         if now < self.failed_at:
-            delay = self.trouble.until - self.failed_at
-            self.failed_at, self.trouble = now, replace(self.trouble, until=now + delay)
+            back = self.failed_at - now
+            self.failed_at, self.trouble = now, _earlier(self.trouble, back)
+            self._held_off = {kind: _earlier(one, back) for kind, one in self._held_off.items()}
+        if self.trouble.until <= now:
+            latest = max(self._held_off.values(), key=lambda one: one.until, default=self.trouble)
+            if latest.until > now:
+                failures = max(one.failures for one in self._held_off.values())
+                self.trouble = replace(latest, failures=failures)
+
+    def note_room(self, now: float) -> bool:
+        """Room may have been made under a quota; whether that ends the wait, so that it is used.
+
+        What counts against a quota is counted some moments later: the first tries are soon again.
+        """
+        if self.trouble.reason is not Reason.QUOTA_EXCEEDED:
+            return False
+        self.trouble = replace(self.trouble, failures=1, until=now)
+        self._held_off[False] = self.trouble
+        return True
 
     def note_success(self, members: Members, runtime: Runtime | None, clock: float) -> None:
         """A sandbox that was made since the last failure and has lasted ends the trouble.
@@ -117,6 +157,10 @@ class PoolState:
         """A claim has ended with its sandbox, made at this time, alive: that is a success too."""
         if created >= self.failed_at:
             self.trouble = Trouble()
+
+
+def _earlier(trouble: Trouble, seconds: float) -> Trouble:
+    return replace(trouble, until=trouble.until - seconds)
 
 
 class PoolStates:

@@ -1,16 +1,18 @@
 """The pools that exist: fed by kopf's events and by a list every minute, read by everything."""
 
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left, insort
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from pydantic import ValidationError
 
 from sandboxpool.api.core import Pod
-from sandboxpool.api.v1alpha1 import SandboxPoolSpec
-from sandboxpool.pools.members import identity_of
+from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec
+from sandboxpool.pools.members import State, identity_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.versions import number_of
 
@@ -19,8 +21,45 @@ logger = logging.getLogger(__name__)
 MAX_DEAD = 1000
 
 
+@dataclass(slots=True)
+class ClassPools:
+    """The pools that name one class, and what they say of themselves, summed up.
+
+    Attributes:
+        pools: by uid.
+        names: namespace/name, sorted.
+        sandboxes: how many the pools have counted in each state.
+        wanting_proof: how many of the pools want proof of isolation.
+    """
+
+    pools: dict[str, Pool] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    sandboxes: Counter[State] = field(default_factory=Counter)
+    wanting_proof: int = 0
+
+    def change(self, old: Pool | None, new: Pool | None) -> None:
+        """A pool of the class comes, changes or goes; the cost is that of one pool."""
+        if old is not None:
+            self.sandboxes.subtract(sandboxes_of(old))
+            self.wanting_proof -= old.proof is not IsolationProof.OFF
+        if new is not None:
+            self.sandboxes.update(sandboxes_of(new))
+            self.wanting_proof += new.proof is not IsolationProof.OFF
+        if old is not None and (new is None or old.uid != new.uid):
+            del self.pools[old.uid]
+            del self.names[bisect_left(self.names, _name_of(old))]
+        if new is not None:
+            if new.uid not in self.pools:
+                insort(self.names, _name_of(new))
+            self.pools[new.uid] = new
+
+
 class PoolStore:
-    """Pools by key and by uid.
+    """Pools by key, by uid and by class.
+
+    A watch may lag, so that it never takes a pool back behind what is known. A list does: it shows
+    what there is, even where the API server's data was restored from a backup and versions count
+    from an earlier one. Only of what a watch tells while the list is under way the newer counts.
 
     Args:
         on_change: called with the old and the new state of a pool when either differs; one of
@@ -31,7 +70,11 @@ class PoolStore:
         self._on_change = on_change
         self._pools: dict[tuple[str, str], Pool] = {}
         self._by_uid: dict[str, Pool] = {}
+        self._by_class: dict[str, ClassPools] = {}
         self._dead: OrderedDict[str, None] = OrderedDict()
+        # What the list under way has shown, and what watches have told since it was asked for.
+        self._listed: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, str]] = set()
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())
@@ -63,6 +106,12 @@ class PoolStore:
         """The pool with this uid, or None."""
         return self._by_uid.get(uid)
 
+    def of_class(self, class_name: str) -> ClassPools:
+        """The pools that name a class; what does not fit the API names none."""
+        return self._by_class.get(class_name) or ClassPools()
+
+    # --- Watched ---------------------------------------------------------------------------------
+
     def observe(self, body: Mapping[str, Any], *, deleted: bool = False) -> None:
         """Take in one object as a watch shows it; an older state than the known one is ignored."""
         metadata = _identity_of(body)
@@ -76,35 +125,102 @@ class PoolStore:
             return
         if deleted:
             if old is not None and old.uid == metadata.uid:
+                self._told.add(metadata.key)
                 self._put(metadata.key, None)
             return
-        self._put(metadata.key, parse(body, old))
+        if self._has(metadata.key, metadata.uid, version):
+            # A watch begins with all that there is.
+            return
+        self._told.add(metadata.key)
+        self._put(metadata.key, _parse(body, metadata, old))
 
-    def replace(self, bodies: Iterable[Mapping[str, Any]], version: str) -> None:
-        """Take in a whole list: what it lacks and is not newer than it is gone."""
-        listed = set()
-        for body in bodies:
-            metadata = _identity_of(body)
-            if metadata is not None:
-                listed.add(metadata.key)
-                self.observe(body)
-        for key, pool in list(self._pools.items()):
-            if key not in listed and pool.version <= number_of(version):
+    # --- Listed ----------------------------------------------------------------------------------
+
+    def begin_list(self) -> None:
+        """A list is about to be asked for: what is told from now on may be newer than it."""
+        self._listed.clear()
+        self._told.clear()
+
+    def is_known(self, namespace: str, name: str, uid: str, version: str) -> bool:
+        """Note an object of the list; return whether it is known as it is there."""
+        self._listed.add((namespace, name))
+        return self._has((namespace, name), uid, number_of(version))
+
+    def take(self, body: Mapping[str, Any]) -> None:
+        """Take in an object of the list."""
+        metadata = _identity_of(body)
+        if metadata is None:
+            return
+        if metadata.key in self._told:
+            self.observe(body)
+            return
+        # A backup may hold what was deleted after it was made.
+        self._dead.pop(metadata.uid, None)
+        self._put(metadata.key, _parse(body, metadata, self._pools.get(metadata.key)))
+
+    def end_list(self, version: str) -> None:
+        """The list is complete: what it lacks, and nobody has told of since, is gone."""
+        missing = [key for key in self._pools if key not in self._listed]
+        for key in missing:
+            if key not in self._told or self._pools[key].version <= number_of(version):
                 self._put(key, None)
 
+    # --- Inside ----------------------------------------------------------------------------------
+
+    def _has(self, key: tuple[str, str], uid: str, version: int) -> bool:
+        known = self._pools.get(key)
+        # What has no version can be told apart from nothing.
+        return known is not None and known.uid == uid and known.version == version != 0
+
     def _put(self, key: tuple[str, str], new: Pool | None) -> None:
-        old = self._pools.pop(key, None)
-        if old is not None:
-            self._by_uid.pop(old.uid, None)
-            if new is None or new.uid != old.uid:
-                self._dead[old.uid] = None
-                if len(self._dead) > MAX_DEAD:
-                    self._dead.popitem(last=False)
+        old = self._pools.get(key)
+        if old is not None and (new is None or new.uid != old.uid):
+            del self._by_uid[old.uid]
+            self._dead[old.uid] = None
+            if len(self._dead) > MAX_DEAD:
+                self._dead.popitem(last=False)
         if new is not None:
             self._pools[key] = new
             self._by_uid[new.uid] = new
+        else:
+            self._pools.pop(key, None)
+        self._sum_up(old, new)
         if old is None or new is None or old != new:
             self._on_change(old, new)
+
+    def _sum_up(self, old: Pool | None, new: Pool | None) -> None:
+        was, is_now = _class_of(old), _class_of(new)
+        if was is not None and was == is_now:
+            self._by_class[was].change(old, new)
+            return
+        if was is not None:
+            self._by_class[was].change(old, None)
+            if not self._by_class[was].pools:
+                del self._by_class[was]
+        if is_now is not None:
+            self._by_class.setdefault(is_now, ClassPools()).change(None, new)
+
+
+def _class_of(pool: Pool | None) -> str | None:
+    spec = pool.spec if pool is not None else None
+    return spec.runtime_class_name if spec is not None else None
+
+
+def _name_of(pool: Pool) -> str:
+    return f"{pool.namespace}/{pool.name}"
+
+
+def sandboxes_of(pool: Pool) -> dict[State, int]:
+    """How many sandboxes a pool has in each state, by its own count: made when its pods changed."""
+    counts = {state: _count(pool, state.value) for state in State}
+    known = (State.WARM, State.STARTING, State.UNREADY, State.UNPROVEN, State.FAILED)
+    counts[State.STRANDED] = _count(pool, "replicas") - sum(counts[state] for state in known)
+    return {state: max(0, count) for state, count in counts.items()}
+
+
+def _count(pool: Pool, key: str) -> int:
+    count = pool.status.get(key)
+    return count if isinstance(count, int) else 0
 
 
 class _Metadata(msgspec.Struct):
@@ -139,7 +255,10 @@ def parse(body: Mapping[str, Any], old: Pool | None) -> Pool:
     Raises:
         msgspec.ValidationError: it has not the metadata that every object has.
     """
-    metadata = msgspec.convert(body, _Object).metadata
+    return _parse(body, msgspec.convert(body, _Object).metadata, old)
+
+
+def _parse(body: Mapping[str, Any], metadata: _Metadata, old: Pool | None) -> Pool:
     uid, generation = metadata.uid, metadata.generation
     if not isinstance(generation, int):
         generation = 0

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import msgspec
@@ -11,13 +12,17 @@ from sandboxpool.api.core import Pod
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
+from sandboxpool.kube.slots import SLOW_SECONDS
+from sandboxpool.pools.alteration import alteration
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.decide import Deletion
 from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.refusals import NAMESPACE_TERMINATING, is_at_quota
 from sandboxpool.pools.startup import StartupTracker
 from sandboxpool.pools.state import PoolState
+from sandboxpool.pools.turns import Turns
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 
@@ -26,8 +31,13 @@ logger = logging.getLogger(__name__)
 CREATE_ATTEMPTS = 3
 DELETE_ATTEMPTS = 3
 DELETE_BATCH = 20
-# Of all pools together: an API server that is busy with refill keeps claims waiting.
+# Creates, and deletes, of all pools together: an API server that is busy with refill keeps claims
+# waiting.
 WRITES_AT_ONCE = 4
+
+
+class PodAlteredError(KubeError):
+    """A pod was made, and not as it was sent: it was deleted again."""
 
 
 class FailureObserver(Protocol):
@@ -67,7 +77,8 @@ class PodWriter:
         self._on_start_timeout = on_start_timeout
         self._wall = wall
         self._clock = clock
-        self._slots = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._creates = Turns(WRITES_AT_ONCE)
+        self._deletes = Turns(WRITES_AT_ONCE)
 
     async def delete(
         self, pool: Pool, state: PoolState, deletions: Sequence[Deletion]
@@ -129,7 +140,7 @@ class PodWriter:
         path = resource_path("v1", "pods", pool.namespace, member.name)
         for attempt in range(1, DELETE_ATTEMPTS + 1):
             try:
-                async with self._slots:
+                async with self._deletes.take(pool.uid):
                     await self._client.delete(path, uid=member.uid, resource_version=member.version)
             except ApiError as error:
                 if attempt > 1 and (error.conflict or error.not_found):
@@ -142,12 +153,13 @@ class PodWriter:
                     self._offers.refresh([pod])
                 return error
             except UnknownOutcomeError as error:
-                # Perhaps it is being deleted: it stays withdrawn until the watch or a deadline
-                # tells. No other pod has its uid and version, so it may be sent again.
+                # Perhaps it is being deleted: it stays withdrawn until the watch or a look tells.
+                # No other pod has its uid and version, so it may be sent again.
                 logger.warning("%s", error, extra=pool.reference.log)
                 await asyncio.sleep(0.2 * attempt)
             else:
                 return None
+        state.expectations.doubt_delete(member.uid)
         return None
 
     async def create(
@@ -182,63 +194,126 @@ class PodWriter:
     async def _create_one(
         self, pool: Pool, state: PoolState, body: Mapping[str, Any]
     ) -> KubeError | None:
+        name = body["metadata"]["name"]
         try:
-            async with self._slots:
-                await self.post(pool, state, body)
+            await self.post(pool, state, body, in_line=True)
         except ApiError as error:
             if error.already_exists:
+                # It was in doubt, and had been made, or somebody has taken the name.
+                state.expectations.made(name)
                 return error
-            state.expectations.settle_create(body["metadata"]["name"])
+            state.expectations.settle_create(name)
             return error
-        except UnknownOutcomeError as error:
-            # The expectation stands: if it was made after all, the watch shows it under this name.
+        except KubeError as error:
+            # An expectation that stands: if it was made after all, the watch shows it under this
+            # name.
             return error
         return None
 
-    async def post(self, pool: Pool, state: PoolState, body: Mapping[str, Any]) -> None:
+    async def post(
+        self, pool: Pool, state: PoolState, body: Mapping[str, Any], *, in_line: bool = False
+    ) -> None:
         """POST a pod; repeated under the same name, so an unknown outcome cannot double it.
 
         The name must be expected: once the watch has shown the pod nothing is repeated, for it may
         have ended since, and its place may have been given to another.
 
+        Args:
+            pool: the pool.
+            state: of the pool.
+            body: of the pod.
+            in_line: each attempt waits for its turn among those of all pools.
+
         Raises:
             ApiError: it was refused; AlreadyExists if the name was taken before.
+            PodAlteredError: it was made otherwise than it was sent, and deleted again.
             UnknownOutcomeError: nobody can say whether it exists.
         """
         path = resource_path("v1", "pods", pool.namespace)
         name = body["metadata"]["name"]
+        began = self._clock()
         for attempt in range(1, CREATE_ATTEMPTS + 1):
-            began = self._clock()
             try:
-                created = msgspec.json.decode(await self._client.create(path, body), type=Pod)
+                async with self._creates.take(pool.uid) if in_line else nullcontext():
+                    began = self._clock()
+                    answer = await self._client.create(path, body)
             except ApiError as error:
                 if error.already_exists and attempt > 1:
+                    state.expectations.made(name)
                     return
-                if attempt == CREATE_ATTEMPTS and error.undecided:
+                last = self._is_last(attempt, began)
+                if last and error.undecided:
                     state.expectations.doubt(name)
                     raise UnknownOutcomeError(f"POST {path}: {error}") from error
-                if error.status < 500 or attempt == CREATE_ATTEMPTS:
+                if last or (error.status < 500 and not error.conflict):
                     raise
             except UnknownOutcomeError:
-                if attempt == CREATE_ATTEMPTS:
+                if self._is_last(attempt, began):
                     state.expectations.doubt(name)
                     raise
             else:
-                self._tracker.began(created.metadata.uid, began)
+                await self._made(pool, state, body, answer, began)
                 return
             await asyncio.sleep(0.2 * attempt)
             if not state.expectations.is_creating(name):
                 return
 
-    def _refused(self, pool: Pool, state: PoolState, error: KubeError) -> None:
-        if isinstance(error, ApiError) and error.namespace_terminating:
+    def _is_last(self, attempt: int, began: float) -> bool:
+        """Whether no further attempt is worth while: what has taken long will do so again."""
+        return attempt == CREATE_ATTEMPTS or self._clock() - began >= SLOW_SECONDS
+
+    async def _made(
+        self, pool: Pool, state: PoolState, body: Mapping[str, Any], answer: bytes, began: float
+    ) -> None:
+        """The API server has made a pod: see what came of it."""
+        name = body["metadata"]["name"]
+        try:
+            created = msgspec.json.decode(answer, type=Pod)
+            altered = alteration(body, answer)
+        except UNREADABLE as error:
+            # Something between us and the API server answered in its place.
+            state.expectations.doubt(name)
+            raise UnknownOutcomeError(f"POST of pod {name}: no pod: {error}") from error
+        state.expectations.made(name)
+        if altered:
+            await self._discard(pool, state, created)
+            raise PodAlteredError(altered)
+        self._tracker.began(created.metadata.uid, began)
+
+    async def _discard(self, pool: Pool, state: PoolState, pod: Pod) -> None:
+        """Delete a pod that perhaps no watch will ever show; if that fails it takes its room."""
+        name, uid = pod.metadata.name, pod.metadata.uid
+        path = resource_path("v1", "pods", pool.namespace, name)
+        state.expectations.deleting(uid)
+        for attempt in range(1, DELETE_ATTEMPTS + 1):
+            try:
+                async with self._deletes.take(pool.uid):
+                    await self._client.delete(path, uid=uid)
+            except KubeError as error:
+                gone = isinstance(error, ApiError) and (error.not_found or error.conflict)
+                if not gone:
+                    logger.warning("pod %s: %s", name, error, extra=pool.reference.log)
+                    await asyncio.sleep(0.2 * attempt)
+                    continue
+            state.expectations.settle_create(name)
             return
-        reason = refusal_reason(error)
-        if isinstance(error, ApiError) and reason is Reason.CREATE_FAILED and error.status < 500:
+        state.expectations.doubt_delete(uid)
+
+    def _refused(self, pool: Pool, state: PoolState, error: KubeError) -> None:
+        reason, message = refusal_reason(error), str(error)
+        if reason is Reason.NAMESPACE_TERMINATING:
+            # Nobody's failure.
+            state.hold_off(reason, NAMESPACE_TERMINATING, self._wall())
+            return
+        if (
+            isinstance(error, ApiError)
+            and reason is Reason.CREATE_FAILED
+            and not (error.status >= 500 or error.conflict)
+        ):
             # The dry run had accepted it: have it looked at again.
-            self._checker.forget(pool.uid)
+            self._checker.doubt(pool.uid)
         self._observer.failure(pool, str(reason))
-        state.hold_off(reason, str(error), self._wall())
+        state.hold_off(reason, message, self._wall())
         logger.warning("%s: a pod was refused: %s", reason, error, extra=pool.reference.log)
 
 
@@ -248,6 +323,10 @@ def _is_taken(error: KubeError) -> bool:
 
 def refusal_reason(error: KubeError) -> Reason:
     """Name the cause of a create that was refused."""
-    if isinstance(error, ApiError) and "exceeded quota" in error.message:
+    if isinstance(error, PodAlteredError):
+        return Reason.POD_ALTERED
+    if isinstance(error, ApiError) and error.namespace_terminating:
+        return Reason.NAMESPACE_TERMINATING
+    if isinstance(error, ApiError) and is_at_quota(error):
         return Reason.QUOTA_EXCEEDED
     return Reason.CREATE_FAILED

@@ -5,7 +5,7 @@ every few seconds, or a handler list in another order, cause no work.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Node, Taint
 from sandboxpool.api.names import HOSTNAME_LABEL
@@ -36,6 +36,7 @@ class NodeFacts:
         ready: its Ready condition is True; only then is its list to be trusted.
         schedulable: neither cordoned nor about to be removed.
         leaving: about to be removed.
+        hostname: the value of the hostname label, which can differ from the node's name.
         created: epoch seconds at which it joined.
         container_runtime: name and version, such as ``containerd://2.1.4``.
         kubelet: version, such as ``v1.36.2``.
@@ -53,6 +54,12 @@ class NodeFacts:
     created: float = 0.0
     container_runtime: str = ""
     kubelet: str = ""
+    hostname: str | None = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Look for the one label that is asked for all the time."""
+        hostname = next((value for key, value in self.labels if key == HOSTNAME_LABEL), None)
+        object.__setattr__(self, "hostname", hostname)
 
     @property
     def tells_of_sandboxes(self) -> bool:
@@ -64,11 +71,6 @@ class NodeFacts:
     def machine(self) -> Machine:
         """What is learned of its runtimes is about this."""
         return Machine(self.uid, self.boot_id)
-
-    @property
-    def hostname(self) -> str | None:
-        """The value of the hostname label, which can differ from the node's name."""
-        return next((value for key, value in self.labels if key == HOSTNAME_LABEL), None)
 
     @property
     def usable(self) -> bool:

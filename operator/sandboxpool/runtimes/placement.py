@@ -4,8 +4,9 @@ Only what decides about a node for ever is looked at: selectors, required node a
 taints. Resources, ports and topology come and go; they are the scheduler's business.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -77,14 +78,15 @@ def allows(placement: Placement, node: NodeFacts, *, now: bool) -> bool:
         now: also ask that the node takes pods at this moment (Ready, not cordoned, none of the
             taints that come and go); False asks whether it could, once it is well.
     """
-    labels = dict(node.labels)
-    if any(labels.get(key) != value for key, value in placement.selector):
+    if not placement.selector <= node.labels:
         return False
-    if placement.terms is not None and not any(
-        term and all(_holds(requirement, node, labels) for requirement in term)
-        for term in placement.terms
-    ):
-        return False
+    if placement.terms is not None:
+        labels = dict(node.labels)
+        if not any(
+            term and all(_holds(requirement, node, labels) for requirement in term)
+            for term in placement.terms
+        ):
+            return False
     taints = [
         taint
         for taint in node.taints
@@ -98,10 +100,52 @@ def allows(placement: Placement, node: NodeFacts, *, now: bool) -> bool:
             cordon = Taint(key=CORDON_TAINT, effect="NoSchedule")
             if not any(_tolerates(toleration, cordon) for toleration in placement.tolerations):
                 return False
-    return all(
+    return not taints or all(
         any(_tolerates(toleration, taint) for toleration in placement.tolerations)
         for taint in taints
     )
+
+
+# Key and value of a taint, or of what tolerates it; None stands for every value.
+Mark = tuple[str, str | None]
+
+
+class Taints:
+    """The taints of a fleet: what no node has nobody needs to tolerate.
+
+    Pools whose tolerations differ only in what no node has stand alike to all nodes.
+    """
+
+    def __init__(self) -> None:
+        # A cordon is none of a node's own taints, and can come at any time.
+        self._marks: Counter[Mark] = Counter(_marks_of([Taint(CORDON_TAINT, "NoSchedule")]))
+
+    def change(self, before: Iterable[Taint], after: Iterable[Taint]) -> set[Mark]:
+        """A node has other taints; return the marks that no node has had before."""
+        was, is_now = _marks_of(before), _marks_of(after)
+        new = {mark for mark in is_now if mark not in self._marks}
+        self._marks.update(is_now)
+        for mark in was:
+            self._marks[mark] -= 1
+            if not self._marks[mark]:
+                del self._marks[mark]
+        return new
+
+    def split(self, placement: Placement) -> tuple[Placement, set[Mark]]:
+        """Leave out the tolerations that no node needs; return their marks as well."""
+        needed: dict[Toleration, None] = {}
+        unneeded = set()
+        for toleration in placement.tolerations:
+            mark = toleration.key, None if toleration.operator == "Exists" else toleration.value
+            if not toleration.key or mark in self._marks:
+                needed[toleration] = None
+            else:
+                unneeded.add(mark)
+        return replace(placement, tolerations=tuple(needed)), unneeded
+
+
+def _marks_of(taints: Iterable[Taint]) -> list[Mark]:
+    return [mark for taint in taints for mark in ((taint.key, taint.value), (taint.key, None))]
 
 
 class _SelectorRequirement(msgspec.Struct):

@@ -7,7 +7,8 @@ whatever its list says.
 """
 
 import zlib
-from collections.abc import Iterable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -75,7 +76,9 @@ def stand(
             answer = Answer.QUARANTINED
         elif unproven:
             answer = Answer.UNPROVEN
-    return Standing(node, answer, allows(placement, node, now=True))
+    # What neither comes nor goes was asked for already.
+    passing = node.taints or not node.usable
+    return Standing(node, answer, not passing or allows(placement, node, now=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,36 +131,167 @@ class Verdict:
         return bool(self.serving or self.unknown)
 
 
-def judge(standings: Iterable[Standing]) -> Verdict:
-    """Sum up how the nodes stand; their order does not matter."""
-    by_answer: dict[Answer, list[NodeFacts]] = {answer: [] for answer in Answer}
-    excluded: dict[Answer, set[str]] = {answer: set() for answer in KEPT_OUT}
-    for standing in standings:
-        node, answer = standing.node, standing.answer
-        if answer in excluded and node.hostname is not None:
-            excluded[answer].add(node.hostname)
-        if standing.eligible:
-            by_answer[answer].append(node)
-    # Under the cap the worst offenders come first, each kind in the order of names.
-    ranked = list(dict.fromkeys(name for answer in KEPT_OUT for name in sorted(excluded[answer])))
-    serving, not_serving = by_answer[Answer.SERVING], by_answer[Answer.NOT_SERVING]
-    not_excluded = max(0, len(ranked) - EXCLUSION_CAP)
-    hosts = [node.hostname for node in serving if node.hostname is not None]
-    # Not the first by name: those may stand in one rack.
-    spread = sorted(hosts, key=lambda host: (zlib.crc32(host.encode()), host))
-    return Verdict(
-        serving=_names(serving),
-        not_serving=_names(not_serving),
-        unknown=_names(by_answer[Answer.UNKNOWN]),
-        quarantined=_names(by_answer[Answer.QUARANTINED]),
-        unproven=_names(by_answer[Answer.UNPROVEN]),
-        excluded=tuple(sorted(ranked[:EXCLUSION_CAP])),
-        not_excluded=not_excluded,
-        preferred=tuple(spread[:EXCLUSION_CAP]) if not_excluded else (),
-        newest_not_serving=max((node.created for node in not_serving), default=0.0),
-        advice=separating_label(serving, not_serving) if serving and not_serving else None,
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one node adds to a verdict, but for its labels.
+
+    Attributes:
+        listed: where an eligible node is listed; None for one that is not eligible.
+        kept_out: why pods must keep away, if they must and the node has a hostname label.
+        hostname: the label of nodes whose hostnames a verdict may hold.
+        created: of an eligible node that does not serve, epoch seconds.
+    """
+
+    listed: Answer | None = None
+    kept_out: Answer | None = None
+    hostname: str | None = None
+    created: float = 0.0
+
+
+_NOTHING = _Share()
+
+
+def _share_of(standing: Standing | None) -> _Share:
+    if standing is None:
+        return _NOTHING
+    node, answer = standing.node, standing.answer
+    listed = answer if standing.eligible else None
+    kept_out = answer if answer in KEPT_OUT and node.hostname is not None else None
+    return _Share(
+        listed,
+        kept_out,
+        node.hostname if kept_out or listed is Answer.SERVING else None,
+        node.created if listed is Answer.NOT_SERVING else 0.0,
     )
 
 
-def _names(nodes: list[NodeFacts]) -> tuple[str, ...]:
-    return tuple(sorted(node.name for node in nodes))
+class _Sorted:
+    """Strings in order, each as often as it was added."""
+
+    def __init__(self) -> None:
+        self._items: list[str] = []
+        self._told: tuple[str, ...] | None = ()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: str) -> None:
+        insort(self._items, item)
+        self._told = None
+
+    def remove(self, item: str) -> None:
+        del self._items[bisect_left(self._items, item)]
+        self._told = None
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Each once."""
+        if self._told is None:
+            self._told = tuple(dict.fromkeys(self._items))
+        return self._told
+
+
+class Tally:
+    """How a fleet stands, summed up node by node: one that changes costs the same in any fleet.
+
+    What few verdicts need, the advice, is looked for anew when a change may have changed it.
+    """
+
+    def __init__(self) -> None:
+        self._standings: dict[str, Standing] = {}
+        self._listed = {answer: _Sorted() for answer in Answer}
+        self._kept_out = {answer: _Sorted() for answer in KEPT_OUT}
+        self._verdict: Verdict | None = None
+
+    def put(self, name: str, new: Standing | None) -> bool:
+        """A node stands otherwise, or is none any more; return whether the verdict may differ."""
+        old = self._standings.get(name)
+        if old == new:
+            return False
+        if new is not None:
+            self._standings[name] = new
+        else:
+            del self._standings[name]
+        before, after = _share_of(old), _share_of(new)
+        if before == after:
+            if not self._advises_otherwise(name, old, new):
+                return False
+        else:
+            self._take(name, before, _Sorted.remove)
+            self._take(name, after, _Sorted.add)
+        self._verdict = None
+        return True
+
+    def _take(self, name: str, share: _Share, what: Callable[[_Sorted, str], None]) -> None:
+        if share.listed is not None:
+            what(self._listed[share.listed], name)
+        if share.kept_out is not None and share.hostname is not None:
+            what(self._kept_out[share.kept_out], share.hostname)
+
+    def _advises_otherwise(self, name: str, old: Standing | None, new: Standing | None) -> bool:
+        """Whether the labels of a node that is listed as before may have changed the advice.
+
+        What is advised is a label of every serving node, so it is enough to look at one of those.
+        """
+        serving, others = self._separable()
+        if old is None or new is None or not new.eligible or not serving or not others:
+            return False
+        if new.answer not in (Answer.SERVING, Answer.NOT_SERVING):
+            return False
+        changed = old.node.labels ^ new.node.labels
+        example = next((one for one in serving[:2] if one != name), None)
+        if example is None:
+            return bool(changed)
+        labels = self._standings[example].node.labels
+        if len(serving) > 1:
+            return not changed.isdisjoint(labels)
+        # Which label is the one node's own depends on what values the others have.
+        keys = {key for key, _ in labels}
+        return any(key in keys for key, _ in changed)
+
+    def _separable(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._listed[Answer.SERVING].all, self._listed[Answer.NOT_SERVING].all
+
+    @property
+    def verdict(self) -> Verdict:
+        """The same object as long as it is the same."""
+        if self._verdict is None:
+            self._verdict = self._sum_up()
+        return self._verdict
+
+    def _sum_up(self) -> Verdict:
+        # Under the cap the worst offenders come first, each kind in the order of names.
+        ranked = list(dict.fromkeys(h for answer in KEPT_OUT for h in self._kept_out[answer].all))
+        serving, not_serving = self._separable()
+        not_excluded = max(0, len(ranked) - EXCLUSION_CAP)
+        return Verdict(
+            serving=serving,
+            not_serving=not_serving,
+            unknown=self._listed[Answer.UNKNOWN].all,
+            quarantined=self._listed[Answer.QUARANTINED].all,
+            unproven=self._listed[Answer.UNPROVEN].all,
+            excluded=tuple(sorted(ranked[:EXCLUSION_CAP])),
+            not_excluded=not_excluded,
+            preferred=self._spread()[:EXCLUSION_CAP] if not_excluded else (),
+            newest_not_serving=max((n.created for n in self._nodes(not_serving)), default=0.0),
+            advice=separating_label(self._nodes(serving), self._nodes(not_serving))
+            if serving and not_serving
+            else None,
+        )
+
+    def _nodes(self, names: Iterable[str]) -> Iterator[NodeFacts]:
+        return (self._standings[name].node for name in names)
+
+    def _spread(self) -> tuple[str, ...]:
+        """Hostnames of serving nodes, not the first by name: those may stand in one rack."""
+        serving = self._nodes(self._listed[Answer.SERVING].all)
+        hosts = [node.hostname for node in serving if node.hostname is not None]
+        return tuple(sorted(hosts, key=lambda host: (zlib.crc32(host.encode()), host)))
+
+
+def judge(standings: Iterable[Standing]) -> Verdict:
+    """Sum up how the nodes stand; their order does not matter."""
+    tally = Tally()
+    for standing in standings:
+        tally.put(standing.node.name, standing)
+    return tally.verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -245,6 +246,7 @@ class SimulatedClient(ApiClient):
     def __init__(self, network: Network) -> None:
         self.dead = False
         self.permit: Callable[[], None] = lambda: None
+        self.on_date: Callable[[float], None] = lambda date: None
         self._network = network
 
     async def __aenter__(self) -> SimulatedClient:
@@ -273,7 +275,10 @@ class SimulatedClient(ApiClient):
         )
         if method != "GET" and request.resource != "leases":
             self.permit()
-        return await self._network.send(self, request)
+        answer = await self._network.send(self, request)
+        # The server has answered no longer ago than the longest way takes.
+        self.on_date(math.floor(self._network.server.wall() - self._network.weather.slow))
+        return answer
 
     @asynccontextmanager
     async def watch(

@@ -346,6 +346,7 @@ class PoolWorld:
 
     def given(self) -> PoolInput:
         """What the decision depends on, as the operator gathers it."""
+        self._look_for_unseen()
         members = Members(self._member(pod) for pod in self.seen.values())
         self.state.note_time(self.now)
         self.state.note_success(members, self.resolution.runtime, self.now)
@@ -367,6 +368,19 @@ class PoolWorld:
             now=self.now,
             clock=self.now,
         )
+
+    def _look_for_unseen(self) -> None:
+        """Ask the API server about what was done and is not seen, as the operator does."""
+        expected, made = self.state.expectations, {pod.name for pod in self.pods.values()}
+        for name in expected.unseen_creates():
+            expected.look_later(name)
+            if name not in made:
+                expected.settle_create(name)
+        for uid in expected.unseen_deletes():
+            expected.look_later(uid)
+            pod = self.pods.get(uid)
+            if uid not in self.seen or (pod is not None and not pod.leaving):
+                expected.settle_delete(uid)
 
     # --- What the operator does ------------------------------------------------------------------
 
@@ -425,6 +439,7 @@ class PoolWorld:
 
     def _create(self, name: str, *, cold: bool) -> None:
         self.creates.append(self.now)
+        self.state.expectations.made(name)
         if self.losing:
             self.losing -= 1
             return
@@ -556,6 +571,8 @@ class PoolWorld:
         found = [f"{p.name} is of no use" for p in stock if p.leaving or not self.usable(p)]
         if self._events:
             found.append("there is more to be seen")
+        starting = [p for p in self.pods.values() if p.cold and not p.started and not p.ended]
+        found += [f"{p.name} has yet to start for its claim" for p in starting]
         if any(self.line) and (spec.max_sandboxes is None or claimed < spec.max_sandboxes):
             found.append("a claim waits for a sandbox of its own, and there is room")
         if len(stock) != target:

@@ -11,7 +11,7 @@ import kopf
 import msgspec
 
 from sandboxpool.app import CLASSES_PATH, POOLS_PATH, Operator
-from sandboxpool.kube.errors import UNREADABLE, KubeError, NotLeaderError
+from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.kube.lease import LeaseTimes
 from sandboxpool.settings import Settings
 from support.simulation.network import Network, SimulatedClient
@@ -31,12 +31,10 @@ class SimulatedOperator(Operator):
     async def _measure_lag(self) -> None:
         """In virtual time there is none."""
 
-    async def _elect(self) -> None:
-        """A process that has lost its lease ends at once; here it is not the test's."""
-        try:
-            await self._elector.run()
-        except NotLeaderError:
-            self.on_lease_lost()
+    def _give_up(self, why: str) -> None:
+        """A process that cannot lead ends at once; here it is not the test's."""
+        del why
+        self.on_lease_lost()
 
     @property
     def leads(self) -> bool:
@@ -46,6 +44,10 @@ class SimulatedOperator(Operator):
     def permit(self) -> None:
         """Called right before each write, as the operator's own client does."""
         self._elector.require()
+
+    def on_date(self, date: float) -> None:
+        """Called with the Date of an answer, as the operator's own client does."""
+        self._server_clock.observe(date)
 
     async def _kopf(self) -> None:
         async with asyncio.TaskGroup() as watches:
@@ -111,6 +113,7 @@ class Process:
             clock=loop.time,
         )
         self.client.permit = self.operator.permit
+        self.client.on_date = self.operator.on_date
         self.operator.on_lease_lost = lambda: on_lease_lost(self)
         self.task = loop.create_task(self.operator.operate())
 

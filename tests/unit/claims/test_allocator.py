@@ -61,13 +61,33 @@ def test_a_held_pod_is_never_offered_again() -> None:
     assert not allocator.withdraw("pod")
 
 
-def test_a_refused_pod_waits_for_a_newer_state_and_its_claim_keeps_its_turn() -> None:
+def test_a_pod_that_is_out_of_date_waits_for_a_newer_state_and_its_claim_keeps_its_turn() -> None:
     allocator = filled(candidate("pod"))
     taken(allocator, "a")
     allocator.request("p", "b")
+    allocator.outdate("pod", "2")
     assert allocator.refuse("a") is None
-    assert allocator.offer("p", candidate("pod")) is None
-    assert allocator.offer("p", candidate("pod", version=2)) == "a"
+    for version in (1, 2):
+        assert allocator.offer("p", candidate("pod", version=version)) is None
+    assert allocator.offer("p", candidate("pod", version=3)) == "a"
+
+
+def test_a_pod_that_could_not_be_had_may_be_offered_again_as_it_is() -> None:
+    allocator = filled(candidate("pod"))
+    taken(allocator, "a")
+    assert allocator.refuse("a") is None
+    assert allocator.offer("p", candidate("pod")) == "a"
+
+
+def test_a_held_pod_counts_on_the_node_where_it_was_seen_last() -> None:
+    """A pod that is made for a claim has no node at first."""
+    allocator = filled(candidate("one", "n1"), candidate("two", "n2"))
+    allocator.place("p", packed=True)
+    for node in ("", "n2"):
+        allocator.hold("p", "cold", node)
+    assert taken(allocator, "a") == "two"
+    allocator.release("cold")
+    assert dict(allocator._stocks["p"].held_on) == {"n2": 1}
 
 
 def test_forgetting_a_pool_frees_nothing_that_is_a_claims() -> None:

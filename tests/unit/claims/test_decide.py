@@ -16,7 +16,7 @@ from sandboxpool.claims import claim as structs
 from sandboxpool.claims import decide
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
-from support.builders import NOW, claim, facts, pod, spec
+from support.builders import NOW, claim, claim_body, facts, pod, spec
 
 BOUND: dict[str, Any] = {
     "phase": "Bound",
@@ -215,9 +215,7 @@ def test_lifetimes(
     wanted: int | None, default: int | None, longest: int | None, ttl: int | None
 ) -> None:
     policy = spec(claims={"defaultTTLSeconds": default, "maxTTLSeconds": longest})
-    it = claim(ttlSeconds=wanted, status=BOUND)
-    assert decide.ttl_seconds(it, policy) == ttl
-    assert decide.expiry(it, policy) == (None if ttl is None else NOW + ttl)
+    assert decide.ttl_seconds(claim(ttlSeconds=wanted), policy) == ttl
 
 
 def test_nothing_expires_before_it_is_bound() -> None:
@@ -225,11 +223,76 @@ def test_nothing_expires_before_it_is_bound() -> None:
     assert decide.expiry(claim(ttlSeconds=1, status={"boundAt": "soon"}), spec()) is None
 
 
-def test_a_pool_that_is_gone_keeps_its_promise() -> None:
-    promised = BOUND | {"expiresAt": timestamp(NOW + 77)}
-    assert decide.expiry(claim(status=promised), None) == NOW + 77
-    assert decide.expiry(claim(status=promised, ttlSeconds=5), None) == NOW + 5
-    assert decide.expiry(claim(status=promised), spec()) is None
+def promised(seconds: int | None, **fields: Any) -> structs.Claim:
+    """A claim that was promised so much; what is given of it was changed since."""
+    status = BOUND | {"observedGeneration": 0 if fields else 1}
+    if seconds is not None:
+        status["expiresAt"] = timestamp(NOW + seconds)
+    return claim(status=status, **fields)
+
+
+@pytest.mark.parametrize("seconds", [None, 77])
+@pytest.mark.parametrize(
+    "policy",
+    [{}, {"defaultTTLSeconds": 1}, {"maxTTLSeconds": 1}, {"maxTTLSeconds": 9000}, None],
+    ids=str,
+)
+def test_what_was_promised_at_the_binding_stands(
+    seconds: int | None, policy: dict[str, int] | None
+) -> None:
+    pool = None if policy is None else spec(claims=policy)
+    assert decide.expiry(promised(seconds), pool) == (None if seconds is None else NOW + seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted", "longest", "ends"),
+    [
+        (77, 5, None, 5),
+        (77, 500, None, 500),
+        (None, 500, None, 500),
+        # Within the pool's limit of now, be it higher than at the binding or lower.
+        (77, 500, 100, 100),
+        (100, 500, 300, 300),
+        # A limit that was lowered takes nothing back; nor is it a reason to get more.
+        (77, 500, 50, 77),
+        (77, 60, 50, 60),
+        (None, 500, 50, 500),
+    ],
+)
+def test_its_owner_changes_when_a_claim_ends(
+    seconds: int | None, wanted: int, longest: int | None, ends: int
+) -> None:
+    policy = spec(claims={"maxTTLSeconds": longest})
+    assert decide.expiry(promised(seconds, ttlSeconds=wanted), policy) == NOW + ends
+
+
+@pytest.mark.parametrize(
+    ("policy", "ends"),
+    [({}, None), ({"defaultTTLSeconds": 30}, 30), ({"maxTTLSeconds": 90}, 90)],
+)
+def test_a_claim_whose_lifetime_its_owner_took_away_has_its_pools(
+    policy: dict[str, int], ends: int | None
+) -> None:
+    it = promised(77, ttlSeconds=None)
+    assert decide.expiry(it, spec(claims=policy)) == (None if ends is None else NOW + ends)
+
+
+def test_a_pool_that_is_gone_limits_nothing() -> None:
+    assert decide.expiry(promised(77, ttlSeconds=5), None) == NOW + 5
+    assert decide.expiry(promised(77, ttlSeconds=500), None) == NOW + 500
+    assert decide.expiry(promised(77, ttlSeconds=None), None) == NOW + 77
+
+
+@pytest.mark.parametrize("age", [-3600, 0, 0.9, 1.5, 11])
+def test_only_what_has_certainly_passed_of_a_claims_patience_counts(age: float) -> None:
+    """A creation time is cut to whole seconds, and may be another clock's."""
+    assert max(0.0, age - 2) <= decide.certain_wait(claim(age=age), NOW) <= max(0.0, age)
+
+
+def test_a_claim_without_a_creation_time_has_waited_for_nothing() -> None:
+    body = claim_body()
+    body["metadata"]["creationTimestamp"] = ""
+    assert decide.certain_wait(msgspec.convert(body, structs.Claim), NOW) == 0
 
 
 def test_a_claim_is_kept_from_its_end_on() -> None:

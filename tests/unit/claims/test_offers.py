@@ -200,3 +200,12 @@ def test_a_changed_pool_offers_and_withdraws_all_that_it_has() -> None:
     world.put_pool(runtimeClassName="kata")
     world.offers.refresh_pool(world.pool)
     assert world.allocator.free("pool-uid") == 0
+
+
+def test_a_claimed_sandbox_that_has_ended_is_no_load_on_its_node() -> None:
+    """It is kept for its logs, and its node has freed what it took."""
+    world = World()
+    for phase, held in (("Running", True), ("Failed", False), ("Failed", False)):
+        claimed = pod(claim="claim", ready=False, phase=phase)
+        world.offers.refresh([claimed])
+        assert world.allocator.is_held("pod-1-uid") is held

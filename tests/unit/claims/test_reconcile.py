@@ -40,6 +40,7 @@ pytestmark = pytest.mark.looptime
 
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 CLAIMS = f"/apis/sandboxpool.io/v1alpha1/namespaces/{NAMESPACE}/sandboxclaims"
+POOL = f"/apis/sandboxpool.io/v1alpha1/namespaces/{NAMESPACE}/sandboxpools/pool"
 
 
 class Cold:
@@ -113,7 +114,7 @@ class World:
         )
         self.cluster.classes["gvisor"] = runtime()
         self.cluster.nodes.put(None, node())
-        self.pools.observe(pool_body(**spec))
+        self.put_pool(**spec)
         for name in pods:
             self.put_pod(name)
 
@@ -135,6 +136,9 @@ class World:
             else:
                 self.claims[key] = is_now
             self.reconciler.seen(was, is_now)
+
+    def put_pool(self, **given: Any) -> None:
+        self.pools.observe(self.api.put(POOL, pool_body(**given)))
 
     def put_pod(self, name: str, **given: Any) -> None:
         self.api.put(f"{PODS}/{name}", pod_body(name, **given))
@@ -231,14 +235,53 @@ async def test_a_claim_adds_to_a_warm_pod_and_replaces_nothing_on_it() -> None:
     assert metadata["annotations"].items() >= wanted.items()
 
 
-async def test_a_conflict_is_read_back_and_the_next_pod_is_taken() -> None:
+async def test_after_a_conflict_the_pod_is_taken_as_it_is_now() -> None:
     world = World("pod-1", "pod-2")
     world.api.touch(f"{PODS}/pod-1")
     world.put_claim()
     await world.reconcile()
     assert [c.path for c in world.api.sent("GET")] == [f"{PODS}/pod-1"]
+    assert world.status()["podName"] == "pod-1"
+    assert world.owner("pod-2") == "pool"
+
+
+async def test_a_pod_that_changes_again_and_again_is_left_for_the_next() -> None:
+    world = World("pod-1", "pod-2")
+
+    def touch(call: Call) -> None:
+        if call.method == "PATCH" and call.path.endswith("/pod-1"):
+            world.api.touch(f"{PODS}/pod-1")
+
+    world.api.before = touch
+    world.put_claim()
+    await world.reconcile()
+    assert len(world.api.sent("PATCH", "/pod-1")) == 2
     assert world.status()["podName"] == "pod-2"
     assert world.owner("pod-1") == "pool"
+    assert world.allocator.free("pool-uid") == 0, "the watch has not shown what it is now"
+    world.put_pod("pod-1", version=9999)
+    assert world.allocator.free("pool-uid") == 1
+
+
+async def test_a_pod_that_is_no_longer_ready_is_left_for_the_next() -> None:
+    world = World("pod-1", "pod-2")
+    world.api.objects[f"{PODS}/pod-1"] = pod_body("pod-1", ready=False, version=9)
+    world.put_claim()
+    await world.reconcile()
+    assert len(world.api.sent("PATCH", "/pod-1")) == 1
+    assert world.status()["podName"] == "pod-2"
+
+
+async def test_what_changes_on_a_pod_while_its_claim_queues_is_no_detour() -> None:
+    world = World()
+    world.put_claim()
+    await world.reconcile()
+    world.put_pod("pod-1")
+    assert world.granted == ["claim-uid"]
+    world.put_pod("pod-1", version=7)
+    await world.reconcile()
+    assert world.status()["podName"] == "pod-1"
+    assert [c.method for c in world.api.calls] == ["PATCH", "PATCH"]
 
 
 async def test_an_unknown_outcome_that_took_place_keeps_its_pod() -> None:
@@ -433,6 +476,21 @@ async def test_what_another_has_told_a_claim_stands(pod: str) -> None:
     assert world.observer.told == []
 
 
+@pytest.mark.parametrize("amiss", [{}, {"class_name": "runc"}])
+async def test_no_pod_is_deleted_of_which_another_has_just_told_the_claim(
+    amiss: dict[str, str],
+) -> None:
+    """Of two, or of one that would not be bound now."""
+    world = World()
+    if not amiss:
+        world.put_pod("pod-1", claim="claim", age=99)
+    world.put_pod("pod-2", claim="claim", age=10, **amiss)
+    world.put_claim()
+    told_by_another(world, **bound("pod-2"))
+    assert await world.reconcile() == 2
+    assert world.pod("pod-2") is not None
+
+
 async def test_a_claim_that_another_has_bound_does_not_fail() -> None:
     world = World()
     world.put_claim(bindTimeoutSeconds=10)
@@ -462,15 +520,18 @@ async def test_a_claim_that_has_ended_is_not_bound_again() -> None:
     assert world.status() == ended
 
 
-async def test_a_status_that_is_refused_for_itself_is_an_error() -> None:
+async def test_a_status_that_is_refused_for_itself_is_a_refusal() -> None:
     world = World("pod-1")
     world.put_claim()
     invalid = ApiError(422, "Invalid", "status.phase: unsupported value")
     world.api.fail("PATCH", "/status", invalid)
-    with pytest.raises(ApiError):
-        await world.reconcile()
+    again = await world.reconcile()
     assert world.status()["phase"] == "Pending"
     assert "unsupported value" in world.status()["conditions"][0]["message"]
+    assert again is not None
+    world.now += again
+    await world.reconcile()
+    assert world.status()["podName"] == "pod-1"
 
 
 async def test_a_claim_that_changes_faster_than_it_is_told_is_told_later() -> None:
@@ -482,7 +543,7 @@ async def test_a_claim_that_changes_faster_than_it_is_told_is_told_later() -> No
             world.api.touch(f"{CLAIMS}/claim")
 
     world.api.before = touch
-    with pytest.raises(ApiError):
+    with pytest.raises(KubeError):
         await world.reconcile()
     world.api.before = lambda call: None
     await world.reconcile()
@@ -508,34 +569,92 @@ async def next_claim_gets(world: World, pod: str) -> bool:
     return world.status("next").get("podName") == pod
 
 
-async def test_a_pod_that_was_refused_and_stays_as_it_is_is_offered_again_in_time() -> None:
+async def test_a_conflict_on_a_pod_that_nobody_has_changed_is_a_refusal() -> None:
     world = World("pod-1")
     world.put_claim(onEmpty="Fail")
-    world.api.fail("PATCH", "/pods/", CONFLICT)
+    world.api.fail("PATCH", "/pods/", CONFLICT, times=2)
+    again = await world.reconcile()
+    assert world.condition() == ("False", "BindingRefused")
+    assert again is not None
+    world.now += again
     await world.reconcile()
-    assert not await next_claim_gets(world, "pod-1"), "the watch may still bring another state"
-    assert world.allocator.forgive() == []
-    assert world.allocator.forgive() == ["pod-1-uid"]
-    pod = world.cluster.pods.get("pod-1-uid")
-    assert pod is not None
-    world.offers.refresh([pod])
-    await world.reconcile("next")
-    assert world.status("next")["podName"] == "pod-1"
+    assert world.status()["podName"] == "pod-1"
 
 
-async def test_a_claim_that_policy_refuses_keeps_one_pod_and_leaves_the_others() -> None:
-    world = World("pod-1", "pod-2", "pod-3")
+async def refused(world: World, times: int) -> None:
+    """The binding is refused so often, each time when its next try is due."""
+    world.api.fail("PATCH", "/pods/", REFUSED, times=times)
+    for _ in range(times):
+        again = await world.reconcile()
+        assert again is not None
+        world.now += again
+
+
+async def test_a_claim_that_policy_refuses_keeps_its_pod_at_first() -> None:
+    world = World("pod-1", "pod-2")
     world.put_claim()
-    world.api.fail("PATCH", "/pods/", REFUSED, times=3)
-    for _ in range(3):
-        with pytest.raises(ApiError):
-            await world.reconcile()
-    assert world.allocator.free("pool-uid") == 2
+    await refused(world, 1)
+    assert world.allocator.free("pool-uid") == 1
+    assert world.condition() == ("False", "BindingRefused")
     await world.reconcile()
     assert world.status()["phase"] == "Bound"
 
 
-async def test_a_pod_granted_to_a_claim_that_timed_out_goes_to_the_next() -> None:
+async def test_a_claim_that_policy_refuses_again_gives_its_pod_to_the_next_in_line() -> None:
+    world = World("pod-1")
+    world.put_claim()
+    await refused(world, 1)
+    world.put_claim("next")
+    await world.reconcile("next")
+    await refused(world, 1)
+    assert world.granted == ["next-uid"]
+    await world.reconcile("next")
+    assert world.status("next")["podName"] == "pod-1"
+    await world.reconcile()
+    assert world.allocator.waiting("pool-uid") == 1, "it stands in line like all others"
+    world.put_pod("pod-2")
+    await world.reconcile()
+    assert world.status()["podName"] == "pod-2"
+
+
+async def test_a_refused_binding_is_tried_ever_more_slowly_whatever_wakes_the_claim() -> None:
+    world = World("pod-1")
+    world.put_claim(bindTimeoutSeconds=600)
+    world.api.fail("PATCH", "/pods/", REFUSED, times=9)
+    delays = []
+    for tries in range(1, 6):
+        delays.append(await world.reconcile())
+        assert await world.reconcile() == delays[-1], "its own status has woken it"
+        assert len(world.api.sent("PATCH", "/pods/")) == tries
+        world.now += delays[-1] or 0
+    assert delays == [0.25, 1, 4, 16, 60]
+    assert len(world.api.sent("PATCH", "/status")) == 1
+
+
+async def test_a_claim_whose_binding_is_refused_fails_in_time_and_says_why() -> None:
+    world = World("pod-1")
+    world.put_claim(bindTimeoutSeconds=10)
+    world.api.fail("PATCH", "/pods/", REFUSED, times=9)
+    while world.status().get("phase") in (None, "Pending"):
+        again = await world.reconcile()
+        world.now += again or 0
+    assert world.now == NOW + 10
+    assert world.condition() == ("False", "BindTimeout")
+    assert "denied by policy" in world.status()["conditions"][0]["message"]
+    world.api._failures.clear()
+    assert await next_claim_gets(world, "pod-1")
+
+
+async def test_an_overload_is_no_refusal() -> None:
+    world = World("pod-1")
+    world.put_claim()
+    world.api.fail("PATCH", "/pods/", ApiError(429, "TooManyRequests", "wait", 0.01), times=9)
+    with pytest.raises(ApiError):
+        await world.reconcile()
+    assert world.status() == {}
+
+
+async def test_a_pod_granted_in_time_is_handed_out_though_its_claim_comes_late_to_it() -> None:
     world = World()
     world.put_claim(bindTimeoutSeconds=10)
     await world.reconcile()
@@ -543,7 +662,18 @@ async def test_a_pod_granted_to_a_claim_that_timed_out_goes_to_the_next() -> Non
     assert world.granted == ["claim-uid"]
     world.now += 11
     await world.reconcile()
+    assert world.status()["podName"] == "pod-1"
+
+
+async def test_a_claim_whose_time_is_up_is_tried_once_and_leaves_its_pod_to_the_next() -> None:
+    world = World("pod-1")
+    world.put_claim(bindTimeoutSeconds=10)
+    world.now += 11
+    world.api.fail("PATCH", "/pods/", UNKNOWN, times=9)
+    assert await world.reconcile() == 0.05
+    await world.reconcile()
     assert world.status()["phase"] == "Failed"
+    world.api._failures.clear()
     assert await next_claim_gets(world, "pod-1")
 
 
@@ -565,6 +695,38 @@ async def test_a_claim_that_finds_its_pod_while_it_waits_leaves_the_line() -> No
     assert world.status()["phase"] == "Bound"
     world.put_pod("pod-2")
     assert await next_claim_gets(world, "pod-2")
+
+
+async def test_a_claim_of_a_pool_that_was_made_again_gets_nothing_of_the_former_one() -> None:
+    world = World()
+    world.put_claim()
+    await world.reconcile()
+    world.put_pod("former")
+    assert world.granted == ["claim-uid"]
+    world.put_pool(uid="pool-uid-2", version=50)
+    world.allocator.forget_pool("pool-uid")
+    await world.reconcile()
+    assert not world.api.writes
+    assert world.allocator.waiting("pool-uid-2") == 1
+    assert list(world.allocator._stocks) == ["pool-uid-2"]
+
+
+async def test_a_pool_that_is_made_again_during_a_binding_is_noticed() -> None:
+    world = World("former", "former-2")
+    world.put_claim()
+
+    def make_again(call: Call) -> None:
+        if call.method == "PATCH" and "/pods/" in call.path:
+            world.api.touch(call.path)
+            world.put_pool(uid="pool-uid-2", version=50)
+            world.allocator.forget_pool("pool-uid")
+
+    world.api.before = make_again
+    assert await world.reconcile() == 0.0
+    await world.reconcile()
+    assert len(world.api.sent("PATCH", "/pods/")) == 1
+    assert world.allocator.waiting("pool-uid-2") == 1
+    assert list(world.allocator._stocks) == ["pool-uid-2"]
 
 
 # --- An empty pool -------------------------------------------------------------------------------
@@ -755,6 +917,7 @@ async def test_without_proof_a_cold_pod_is_not_waited_for_for_ever() -> None:
     for _ in range(2):
         await world.reconcile()
     assert world.condition() == ("False", "BindTimeout")
+    await world.reconcile()
     assert world.pod("cold") is None
 
 

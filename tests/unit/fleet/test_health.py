@@ -25,6 +25,7 @@ from sandboxpool.fleet.health import Health, HealthListener
 from sandboxpool.fleet.prober import ProbeResult, Why, Wish
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import MAX_AGE_SECONDS, Evidence, Isolation
@@ -42,6 +43,7 @@ from support.builders import (
     node,
     pod,
     pool,
+    pool_body,
     probed,
     runtime,
 )
@@ -85,8 +87,8 @@ class Listener:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def node_changed(self, node: str, handler: str, *, stands_otherwise: bool) -> None:
-        self.told.append(("changed", node, handler, stands_otherwise))
+    def node_changed(self, node: str, handler: str) -> None:
+        self.told.append(("changed", node, handler))
 
     def hinted(self) -> None:
         self.told.append(("hinted",))
@@ -111,6 +113,13 @@ class Listener:
         return [what for what, *_ in told]
 
 
+def store_of(*pools: Pool) -> PoolStore:
+    store = PoolStore(lambda old, new: None)
+    for known in pools:
+        store._put(known.key, known)
+    return store
+
+
 class World:
     def __init__(
         self, *pools: Pool, nodes: tuple[str, ...] = ("node-1",), kept: Any = None
@@ -129,7 +138,7 @@ class World:
             issues=self.issues,
             records=cast(NodeRecords, self.records),
             listener=cast(HealthListener, self.listener),
-            pools=list(pools) or [pool()],
+            pools=store_of(*pools) if pools else store_of(pool()),
             wall=lambda: self.now,
         )
         for name in nodes:
@@ -434,7 +443,7 @@ def test_a_failed_probe_quarantines_and_is_told_once() -> None:
     assert world.rows() == [("ShimMissing", 1)]
     told = [what for what in world.listener.told if what[0] == "quarantined"]
     assert told == [("quarantined", "node-1", "runsc", "ShimMissing")]
-    assert ("changed", "node-1", "runsc", True) in world.listener.told
+    assert ("changed", "node-1", "runsc") in world.listener.told
     world.listener.take()
     world.now += 10
     world.breaks(why="scout")
@@ -729,12 +738,11 @@ def test_on_a_node_with_a_made_up_boot_id_nothing_is_proven_and_nothing_more_is_
 
 
 def test_a_runtime_that_is_wanted_later_on_such_a_node_is_told_the_cause_too() -> None:
-    gvisor = pool("g", uid="g", isolationProof="PerNode")
-    pools = [gvisor]
-    world = World()
-    world.health._pools = pools
+    world = World(pool("g", uid="g", isolationProof="PerNode"))
     world.control(isolation=Isolation.PROVEN)
-    pools.append(pool("k", uid="k", isolationProof="PerNode", runtimeClassName="kata"))
+    world.health._pools.observe(
+        pool_body("k", uid="k", isolationProof="PerNode", runtimeClassName="kata")
+    )
     world.health.unsettle()
     list(world.health.wishes())
     of_kata = world.cluster.ground(pod(**KATA), IsolationProof.PER_NODE)

@@ -18,6 +18,7 @@ from sandboxpool.fleet import prober
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober, ProbeResult, Wish, outcome_of
 from sandboxpool.kube.errors import ApiError
+from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import Isolation
@@ -26,7 +27,7 @@ from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.settings import SettingsError, load
-from support.builders import NOW, evidence, facts, node, pod, pool, runtime
+from support.builders import NOW, evidence, facts, node, pod, pool_body, runtime
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi
 
 OURS = "sandboxpool-system"
@@ -959,10 +960,10 @@ class Fleet:
         self.cluster = cluster = Cluster()
         cluster.classes["gvisor"] = runtime()
         cluster.classes["kata"] = runtime("kata", "kata", uid="kata-uid")
-        pools = [
-            pool("g", uid="g", isolationProof="PerNode"),
-            pool("k", uid="k", runtimeClassName="kata", isolationProof="PerNode"),
-        ]
+        pools = PoolStore(lambda old, new: None)
+        for name, class_name in (("g", "gvisor"), ("k", "kata")):
+            body = pool_body(name, uid=name, runtimeClassName=class_name, isolationProof="PerNode")
+            pools.observe(body)
         self.health = Health(
             cluster=cluster,
             issues=IssueBook(),

@@ -30,9 +30,9 @@ async def posted(recorder: EventRecorder, api: ScriptedApi, seconds: float = 5) 
     return [call.body for call in api.sent("POST", "/events")]
 
 
-def recorder() -> tuple[EventRecorder, ScriptedApi]:
+def recorder(**more: Any) -> tuple[EventRecorder, ScriptedApi]:
     api = ScriptedApi(lambda: 0.0)
-    return EventRecorder(api, "sandboxpool", "replica-1"), api
+    return EventRecorder(api, "sandboxpool", "replica-1", **more), api
 
 
 @pytest.mark.looptime
@@ -90,12 +90,64 @@ async def test_a_burst_is_slowed_down(seconds: float, least: int, most: int) -> 
 
 
 @pytest.mark.looptime
-async def test_what_is_too_much_is_dropped_and_counted_and_nothing_is_remembered_for_ever() -> None:
-    events_, _ = recorder()
-    for i in range(events.MAX_REMEMBERED + 500):
+async def test_what_is_too_much_is_dropped_and_counted_and_nothing_is_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "MAX_QUEUED", 100)
+    monkeypatch.setattr(events, "MAX_REMEMBERED", 400)
+    dropped: list[None] = []
+    events_, api = recorder(on_drop=lambda: dropped.append(None))
+    for i in range(600):
         events_.normal(ABOUT, "Reason", str(i))
-    assert events_.dropped == events.MAX_REMEMBERED + 500 - events.MAX_QUEUED
-    assert len(events_._recent) == events.MAX_REMEMBERED
+    assert len(dropped) == 500
+    assert len(events_._recent) == 100
+    for i in range(8):
+        for j in range(100):
+            events_.normal(ABOUT, f"Reason{i}", str(j))
+        await posted(events_, api, 100)
+    assert len(events_._recent) == 400
+    assert not events_._queue._ranks
+
+
+@pytest.mark.looptime
+async def test_what_matters_most_goes_first_and_namespaces_take_turns() -> None:
+    events_, api = recorder(rank=lambda about: int(about.namespace != ""))
+    for i in range(40):
+        events_.normal(dataclasses.replace(ABOUT, namespace="busy"), "Reason", str(i))
+    events_.normal(dataclasses.replace(ABOUT, namespace="calm"), "Reason", "a")
+    events_.normal(dataclasses.replace(ABOUT, namespace=""), "Reason", "b")
+    order = [(b["involvedObject"]["namespace"], b["message"]) for b in await posted(events_, api)]
+    assert order[:4] == [("", "b"), ("busy", "0"), ("calm", "a"), ("busy", "1")]
+
+
+@pytest.mark.looptime
+async def test_an_important_event_overtakes_others_that_wait_for_their_time() -> None:
+    events_, api = recorder(rank=lambda about: int(about.namespace != ""))
+    for i in range(500):
+        events_.normal(ABOUT, "Reason", str(i))
+    task = asyncio.create_task(events_.run())
+    await asyncio.sleep(30)
+    events_.normal(dataclasses.replace(ABOUT, namespace=""), "Alarm", "now")
+    await asyncio.sleep(1)
+    assert "Alarm" in [call.body["reason"] for call in api.sent("POST", "/events")]
+    task.cancel()
+
+
+@pytest.mark.looptime
+async def test_who_causes_too_many_events_loses_them_and_nobody_else_does() -> None:
+    events_, api = recorder(rank=lambda about: int(about.namespace != ""))
+    calm = dataclasses.replace(ABOUT, namespace="calm")
+    for i in range(3 * events.MAX_QUEUED):
+        events_.normal(ABOUT, "Reason", str(i))
+        if i % 300 == 0:
+            events_.normal(calm, "Calm", str(i))
+            events_.normal(dataclasses.replace(ABOUT, namespace=""), "Fleet", str(i))
+    reasons = [body["reason"] for body in await posted(events_, api, 300)]
+    assert (reasons.count("Calm"), reasons.count("Fleet")) == (10, 10)
+    assert len(reasons) == events.MAX_QUEUED
+    # What was dropped may be said again at once.
+    events_.normal(ABOUT, "Reason", str(3 * events.MAX_QUEUED - 1))
+    assert len(await posted(events_, api)) == events.MAX_QUEUED + 1
 
 
 @pytest.mark.looptime

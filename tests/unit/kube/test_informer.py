@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -44,6 +45,7 @@ def listed(*items: Any, version: int = 10, cont: str = "") -> bytes:
     return json.dumps({"metadata": meta, "items": list(items)}).encode()
 
 
+GONE_EVENT = event("ERROR", {"code": 410, "reason": "Expired", "message": "too old"})
 GONE = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
 
 
@@ -79,6 +81,8 @@ class Server(ApiClient):
                 raise step
             if isinstance(step, asyncio.Event):
                 await step.wait()
+            elif isinstance(step, float):
+                await asyncio.sleep(step)
             else:
                 yield step
 
@@ -257,6 +261,72 @@ async def test_a_server_that_asks_for_patience_gets_it() -> None:
 async def test_watches_that_end_at_once_are_no_tight_loop() -> None:
     run = await Run([listed()], [[] for _ in range(1000)]).go(60)
     assert len(run.server.versions()) < 30
+
+
+async def test_a_quiet_watch_that_ends_after_its_time_is_followed_by_the_next_at_once() -> None:
+    run = await Run([listed()], [[50.0] for _ in range(100)]).go(3610)
+    # Were there a pause after each, there would be fewer.
+    assert len(run.server.versions()) == 73
+    assert set(run.causes) == {"ended"}
+
+
+async def test_a_failure_after_many_quiet_watches_is_the_first_one() -> None:
+    quiet, cut = [50.0], [50.0, UnknownOutcomeError("cut")]
+    run = await Run([listed()], [*[quiet] * 20, cut, cut, quiet]).go(1000 + 2 * 50 + 2)
+    assert len(run.server.versions()) == 23
+
+
+async def test_the_age_tells_for_how_long_nothing_was_heard() -> None:
+    outage = [UnknownOutcomeError("refused") for _ in range(100)]
+    run = Run(
+        [listed()],
+        [[50.0], [10.0, event("ADDED", thing("a", 11)), 50.0], [asyncio.Event()]],
+    )
+    assert run.informer.age() == math.inf
+    async with run.running():
+        await asyncio.sleep(40)
+        assert run.informer.age() == pytest.approx(40)
+        await asyncio.sleep(20.5)
+        assert run.informer.age() == pytest.approx(0.5)
+        # The end of a quiet watch is a sign of life; then comes one that never ends.
+        await asyncio.sleep(50)
+        assert run.informer.age() == pytest.approx(0.5)
+        await asyncio.sleep(300)
+        assert run.informer.age() == pytest.approx(300.5)
+    run = await Run([listed(), *outage], [[GONE_EVENT]]).go(200)
+    assert 190 < run.informer.age() <= 200
+
+
+async def test_a_long_list_shows_signs_of_life_with_each_page() -> None:
+    run = Run([listed(thing("a"), cont="more"), UnknownOutcomeError("cut")])
+    async with run.running():
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert run.informer.age() < 1
+        assert run.names == []
+
+
+async def test_after_a_failure_a_watch_shows_soon_that_all_is_well_again() -> None:
+    run = await Run([listed()], [[1.0, UnknownOutcomeError("cut")], [10.0]]).go(60)
+    lifetimes = [int(p["timeoutSeconds"]) for kind, p in run.server.asked if kind == "watch"]
+    assert [limit <= 15 for limit in lifetimes] == [False, True, False]
+
+
+async def test_a_change_that_cannot_be_taken_in_keeps_no_other_from_us(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = Run([listed(thing("a"), thing("odd"), thing("b"))], [[event("ADDED", thing("c", 11))]])
+    told = run._tell
+
+    def tell(old: Thing | None, new: Thing | None) -> None:
+        if new is not None and new.metadata.name == "odd":
+            raise LookupError("odd")
+        told(old, new)
+
+    run.informer._on_change = tell
+    await run.go()
+    assert [new for _, new in run.told] == ["a@1", "b@1", "c@11"]
+    assert "/odd could not be taken in" in caplog.text
 
 
 # --- Warm, and silent ----------------------------------------------------------------------------

@@ -84,6 +84,7 @@ class Replica:
 
     def __init__(self, server: LeaseServer, name: str, *, wall: float = 0.0) -> None:
         self.asleep = 0.0
+        self.unfit = ""
         loop = asyncio.get_running_loop()
         self.elector = Elector(
             server,
@@ -92,6 +93,7 @@ class Replica:
             times=TIMES,
             clock=lambda: loop.time() + self.asleep,
             wall=lambda: loop.time() + wall,
+            unfit=lambda: self.unfit,
         )
         self.task = loop.create_task(self.elector.run())
 
@@ -146,6 +148,34 @@ pytestmark = pytest.mark.looptime
 
 def now() -> float:
     return asyncio.get_running_loop().time()
+
+
+# --- Who cannot lead -----------------------------------------------------------------------------
+
+
+async def test_who_cannot_lead_does_not_take_the_lease_until_it_can(
+    server: LeaseServer, start: Start
+) -> None:
+    blind, well = start("blind"), start("well")
+    blind.unfit = "it sees no pods"
+    await well.leading()
+    await well.kill()
+    await asyncio.sleep(300)
+    assert server.lease["holderIdentity"] == "well"
+    blind.unfit = ""
+    assert await blind.leading() < 303
+
+
+async def test_who_can_lead_no_longer_gives_the_lease_up(server: LeaseServer, start: Start) -> None:
+    first, second = start("a"), start("b")
+    await first.leading()
+    await asyncio.sleep(60)
+    first.unfit = "it sees no pods"
+    with pytest.raises(NotLeaderError, match="it sees no pods"):
+        await first.task
+    assert now() < 60 + TIMES.deadline
+    assert await second.leading() < 60 + TIMES.duration + 2 * TIMES.retry
+    del server
 
 
 # --- Taking and keeping --------------------------------------------------------------------------

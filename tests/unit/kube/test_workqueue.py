@@ -2,11 +2,19 @@
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator
 
 import pytest
 
-from sandboxpool.kube.workqueue import LONGEST_RETRY_SECONDS, WorkQueue
+from sandboxpool.kube.slots import SLOW_SECONDS
+from sandboxpool.kube.workqueue import (
+    LONGEST_RETRY_SECONDS,
+    SLOW_AT_ONCE,
+    SLOW_MEMORY_SECONDS,
+    SLOW_PER_LANE,
+    WorkQueue,
+)
 
 pytestmark = pytest.mark.looptime
 
@@ -64,12 +72,11 @@ async def test_a_key_is_never_worked_on_twice_at_once(queue: WorkQueue[str]) -> 
         await asyncio.sleep(1)
         busy.discard(key)
 
-    workers = [asyncio.create_task(queue.work(reconcile)) for _ in range(4)]
+    worker = asyncio.create_task(queue.work(reconcile))
     queue.add("a")
     await asyncio.sleep(20)
-    for worker in workers:
-        assert not worker.done()
-        worker.cancel()
+    assert not worker.done()
+    worker.cancel()
     assert rounds == 10
 
 
@@ -170,3 +177,220 @@ async def test_a_lane_that_comes_back_stands_behind_the_others() -> None:
     queue.add("a2")
     assert [await queue.take(), await queue.take()] == ["b1", "a2"]
     assert len(queue) == 0
+
+
+class Bench:
+    """Works on keys for as long as it is told, and keeps count."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.began: list[tuple[str, float]] = []
+        self.at_once: dict[str, int] = {}
+        self.most: dict[str, int] = {}
+
+    async def reconcile(self, key: str) -> None:
+        lane = key[0]
+        self.began.append((key, now()))
+        self.at_once[lane] = self.at_once.get(lane, 0) + 1
+        self.most[lane] = max(self.most.get(lane, 0), self.at_once[lane])
+        try:
+            await asyncio.sleep(self.seconds.get(lane, 0.01))
+        finally:
+            self.at_once[lane] -= 1
+
+    def waited_for(self, key: str, since: float) -> float:
+        return next(at for k, at in self.began if k == key and at >= since) - since
+
+
+async def test_no_more_keys_than_there_are_places_are_worked_on_at_once() -> None:
+    queue: WorkQueue[str] = WorkQueue("test", places=3)
+    bench = Bench({"a": 0.5})
+    worker = asyncio.create_task(queue.work(bench.reconcile))
+    for i in range(7):
+        queue.add(f"a{i}")
+    await asyncio.sleep(10)
+    worker.cancel()
+    assert bench.most == {"a": 3}
+    assert bench.waited_for("a6", 0.0) == pytest.approx(1.0)
+
+
+async def test_a_slow_lane_keeps_no_place_and_few_of_its_keys_are_worked_on() -> None:
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], places=4)
+    bench = Bench({"s": 10.0})
+    worker = asyncio.create_task(queue.work(bench.reconcile))
+    for i in range(20):
+        queue.add(f"s{i}")
+    await asyncio.sleep(0.5)
+    queue.add("q0")
+    await asyncio.sleep(20)
+    assert bench.waited_for("q0", 0.5) == pytest.approx(SLOW_SECONDS - 0.5)
+    bench.most.clear()
+    for i in range(20):
+        began = now()
+        queue.add(f"q{i}")
+        await asyncio.sleep(1)
+        assert bench.waited_for(f"q{i}", began) == 0
+    assert bench.most["s"] == SLOW_PER_LANE
+    worker.cancel()
+
+
+async def test_slow_lanes_together_are_bounded_and_hold_up_no_quick_one() -> None:
+    queue: WorkQueue[str] = WorkQueue("test", places=4)
+    busy = most = 0
+
+    async def reconcile(key: str) -> float | None:
+        nonlocal busy, most
+        if key == "quick":
+            return None
+        busy += 1
+        most = max(most, busy)
+        await asyncio.sleep(10)
+        busy -= 1
+        return 0.1
+
+    worker = asyncio.create_task(queue.work(reconcile))
+    for i in range(3 * SLOW_AT_ONCE):
+        queue.add(f"slow-{i}")
+    # Until all are known as slow: four a second.
+    await asyncio.sleep(3 * SLOW_AT_ONCE)
+    most = 0
+    for _ in range(20):
+        queue.add("quick")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert "quick" not in queue._added_at
+        await asyncio.sleep(1)
+    worker.cancel()
+    assert most == SLOW_AT_ONCE
+
+
+async def test_a_lane_that_is_quick_again_gets_all_places_again() -> None:
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], places=4)
+    bench = Bench({"s": 10.0})
+    worker = asyncio.create_task(queue.work(bench.reconcile))
+    queue.add("s0")
+    await asyncio.sleep(10)
+    bench.seconds["s"] = 0.5
+    await asyncio.sleep(SLOW_MEMORY_SECONDS)
+    for i in range(8):
+        queue.add(f"s{i}")
+    await asyncio.sleep(5)
+    worker.cancel()
+    assert bench.most == {"s": 4}
+
+
+async def test_keys_of_a_slow_lane_that_wait_are_quick_in_the_end() -> None:
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], places=1)
+    queue.add("a0")
+    assert await queue.take() == "a0"
+    await asyncio.sleep(2 * SLOW_SECONDS)
+    queue.done("a0")
+    for i in range(SLOW_PER_LANE + 1):
+        queue.add(f"a{i}")
+    taken = [await queue.take() for _ in range(SLOW_PER_LANE)]
+    waiting = asyncio.create_task(queue.take())
+    await asyncio.sleep(0.5 * SLOW_SECONDS)
+    assert not waiting.done()
+    queue.done(taken[0])
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert waiting.done()
+
+
+async def test_a_slow_key_that_fails_is_tried_again() -> None:
+    queue: WorkQueue[str] = WorkQueue("test", places=1)
+    times: list[float] = []
+
+    async def reconcile(key: str) -> None:
+        times.append(now())
+        await asyncio.sleep(10)
+        raise RuntimeError(key)
+
+    worker = asyncio.create_task(queue.work(reconcile))
+    queue.add("a")
+    await asyncio.sleep(35)
+    worker.cancel()
+    assert [round(at) for at in times] == [0, 10, 20, 30]
+
+
+async def test_whatever_is_added_is_worked_on_and_nothing_is_kept() -> None:
+    chance = random.Random(1)
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], places=3)
+    added: dict[str, float] = {}
+    done: dict[str, float] = {}
+    busy: set[str] = set()
+
+    async def reconcile(key: str) -> float | None:
+        assert key not in busy
+        busy.add(key)
+        done[key] = now()
+        try:
+            await asyncio.sleep(chance.choice((0.0, 0.1, 0.5, 3.0, 10.0)))
+        finally:
+            busy.discard(key)
+        if chance.random() < 0.2:
+            raise RuntimeError(key)
+        return chance.choice((None, None, None, 0.5))
+
+    worker = asyncio.create_task(queue.work(reconcile))
+    for _ in range(2000):
+        key = chance.choice("abcdefgh") + chance.choice("0123456789")
+        added[key] = now()
+        queue.add(key)
+        if chance.random() < 0.1:
+            queue.drop(chance.choice(list(added)))
+        await asyncio.sleep(chance.choice((0.0, 0.05, 0.5)))
+    await asyncio.sleep(3000)
+    assert not worker.done()
+    worker.cancel()
+    assert all(done[key] >= at for key, at in added.items())
+    for kept in ("_waiting", "_quick", "_slow", "_working", "_working_in", "_added_at", "_again"):
+        assert not getattr(queue, kept), kept
+    assert not queue._timers
+    assert not queue._failures
+    assert queue._with_place == 0
+    assert len(queue._slow_at) <= 8
+
+
+async def test_of_a_dropped_key_nothing_is_remembered(queue: WorkQueue[str]) -> None:
+    queue.add_after("a", 86_400)
+    for _ in range(5):
+        queue.retry("b")
+    queue.drop("a")
+    queue.drop("b")
+    await asyncio.sleep(100_000)
+    assert not len(queue)
+    assert queue.retry("b") <= 0.05
+
+
+async def test_a_key_dropped_during_the_work_on_it_is_due_no_more(queue: WorkQueue[str]) -> None:
+    rounds = 0
+
+    async def reconcile(key: str) -> float:
+        nonlocal rounds
+        del key
+        rounds += 1
+        await asyncio.sleep(0.5)
+        return 100.0
+
+    worker = asyncio.create_task(queue.work(reconcile))
+    queue.add("a")
+    await asyncio.sleep(0.1)
+    queue.drop("a")
+    await asyncio.sleep(1000)
+    assert rounds == 1
+    queue.add("a")
+    await asyncio.sleep(250)
+    worker.cancel()
+    assert rounds == 4
+
+
+async def test_a_key_that_comes_back_after_it_was_dropped_is_worked_on(
+    queue: WorkQueue[str],
+) -> None:
+    queue.add("a")
+    assert await queue.take() == "a"
+    queue.drop("a")
+    queue.add("a")
+    queue.done("a")
+    assert await drained(queue) == ["a"]

@@ -50,8 +50,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.told_held: set[str] = set()
         self.real = Allocator(lambda pool, pod: self.told_held.symmetric_difference_update({pod}))
         self.pools = {name: PoolModel() for name in POOLS}
-        self.refused: dict[str, str] = {}
-        self.on_probation: set[str] = set()
+        self.outdated: dict[str, int] = {}
         self.pool_of: dict[str, str] = {}
 
     # --- The model -------------------------------------------------------------------------------
@@ -89,10 +88,10 @@ class AllocatorMachine(RuleBasedStateMachine):
         pool = self.pool_of.setdefault(uid, pool)
         offered = Candidate(uid, "default", uid, str(version), node, current)
         granted = self.real.offer(pool, offered)
-        if uid in self.held() or self.refused.get(uid) == offered.version:
+        if uid in self.held() or version <= self.outdated.get(uid, 0):
             assert granted is None
             return
-        self.refused.pop(uid, None)
+        self.outdated.pop(uid, None)
         line = self.pools[pool].waiting
         if line:
             assert granted == line.pop(0)
@@ -110,8 +109,11 @@ class AllocatorMachine(RuleBasedStateMachine):
     @rule(uid=st.sampled_from(PODS), pool=st.sampled_from(POOLS), node=st.sampled_from(NODES))
     def is_seen_to_be_a_claims(self, uid: str, pool: str, node: str) -> None:
         pool = self.pool_of.setdefault(uid, pool)
+        reserved = [c for c in self.pools[pool].reserved.values() if c.uid == uid]
+        # A pod that can be reserved has a node, and stays there.
+        node = reserved[0].node if reserved else node
         self.real.hold(pool, uid, node)
-        if uid not in self.held():
+        if uid not in self.held() or uid in self.pools[pool].settled:
             self.pools[pool].free.pop(uid, None)
             self.pools[pool].settled[uid] = node
 
@@ -144,8 +146,7 @@ class AllocatorMachine(RuleBasedStateMachine):
     def refuse(self, data: st.DataObject) -> None:
         pool, claim = data.draw(st.sampled_from(self.reservations()))
         model = self.pools[pool]
-        lost = model.reserved.pop(claim)
-        self.refused[lost.uid] = lost.version
+        model.reserved.pop(claim)
         may_get = model.best()
         found = self.real.refuse(claim)
         if found is None:
@@ -155,13 +156,10 @@ class AllocatorMachine(RuleBasedStateMachine):
             assert found.uid in may_get
             self.reserve(pool, claim, found)
 
-    @rule()
-    def forgive(self) -> None:
-        due = {uid for uid in self.refused if uid in self.on_probation}
-        assert set(self.real.forgive()) == due
-        for uid in due:
-            del self.refused[uid]
-        self.on_probation = set(self.refused)
+    @rule(uid=st.sampled_from(PODS), version=st.integers(1, 3))
+    def outdate(self, uid: str, version: int) -> None:
+        self.real.outdate(uid, str(version))
+        self.outdated[uid] = version
 
     @rule(claim=st.sampled_from(CLAIMS))
     def abandon(self, claim: str) -> None:
@@ -173,6 +171,8 @@ class AllocatorMachine(RuleBasedStateMachine):
         model = self.pools[pool]
         found = model.reserved.pop(claim, None)
         assert freed == (None if found is None else (pool, found))
+        if found is not None:
+            self.outdated.pop(found.uid, None)
         if claim in model.waiting:
             model.waiting.remove(claim)
 
@@ -181,7 +181,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         if any(c.uid == uid for pool in self.pools.values() for c in pool.reserved.values()):
             return  # the claim finds out by its write, and refuses it
         self.real.release(uid)
-        self.refused.pop(uid, None)
+        self.outdated.pop(uid, None)
         for pool in self.pools.values():
             pool.free.pop(uid, None)
             pool.settled.pop(uid, None)
@@ -231,7 +231,6 @@ class AllocatorMachine(RuleBasedStateMachine):
             self.real.abandon(claim)
         for uid in PODS:
             self.real.release(uid)
-        self.real.forgive()
         kept = {name: value for name, value in vars(self.real).items() if not callable(value)}
         assert not any(kept.values()), kept
         assert not self.told_held

@@ -172,8 +172,40 @@ def test_other_failures_before_do_not_make_the_first_delay_longer() -> None:
     state = held_off(20, Reason.SANDBOX_CREATE_FAILED)
     state.hold_off(WRONG, "wrong nodes", NOW)
     assert state.trouble.until - NOW <= 600
-    state.hold_off(Reason.SANDBOX_CREATE_FAILED, "again", NOW)
-    assert state.trouble.until - NOW <= 1
+
+
+def test_other_failures_meanwhile_have_their_own_delay_and_do_not_end_the_long_one() -> None:
+    state = held_off(3)
+    long_until = state.trouble.until
+    for failures in (1, 2, 3):
+        now = NOW + 10 * failures
+        state.hold_off(Reason.SANDBOX_CREATE_FAILED, "another failure", now)
+        assert state.trouble.failures == failures
+        assert state.trouble.until - now <= 4
+        state.note_time(now + 5)
+        assert (state.trouble.reason, state.trouble.until) == (WRONG, long_until)
+    state.note_time(long_until)
+    assert state.trouble.until <= long_until
+
+
+def test_a_success_ends_every_delay() -> None:
+    state = held_off(3)
+    state.hold_off(Reason.SANDBOX_CREATE_FAILED, "another failure", NOW)
+    state.note_used(NOW + 1)
+    state.note_time(NOW + 10)
+    assert state.trouble == Trouble()
+    state.hold_off(Reason.SANDBOX_CREATE_FAILED, "a failure", NOW + 20)
+    state.note_time(NOW + 30)
+    assert (state.trouble.reason, state.trouble.failures) == (Reason.SANDBOX_CREATE_FAILED, 1)
+
+
+def test_a_clock_that_is_set_back_makes_no_delay_longer() -> None:
+    state = held_off(3)
+    state.hold_off(Reason.SANDBOX_CREATE_FAILED, "another failure", NOW)
+    state.note_time(NOW - 3600)
+    assert state.trouble.until - (NOW - 3600) <= 1
+    state.note_time(NOW - 3500)
+    assert (state.trouble.reason, state.trouble.until - NOW < -1200) == (WRONG, True)
 
 
 def test_a_warm_sandbox_ends_the_trouble_once_it_has_lasted() -> None:

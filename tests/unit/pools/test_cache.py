@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod
+from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod, Taint
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.cache import (
     MAX_SANDBOX_EVENTS,
+    MAX_UNREAD_PLACEMENTS,
     VIEW_REVIEW_CHANGES,
     Cluster,
     NodeIndex,
+    Reader,
     SandboxEvents,
 )
 from sandboxpool.reasons import Reason
@@ -23,6 +25,7 @@ from sandboxpool.runtimes.nodes import facts_of
 from sandboxpool.runtimes.placement import Placement, placement_of
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.quarantine import Quarantines
+from sandboxpool.runtimes.verdict import Verdict
 from support.builders import (
     NOW,
     OWN_BOOT_ID,
@@ -38,7 +41,17 @@ from support.builders import (
 
 NAMES = ["a", "b", "c"]
 HANDLERS = ["runsc", "kata"]
-PLACEMENTS = [Placement(), placement_of({"nodeSelector": {"zone": "a"}}, runtime())]
+PLACEMENTS = [
+    placement_of(spec, runtime())
+    for spec in (
+        {},
+        {"nodeSelector": {"zone": "a"}},
+        {"tolerations": [{"key": "team", "value": "a"}]},
+        {"tolerations": [{"key": "team", "value": "a"}, {"key": "team", "value": "b"}]},
+        {"tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute"}]},
+        {"tolerations": [{"operator": "Exists"}]},
+    )
+]
 VIEWS = [
     (handler, placement, wanted)
     for handler in HANDLERS
@@ -56,6 +69,8 @@ class Fleet:
         self.index = NodeIndex(self.quarantines, self.evidence)
         self.nodes: dict[str, Node] = {}
         self.now = NOW
+        # What each view was at the last look at it, by whom it is read.
+        self.read: dict[Reader, tuple[tuple[str, Placement, bool], Verdict]] = {}
 
     def put(self, new: Node) -> None:
         self.now += 10
@@ -97,23 +112,55 @@ class Fleet:
         self.evidence.forget(name, handler)
         self.index.reconsider(name)
 
-    def check(self, view: tuple[str, Placement, bool]) -> None:
+    def truth(self, view: tuple[str, Placement, bool]) -> Verdict:
         fresh = NodeIndex(self.quarantines, self.evidence)
         for known in self.nodes.values():
             fresh.put(None, known)
         handler, placement, wanted = view
-        told = self.index.verdict(handler, placement, proof_wanted=wanted)
-        assert told == fresh.verdict(handler, placement, proof_wanted=wanted)
+        return fresh.verdict(handler, placement, proof_wanted=wanted)
+
+    def check(self, view: tuple[str, Placement, bool]) -> None:
+        handler, placement, wanted = view
+        reader: Reader = ("pool", f"{VIEWS.index(view)}")
+        told = self.index.verdict(handler, placement, proof_wanted=wanted, reader=reader)
+        assert told == self.truth(view)
+        self.read[reader] = view, told
+
+    def check_told(self) -> None:
+        """Whoever has read what is no longer so is told, and reads it again."""
+        told = self.index.take_changed()
+        for reader, (view, verdict) in list(self.read.items()):
+            if reader in told:
+                self.check(view)
+            else:
+                assert verdict == self.truth(view)
 
 
+TAINTS = [
+    Taint("team", "NoSchedule", "a"),
+    Taint("team", "NoSchedule", "b"),
+    Taint("gpu", "NoExecute"),
+    Taint("gpu", "NoSchedule", "big"),
+    Taint("node.kubernetes.io/unreachable", "NoExecute"),
+]
 a_name, a_handler = st.sampled_from(NAMES), st.sampled_from(HANDLERS)
 a_node = st.builds(
     lambda name, **given: node(name, **given),
     a_name,
     handlers=st.sampled_from([None, [], ["runsc"], ["runsc", "kata"], ["kata"]]),
-    labels=st.sampled_from([{}, {"zone": "a"}, {"zone": "a", "kubernetes.io/hostname": "h"}]),
+    labels=st.sampled_from(
+        [
+            {},
+            {"zone": "a"},
+            {"zone": "a", "kubernetes.io/hostname": "h"},
+            {"sandbox": "yes"},
+            {"sandbox": "yes", "rack-id": "1"},
+            {"rack-id": "2"},
+        ]
+    ),
     ready=st.sampled_from([True, True, False]),
     unschedulable=st.sampled_from([False, False, True]),
+    taints=st.sampled_from([[], [], *([taint] for taint in TAINTS), TAINTS[1:3]]),
     boot_id=st.sampled_from(["boot-1", "boot-1", "boot-2"]),
     container_runtime=st.sampled_from(["containerd://2.1.9", "containerd://2.2.0"]),
     joined=st.sampled_from([1000.0, 2000.0]),
@@ -132,7 +179,7 @@ a_change = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(a_change, max_size=25))
-def test_a_verdict_that_is_kept_is_the_one_that_would_be_made_anew(
+def test_a_verdict_that_is_kept_is_the_one_that_would_be_made_anew_and_changes_are_told(
     changes: list[tuple[Any, ...]],
 ) -> None:
     fleet = Fleet()
@@ -143,6 +190,7 @@ def test_a_verdict_that_is_kept_is_the_one_that_would_be_made_anew(
         fleet.check(view)
     for what, *about in changes:
         getattr(fleet, what)(*about)
+        fleet.check_told()
     for view in VIEWS:
         fleet.check(view)
 
@@ -192,7 +240,41 @@ def test_views_that_nobody_reads_are_dropped() -> None:
         fleet.index.verdict("runsc", Placement(), proof_wanted=False)
         fleet.put(node("a", ready=bool(i % 2), version=i + 2))
     assert set(fleet.index._views) == {("runsc", Placement(), False)}
-    fleet.check(("runsc", left, False))
+    told = fleet.index.verdict("runsc", left, proof_wanted=False)
+    assert told == fleet.truth(("runsc", left, False))
+
+
+def test_tolerations_of_what_no_node_has_cost_nothing() -> None:
+    """A toleration for each team, and each team's nodes somewhere else."""
+    fleet = Fleet()
+    fleet.put(node("a"))
+    teams = [
+        placement_of({"tolerations": [{"key": "team", "value": f"{i}"}]}, runtime())
+        for i in range(100)
+    ]
+    for i, team in enumerate(teams):
+        fleet.index.verdict("runsc", team, proof_wanted=False, reader=("pool", f"{i}"))
+    assert len(fleet.index._views) == 1
+    fleet.put(node("b", taints=[Taint("team", "NoSchedule", "7")]))
+    assert fleet.index.take_changed() == [("pool", "7")]
+    told = fleet.index.verdict("runsc", teams[7], proof_wanted=False, reader=("pool", "7"))
+    assert told.serving == ("a", "b")
+    assert len(fleet.index._views) == 2
+
+
+def test_placements_that_nobody_has_are_forgotten() -> None:
+    fleet = Fleet()
+    for i in range(MAX_UNREAD_PLACEMENTS + 10):
+        left = placement_of({"tolerations": [{"key": "team", "value": f"{i}"}]}, runtime())
+        fleet.index.verdict("runsc", left, proof_wanted=False, reader=("pool", "one"))
+    for i in range(VIEW_REVIEW_CHANGES):
+        fleet.put(node("a", ready=bool(i % 2), version=i + 2))
+    assert set(fleet.index._needed) == {left}
+    fleet.put(node("b", taints=[Taint("team", "NoSchedule", "0")]))
+    fleet.index.take_changed()
+    last = f"{MAX_UNREAD_PLACEMENTS + 9}"
+    fleet.put(node("c", taints=[Taint("team", "NoSchedule", last)]))
+    assert fleet.index.take_changed() == [("pool", "one")]
 
 
 # --- The ground of a pod -------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What is remembered: expectations, pools, start-up times, and the sorting of pods."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -13,14 +14,21 @@ from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.check import verdict_of
 from sandboxpool.pools.decide import TemplateState
-from sandboxpool.pools.expectations import DEADLINE_SECONDS, Expectations
+from sandboxpool.pools.expectations import (
+    DOUBTED_SECONDS,
+    LONGEST_UNSEEN_SECONDS,
+    UNSEEN_SECONDS,
+    Expectations,
+)
 from sandboxpool.pools.members import State, claim_uid_of, member_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
 from sandboxpool.pools.store import PoolStore
+from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.placement import Placement
 from support.builders import NOW, facts, node, pod, pool, pool_body
+from support.lists import replace
 
 # --- Expectations --------------------------------------------------------------------------------
 
@@ -33,7 +41,7 @@ class Clock:
         return self.now
 
 
-def test_what_is_expected_is_counted_until_it_is_seen_or_overdue() -> None:
+def test_what_is_expected_is_counted_until_it_is_seen_however_long_that_takes() -> None:
     clock = Clock()
     expected = Expectations(clock)
     expected.creating("a")
@@ -41,16 +49,39 @@ def test_what_is_expected_is_counted_until_it_is_seen_or_overdue() -> None:
     expected.creating("cold", cold=True)
     expected.deleting("uid")
     assert expected.count_creating() == (2, 1)
-    assert expected.next_deadline() == DEADLINE_SECONDS
+    assert expected.next_deadline() == UNSEEN_SECONDS
     expected.settle_create("a")
     expected.settle_create("never heard of")
     assert expected.count_creating() == (1, 1)
     assert expected.is_deleting("uid")
-    clock.now = DEADLINE_SECONDS
-    assert not expected.is_creating("b")
-    assert not expected.is_deleting("uid")
+    clock.now = 1_000_000.0
+    assert expected.is_creating("b")
+    assert expected.is_deleting("uid")
+    assert expected.count_creating() == (1, 1)
+    for name in ("b", "cold"):
+        expected.settle_create(name)
+    expected.settle_delete("uid")
     assert expected.count_creating() == (0, 0)
     assert expected.next_deadline() is None
+
+
+def test_what_is_not_seen_is_asked_about_ever_more_seldom() -> None:
+    clock = Clock()
+    expected = Expectations(clock)
+    expected.creating("made")
+    expected.made("made")
+    expected.creating("under way")
+    asked = []
+    while clock.now < 2000.0:
+        if expected.unseen_creates() == ["made"]:
+            asked.append(clock.now)
+            expected.look_later("made")
+        clock.now += 1.0
+        expected.creating("under way")
+    pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert asked[0] == UNSEEN_SECONDS
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_UNSEEN_SECONDS
 
 
 def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
@@ -65,8 +96,11 @@ def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
     expected.creating("a", cold=True)
     assert not expected.is_doubted("a")
     expected.doubt("a")
-    clock.now = DEADLINE_SECONDS
-    assert expected.count_creating() == (0, 0)
+    clock.now = DOUBTED_SECONDS
+    assert expected.unseen_creates() == ["a"], "the API server knows by now"
+    assert expected.count_creating() == (0, 1)
+    expected.made("a")
+    assert not expected.is_doubted("a")
 
 
 def test_a_settled_delete_is_no_longer_expected() -> None:
@@ -126,19 +160,57 @@ def test_a_pool_made_again_under_its_name_is_another(
     assert len(changes) == 2
 
 
-def test_a_list_replaces_what_is_not_newer_than_it(store: PoolStore) -> None:
+def test_a_list_replaces_what_was_not_told_since_it_was_asked_for(store: PoolStore) -> None:
     store.observe(pool_body("gone", uid="a", version=3))
-    store.observe(pool_body("newer", uid="b", version=12))
-    store.replace([pool_body("listed", uid="c", version=4)], "10")
-    assert sorted(p.name for p in store) == ["listed", "newer"]
+    store.observe(pool_body("stays", uid="d", version=3))
+
+    def meanwhile() -> None:
+        store.observe(pool_body("newer", uid="b", version=12))
+        store.observe(pool_body("older", uid="e", version=9))
+        store.observe(pool_body("stays", uid="d", version=13, replicas=5, generation=2))
+
+    bodies = [pool_body("listed", uid="c", version=4), pool_body("stays", uid="d", version=3)]
+    replace(store, bodies, "10", meanwhile)
+    assert sorted(p.name for p in store) == ["listed", "newer", "stays"]
     assert store.by_uid("a") is None
+    stays = store.by_uid("d")
+    assert stays is not None
+    assert stays.version == 13
+
+
+def test_a_list_does_not_bring_back_what_was_deleted_since_it_was_asked_for(
+    store: PoolStore,
+) -> None:
+    store.observe(pool_body(version=3))
+    gone = pool_body(version=11)
+    replace(store, [pool_body(version=3)], "10", lambda: store.observe(gone, deleted=True))
+    assert not len(store)
+
+
+def test_a_list_is_the_truth_even_where_versions_count_from_a_backup(store: PoolStore) -> None:
+    store.observe(pool_body("kept", uid="a", version=1000, replicas=3, generation=4))
+    store.observe(pool_body("made later", uid="b", version=1001))
+    store.observe(pool_body("deleted later", uid="c", version=1002))
+    store.observe(pool_body("deleted later", uid="c", version=1003), deleted=True)
+    bodies = [
+        pool_body("kept", uid="a", version=50, replicas=1, generation=2),
+        pool_body("deleted later", uid="c", version=51),
+    ]
+    replace(store, bodies, "60")
+    assert {pool.name: pool.version for pool in store} == {"kept": 50, "deleted later": 51}
+    store.observe(pool_body("kept", uid="a", version=61, replicas=2, generation=3))
+    store.observe(pool_body("kept", uid="a", version=55, replicas=9, generation=9))
+    kept = store.by_uid("a")
+    assert kept is not None
+    assert kept.spec is not None
+    assert kept.spec.replicas == 2, "a watch goes on from the list, and not behind what is known"
 
 
 def test_a_late_event_does_not_bring_back_a_pool_that_a_list_no_longer_held(
     store: PoolStore,
 ) -> None:
     store.observe(pool_body(version=3))
-    store.replace([], "10")
+    replace(store, [], "10")
     store.observe(pool_body(version=3))
     assert not len(store)
 
@@ -182,7 +254,7 @@ def test_no_junk_in_an_object_stops_the_others(where: str, value: Any) -> None:
     for key in path:
         inside = inside[key]
     inside[last] = value
-    store.replace([damaged, pool_body("good", uid="good")], "10")
+    replace(store, [damaged, pool_body("good", uid="good")], "10")
     assert store.by_uid("good") is not None
     known = store.by_uid("damaged")
     assert known is not None
@@ -192,7 +264,7 @@ def test_no_junk_in_an_object_stops_the_others(where: str, value: Any) -> None:
 @pytest.mark.parametrize("body", [{}, {"metadata": []}, {"metadata": {"name": 1}}, None, "x"])
 def test_what_is_no_object_at_all_stops_no_other(body: Any) -> None:
     store = PoolStore(lambda old, new: None)
-    store.replace([body, pool_body("good", uid="good")], "10")
+    replace(store, [body, pool_body("good", uid="good")], "10")
     assert store.by_uid("good") is not None
 
 
@@ -307,6 +379,8 @@ def test_each_stage_is_measured_once_from_the_creation() -> None:
 
 # --- The dry run's answer ------------------------------------------------------------------------
 
+FORBIDDEN = 'pods "pool-x" is forbidden:'
+
 
 @pytest.mark.parametrize(
     ("status", "message", "state"),
@@ -319,8 +393,45 @@ def test_each_stage_is_measured_once_from_the_creation() -> None:
             "policy 'p' denied request: RuntimeClass kata is not for you",
             TemplateState.REJECTED,
         ),
-        (403, "exceeded quota: pods", TemplateState.ACCEPTED),
-        (403, 'pod rejected: RuntimeClass "kata" not found', TemplateState.NOT_CHECKED),
+        (403, f"{FORBIDDEN} exceeded quota: team, used: pods=3", TemplateState.ACCEPTED),
+        (403, f"{FORBIDDEN} status unknown for quota: team", TemplateState.ACCEPTED),
+        (403, f"{FORBIDDEN} failed quota: team: must specify limits.cpu", TemplateState.REJECTED),
+        (403, f"{FORBIDDEN} maximum cpu usage per Pod is 1", TemplateState.REJECTED),
+        (
+            403,
+            f'{FORBIDDEN} pod rejected: RuntimeClass "kata" not found',
+            TemplateState.NOT_CHECKED,
+        ),
+        (
+            403,
+            f"{FORBIDDEN} error looking up service account default/default: "
+            'serviceaccount "default" not found',
+            TemplateState.NOT_CHECKED,
+        ),
+        (
+            403,
+            f"{FORBIDDEN} no PriorityClass with name urgent was found",
+            TemplateState.NOT_CHECKED,
+        ),
+        (
+            403,
+            'admission webhook "p" denied the request: pods "x" is forbidden: no PriorityClass '
+            "with name urgent was found",
+            TemplateState.REJECTED,
+        ),
+        (
+            403,
+            f"{FORBIDDEN} unable to create new content in namespace a because it is being "
+            "terminated",
+            TemplateState.NOT_CHECKED,
+        ),
+        (
+            403,
+            'pods is forbidden: User "system:serviceaccount:a:b" cannot create resource "pods"',
+            TemplateState.NOT_CHECKED,
+        ),
+        (404, 'namespaces "a" not found', TemplateState.NOT_CHECKED),
+        (409, 'operation cannot be fulfilled on resourcequotas "a"', TemplateState.NOT_CHECKED),
         (403, "conflict: runtimeClass.scheduling.nodeSelector[rt] = kata", TemplateState.REJECTED),
         (500, "failed calling webhook", TemplateState.NOT_CHECKED),
         (429, "too many requests", TemplateState.NOT_CHECKED),
@@ -329,7 +440,9 @@ def test_each_stage_is_measured_once_from_the_creation() -> None:
 def test_a_refused_dry_run(status: int, message: str, state: TemplateState) -> None:
     verdict = verdict_of(ApiError(status, "", message))
     assert verdict.state is state
-    if state is not TemplateState.ACCEPTED:
+    if verdict.reason is Reason.NAMESPACE_TERMINATING:
+        assert "is being deleted" in verdict.message
+    elif state is not TemplateState.ACCEPTED:
         assert message in verdict.message
 
 

@@ -19,7 +19,11 @@ from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.decide import INSTALL_GRACE_SECONDS, Trouble
-from sandboxpool.pools.expectations import DEADLINE_SECONDS
+from sandboxpool.pools.expectations import (
+    DOUBTED_DELETE_SECONDS,
+    DOUBTED_SECONDS,
+    UNSEEN_SECONDS,
+)
 from sandboxpool.pools.members import Member, member_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import BINDING_RECHECK_SECONDS, PoolReconciler
@@ -29,7 +33,7 @@ from sandboxpool.pools.writer import WRITES_AT_ONCE
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.probe import ProbeImage
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
-from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNDECIDED, UNKNOWN, ScriptedApi
+from support.scriptedapi import BROKEN, CONFLICT, QUOTA, REFUSED, UNDECIDED, UNKNOWN, ScriptedApi
 
 pytestmark = pytest.mark.looptime
 
@@ -248,7 +252,7 @@ async def test_a_quota_is_said_and_is_no_storm() -> None:
         await asyncio.sleep(again)
     assert world.condition("Warm") == ("False", "QuotaExceeded")
     assert world.condition("TemplateAccepted") == ("True", "TemplateAccepted")
-    assert world.posted < 20
+    assert world.posted < 40
     assert set(world.observer.failures) == {"QuotaExceeded"}
 
 
@@ -395,7 +399,7 @@ async def test_a_create_that_nobody_answered_for_is_made_up_for_under_its_name(m
     again: float | None = await world.reconcile()
     while len(world.pods) < 2:
         assert again is not None, "nothing would wake the pool"
-        assert again < DEADLINE_SECONDS / 2
+        assert again < DOUBTED_SECONDS
         await asyncio.sleep(again)
         again = await world.reconcile()
     first, *_ = (call.body["metadata"]["name"] for call in world.api.sent("POST", "/pods"))
@@ -463,6 +467,120 @@ async def test_a_pod_that_is_leaving_is_offered_to_nobody() -> None:
     await world.reconcile()
     assert world.allocator.request(POOL_UID, "claim") is None
     assert world.reconciler.is_leaving(POOL_UID, "pod-1-uid")
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_a_pod_whose_delete_was_lost_is_soon_offered_or_deleted_again(wanted: bool) -> None:
+    world = World("pod-1", replicas=0)
+    world.api.fail("DELETE", "/pods", UNKNOWN, times=3)
+    again = await world.reconcile()
+    assert again is not None
+    assert again <= DOUBTED_DELETE_SECONDS
+    if wanted:
+        world.api.put(POOL, pool_body(version=9999, generation=2, replicas=1))
+    await asyncio.sleep(DOUBTED_DELETE_SECONDS)
+    await world.reconcile()
+    assert len(world.pods) == int(wanted)
+    assert world.allocator.free(POOL_UID) == int(wanted)
+
+
+async def test_a_pod_that_is_gone_unseen_is_offered_to_nobody_however_long_that_takes() -> None:
+    world = World("pod-1", replicas=0)
+    world.watching = False
+    await world.reconcile()
+    assert not world.pods
+    for _ in range(30):
+        await asyncio.sleep(60)
+        await world.reconcile()
+        assert world.allocator.request(POOL_UID, "claim") is None
+    assert len(world.api.sent("GET", "/pods/pod-1")) < 12
+
+
+async def test_a_create_that_was_slow_to_fail_is_not_repeated_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(replicas=1)
+    send = world.api._send
+
+    async def slowly(method: str, path: str, data: Any, params: Any, *rest: Any) -> bytes:
+        if method == "POST" and not params:
+            await asyncio.sleep(2)
+        return await send(method, path, data, params, *rest)
+
+    monkeypatch.setattr(world.api, "_send", slowly)
+    world.api.fail("POST", "/pods", BROKEN, times=1000)
+    await world.reconcile()
+    assert world.posted == 1
+
+
+async def test_a_quota_that_was_being_written_is_no_refusal() -> None:
+    world = World(replicas=1)
+    world.api.fail("POST", "/pods", CONFLICT)
+    await world.reconcile()
+    assert len(world.pods) == 1
+    assert world.observer.failures == []
+
+
+async def test_an_answer_that_is_no_pod_leaves_the_create_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(replicas=1, maxSandboxes=1)
+    world.watching = False
+    send, junk = world.api._send, True
+
+    async def answer(method: str, path: str, data: Any, params: Any, *rest: Any) -> bytes:
+        answer = await send(method, path, data, params, *rest)
+        return b"<html>" if junk and method == "POST" and not params else answer
+
+    monkeypatch.setattr(world.api, "_send", answer)
+    await world.reconcile()
+    junk = False
+    await asyncio.sleep(5)
+    await world.reconcile()
+    assert len(world.pods) == 1
+
+
+async def test_a_template_whose_pods_are_altered_makes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(replicas=1)
+    send = world.api._send
+
+    async def alter(method: str, path: str, data: Any, *rest: Any) -> bytes:
+        body = await send(method, path, data, *rest)
+        return body.replace(b'"gvisor"', b'"runc"') if method == "POST" else body
+
+    monkeypatch.setattr(world.api, "_send", alter)
+    await world.reconcile()
+    assert world.posted == 0
+    assert world.condition("TemplateAccepted") == ("False", "PodAltered")
+    monkeypatch.setattr(world.api, "_send", send)
+    again = await world.reconcile()
+    assert again is not None
+    assert again <= 1
+    await asyncio.sleep(again)
+    await world.reconcile()
+    assert world.posted == 1
+
+
+async def test_a_refused_create_does_not_withdraw_the_verdict_before_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(replicas=1)
+    world.api.fail("POST", "/pods", REFUSED)
+    await world.reconcile()
+    send = world.api._send
+
+    async def hang(method: str, path: str, data: Any, params: Any, *rest: Any) -> bytes:
+        if params:
+            await asyncio.sleep(20)
+        return await send(method, path, data, params, *rest)
+
+    monkeypatch.setattr(world.api, "_send", hang)
+    await asyncio.sleep(3)
+    await world.reconcile()
+    assert world.condition("TemplateAccepted") == ("True", "TemplateAccepted")
+    assert len(world.pods) == 1
 
 
 async def test_a_reserved_pod_is_not_deleted() -> None:
@@ -795,6 +913,22 @@ async def test_somebody_elses_pod_of_its_name_does_not_keep_a_claim_waiting() ->
     await cold(world)
     assert len(world.pods) == 2
     assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+
+
+async def test_a_cold_pod_that_no_watch_shows_any_more_is_made_again() -> None:
+    world = World(replicas=0)
+    world.watching = False
+    await cold(world)
+    (path,) = world.pods
+    world.api.objects[path]["metadata"]["labels"] = {}
+    await asyncio.sleep(UNSEEN_SECONDS + 1)
+    await world.reconcile()
+    assert not world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.pods == []
+    await asyncio.sleep(2)
+    await cold(world)
+    (path,) = world.pods
+    assert world.api.objects[path]["metadata"]["labels"]
 
 
 async def test_a_quota_refuses_a_cold_pod_in_its_own_words() -> None:

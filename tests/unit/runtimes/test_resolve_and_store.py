@@ -8,6 +8,7 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.resolve import Runtime, resolve
 from sandboxpool.runtimes.store import RuntimeStore
 from support.builders import runtime, runtime_class
+from support.lists import replace
 
 CLASSES = {"gvisor": runtime(handler="runsc")}
 
@@ -77,14 +78,27 @@ def test_the_end_of_a_former_class_does_not_end_its_successor(
     assert "gvisor" in classes
 
 
-def test_a_list_replaces_what_is_not_newer_than_it(
+def test_a_list_replaces_what_was_not_told_since_it_was_asked_for(
     store: RuntimeStore, classes: dict[str, Runtime], changed: list[str]
 ) -> None:
     store.observe(runtime_class("gone", version=3))
-    store.observe(runtime_class("newer", version=12))
-    store.replace([runtime_class("listed", version=4)], "10")
+    newer = runtime_class("newer", version=12)
+    replace(store, [runtime_class("listed", version=4)], "10", lambda: store.observe(newer))
     assert sorted(classes) == ["listed", "newer"]
     assert changed == ["gone", "newer", "listed", "gone"]
+
+
+def test_a_list_is_the_truth_even_where_versions_count_from_a_backup(
+    store: RuntimeStore, classes: dict[str, Runtime]
+) -> None:
+    store.observe(runtime_class(uid="later", version=1000))
+    store.observe(runtime_class("made later", version=1001))
+    replace(store, [runtime_class(uid="before", version=50)], "60")
+    assert {name: known.uid for name, known in classes.items()} == {"gvisor": "before"}
+    store.observe(runtime_class(uid="new", version=61))
+    store.observe(runtime_class("made later", version=61))
+    assert classes["gvisor"].uid == "new"
+    assert "made later" in classes
 
 
 def test_a_class_that_was_deleted_can_come_back(
@@ -110,7 +124,7 @@ def test_a_class_that_was_deleted_can_come_back(
 def test_a_damaged_class_is_skipped_and_the_others_are_kept(
     store: RuntimeStore, classes: dict[str, Runtime], damage: dict[str, Any]
 ) -> None:
-    store.replace([runtime_class(version=1) | damage, runtime_class("kata", "kata")], "10")
+    replace(store, [runtime_class(version=1) | damage, runtime_class("kata", "kata")], "10")
     assert sorted(classes) == ["kata"]
 
 
@@ -118,7 +132,7 @@ def test_a_known_class_that_becomes_unreadable_is_not_taken_for_gone(
     store: RuntimeStore, classes: dict[str, Runtime]
 ) -> None:
     store.observe(runtime_class(version=1))
-    store.replace([runtime_class(version=2) | {"handler": None}], "10")
+    replace(store, [runtime_class(version=2) | {"handler": None}], "10")
     assert "gvisor" in classes
 
 
@@ -128,7 +142,7 @@ def test_a_version_that_is_no_number_is_older_than_all_others(
 ) -> None:
     body = runtime_class()
     body["metadata"]["resourceVersion"] = version
-    store.replace([body], version)
+    replace(store, [body], version)
     assert "gvisor" in classes
 
 
@@ -136,7 +150,7 @@ def test_a_version_that_is_no_number_is_older_than_all_others(
 def test_what_is_no_class_stops_no_other(
     store: RuntimeStore, classes: dict[str, Runtime], body: Any
 ) -> None:
-    store.replace([body, runtime_class()], "5")
+    replace(store, [body, runtime_class()], "5")
     assert list(classes) == ["gvisor"]
 
 
@@ -144,5 +158,5 @@ def test_a_class_that_does_not_fit_any_more_is_not_gone(
     store: RuntimeStore, classes: dict[str, Runtime]
 ) -> None:
     store.observe(runtime_class())
-    store.replace([{**runtime_class(version=2), "handler": 5}], "5")
+    replace(store, [{**runtime_class(version=2), "handler": 5}], "5")
     assert list(classes) == ["gvisor"]

@@ -1,0 +1,121 @@
+"""Asking the API server about what was done and is shown by no watch.
+
+A watch may be late, down, or blind to a pod that has lost its labels. "Not seen" is not "does not
+exist": only the API server can say which, and until it has, what was asked for takes its room.
+"""
+
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from sandboxpool.api import names
+from sandboxpool.api.core import Pod
+from sandboxpool.cache import Cluster
+from sandboxpool.claims.offers import Offers
+from sandboxpool.kube.client import ApiClient, resource_path
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
+from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.state import PoolState
+from sandboxpool.reasons import Reason
+
+logger = logging.getLogger(__name__)
+
+# One look at a pool asks about no more: there may be hundreds, and the others have their turn.
+LOOKS_AT_ONCE = 10
+
+
+class UnseenPods:
+    """Settles what is expected, where the API server knows better than the caches.
+
+    Args:
+        client: the API client.
+        cluster: the caches.
+        offers: told of a pod that stays after all.
+        wall: seconds since the epoch.
+    """
+
+    def __init__(
+        self, client: ApiClient, cluster: Cluster, offers: Offers, wall: Callable[[], float]
+    ) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._offers = offers
+        self._wall = wall
+
+    async def look(self, pool: Pool, state: PoolState) -> None:
+        """Ask about what is due; an API server that does not answer is asked again later."""
+        expected = state.expectations
+        for name in expected.unseen_creates()[:LOOKS_AT_ONCE]:
+            expected.look_later(name)
+            try:
+                await self._look_for(pool, state, name)
+            except (KubeError, *UNREADABLE) as error:
+                logger.warning("unseen pod %s: %s", name, error, extra=pool.reference.log)
+        for uid in expected.unseen_deletes()[:LOOKS_AT_ONCE]:
+            expected.look_later(uid)
+            try:
+                await self._look_after(pool, state, uid)
+            except (KubeError, *UNREADABLE) as error:
+                logger.warning("deleted pod %s: %s", uid, error, extra=pool.reference.log)
+
+    async def _look_for(self, pool: Pool, state: PoolState, name: str) -> None:
+        """A pod that was asked for: was it made?"""
+        expected = state.expectations
+        pod = await self._read(pool.namespace, name)
+        if not expected.is_creating(name):
+            # The watch has shown it meanwhile.
+            return
+        if pod is None:
+            if expected.is_made(name) and not expected.is_cold(name):
+                text = f"{name} was deleted by somebody else before it was seen"
+                self._note_failure(state, Reason.POD_LOST, text)
+            expected.settle_create(name)
+            return
+        owner = pod.metadata.controller
+        is_own = owner is not None and (
+            owner.uid == pool.uid or state.cold.asked(owner.uid) == name
+        )
+        if is_own and names.LABEL_POOL_UID in pod.metadata.labels:
+            # It takes its room, and the watch will show it in the end.
+            if expected.is_doubted(name):
+                expected.made(name)
+            return
+        if is_own:
+            path = resource_path("v1", "pods", pool.namespace, name)
+            await self._client.delete(path, uid=pod.metadata.uid)
+            text = f"{name} has lost its label {names.LABEL_POOL_UID}, by which it is found"
+            self._note_failure(state, Reason.POD_ALTERED, text)
+        elif not expected.is_cold(name):
+            self._note_failure(state, Reason.POD_LOST, f"pod {name} belongs to somebody else")
+        expected.settle_create(name)
+
+    async def _look_after(self, pool: Pool, state: PoolState, uid: str) -> None:
+        """A pod whose deletion was asked for: is it going?"""
+        cached = self._cluster.pods.get(uid)
+        if cached is None:
+            state.expectations.settle_delete(uid)
+            return
+        pod = await self._read(pool.namespace, cached.metadata.name)
+        if pod is None or pod.metadata.uid != uid or pod.metadata.deletionTimestamp is not None:
+            # The cache is behind: what it shows must be handed to nobody.
+            return
+        state.expectations.settle_delete(uid)
+        state.book.stir(uid)
+        known = self._cluster.pods.get(uid)
+        if known is not None:
+            self._offers.refresh([known])
+
+    async def _read(self, namespace: str, name: str) -> Pod | None:
+        try:
+            answer = await self._client.get(resource_path("v1", "pods", namespace, name))
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+        return msgspec.json.decode(answer, type=Pod)
+
+    def _note_failure(self, state: PoolState, reason: Reason, text: str) -> None:
+        # Several at once are one failure.
+        if state.trouble.until <= self._wall():
+            state.hold_off(reason, text, self._wall())

@@ -13,6 +13,8 @@ from support.simulation.machines import Start as Start
 # The owners that the garbage collector has to look for, by kind.
 OWNERS = {"SandboxPool": "sandboxpools", "SandboxClaim": "sandboxclaims"}
 NODE_GONE_SECONDS = 40.0
+# What fitted nowhere is tried again from time to time, whatever has happened.
+RESCHEDULE_SECONDS = 30.0, 60.0
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Controllers(Kubelets):
     autoscales_to: int = 3
     autoscaled_room: int | None = None
     leaving: set[str] = field(default_factory=set)
+    _retried: set[str] = field(default_factory=set)
     _boots: int = 0
     _growing: bool = False
     _grown: int = 0
@@ -106,6 +109,9 @@ class Controllers(Kubelets):
             }
             status = {**pod["status"], "conditions": [no_node]}
             self.server.update("pods", pod, "scheduler", status=status)
+            if uid not in self._retried:
+                self._retried.add(uid)
+                self._later(*RESCHEDULE_SECONDS, self._schedule_again, uid)
             if self.autoscales is not None and not self._growing:
                 self._growing = True
                 self._later(*self.autoscales, self._grow)
@@ -120,6 +126,10 @@ class Controllers(Kubelets):
             status={**pod["status"], "conditions": status["conditions"]},
         )
         self._start(uid)
+
+    def _schedule_again(self, uid: str) -> None:
+        self._retried.discard(uid)
+        self._schedule(uid)
 
     def _fits(self, pod: Object, name: str) -> bool:
         node = self.server.find("nodes", name)

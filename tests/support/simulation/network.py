@@ -77,7 +77,7 @@ class Network:
             or self._amiss > 0
             or any(set(fates) - {Fate.FINE, Fate.RIVAL} for fates in weather.next.values())
             or not all(sight.good for sight in (self.sight, *self._sights.values()))
-            or any(stream.stalled for stream in self.streams)
+            or any(s.stalled or s.seconds_behind > WELL_SECONDS for s in self.streams)
         )
         if amiss:
             self.troubled_at = now

@@ -108,18 +108,21 @@ class Patience:
         if not claims:
             return []
         stocks, members = self._stocks()
-        served = set().union(*map(claim_uids, self._server.all("pods")))
+        # Who has a sandbox of its own that may yet become ready does not wait for another.
+        staying = (p for p in self._server.all("pods") if "deletionTimestamp" not in p["metadata"])
+        served = set().union(*map(claim_uids, staying))
         wrong = []
         for claim in sorted(claims, key=lambda c: int(c["metadata"]["uid"].removeprefix("uid-"))):
             metadata, wait = claim["metadata"], self._waits[claim["metadata"]["uid"]]
             pool = self._pool_of(claim)
             fair = pool is not None and well > SETTLE_SECONDS and self._is_let(claim, pool)
             uid = pool["metadata"]["uid"] if pool is not None else ""
-            wait.line = _since(wait.line, fair and metadata["uid"] not in served, now)
-            wait.warm = _since(wait.warm, fair and stocks[uid] > 0, now)
-            stocks[uid] -= 1
+            needs = metadata["uid"] not in served
+            wait.line = _since(wait.line, fair and needs, now)
+            wait.warm = _since(wait.warm, fair and needs and stocks[uid] > 0, now)
+            stocks[uid] -= needs
             serves = fair and pool is not None and self._can_serve(pool, members[uid])
-            wait.served = _since(wait.served, serves and metadata["uid"] not in served, now)
+            wait.served = _since(wait.served, serves and needs, now)
             for since, most, beside in (
                 (wait.warm, BIND_SECONDS, "a warm sandbox"),
                 (wait.served, SERVE_SECONDS, "a healthy node"),

@@ -41,6 +41,11 @@ class Stream:
         self._version = version
         self._last = 0.0
 
+    @property
+    def seconds_behind(self) -> float:
+        """How long what was sent last is still under way."""
+        return self._last - self._loop.time()
+
     def _sees(self, *but: Watching) -> bool:
         watching = {sight.watching.get(self.resource) for sight in self._sights}
         return not watching - {None, *but}

@@ -76,8 +76,10 @@ def test_news_of_one_kind_may_come_after_those_of_all_others(late: str) -> None:
         world.converge()
 
 
-@pytest.mark.parametrize("watching", Watching)
-@pytest.mark.parametrize("listing", Listing)
+@pytest.mark.parametrize(
+    ("watching", "listing"),
+    [(Watching.BOOKMARKS, Listing.REFUSED), (Watching.NOTHING, Listing.LOST)],
+)
 def test_who_does_not_see_pods_does_not_make_them_for_ever(
     watching: Watching, listing: Listing
 ) -> None:
@@ -86,7 +88,7 @@ def test_who_does_not_see_pods_does_not_make_them_for_ever(
         world.run(30.0)
         world.network.sight.lose(["pods"], watching, listing)
         world.change_pool("pool", replicas=10)
-        world.run(HOUR)
+        world.run(1200.0)
         assert len(world.pods()) <= 10
         world.see_again()
         world.run(180.0)
@@ -111,7 +113,7 @@ def test_somebody_watches_a_quiet_kind_almost_all_the_time() -> None:
         world.make_pool(replicas=2)
         world.run(60.0)
         unwatched, longest = 0, 0.0
-        for _ in range(1800):
+        for _ in range(900):
             world.run(1.0)
             watched = any(stream.resource == "events" for stream in world.network.streams)
             unwatched = 0 if watched else unwatched + 1
@@ -198,15 +200,15 @@ def test_pods_that_admission_alters_are_few_and_never_handed_out(plugin: Plugin)
             )
         )
         world.make_pool(replicas=3, maxSandboxes=5)
-        world.make_claim("claim", bindTimeoutSeconds=2 * HOUR)
-        world.loop.run_until_complete(asyncio.sleep(2 * HOUR))
+        world.make_claim("claim", bindTimeoutSeconds=HOUR)
+        world.loop.run_until_complete(asyncio.sleep(HOUR))
         # Nobody owns what has lost its label or its owner, so that these are not judged for it.
         known = "has no owner", "has 0 controllers"
         world.watchdog.wrong = [w for w in world.watchdog.wrong if not any(k in w for k in known)]
         world.check()
         assert world.phase("claim") != "Bound"
         assert len(named_after(world, "pool")) <= 5
-        assert len(made) <= 60
+        assert len(made) <= 40
         world.server.admission.remove(plugin)
         assert wait_for(world, lambda: len(world.ready()) == 3, 400.0, 5.0) < 400.0
 
@@ -222,8 +224,9 @@ def test_a_refusal_in_new_words_each_time_is_met_ever_more_seldom() -> None:
         assert len(world.network.writes) - before < 100
 
 
-@pytest.mark.parametrize(("status", "reason"), [(403, "Forbidden"), (400, "BadRequest")])
-@pytest.mark.parametrize("what", [CREATE, CHECK])
+@pytest.mark.parametrize(
+    ("status", "reason", "what"), [(403, "Forbidden", CREATE), (400, "BadRequest", CHECK)]
+)
 def test_a_pool_whose_pods_are_refused_asks_ever_more_seldom(
     status: int, reason: str, what: str
 ) -> None:
@@ -232,8 +235,8 @@ def test_a_pool_whose_pods_are_refused_asks_ever_more_seldom(
         world.server.admission.add(plugin)
         world.make_pool(replicas=3)
         before = len(world.network.writes)
-        world.run(HOUR)
-        assert posts_of_pods(world, before) < 80
+        world.run(HOUR / 2)
+        assert posts_of_pods(world, before) < 60
         world.server.admission.remove(plugin)
         assert wait_for(world, lambda: len(world.ready()) == 3, 400.0, 5.0) < 400.0
 
@@ -321,7 +324,7 @@ def hang(what: str) -> Callable[[World], None]:
 
 
 @pytest.mark.parametrize(
-    ("count", "replicas", "what"), [(4, 12, CHANGE), (30, 0, CREATE), (30, 1, CHECK)]
+    ("count", "replicas", "what"), [(4, 12, CHANGE), (12, 0, CREATE), (12, 1, CHECK)]
 )
 def test_a_webhook_that_hangs_for_one_tenant_costs_another_nothing(
     count: int, replicas: int, what: str
@@ -449,7 +452,7 @@ def test_programs_that_end_soon_are_started_ever_more_seldom(seconds: float, rep
     with World() as world:
         world.controllers.short_lived[IMAGE] = (seconds, seconds + 1.0)
         world.make_pool(replicas=replicas, image=IMAGE)
-        world.run(1.5 * HOUR)
+        world.run(1.2 * HOUR)
 
 
 def test_a_cold_sandbox_on_a_lost_node_does_not_keep_its_claim_waiting() -> None:
@@ -472,7 +475,7 @@ def test_a_cold_sandbox_on_a_lost_node_does_not_keep_its_claim_waiting() -> None
 # --- Claims --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_pod_that_somebody_edits_as_it_is_bound_is_bound_all_the_same(seed: int) -> None:
     with World(seed) as world:
         world.make_pool(replicas=1, maxSandboxes=1)

@@ -330,11 +330,11 @@ def test_what_was_made_and_taken_away_unseen_is_made_again_ever_more_slowly(
                 for pod in stock(world)[2:]:
                     world.delete("pods", pod, grace=0)
 
-        take_away(11)
-        assert creates(world) - before > 2
+        take_away(6)
+        assert creates(world) - before > 1
         assert condition(world, "Warm")[:2] == ("False", "PodLost")
         # Later it makes nothing, because its watch shows nothing.
-        take_away(349)
+        take_away(354)
         assert creates(world) - before < 25
         excuse(world)
 

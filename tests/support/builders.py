@@ -15,13 +15,8 @@ from sandboxpool.api.core import Node, Pod, Taint, Toleration
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.claims.claim import Claim
-from sandboxpool.pools.decide import (
-    PoolInput,
-    TemplateState,
-    TemplateVerdict,
-    Trouble,
-)
 from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.pools.plan import PoolInput, TemplateState, TemplateVerdict, Trouble
 from sandboxpool.pools.pool import Pool, revision_of
 from sandboxpool.pools.store import parse
 from sandboxpool.reasons import Reason

@@ -38,9 +38,9 @@ from sandboxpool.kube.lease import Elector
 from sandboxpool.pools import decide as decisions
 from sandboxpool.pools import reconcile as pools
 from sandboxpool.pools import template
-from sandboxpool.pools.decide import PoolInput, PoolPlan
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Members, State
+from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.state import PoolState
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground

@@ -20,7 +20,7 @@ from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.pools.alteration import alteration
-from sandboxpool.pools.decide import TemplateState, TemplateVerdict
+from sandboxpool.pools.plan import TemplateState, TemplateVerdict
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.refusals import (
     NAMESPACE_TERMINATING,

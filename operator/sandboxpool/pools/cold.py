@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from sandboxpool.claims.decide import Refusal
-from sandboxpool.pools.decide import PoolInput, PoolPlan
+from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from sandboxpool.api.conditions import Finding
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.pools.decide import PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.pools.members import State
+from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.advice import cure
 from sandboxpool.runtimes.evidence import Isolation

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandboxpool.api.times import timestamp
-from sandboxpool.pools.decide import PoolInput
 from sandboxpool.pools.findings import MAX_EXAMPLES
 from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.pools.plan import PoolInput
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import SEVERITY
 from sandboxpool.runtimes.quarantine import Quarantine

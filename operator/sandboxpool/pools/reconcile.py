@@ -21,14 +21,9 @@ from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.book import Facts
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.cold import why_held
-from sandboxpool.pools.decide import (
-    PoolInput,
-    PoolPlan,
-    TemplateState,
-    TemplateVerdict,
-    decide,
-)
+from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import Members, State, claim_uid_of
+from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, TemplateVerdict
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.publish import StatusPublisher
 from sandboxpool.pools.startup import StartupTracker

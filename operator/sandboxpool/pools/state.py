@@ -9,9 +9,9 @@ from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.book import MemberBook
 from sandboxpool.pools.cold import ColdDemand
-from sandboxpool.pools.decide import Trouble
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Members, State
+from sandboxpool.pools.plan import Trouble
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS

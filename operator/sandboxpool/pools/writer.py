@@ -17,7 +17,7 @@ from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.slots import SLOW_SECONDS
 from sandboxpool.pools.alteration import alteration
 from sandboxpool.pools.check import TemplateChecker
-from sandboxpool.pools.decide import Deletion
+from sandboxpool.pools.plan import Deletion
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.refusals import NAMESPACE_TERMINATING, is_at_quota
 from sandboxpool.pools.startup import StartupTracker

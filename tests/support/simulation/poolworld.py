@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from sandboxpool.pools.decide import PoolInput, PoolPlan
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.state import PoolState
 from sandboxpool.pools.template import fingerprint
 from sandboxpool.reasons import Reason

@@ -11,14 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from sandboxpool.pools.decide import (
-    STUCK_SECONDS,
-    UNREADY_GRACE_SECONDS,
-    PoolInput,
-    PoolPlan,
-    decide,
-)
+from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.pools.plan import PoolInput, PoolPlan
+from sandboxpool.pools.unfit import STUCK_SECONDS, UNREADY_GRACE_SECONDS
 from sandboxpool.reasons import Reason
 from support.simulation.effort import SIMULATIONS
 from support.simulation.poolworld import (

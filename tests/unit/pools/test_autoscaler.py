@@ -5,22 +5,17 @@ from typing import Any
 
 import pytest
 
-from sandboxpool.pools.decide import (
-    CLOCK_GRAIN_SECONDS,
-    INSTALL_GRACE_SECONDS,
-    NEW_NODE_SECONDS,
-    PoolPlan,
-    Trouble,
-    decide,
-)
+from sandboxpool.pools.decide import CLOCK_GRAIN_SECONDS, decide
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.pools.plan import PoolPlan, Trouble
 from sandboxpool.pools.state import (
     FIRST_AUTOSCALER_BACKOFF_SECONDS,
     LASTING_SECONDS,
     LONGEST_AUTOSCALER_BACKOFF_SECONDS,
     PoolState,
 )
+from sandboxpool.pools.unfit import INSTALL_GRACE_SECONDS, NEW_NODE_SECONDS
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.nodes import NodeFacts

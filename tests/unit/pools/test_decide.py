@@ -9,16 +9,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.pools.decide import (
-    CAUTIOUS_AFTER_FAILURES,
-    PoolInput,
-    PoolPlan,
-    Trouble,
-    decide,
-    foreign,
-    outdated,
-)
+from sandboxpool.pools.decide import CAUTIOUS_AFTER_FAILURES, decide
 from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.pools.plan import PoolInput, PoolPlan, Trouble, foreign, outdated
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.pools.decide import PoolInput, PoolPlan, Trouble, decide
+from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.pools.plan import PoolInput, PoolPlan, Trouble
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxpool.api.v1alpha1 import SandboxPoolStatus
-from sandboxpool.pools.decide import PoolInput, Trouble, decide
+from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.plan import PoolInput, Trouble
 from sandboxpool.pools.status import pool_status
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import SEVERITY, Failure

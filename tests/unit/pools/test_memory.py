@@ -13,7 +13,6 @@ from sandboxpool.api.times import epoch
 from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.check import verdict_of
-from sandboxpool.pools.decide import TemplateState
 from sandboxpool.pools.expectations import (
     DOUBTED_SECONDS,
     LONGEST_UNSEEN_SECONDS,
@@ -21,6 +20,7 @@ from sandboxpool.pools.expectations import (
     Expectations,
 )
 from sandboxpool.pools.members import State, claim_uid_of, member_of, pool_uid_of
+from sandboxpool.pools.plan import TemplateState
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
 from sandboxpool.pools.store import PoolStore

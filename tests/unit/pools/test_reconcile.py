@@ -18,17 +18,18 @@ from sandboxpool.claims.decide import Refusal
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.pools.decide import INSTALL_GRACE_SECONDS, Trouble
 from sandboxpool.pools.expectations import (
     DOUBTED_DELETE_SECONDS,
     DOUBTED_SECONDS,
     UNSEEN_SECONDS,
 )
 from sandboxpool.pools.members import Member, member_of
+from sandboxpool.pools.plan import Trouble
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import BINDING_RECHECK_SECONDS, PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, pod_name
+from sandboxpool.pools.unfit import INSTALL_GRACE_SECONDS
 from sandboxpool.pools.writer import WRITES_AT_ONCE
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.probe import ProbeImage

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxPoolStatus
-from sandboxpool.pools.decide import PoolInput, Trouble, decide
+from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import Member, State
+from sandboxpool.pools.plan import PoolInput, Trouble
 from sandboxpool.pools.status import invalid_status, pool_status
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure

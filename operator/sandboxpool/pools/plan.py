@@ -1,0 +1,145 @@
+"""What a pool's decision depends on, and what it says. Pure."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from sandboxpool.api.v1alpha1 import SandboxPoolSpec
+from sandboxpool.pools.members import Member, Members
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.quarantine import Quarantine
+from sandboxpool.runtimes.resolve import Resolution
+from sandboxpool.runtimes.verdict import Verdict
+
+
+class TemplateState(Enum):
+    """What the API server's dry run said."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    NOT_CHECKED = "not checked"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateVerdict:
+    """The dry run's outcome, for the template and class of this moment."""
+
+    state: TemplateState
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why creating is held off for a while.
+
+    Attributes:
+        failures: how many rounds failed in a row, without a success between.
+        until: epoch seconds before which nothing is created.
+        reason: of the last failure.
+        message: of the last failure.
+    """
+
+    failures: int = 0
+    until: float = 0.0
+    reason: Reason = Reason.OK
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInput:
+    """Everything that the decision depends on.
+
+    Attributes:
+        revision: the template's revision now.
+        exclusion: fingerprint of the nodes to keep away from now.
+        quarantines: the quarantines of the nodes that the verdict calls quarantined.
+        creating: pods that were asked for and are not yet seen.
+        creating_cold: the same, for claims: they are not of the stock.
+        line: the claims that wait, the first in line at the front: whether each wants a sandbox to
+            be started for it.
+        stuck_nodes: nodes on which sandboxes of this pool were stuck of late.
+        guarded: an admission policy lets nobody else forge what stands on the pool's pods.
+        now: seconds since the epoch, by the API server's clock.
+        clock: seconds of our own monotonic clock.
+        blind: the cache of pods is too old to create anything by.
+    """
+
+    spec: SandboxPoolSpec
+    revision: str
+    resolution: Resolution
+    verdict: Verdict
+    exclusion: str
+    template: TemplateVerdict
+    members: Members
+    quarantines: tuple[tuple[str, Quarantine], ...]
+    creating: int
+    creating_cold: int
+    line: tuple[bool, ...]
+    stuck_nodes: frozenset[str]
+    trouble: Trouble
+    guarded: bool
+    now: float
+    clock: float
+    blind: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A pod to delete, and why.
+
+    Attributes:
+        failed: it goes because it did not work, so the next ones are made with care.
+    """
+
+    member: Member
+    reason: Reason
+    message: str
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """What to do now.
+
+    Attributes:
+        target: how many warm sandboxes are aimed at: replicas, clamped by maxSandboxes.
+        create: how many pods to create.
+        delete: the pods to delete.
+        held: why fewer are created than are missing; None if nothing holds.
+        recheck: epoch seconds at which the answer may change by itself; None for never.
+        cold: for how many of the claims that want it a pod is to be created, the first in line.
+        cold_held: why not for all of them; None if for all.
+        stuck_nodes: nodes on which sandboxes of this pool are stuck now.
+        avoid: those of them that others shall keep away from, and why.
+    """
+
+    target: int
+    create: int
+    delete: tuple[Deletion, ...]
+    held: Reason | None
+    recheck: float | None
+    cold: int = 0
+    cold_held: Reason | None = None
+    stuck_nodes: frozenset[str] = frozenset()
+    avoid: tuple[tuple[str, str], ...] = ()
+
+
+def outdated(member: Member, given: PoolInput) -> bool:
+    """The pod is of an older template, or was made with another overhead of its class.
+
+    The same for all of its kind, as is `foreign`.
+    """
+    runtime = given.resolution.runtime
+    return member.revision != given.revision or (
+        runtime is not None
+        and member.runtime_uid == runtime.uid
+        and member.overhead != runtime.overhead
+    )
+
+
+def foreign(member: Member, given: PoolInput) -> bool:
+    """The pod is of another class than the pool's of now: it must never be handed out."""
+    runtime = given.resolution.runtime
+    return runtime is not None and (
+        member.runtime_uid != runtime.uid or member.class_name != runtime.class_name
+    )

@@ -1,0 +1,237 @@
+"""Which pods of a pool are of no use, and which seem to be, each by itself. Pure.
+
+What never can be handed out goes whatever the target is. What was ready may be so again, and what
+waits for its image may yet get it: such a pod goes when another has taken its place.
+"""
+
+from itertools import chain
+
+from sandboxpool.pools.members import Member, Members, State, oldest_first
+from sandboxpool.pools.plan import Deletion, PoolInput, foreign
+from sandboxpool.reasons import Reason
+
+# A readiness probe that fails is given this long to pass again: a probe fails three times, ten
+# seconds apart, before it counts, and passes as it failed.
+UNREADY_GRACE_SECONDS = 60.0
+# What waits for the kubelet for this long, for an image or a ConfigMap, is tried on another node.
+STUCK_SECONDS = 60.0
+# A node that is not known, though a pod is on it, counts as gone once the pod is this old.
+NEW_NODE_SECONDS = 60.0
+# An unschedulable pod whose exclusion is out of date is replaced after this many seconds, so
+# that a node that flaps does not cause churn.
+STALE_EXCLUSION_SECONDS = 10.0
+# Runtimes are installed after a node is Ready: so long after it joined, a node that still does not
+# serve the handler never will by itself.
+INSTALL_GRACE_SECONDS = 300.0
+# What may have to go for its own sake.
+_PERISHABLE = (State.FAILED, State.STRANDED, State.STARTING, State.COLD)
+
+
+def stuck_members(given: PoolInput) -> list[Member]:
+    """Those that wait for their kubelet, for an image or a ConfigMap, and have done so for long."""
+    return [m for m in given.members.of(State.STARTING, State.COLD) if is_stuck(m, given)]
+
+
+def another_may_start(given: PoolInput, stuck: list[Member]) -> bool:
+    """There is a node on which none of the pool's is stuck, nor was of late."""
+    bad = {member.node_name for member in stuck} | given.stuck_nodes
+    return bool({*given.verdict.serving, *given.verdict.unknown} - bad)
+
+
+def nodes_to_avoid(stuck: list[Member]) -> tuple[tuple[str, str], ...]:
+    """The nodes on which these are stuck, and why; sorted."""
+    found = {m.node_name: m.failure.message for m in stuck if m.failure is not None}
+    return tuple(sorted(found.items()))
+
+
+def faltering_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
+    """What counts as stock and seems not to become warm, the oldest first."""
+    unready = [
+        m for m in given.members.of(State.UNREADY) if given.clock - m.since > UNREADY_GRACE_SECONDS
+    ]
+    return sorted([*unready, *stuck], key=oldest_first)
+
+
+def is_stuck(member: Member, given: PoolInput) -> bool:
+    """The kubelet goes on trying, and has done so for long."""
+    failure = member.failure
+    return (
+        failure is not None
+        and failure.heals
+        and failure.reason is not Reason.UNSCHEDULABLE
+        and bool(member.node_name)
+        and given.clock - member.since > STUCK_SECONDS
+    )
+
+
+def replaced_by_another(member: Member, stock: Members) -> Deletion:
+    """Another takes its place. Where none is warm that may fare the same, so it is a failure."""
+    failure = member.failure
+    reason = failure.reason if failure else Reason.POD_NOT_READY
+    text = failure.message if failure else "it is not ready any more"
+    return Deletion(member, reason, text, failed=not stock.count(State.WARM))
+
+
+def of_no_use(given: PoolInput, faltering: list[Member]) -> list[Deletion]:
+    """The pods that will never be handed out, whatever the target is."""
+    usable = given.resolution.usable
+    # What is started for a claim is alone: there is nothing to wait for.
+    waiting = [replaced_by_another(m, given.members) for m in faltering if m.state is State.COLD]
+    doubtful = given.members.where(
+        lambda m: m.state in _PERISHABLE or (m.unclaimed and usable and foreign(m, given))
+    )
+    known = {deletion.member.uid for deletion in waiting}
+    found = (_hopeless_one(member, given) for member in doubtful if member.uid not in known)
+    return sorted(
+        chain(waiting, (deletion for deletion in found if deletion is not None)),
+        key=lambda deletion: oldest_first(deletion.member),
+    )
+
+
+def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
+    failure = member.failure
+    if member.unclaimed and given.resolution.usable and foreign(member, given):
+        return _of_another_class(member, given)
+    if member.state is State.FAILED:
+        reason = failure.reason if failure else Reason.POD_FAILED
+        return Deletion(member, reason, failure.message if failure else "it ended", failed=True)
+    if member.state is State.STRANDED:
+        return _stranded(member, given)
+    if member.state not in (State.STARTING, State.COLD):
+        return None
+    if member.node_name and member.node is None and member.state is State.COLD:
+        return _node_lost(member, given)
+    waited = given.clock - member.since
+    if failure is not None and failure.heals:
+        if failure.reason is not Reason.UNSCHEDULABLE:
+            # The kubelet goes on trying: see faltering.
+            return None
+        if wrong_nodes_join(member, given):
+            text = "the nodes that joined while it waited do not serve its runtime"
+            return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
+        # Where no node is hopeful another pod would fare no better, and would seem to have been
+        # made after the nodes that joined for this one.
+        stale = member.exclusion != given.exclusion and given.verdict.hopeful
+        if stale and waited > STALE_EXCLUSION_SECONDS:
+            text = "the nodes that serve its runtime have changed"
+            return Deletion(member, Reason.SANDBOX_REPLACED, text)
+        return None
+    limit = given.spec.startup.timeout_seconds
+    # Without a node it does not start yet: whatever keeps it from one, another would meet the same.
+    if member.node_name and waited > limit:
+        reason = failure.reason if failure else Reason.SANDBOX_START_TIMEOUT
+        text = failure.message if failure else "no cause was reported"
+        return Deletion(member, reason, f"not ready after {limit} s: {text}", failed=True)
+    return None
+
+
+def _node_lost(member: Member, given: PoolInput) -> Deletion | None:
+    if given.clock - member.since < NEW_NODE_SECONDS:
+        # Pods and nodes are watched apart: one that has just joined may not be seen yet.
+        return None
+    return Deletion(member, Reason.NODE_LOST, f"node {member.node_name} is gone")
+
+
+def _of_another_class(member: Member, given: PoolInput) -> Deletion:
+    runtime = given.resolution.runtime
+    if runtime is None or member.runtime_uid != runtime.uid:
+        text = "it was made of another RuntimeClass than the pool's of now"
+        return Deletion(member, Reason.RUNTIME_CHANGED, text)
+    # The next one may well fare the same, so it counts as a failure.
+    text = (
+        f"it was asked for with RuntimeClass {runtime.class_name!r} and has "
+        f"{member.class_name!r}: an admission plugin has changed it"
+    )
+    return Deletion(member, Reason.RUNTIME_CHANGED, text, failed=True)
+
+
+def wrong_nodes_join(member: Member, given: PoolInput) -> bool:
+    """An autoscaler has answered this waiting pod with nodes that do not serve its runtime."""
+    verdict = given.verdict
+    return (
+        not verdict.hopeful
+        and verdict.newest_not_serving > member.created
+        and given.now - verdict.newest_not_serving > INSTALL_GRACE_SECONDS
+    )
+
+
+def waits_for_installer(member: Member, given: PoolInput) -> bool:
+    """It has come to a node that joined for it, on which its runtime may yet be installed."""
+    node = member.node
+    return (
+        member.state is State.STRANDED
+        and not member.ready
+        and not given.verdict.hopeful
+        and node is not None
+        and node.usable
+        and not member.ground.served
+        and node.created > member.created
+    )
+
+
+def _stranded(member: Member, given: PoolInput) -> Deletion | None:
+    node, ground = member.node, member.ground
+    if node is None:
+        return _node_lost(member, given)
+    if not node.ready:
+        # A node that comes back brings its pods back; until then a replacement stands in.
+        return None
+    lost_it = member.was_ready and not member.ready
+    if lost_it and given.clock - member.since <= UNREADY_GRACE_SECONDS:
+        return None
+    if not node.schedulable and ground.served:
+        if member.ready or not given.verdict.hopeful:
+            # It goes when another has taken its place, and may be all that there is until then.
+            return None
+        return Deletion(member, *doubt(member))
+    if waits_for_installer(member, given):
+        if given.now - node.created <= INSTALL_GRACE_SECONDS:
+            return None
+        text = f"node {member.node_name}, which joined while it waited, does not serve its runtime"
+        return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
+    if not ground.served:
+        text = f"node {member.node_name} does not serve the handler any more"
+        # One that never started was put where it never could: the next are made with care.
+        return Deletion(member, Reason.HANDLER_REMOVED, text, failed=not member.ready)
+    if member.ready:
+        # It works, or seems to: it goes when another has taken its place.
+        return None
+    failure = member.failure
+    if failure is not None and failure.blames_runtime:
+        return Deletion(member, failure.reason, failure.message, failed=True)
+    return Deletion(member, *doubt(member), failed=True)
+
+
+def doubt(member: Member) -> tuple[Reason, str]:
+    """Why the node of a member is not to be trusted with it."""
+    if member.node is not None and not member.node.schedulable:
+        text = f"node {member.node_name} is cordoned or being drained"
+        return Reason.SANDBOX_REPLACED, text
+    if member.ground.quarantined:
+        return Reason.NODE_QUARANTINED, f"node {member.node_name} is quarantined"
+    text = f"the runtime does not isolate on node {member.node_name}"
+    return Reason.ISOLATION_NOT_PROVEN, text
+
+
+def due_at(member: Member, given: PoolInput) -> float | None:
+    """When time alone decides about one pod."""
+    failure, verdict = member.failure, given.verdict
+    # Where our own clock stands for the API server's.
+    since = given.now - (given.clock - member.since)
+    if member.state is State.UNREADY:
+        return since + UNREADY_GRACE_SECONDS
+    if member.node_name and member.node is None:
+        return since + NEW_NODE_SECONDS
+    if member.state is State.STRANDED:
+        if member.was_ready and not member.ready:
+            return since + UNREADY_GRACE_SECONDS
+        return member.node.created + INSTALL_GRACE_SECONDS if member.node is not None else None
+    if failure is None or not failure.heals:
+        return since + given.spec.startup.timeout_seconds if member.node_name else None
+    if failure.reason is not Reason.UNSCHEDULABLE:
+        return since + STUCK_SECONDS
+    if verdict.hopeful:
+        stale = member.exclusion != given.exclusion
+        return since + STALE_EXCLUSION_SECONDS if stale else None
+    joined = verdict.newest_not_serving
+    return joined + INSTALL_GRACE_SECONDS if joined > member.created else None

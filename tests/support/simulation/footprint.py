@@ -22,6 +22,7 @@ BOUNDED = (
     "_events._recent",
     "_records",
     "_pools._dead",
+    "_server_clock._seen",
     "_cluster._grounds",
     "_issues",
     "_sandbox_events._objects",

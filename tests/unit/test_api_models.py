@@ -233,9 +233,11 @@ def test_a_runtime_has_no_namespace_and_reads_back_the_same() -> None:
             "warm": 2,
             "starting": 0,
             "unproven": 0,
+            "unready": 0,
             "stranded": 1,
             "failed": 0,
             "claimed": 0,
+            "ended": 0,
             "stopping": 0,
         },
         "evidence": [

@@ -21,6 +21,8 @@ SERIES = "prometheus_client"
 BOUNDED = (
     "_events._recent",
     "_records",
+    # Of the last minutes.
+    "_server_clock._seen",
     "_pools._dead",
     "_server_clock._seen",
     "_cluster._grounds",

@@ -102,10 +102,15 @@ def last_words(seed: int) -> None:
     with World(seed) as world:
         world.make_pool(replicas=0)
         world.run(5.0)
+        made: set[str] = set()
+        world.server.listeners.append(
+            lambda c: made.add(c.object["metadata"]["uid"]) if c.resource == "pods" else None
+        )
         world.weather.next["create pods"] = [Fate.CRASH_MEANWHILE]
         world.make_claim("first", onEmpty="Create")
         world.run(chance.uniform(20.0, 60.0))
         world.converge()
+        assert len(made) == 1, f"{len(made)} pods were made for one claim"
 
 
 def adversity(seed: int) -> None:

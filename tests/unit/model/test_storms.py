@@ -84,6 +84,11 @@ def without_the_names_of_cold_pods(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_leader_has_asked_for_a_claim_is_made_once(seed: int) -> None:
+    last_words(seed)
+
+
 @pytest.mark.parametrize(
     ("take_out", "play"),
     [

@@ -24,6 +24,7 @@ BOUNDED = (
     # Of the last minutes.
     "_server_clock._seen",
     "_pools._dead",
+    "_server_clock._seen",
     "_cluster._grounds",
     "_issues",
     "_sandbox_events._objects",

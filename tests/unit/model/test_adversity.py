@@ -516,6 +516,22 @@ def test_at_the_ceiling_who_came_first_is_served_first(on_empty: str) -> None:
         assert not any(world.phase(f"claim-{index}") for index in range(90)), "all were served"
 
 
+def test_a_claim_whose_end_is_not_seen_is_not_served_over_and_over() -> None:
+    with World() as world:
+        for node in world.controllers.nodes.values():
+            node.seconds = 20.0, 30.0
+        world.make_pool(replicas=0)
+        world.run(10.0)
+        world.make_claim("claim", onEmpty="Create")
+        world.run(2.0)
+        world.network.sight.lose(["sandboxclaims"], Watching.BOOKMARKS, None)
+        before = len(world.network.writes)
+        world.delete("sandboxclaims", world.claim("claim") or {})
+        # The garbage collector takes away whatever is made for it.
+        world.run(60.0)
+        assert posts_of_pods(world, before) <= 8
+
+
 def test_nothing_is_left_of_what_is_gone() -> None:
     with World() as world:
         sizes = []

@@ -387,13 +387,15 @@ def one_claim_at_a_time_and_in_line() -> None:
     """A claim that finds no pod is waited for before the next one of any pool is looked at."""
     turn = asyncio.Lock()
 
-    async def _none_warm(self: ClaimReconciler, claim: Any, pool: Any, left: float) -> float | None:
+    async def _none_warm(
+        self: ClaimReconciler, claim: Any, attempt: Any, pool: Any, left: float
+    ) -> float | None:
         async with turn:
             while (  # noqa: ASYNC110
                 pod := self._allocator.request(pool.uid, claim.uid)
             ) is None:
                 await asyncio.sleep(0.01)
-        await self._bind(claim, self._attempt(claim), pool, pod)
+        await self._bind(claim, attempt, pool, pod)
         return None
 
     _set(ClaimReconciler, _none_warm)
@@ -405,9 +407,9 @@ def waiting_is_reported() -> None:
     """A claim that waits says so, each time it is looked at."""
     original, looks = ClaimReconciler._none_warm, deque(range(1_000_000))
 
-    async def _none_warm(self: ClaimReconciler, claim: Any, pool: Any, left: float) -> float | None:
+    async def _none_warm(self: ClaimReconciler, claim: Any, *rest: Any) -> float | None:
         await self._say_pending(claim, Reason.NO_WARM_SANDBOX, f"look {looks.popleft()}")
-        return await original(self, claim, pool, left)
+        return await original(self, claim, *rest)
 
     _set(ClaimReconciler, _none_warm)
 

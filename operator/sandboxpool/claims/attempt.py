@@ -62,6 +62,7 @@ class Attempt:
         refusal: the words of the last refusal.
         not_before: when its binding may be tried again after a refusal.
         worded: when a condition was last written.
+        started: a sandbox was started for it, and has not become its own.
         unfit_since: since when what was started for it is ready, and may not be handed out.
         ends: when its sandbox ends.
         goes: when the claim, having ended, is deleted.
@@ -78,6 +79,7 @@ class Attempt:
     refusal: str = ""
     not_before: float = float("-inf")
     worded: float = float("-inf")
+    started: bool = False
     unfit_since: float | None = None
     ends: Moment = field(default_factory=Moment)
     goes: Moment = field(default_factory=Moment)

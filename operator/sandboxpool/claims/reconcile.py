@@ -242,7 +242,7 @@ class ClaimReconciler:
             # The watch is late: whatever is warm meanwhile would be a second one.
             if left <= 0:
                 return await self._time_out(claim, pool)
-            return await self._start_cold(claim, pool, left)
+            return await self._start_cold(claim, attempt, pool, left)
         if self._allocator.pool_of(claim.uid) not in (None, pool.uid):
             # It waited for a pool of this name that is gone.
             self._step_back(claim.uid)
@@ -259,7 +259,7 @@ class ClaimReconciler:
                 return 0.0
         if left <= 0:
             return await self._time_out(claim, pool)
-        return await self._none_warm(claim, pool, left)
+        return await self._none_warm(claim, attempt, pool, left)
 
     async def _refuse_for_good(self, claim: Claim, left: float) -> float | None:
         """The pool will never serve the claim, says the cache: only the server's word is final."""
@@ -301,7 +301,9 @@ class ClaimReconciler:
         await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
         return None
 
-    async def _none_warm(self, claim: Claim, pool: Pool, left: float) -> float | None:
+    async def _none_warm(
+        self, claim: Claim, attempt: Attempt, pool: Pool, left: float
+    ) -> float | None:
         match claim.spec.onEmpty:
             case "Fail":
                 live = await self._read_pool(claim)
@@ -319,20 +321,29 @@ class ClaimReconciler:
                 )
                 return None
             case "Create":
-                return await self._start_cold(claim, pool, left)
+                return await self._start_cold(claim, attempt, pool, left)
             case _:
                 # In line: the offer of a pod wakes it. Waiting costs no write.
                 return left
 
-    async def _start_cold(self, claim: Claim, pool: Pool, left: float) -> float | None:
+    async def _start_cold(
+        self, claim: Claim, attempt: Attempt, pool: Pool, left: float
+    ) -> float | None:
         """The pool decides whose turn it is; each change of its mind wakes the claim."""
         if self._cold.is_starting_cold(pool, claim.uid):
+            attempt.started = True
             # Out of the line: a warm pod, even one that came meanwhile, would be a second one.
             self._step_back(claim.uid)
             await self._say_pending(
                 claim, Reason.STARTING_COLD, "no sandbox was warm: one is being started"
             )
         else:
+            if attempt.started:
+                # What was started for it is gone, perhaps because the claim itself is.
+                if not await self._is_as_seen(claim):
+                    return min(left, OTHERS_RECHECK_SECONDS)
+                attempt.started = False
+                self._cold.cold_failed(pool, "a sandbox for a claim went away before it was ready")
             refusal = self._cold.want_cold(pool, decide.reference(claim))
             if refusal is not None:
                 await self._say_pending(claim, refusal.reason, refusal.message)

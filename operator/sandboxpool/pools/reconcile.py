@@ -390,7 +390,10 @@ class PoolReconciler:
 
     def cold_failed(self, pool: Pool, message: str) -> None:
         """What was started for a claim is of no use to it: the next one waits a little longer."""
-        self._states[pool.uid].hold_off(Reason.POD_FAILED, message, self._wall())
+        state, now = self._states[pool.uid], self._wall()
+        # Several at once are one failure.
+        if state.trouble.until <= now:
+            state.hold_off(Reason.POD_FAILED, message, now)
 
     def _cold_name(self, pool: Pool, state: PoolState, claim_uid: str) -> str:
         former = self._cluster.pods.of_claim(pool.namespace, claim_uid)

@@ -362,7 +362,8 @@ def test_a_template_with_an_unknown_field_is_reported_and_nothing_is_made(
     assert "imagePullPolice" in message
     time.sleep(2)
     assert creates(proxy) == 0
-    assert len(proxy.requests("POST", PODS)) == 1, "the dry run is not repeated"
+    # After a second, and then ever more seldom.
+    assert len(proxy.requests("POST", PODS)) <= 3
     fixed = api.get("SandboxPool", "pool")
     fixed["spec"]["template"] = objects.pod_template()
     api.replace(fixed)

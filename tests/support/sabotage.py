@@ -31,6 +31,7 @@ from sandboxpool.claims import offers
 from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.claims.attempt import Attempt
 from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.claims.requests import ClaimRequests
 from sandboxpool.kube import client
 from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.informer import Informer
@@ -102,25 +103,25 @@ def binding_ignores_versions() -> None:
 def unknown_outcomes_are_failures() -> None:
     """After a lost answer to write 1 the next pod is taken."""
 
-    async def _read_back(*_: object) -> None:
+    async def read_back(*_: object) -> None:
         return None
 
-    _set(ClaimReconciler, _read_back)
+    _set(ClaimRequests, read_back)
 
 
 @_change
 def lost_bindings_go_elsewhere() -> None:
     """After a lost write 1, which the pod does not carry, the next pod is taken."""
-    original = ClaimReconciler._read_back
+    original = ClaimRequests.read_back
 
-    async def _read_back(
-        self: ClaimReconciler, claim: Any, path: str, candidate: Candidate, failure: KubeError
+    async def read_back(
+        self: ClaimRequests, claim: Any, path: str, candidate: Candidate, failure: KubeError
     ) -> Pod | None:
         with suppress(KubeError):
             return await original(self, claim, path, candidate, failure)
         return None
 
-    _set(ClaimReconciler, _read_back)
+    _set(ClaimRequests, read_back)
 
 
 @_change
@@ -330,32 +331,32 @@ def leaving_pods_make_room() -> None:
 def unseen_pods_are_lost() -> None:
     """A pod that the watch no longer shows is not asked for."""
 
-    async def _find(*_: object) -> None:
+    async def find_pod(*_: object) -> None:
         return None
 
-    _set(ClaimReconciler, _find)
+    _set(ClaimRequests, find_pod)
 
 
 @_change
 def second_pods_are_kept() -> None:
     """A claim keeps whatever carries its uid."""
-    original = ClaimReconciler._delete_pod
+    original = ClaimRequests.delete_pod
 
-    async def _delete_pod(self: ClaimReconciler, pod: Any, why: str) -> None:
+    async def delete_pod(self: ClaimRequests, pod: Any, why: str) -> None:
         if why != "the claim has another one":
             await original(self, pod, why)
 
-    _set(ClaimReconciler, _delete_pod)
+    _set(ClaimRequests, delete_pod)
 
 
 @_change
 def orphans_are_guessed() -> None:
     """A pod whose claim is not in the cache is deleted without asking."""
 
-    async def _read(*_: object) -> None:
+    async def read(*_: object) -> None:
         return None
 
-    _set(ClaimReconciler, _read)
+    _set(ClaimRequests, read)
 
 
 @_change

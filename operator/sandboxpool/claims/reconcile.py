@@ -5,14 +5,10 @@ Write 1 makes the pod the claim's (conditional on the pod's version), write 2 te
 pod is the truth from which the next attempt goes on.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from enum import Enum
 from typing import Protocol
-
-import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
@@ -21,18 +17,18 @@ from sandboxpool.cache import Cluster
 from sandboxpool.claims import decide
 from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.claims.attempt import Attempt, first_sight
-from sandboxpool.claims.claim import Claim, ClaimStatus
+from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.offers import Offers
-from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError, UnknownOutcomeError
+from sandboxpool.claims.requests import ClaimRequests, Written, about
+from sandboxpool.kube.client import ApiClient
+from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import LONGEST_RETRY_SECONDS
 from sandboxpool.pools.members import owner_of
 from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore, parse
-from sandboxpool.pools.template import ClaimRef, handed_over
+from sandboxpool.pools.store import PoolStore
+from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
-from sandboxpool.references import Reference
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.versions import number_of
 
@@ -40,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 
-READ_BACK_ATTEMPTS = 8
-STATUS_ATTEMPTS = 4
 # So often the binding to one pod that others change is sent, and so many pods are tried in a row.
 TAKE_ATTEMPTS = 2
 BINDING_ATTEMPTS = 16
@@ -55,29 +49,6 @@ POOL_RECHECK_SECONDS = 1.0
 OTHERS_RECHECK_SECONDS = 2.0
 # The longest pause between two looks at a claim that wants a sandbox to be started for it.
 COLD_RECHECK_SECONDS = 30.0
-
-_decode_pod = msgspec.json.Decoder(Pod).decode
-_decode_claim = msgspec.json.Decoder(Claim).decode
-
-
-class _Version(msgspec.Struct):
-    resourceVersion: str = ""
-
-
-class _Written(msgspec.Struct):
-    metadata: _Version
-
-
-_decode_written = msgspec.json.Decoder(_Written).decode
-
-
-class Written(Enum):
-    """What became of the write of a claim's status."""
-
-    DONE = "done"
-    GONE = "gone"
-    CHANGED = "changed"
-    """The claim is not as it was seen. The watch brings it as it is, and has it looked at again."""
 
 
 class ColdStarter(Protocol):
@@ -121,7 +92,7 @@ class ClaimReconciler:
         wall: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
-        self._client = client
+        self._requests = ClaimRequests(client)
         self._get = get
         self._cluster = cluster
         self._pools = pools
@@ -202,7 +173,7 @@ class ClaimReconciler:
                 raise
             # The queue might try again only after the deadline.
             delay = attempt.fail() if left <= 0 else min(attempt.fail(), left)
-            logger.warning("%s, next try in %.1f s", error, delay, extra=_about(claim).log)
+            logger.warning("%s, next try in %.1f s", error, delay, extra=about(claim).log)
             return delay
 
     # --- Not bound yet -------------------------------------------------------------------------
@@ -263,7 +234,7 @@ class ClaimReconciler:
 
     async def _refuse_for_good(self, claim: Claim, left: float) -> float | None:
         """The pool will never serve the claim, says the cache: only the server's word is final."""
-        pool = await self._read_pool(claim)
+        pool = await self._requests.read_pool(claim)
         refusal = decide.refuse(claim, pool.spec) if pool is not None and pool.spec else None
         if refusal is not None:
             await self._finish(claim, "Failed", refusal.reason, refusal.message)
@@ -284,7 +255,7 @@ class ClaimReconciler:
         if not (error.refused or error.conflict):
             raise error
         delay = attempt.refuse(cut(error.message), self._clock())
-        logger.warning("binding: %s, next try in %.1f s", error, delay, extra=_about(claim).log)
+        logger.warning("binding: %s, next try in %.1f s", error, delay, extra=about(claim).log)
         if attempt.refusals > KEEPING_REFUSALS:
             self._step_back(claim.uid)
         left = attempt.deadline - self._clock()
@@ -297,7 +268,7 @@ class ClaimReconciler:
     async def _time_out(self, claim: Claim, pool: Pool | None) -> float | None:
         if pool is None:
             # Perhaps it is only the cache that lacks it.
-            pool = await self._read_pool(claim)
+            pool = await self._requests.read_pool(claim)
         await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
         return None
 
@@ -306,7 +277,7 @@ class ClaimReconciler:
     ) -> float | None:
         match claim.spec.onEmpty:
             case "Fail":
-                live = await self._read_pool(claim)
+                live = await self._requests.read_pool(claim)
                 if live is None or live.uid != pool.uid:
                     # The cache shows a pool that is gone, and perhaps there is another one.
                     return min(left, POOL_RECHECK_SECONDS)
@@ -340,7 +311,7 @@ class ClaimReconciler:
         else:
             if attempt.started:
                 # What was started for it is gone, perhaps because the claim itself is.
-                if not await self._is_as_seen(claim):
+                if not await self._requests.is_as_seen(claim):
                     return min(left, OTHERS_RECHECK_SECONDS)
                 attempt.started = False
                 self._cold.cold_failed(pool, "a sandbox for a claim went away before it was ready")
@@ -366,11 +337,11 @@ class ClaimReconciler:
         """A pod carries the claim already: an earlier attempt came that far, or it starts cold."""
         self._step_back(claim.uid)
         pod, others = decide.choose(claim, own)
-        if others and not await self._is_as_seen(claim):
+        if others and not await self._requests.is_as_seen(claim):
             # Perhaps it was told of one of them by another process: the watch will show which.
             return OTHERS_RECHECK_SECONDS
         for other in others:
-            await self._delete_pod(other, "the claim has another one")
+            await self._requests.delete_pod(other, "the claim has another one")
         cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
         fit = self._offers.is_fit(pod, pool) if cold else not self._offers.is_wrong(pod, pool)
         if not fit and attempt.deadline <= self._clock():
@@ -380,8 +351,10 @@ class ClaimReconciler:
             return await self._await_cold(claim, attempt, pool, pod)
         if not fit:
             # Its owner says that it was bound, which an author of pods in this namespace can say.
-            if await self._is_as_seen(claim):
-                await self._delete_pod(pod, "it is not of the claim's pool, class and proof")
+            if await self._requests.is_as_seen(claim):
+                await self._requests.delete_pod(
+                    pod, "it is not of the claim's pool, class and proof"
+                )
             return OTHERS_RECHECK_SECONDS
         try:
             await self._tell(claim, pool, pod, source="Cold" if cold else "Warm")
@@ -394,11 +367,11 @@ class ClaimReconciler:
     ) -> float | None:
         """Wait for it. What does not start the pool replaces, as it does with its own."""
         why = self._useless_because(attempt, pool, pod)
-        if why is not None and await self._is_as_seen(claim):
+        if why is not None and await self._requests.is_as_seen(claim):
             # Never bound, so another may be made.
             if pool is not None:
                 self._cold.cold_failed(pool, f"{pod.metadata.name}: {why}")
-            await self._delete_pod(pod, why)
+            await self._requests.delete_pod(pod, why)
         return min(attempt.deadline - self._clock(), COLD_RECHECK_SECONDS)
 
     def _useless_because(self, attempt: Attempt, pool: Pool | None, pod: Pod) -> str | None:
@@ -482,7 +455,7 @@ class ClaimReconciler:
                 break
             version = known.metadata.resourceVersion
             seen = replace(candidate, version=version)
-            pod, failure = await self._hand_over(claim, seen, known)
+            pod, failure = await self._requests.hand_over(claim, seen, known)
             if pod is not None and _is_owned_by(pod, claim):
                 return pod
             known = pod
@@ -495,65 +468,6 @@ class ClaimReconciler:
             # Nobody has changed it: the API server has other reasons.
             raise failure
         return None
-
-    async def _hand_over(
-        self, claim: Claim, candidate: Candidate, known: Pod
-    ) -> tuple[Pod | None, KubeError | None]:
-        """Send write 1; return the pod as the server has it then, and why it did not succeed."""
-        body = {
-            "metadata": {
-                "resourceVersion": candidate.version,
-                **handed_over(
-                    decide.reference(claim),
-                    labels=known.metadata.labels,
-                    annotations=known.metadata.annotations,
-                ),
-            }
-        }
-        path = resource_path("v1", "pods", candidate.namespace, candidate.name)
-        try:
-            return _decode_pod(await self._client.merge_patch(path, body)), None
-        except ApiError as error:
-            if error.not_found:
-                return None, error
-            if error.status < 500 and not error.conflict:
-                # A policy refuses what this claim puts on its pod: no other pod would do better.
-                raise
-            failure: KubeError = error
-        except UnknownOutcomeError as error:
-            logger.warning("binding: %s", error, extra=_about(claim).log)
-            failure = error
-        return await self._read_back(claim, path, candidate, failure), failure
-
-    async def _read_back(
-        self, claim: Claim, path: str, candidate: Candidate, failure: KubeError
-    ) -> Pod | None:
-        """After a conflict or an unknown outcome only the pod itself can say whose it is.
-
-        Return it as it is now; None if it is gone. Where it is nobody's, as it was, the write may
-        still be on its way: pod and claim stay together, as another pod would be the claim's
-        second one then.
-
-        Raises:
-            KubeError: the failure, where it may still turn out to be a success.
-        """
-        for attempt in range(READ_BACK_ATTEMPTS):
-            try:
-                pod = _decode_pod(await self._client.get(path))
-            except ApiError as error:
-                if error.not_found:
-                    return None
-            except UnknownOutcomeError:
-                pass
-            else:
-                if pod.metadata.uid != candidate.uid:
-                    return None
-                conflict = isinstance(failure, ApiError) and failure.conflict
-                if pod.metadata.resourceVersion == candidate.version and not conflict:
-                    raise failure
-                return pod
-            await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
-        raise UnknownOutcomeError(f"{path}: nobody can say whether it was given to {claim.key}")
 
     async def _tell(self, claim: Claim, pool: Pool | None, pod: Pod, *, source: str) -> None:
         """Write 2: the claim's status; a claim that is gone gives its pod back to nobody."""
@@ -571,10 +485,10 @@ class ClaimReconciler:
             evidence=self._offers.evidence(pod, pool),
             now=now,
         )
-        written, version = await self._write_status(claim, status)
+        written, version = await self._requests.write_status(claim, status)
         attempt.taken = None
         if written is Written.GONE:
-            await self._delete_pod(pod, "its claim was deleted while it was being bound")
+            await self._requests.delete_pod(pod, "its claim was deleted while it was being bound")
             return
         attempt.refusals = 0
         self._remember(attempt, version)
@@ -584,53 +498,6 @@ class ClaimReconciler:
     def _remember(self, attempt: Attempt, version: str) -> None:
         """Until the watch shows what was written at this version, the claim only seems to wait."""
         attempt.told = number_of(version)
-
-    async def _write_status(self, claim: Claim, status: ClaimStatus) -> tuple[Written, str]:
-        """Write a claim's status, if it is as it was seen: nothing newer is ever overwritten.
-
-        Return also the version at which the claim is so, or is otherwise; none if it is gone.
-        """
-        path = _path(claim)
-        version = claim.metadata.resourceVersion
-        for attempt in range(1, STATUS_ATTEMPTS + 1):
-            try:
-                answer = await self._client.replace_status(
-                    path, claim.uid, status.body(), version=version
-                )
-            except ApiError as error:
-                if error.not_found:
-                    return Written.GONE, ""
-                if error.status == 422:
-                    # A failed test and an invalid status look alike: ask.
-                    now = await self._read(*claim.key, claim.uid)
-                    if now is None:
-                        return Written.GONE, ""
-                    found = now.metadata.resourceVersion
-                    if now.status == status:
-                        # By an attempt whose answer was lost.
-                        return Written.DONE, found
-                    if found == version:
-                        raise
-                    if status.phase != "Bound" or now.status.phase not in ("", "Pending"):
-                        return Written.CHANGED, found
-                    if attempt == STATUS_ATTEMPTS:
-                        message = f"{path}: changed {attempt} times while it was being told"
-                        raise KubeError(message) from error
-                    # Whatever has changed, it has its pod already.
-                    version = found
-                    continue
-                if error.status < 500:
-                    raise
-                failure: Exception = error
-            except UnknownOutcomeError as error:
-                # Guarded by the version and the same every time, so it may be sent again.
-                failure = error
-            else:
-                return Written.DONE, _decode_written(answer).metadata.resourceVersion
-            if attempt == STATUS_ATTEMPTS:
-                raise failure
-            await asyncio.sleep(0.05 * 2**attempt)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     # --- Bound ---------------------------------------------------------------------------------
 
@@ -647,14 +514,14 @@ class ClaimReconciler:
                 return None
         pod = self._cluster.pods.get(claim.status.podUID or "")
         if pod is None:
-            pod = await self._find(claim)
+            pod = await self._requests.find_pod(claim)
         if pod is None or pod.finished:
             lost = decide.lost_because(pod)
             await self._finish(claim, "Lost", lost.reason, lost.message)
             return None
         for other in self._cluster.pods.of_claim(*claim.identity):
             if other.metadata.uid != pod.metadata.uid:
-                await self._delete_pod(other, "the claim has another one")
+                await self._requests.delete_pod(other, "the claim has another one")
         was = claim.status
         status = decide.bound_status(
             claim,
@@ -672,7 +539,7 @@ class ClaimReconciler:
         stands = self._words_stand(attempt) if decide.differ_in_words_only(was, status) else 0.0
         if stands > 0:
             return stands if left is None else min(left, stands)
-        await self._write_status(claim, status)
+        await self._requests.write_status(claim, status)
         attempt.worded = self._clock()
         return left
 
@@ -688,9 +555,9 @@ class ClaimReconciler:
         """
         pods = self._cluster.pods.of_claim(*claim.identity)
         if not claim.bound:
-            if pods and await self._is_as_seen(claim):
+            if pods and await self._requests.is_as_seen(claim):
                 for pod in pods:
-                    await self._delete_pod(pod, "its claim is being deleted")
+                    await self._requests.delete_pod(pod, "its claim is being deleted")
             return None
         if not pods:
             return None
@@ -702,23 +569,10 @@ class ClaimReconciler:
         await self._expire(claim, "it was deleted, and its finalizers have kept it for too long")
         return None
 
-    async def _find(self, claim: Claim) -> Pod | None:
-        """A pod that the watch no longer shows may only have lost its labels: ask the server."""
-        path = resource_path(
-            "v1", "pods", claim.metadata.namespace, claim.status.podName or "unknown"
-        )
-        try:
-            pod = _decode_pod(await self._client.get(path))
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
-        return pod if pod.metadata.uid == claim.status.podUID else None
-
     async def _expire(self, claim: Claim, message: str) -> None:
         """Expired first, and only if nobody has changed the claim since; then the pod goes."""
         status = decide.finished_status(claim, "Expired", Reason.TTL_EXPIRED, message, self._wall())
-        written, _ = await self._write_status(claim, status)
+        written, _ = await self._requests.write_status(claim, status)
         if written is Written.DONE:
             self._report(claim, "Expired", Reason.TTL_EXPIRED, message)
 
@@ -729,7 +583,7 @@ class ClaimReconciler:
         attempt = self._attempt(claim)
         self._step_back(claim.uid)
         status = decide.finished_status(claim, phase, reason, message, self._wall())
-        written, version = await self._write_status(claim, status)
+        written, version = await self._requests.write_status(claim, status)
         if written is Written.DONE:
             self._remember(attempt, version)
             self._report(claim, phase, reason, message)
@@ -737,7 +591,7 @@ class ClaimReconciler:
     def _report(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
         self._observer.finished(claim.metadata.namespace, claim.spec.poolName, phase, str(reason))
         post = self._events.normal if phase == "Expired" else self._events.warning
-        post(_about(claim), str(reason), message)
+        post(about(claim), str(reason), message)
 
     async def _retire(self, claim: Claim, attempt: Attempt) -> float | None:
         """Take back the pod of a claim that has ended, and in time the claim itself."""
@@ -747,17 +601,13 @@ class ClaimReconciler:
         if claim.status.phase != "Lost" or left <= 0:
             # Until then a lost claim's pod is kept: its logs say why it ended.
             for pod in self._cluster.pods.of_claim(*claim.identity):
-                await self._delete_pod(pod, f"its claim is {claim.status.phase}")
+                await self._requests.delete_pod(pod, f"its claim is {claim.status.phase}")
         if left > 0:
             return left
         if claim.deleting:
             # Only its finalizers keep it.
             return None
-        try:
-            await self._client.delete(_path(claim), uid=claim.uid)
-        except ApiError as error:
-            if not (error.not_found or error.conflict):
-                raise
+        await self._requests.delete_claim(claim)
         return None
 
     # --- Small things --------------------------------------------------------------------------
@@ -770,27 +620,9 @@ class ClaimReconciler:
         if decide.differ_in_words_only(claim.status, status) and self._words_stand(attempt) > 0:
             # Not for each new word: this very write has the claim looked at again.
             return
-        written, _ = await self._write_status(claim, status)
+        written, _ = await self._requests.write_status(claim, status)
         if written is Written.DONE:
             attempt.worded = self._clock()
-
-    async def _delete_pod(self, pod: Pod, why: str) -> None:
-        """Delete exactly this pod, if it still carries what we saw on it."""
-        if pod.metadata.deletionTimestamp is not None:
-            return
-        about = Reference("v1", "Pod", pod.metadata.namespace, pod.metadata.name, pod.metadata.uid)
-        logger.info("deleting the pod: %s", why, extra=about.log)
-        try:
-            await self._client.delete(
-                resource_path("v1", "pods", pod.metadata.namespace, pod.metadata.name),
-                uid=pod.metadata.uid,
-                resource_version=pod.metadata.resourceVersion,
-            )
-        except ApiError as error:
-            # A conflict says that it has changed since: the watch brings the new state, and with
-            # it this claim again.
-            if not (error.conflict or error.not_found):
-                raise
 
     async def sweep(self) -> None:
         """Delete pods whose claim no longer exists, where no collector has done so.
@@ -806,40 +638,11 @@ class ClaimReconciler:
             if claim is not None and claim.uid == owner.uid:
                 continue
             try:
-                if await self._read(namespace, owner.name, owner.uid) is None:
-                    await self._delete_pod(pod, "its claim does not exist any more")
+                if await self._requests.read(namespace, owner.name, owner.uid) is None:
+                    await self._requests.delete_pod(pod, "its claim does not exist any more")
             except (KubeError, *UNREADABLE) as error:
                 # What holds for one pod keeps the sweep from no other.
                 logger.warning("sweep: claim %s/%s: %s", namespace, owner.name, error)
-
-    async def _is_as_seen(self, claim: Claim) -> bool:
-        """Whether the server has the claim as the cache shows it: no other process has told it."""
-        live = await self._read(*claim.key, claim.uid)
-        version = claim.metadata.resourceVersion
-        return live is not None and live.metadata.resourceVersion == version
-
-    async def _read(self, namespace: str, name: str, uid: str) -> Claim | None:
-        """This very claim by a live read; None if it is gone."""
-        path = resource_path(names.API_VERSION, names.CLAIMS, namespace, name)
-        try:
-            claim = _decode_claim(await self._client.get(path))
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
-        return claim if claim.uid == uid else None
-
-    async def _read_pool(self, claim: Claim) -> Pool | None:
-        """The claim's pool by a live read: the cache of pools may be behind that of claims."""
-        path = resource_path(
-            names.API_VERSION, names.POOLS, claim.metadata.namespace, claim.spec.poolName
-        )
-        try:
-            return parse(msgspec.json.decode(await self._client.get(path)), None)
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
 
 
 def _is_owned_by(pod: Pod, claim: Claim) -> bool:
@@ -849,19 +652,3 @@ def _is_owned_by(pod: Pod, claim: Claim) -> bool:
 
 def _refused(attempt: Attempt) -> str:
     return f"the API server refuses to give this claim a pod: {attempt.refusal}"
-
-
-def _path(claim: Claim) -> str:
-    return resource_path(
-        names.API_VERSION, names.CLAIMS, claim.metadata.namespace, claim.metadata.name
-    )
-
-
-def _about(claim: Claim) -> Reference:
-    return Reference(
-        names.API_VERSION,
-        names.CLAIM_KIND,
-        claim.metadata.namespace,
-        claim.metadata.name,
-        claim.uid,
-    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.claims.requests import ClaimRequests
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.template import pod_name
@@ -54,7 +54,7 @@ def without_reading_back(patch: pytest.MonkeyPatch) -> None:
     async def take_it_for_refused(*_: Any) -> None:
         return None
 
-    patch.setattr(ClaimReconciler, "_read_back", take_it_for_refused)
+    patch.setattr(ClaimRequests, "read_back", take_it_for_refused)
 
 
 def without_the_preconditions_of_deletes(patch: pytest.MonkeyPatch) -> None:

@@ -29,11 +29,11 @@ K = TypeVar("K", bound=Hashable)
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 60.0
 # How many keys of a lane that is slow are worked on at once ...
-SLOW_PER_LANE = 2
+SLOW_PER_LANE = 4
 # ... and of all such lanes together. Each may keep a connection to the API server busy.
 SLOW_AT_ONCE = 64
 # A lane counts as slow for so long after its last slow key, and until it has shown otherwise.
-SLOW_MEMORY_SECONDS = 30.0
+SLOW_MEMORY_SECONDS = 10.0
 
 
 class QueueObserver(Protocol):

@@ -129,6 +129,8 @@ class PoolReconciler:
                 self._tracker.forget(old.metadata.uid)
             return
         self.stir(pool_uid, new.metadata.uid)
+        if new.ready and (old is None or not old.ready):
+            self._states.note_started(pool_uid, new)
         self._states.settle_create(pool_uid, new.metadata.name)
         if new.metadata.deletionTimestamp is not None:
             self._states.settle_delete(pool_uid, new.metadata.uid)

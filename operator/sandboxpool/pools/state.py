@@ -153,6 +153,10 @@ class PoolState:
         self._stuck = {n: at for n, at in self._stuck.items() if clock - at < AVOID_SECONDS}
         return frozenset(self._stuck)
 
+    def note_started(self, node: str) -> None:
+        """A sandbox of the pool has become ready on this node."""
+        self._stuck.pop(node, None)
+
     def note_used(self, created: float) -> None:
         """A claim has ended with its sandbox, made at this time, alive: that is a success too."""
         if created >= self.failed_at:
@@ -200,6 +204,12 @@ class PoolStates:
         if state.trouble.until <= now:
             text = f"{pod.metadata.name} was deleted by somebody else before it was ready"
             state.hold_off(Reason.POD_LOST, text, now)
+
+    def note_started(self, pool_uid: str, pod: Pod) -> None:
+        """A pod has become ready."""
+        state = self._states.get(pool_uid)
+        if state is not None:
+            state.note_started(pod.spec.nodeName)
 
     def note_used(self, pool_uid: str, pod: Pod) -> None:
         """A claim has ended with its sandbox alive."""

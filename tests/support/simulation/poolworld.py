@@ -544,6 +544,7 @@ class PoolWorld:
         if not host.serves:
             starts = Start.BREAKS
         if starts is Start.FINE:
+            self.state.note_started(pod.node)
             self.put(replace(pod, started=True, failure=None))
         elif pod.failure != SAYS[starts]:
             self.put(replace(pod, failure=SAYS[starts]))

@@ -17,6 +17,7 @@ from sandboxpool.pools.state import (
 )
 from sandboxpool.pools.unfit import INSTALL_GRACE_SECONDS, NEW_NODE_SECONDS
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement
@@ -201,6 +202,15 @@ def test_a_clock_that_is_set_back_makes_no_delay_longer() -> None:
     assert state.trouble.until - (NOW - 3600) <= 1
     state.note_time(NOW - 3500)
     assert (state.trouble.reason, state.trouble.until - NOW < -1200) == (WRONG, True)
+
+
+def test_a_node_on_which_sandboxes_were_stuck_counts_again_once_one_has_started_there() -> None:
+    state = held_off(1)
+    state.note_stuck(["node-1", "node-2"], NOW)
+    assert state.stuck_nodes(NOW + 1.0) == {"node-1", "node-2"}
+    state.note_started("node-1")
+    assert state.stuck_nodes(NOW + 1.0) == {"node-2"}
+    assert state.stuck_nodes(NOW + AVOID_SECONDS) == set()
 
 
 def test_a_warm_sandbox_ends_the_trouble_once_it_has_lasted() -> None:

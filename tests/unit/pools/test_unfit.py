@@ -1,0 +1,126 @@
+"""What seems to be of no use, and what takes its place."""
+
+from typing import Any
+
+import pytest
+
+from sandboxpool.pools.decide import decide
+from sandboxpool.pools.members import State
+from sandboxpool.pools.plan import PoolPlan
+from sandboxpool.pools.unfit import STUCK_SECONDS, UNREADY_GRACE_SECONDS
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.runtimes.verdict import Verdict
+from support.builders import facts, member, members, pool_input
+
+PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", heals=True)
+SERVED = Verdict(serving=("node-1", "node-2", "node-3"))
+LONG = STUCK_SECONDS + 1.0
+STUCK: dict[str, Any] = {"failure": PULLING, "age": LONG, "node": facts("node-1")}
+
+
+def going(plan: PoolPlan) -> list[str]:
+    return [deletion.member.state.value for deletion in plan.delete]
+
+
+# --- Ready once ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("age", "create"), [(UNREADY_GRACE_SECONDS - 9.0, 0), (LONG, 1)])
+def test_what_was_ready_is_waited_for_before_another_is_made(age: float, create: int) -> None:
+    plan = decide(pool_input(members(State.UNREADY, 6, age=age), replicas=6))
+    assert (plan.create, plan.delete) == (create, ())
+
+
+def test_what_was_ready_goes_when_another_is_warm_in_its_place() -> None:
+    unready = members(State.UNREADY, 3, age=LONG)
+    warm = members(State.WARM, 1)
+    plan = decide(pool_input([*unready, *warm], replicas=3))
+    assert going(plan) == ["unready"]
+    assert plan.delete[0].member.created == min(m.created for m in unready), "the oldest"
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_no_more_are_replaced_at_once_than_may_be_missing(at_once: int) -> None:
+    unready = members(State.UNREADY, 5, age=LONG)
+    plan = decide(pool_input(unready, replicas=5, update={"maxUnavailable": at_once}))
+    assert (plan.create, plan.delete) == (at_once, ())
+    starting = members(State.STARTING, at_once, age=1.0)
+    plan = decide(pool_input([*unready, *starting], replicas=5, update={"maxUnavailable": at_once}))
+    assert (plan.create, plan.delete) == (0, ())
+
+
+def test_at_the_ceiling_one_that_is_not_ready_makes_room_and_counts_as_a_failure() -> None:
+    plan = decide(pool_input(members(State.UNREADY, 3, age=LONG), replicas=3, maxSandboxes=3))
+    assert (plan.create, going(plan)) == (0, ["unready"])
+    assert plan.delete[0].failed
+
+
+# --- Waiting for the kubelet ---------------------------------------------------------------------
+
+
+def test_what_waits_on_one_node_is_made_on_another_which_keeps_away_from_it() -> None:
+    plan = decide(pool_input(members(State.STARTING, 3, **STUCK), replicas=3, verdict=SERVED))
+    assert (plan.create, plan.delete) == (1, ())
+    assert plan.avoid == (("node-1", PULLING.message),)
+
+
+def test_what_waits_holds_no_place_among_those_that_start() -> None:
+    stuck = members(State.STARTING, 2, **STUCK)
+    given = pool_input(stuck, replicas=4, verdict=SERVED, startup={"maxStarting": 2})
+    assert decide(given).create == 2
+
+
+@pytest.mark.parametrize(
+    ("verdict", "before"),
+    [(Verdict(serving=("node-1",)), ()), (SERVED, ("node-2", "node-3"))],
+    ids=["the only node", "the others were no better of late"],
+)
+def test_where_every_node_is_as_bad_what_waits_is_held(
+    verdict: Verdict, before: tuple[str, ...]
+) -> None:
+    stuck = members(State.STARTING, 3, **STUCK)
+    plan = decide(pool_input(stuck, replicas=3, verdict=verdict, stuck_nodes=before))
+    assert (plan.create, plan.delete, plan.avoid) == (0, (), ())
+    assert plan.stuck_nodes == {"node-1"}, "it is remembered all the same"
+
+
+def test_what_waits_for_a_claim_is_given_up_at_once_where_another_may_start() -> None:
+    cold = member("cold", State.COLD, **STUCK)
+    assert going(decide(pool_input([cold], replicas=0, verdict=SERVED))) == ["cold"]
+    alone = Verdict(serving=("node-1",))
+    assert decide(pool_input([cold], replicas=0, verdict=alone)).delete == ()
+
+
+# --- Not on a node yet ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.COLD])
+def test_what_has_no_node_is_not_late(state: State) -> None:
+    waiting = member("waiting", state, age=9999.0, node_name="")
+    assert decide(pool_input([waiting])).delete == ()
+    late = member("late", state, age=301.0)
+    assert going(decide(pool_input([late]))) == [state.value]
+
+
+# --- Cordoned ------------------------------------------------------------------------------------
+
+
+def test_what_stands_on_a_cordoned_node_goes_within_the_budget() -> None:
+    cordoned = facts("node-1", unschedulable=True)
+    there = members(State.STRANDED, 3, node=cordoned, ready=True)
+    elsewhere = members(State.WARM, 6, node=facts("node-2"))
+    plan = decide(pool_input([*there, *elsewhere], replicas=9, verdict=SERVED))
+    assert (going(plan), plan.create) == (["stranded"], 3)
+    assert plan.delete[0].reason is Reason.SANDBOX_REPLACED
+    nowhere = Verdict()
+    plan = decide(pool_input(there, replicas=3, verdict=nowhere))
+    assert (plan.delete, plan.create) == ((), 1), "one waits, for an autoscaler to see"
+
+
+# --- Ended ---------------------------------------------------------------------------------------
+
+
+def test_what_has_ended_takes_no_room() -> None:
+    plan = decide(pool_input(members(State.ENDED, 4), replicas=2, maxSandboxes=4))
+    assert (plan.target, plan.create) == (2, 2)

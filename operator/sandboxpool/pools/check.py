@@ -20,6 +20,7 @@ from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.pools.alteration import alteration
+from sandboxpool.pools.lanes import Lanes
 from sandboxpool.pools.plan import TemplateState, TemplateVerdict
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.refusals import (
@@ -29,7 +30,6 @@ from sandboxpool.pools.refusals import (
     is_missing,
 )
 from sandboxpool.pools.template import LONGEST_POOL_NAME, build_pod, pod_name
-from sandboxpool.pools.turns import Turns
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.probe import ProbeImage
@@ -109,7 +109,7 @@ class TemplateChecker:
         self._probe = probe
         self._clock = clock
         self._on_answer = on_answer
-        self._turns = Turns(CHECKS_AT_ONCE)
+        self._lanes = Lanes(CHECKS_AT_ONCE)
         self._questions: dict[str, _Question] = {}
 
     def close(self) -> None:
@@ -206,7 +206,7 @@ class TemplateChecker:
         path = resource_path("v1", "pods", pool.namespace)
         how = {"dryRun": "All", "fieldValidation": "Strict"}
         try:
-            async with self._turns.take(pool.uid), asyncio.timeout(ANSWER_SECONDS):
+            async with self._lanes.take(pool.uid), asyncio.timeout(ANSWER_SECONDS):
                 answer = await self._client.create(path, body, how)
             altered = alteration(body, answer)
         except ApiError as error:

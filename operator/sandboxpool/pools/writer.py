@@ -17,12 +17,12 @@ from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.slots import SLOW_SECONDS
 from sandboxpool.pools.alteration import alteration
 from sandboxpool.pools.check import TemplateChecker
+from sandboxpool.pools.lanes import Lanes
 from sandboxpool.pools.plan import Deletion
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.refusals import NAMESPACE_TERMINATING, is_at_quota
 from sandboxpool.pools.startup import StartupTracker
 from sandboxpool.pools.state import PoolState
-from sandboxpool.pools.turns import Turns
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 
@@ -77,8 +77,8 @@ class PodWriter:
         self._on_start_timeout = on_start_timeout
         self._wall = wall
         self._clock = clock
-        self._creates = Turns(WRITES_AT_ONCE)
-        self._deletes = Turns(WRITES_AT_ONCE)
+        self._creates = Lanes(WRITES_AT_ONCE)
+        self._deletes = Lanes(WRITES_AT_ONCE)
 
     async def delete(
         self, pool: Pool, state: PoolState, deletions: Sequence[Deletion]

@@ -1,4 +1,4 @@
-"""Who may send the next request about pods, where some pools are answered slowly and others not.
+"""Which pools may send the next request about pods, where some are answered slowly.
 
 An admission webhook that hangs does so for the pools that it is asked about. Pools that are
 answered quickly share a few places, and a slow request does not keep its place for long. A pool
@@ -21,8 +21,8 @@ QUICK_AT_ONCE = 32
 REMEMBER_SECONDS = 3600.0
 
 
-class Turns:
-    """Places for the requests of all pools.
+class Lanes:
+    """Places for the requests of all pools, in lanes for the quick and for each that is slow.
 
     Args:
         limit: how many requests of quick pools are under way at once, as long as they are quick.

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from sandboxpool.pools.turns import QUICK_AT_ONCE, SLOW_AT_ONCE, SLOW_EACH, Turns
+from sandboxpool.pools.lanes import QUICK_AT_ONCE, SLOW_AT_ONCE, SLOW_EACH, Lanes
 from support.simulation.clock import VirtualLoop
 
 LIMIT = 4
@@ -15,7 +15,7 @@ class Sender:
     """Sends requests, and counts how many are under way."""
 
     def __init__(self) -> None:
-        self.turns = Turns(LIMIT)
+        self.lanes = Lanes(LIMIT)
         self.under_way: Counter[str] = Counter()
         self.most: Counter[str] = Counter()
         self.most_at_once = 0
@@ -24,7 +24,7 @@ class Sender:
         """Send one; return how long it waited for its turn."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        async with self.turns.take(pool):
+        async with self.lanes.take(pool):
             waited = loop.time() - began
             self.under_way[pool] += 1
             self.most[pool] = max(self.most[pool], self.under_way[pool])
@@ -99,8 +99,8 @@ def test_a_pool_that_is_quick_again_is_like_the_others() -> None:
 
     async def main() -> None:
         await sender.send("pool", 5.0)
-        assert "pool" in sender.turns._lanes
+        assert "pool" in sender.lanes._lanes
         await sender.send("pool", 0.1)
-        assert not sender.turns._lanes
+        assert not sender.lanes._lanes
 
     run(main())

@@ -204,19 +204,7 @@ class PoolReconciler:
             for node, why in plan.avoid:
                 self._writer.avoid(pool, node, why)
             verdict, _ = self._judge(pool, resolution, template)
-        # What is in doubt has its room already, and is made up for under the same name.
-        new = state.expectations.doubted()[: plan.create]
-        new += [pod_name(pool.name, uuid.uuid4().hex) for _ in range(plan.create - len(new))]
-        for name in new:
-            state.expectations.creating(name)
-        asked: dict[str, ClaimRef] = {}
-        for claim in [claim for _, claim in line if claim is not None][: plan.cold]:
-            name = self._cold_name(pool, state, claim.uid)
-            asked[name] = claim
-            # Out of the line: a warm pod, even one that comes meanwhile, would be a second one.
-            self._allocator.abandon(claim.uid)
-            state.cold.ask(claim, name)
-            state.expectations.creating(name, cold=True)
+        new, asked = self._expect(pool, state, plan, line)
         self._tell_cold(state, given, plan, pool)
         # Only a claim holds what is started for it, and does so from the beginning.
         going = [
@@ -253,6 +241,32 @@ class PoolReconciler:
             # Everything else is done; the queue tries the deletions again, ever more slowly.
             raise errors[0]
         return self._next_look(pool, plan, status_due)
+
+    def _expect(
+        self,
+        pool: Pool,
+        state: PoolState,
+        plan: PoolPlan,
+        line: Sequence[tuple[str, ClaimRef | None]],
+    ) -> tuple[list[str], dict[str, ClaimRef]]:
+        """Name the pods that are about to be created, and count on them from now on.
+
+        Return the names of those for the stock, and of those for claims with their claims.
+        """
+        # What is in doubt has its room already, and is made up for under the same name.
+        new = state.expectations.doubted()[: plan.create]
+        new += [pod_name(pool.name, uuid.uuid4().hex) for _ in range(plan.create - len(new))]
+        for name in new:
+            state.expectations.creating(name)
+        asked: dict[str, ClaimRef] = {}
+        for claim in [claim for _, claim in line if claim is not None][: plan.cold]:
+            name = self._cold_name(pool, state, claim.uid)
+            asked[name] = claim
+            # Out of the line: a warm pod, even one that comes meanwhile, would be a second one.
+            self._allocator.abandon(claim.uid)
+            state.cold.ask(claim, name)
+            state.expectations.creating(name, cold=True)
+        return new, asked
 
     def _judge(
         self, pool: Pool, resolution: Resolution, template: TemplateVerdict

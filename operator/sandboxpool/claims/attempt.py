@@ -7,6 +7,7 @@ of the monotonic clock, so that no jump of the wall clock ends anything.
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Pod
+from sandboxpool.backoff import delay_after
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.decide import certain_wait
 
@@ -86,13 +87,15 @@ class Attempt:
 
     def fail(self) -> float:
         """The API server has failed it; return the seconds until it is tried again."""
-        delay = FIRST_FAILURE_SECONDS * 2.0 ** min(self.failures, 16)
+        delay = delay_after(self.failures, FIRST_FAILURE_SECONDS, LONGEST_FAILURE_SECONDS)
         self.failures += 1
-        return min(delay, LONGEST_FAILURE_SECONDS)
+        return delay
 
     def refuse(self, words: str, now: float) -> float:
         """Its binding was refused; return the seconds until it may be tried again."""
-        delay = min(FIRST_REFUSAL_SECONDS * 4.0 ** min(self.refusals, 8), LONGEST_REFUSAL_SECONDS)
+        delay = delay_after(
+            self.refusals, FIRST_REFUSAL_SECONDS, LONGEST_REFUSAL_SECONDS, factor=4.0
+        )
         self.refusals += 1
         self.refusal = words
         self.not_before = now + delay

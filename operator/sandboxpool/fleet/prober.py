@@ -19,6 +19,7 @@ from typing import Literal
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.backoff import delay_after
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 from sandboxpool.reasons import Reason
@@ -492,7 +493,7 @@ def _pause_seconds(wish: Wish, tries: int, silent: int) -> float:
 
     Nodes that give no answer hold their places for a deadline each: together, about half of them.
     """
-    longest = min(FIRST_PAUSE_SECONDS * 2.0 ** min(tries - 1, 16), LONGEST_PAUSE_SECONDS)
+    longest = delay_after(tries - 1, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
     of_many = 2 * DEADLINE_SECONDS / PLACES[wish.why] * silent
     of_many = min(of_many, LONGEST_PAUSE_OF_MANY_SECONDS)
     longest = max(longest, of_many)

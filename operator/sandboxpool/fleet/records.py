@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from sandboxpool.backoff import delay_after
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 
@@ -197,7 +198,7 @@ class NodeRecords:
             shard.failures = 0
         except (KubeError, *UNREADABLE) as error:
             # Also where something between us and the API server answers in its place.
-            delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(shard.failures, 16), LONGEST_RETRY_SECONDS)
+            delay = delay_after(shard.failures, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
             shard.failures += 1
             shard.due = self._clock() + delay
             logger.warning("%s: %s, next try in %.0f s", shard.name, error, delay)

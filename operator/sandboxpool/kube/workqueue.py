@@ -13,12 +13,12 @@ slow lane holds up other lanes once, for as long as it takes to notice.
 
 import asyncio
 import logging
-import random
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from sandboxpool.backoff import delay_after, spread
 from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.kube.slots import SLOW_SECONDS
 
@@ -154,8 +154,7 @@ class WorkQueue(Generic[K]):
         """Add a key after a delay that grows with its failures; return the delay in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        delay = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures, 16), LONGEST_RETRY_SECONDS)
-        delay *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+        delay = spread(delay_after(failures, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS))
         self.add_after(key, delay)
         self._observer.retried()
         return delay

@@ -11,12 +11,12 @@ stands, if it was about the same template and class.
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.backoff import delay_after, spread
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.pools.alteration import alteration
@@ -193,8 +193,7 @@ class TemplateChecker:
         if question.verdict.state is TemplateState.ACCEPTED:
             question.again_at, question.failures = None, 0
         else:
-            pause = min(first * 2.0 ** min(question.failures, 16), LONGEST_RECHECK_SECONDS)
-            pause *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+            pause = spread(delay_after(question.failures, first, LONGEST_RECHECK_SECONDS))
             question.again_at = self._clock() + pause
             question.failures += 1
         if not question.awaited:

@@ -8,6 +8,8 @@ exist all the same, so after a while the API server itself is to be asked, ever 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sandboxpool.backoff import delay_after
+
 # What is done and not seen is asked about after so long, then after twice as long, and so on.
 UNSEEN_SECONDS = 15.0
 LONGEST_UNSEEN_SECONDS = 300.0
@@ -146,7 +148,7 @@ class Expectations:
         expected = self._creating.get(name_or_uid) or self._deleting.get(name_or_uid)
         if expected is not None:
             expected.looks += 1
-            pause = min(UNSEEN_SECONDS * 2.0 ** min(expected.looks, 16), LONGEST_UNSEEN_SECONDS)
+            pause = delay_after(expected.looks, UNSEEN_SECONDS, LONGEST_UNSEEN_SECONDS)
             expected.look_at = self._clock() + pause
 
     def next_deadline(self) -> float | None:

@@ -1,12 +1,12 @@
 """What the operator remembers of one pool between decisions; none of it outlives the process."""
 
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from sandboxpool.api.core import Pod
 from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.backoff import delay_after, spread
 from sandboxpool.pools.book import MemberBook
 from sandboxpool.pools.cold import ColdDemand
 from sandboxpool.pools.expectations import Expectations
@@ -90,8 +90,7 @@ class PoolState:
         buys = reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
         failures = self._held_off.get(buys, Trouble()).failures + 1
         first, longest = _DELAYS.get(reason, (FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS))
-        delay = min(first * 2.0 ** min(failures - 1, 16), longest)
-        delay *= random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+        delay = spread(delay_after(failures - 1, first, longest))
         self.failed_at = now
         self.trouble = Trouble(failures, now + delay, reason, cut(message))
         self._held_off[buys] = self.trouble

@@ -15,6 +15,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 
+from sandboxpool.backoff import delay_after
+
 Pair = tuple[str, str]
 
 # So many wrong hints in a row cost a namespace nothing.
@@ -42,7 +44,7 @@ class _Namespace:
     def not_before(self) -> float:
         if self.wrong <= FREE_WRONG:
             return 0.0
-        pause = min(2.0 ** min(self.wrong - FREE_WRONG, 16), LONGEST_PAUSE_SECONDS)
+        pause = delay_after(self.wrong - FREE_WRONG, 1.0, LONGEST_PAUSE_SECONDS)
         return self.taken_at + pause
 
 

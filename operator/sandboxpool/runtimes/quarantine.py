@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from sandboxpool.backoff import delay_after
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.nodes import Machine, NodeFacts
@@ -130,8 +131,7 @@ class Quarantines:
         goes_on = old is not None and (was_open or 0 <= now - old.changed_at <= QUIET_SECONDS)
         tries = old.tries + 1 if old is not None and goes_on else 1
         first = FIRST_WITNESSED_DELAY_SECONDS if witnessed else FIRST_DELAY_SECONDS
-        # The exponent is bounded because a float is.
-        delay = min(first * 2.0 ** min(tries - 1, 32), LONGEST_DELAY_SECONDS)
+        delay = delay_after(tries - 1, first, LONGEST_DELAY_SECONDS)
         opened = Quarantine(
             node.machine,
             open=True,

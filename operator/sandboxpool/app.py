@@ -36,7 +36,7 @@ from sandboxpool.kube.clock import ServerClock
 from sandboxpool.kube.credentials import connection_info
 from sandboxpool.kube.errors import UNREADABLE, KubeError, NotLeaderError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.kube.informer import Informer
+from sandboxpool.kube.informer import BLIND_SECONDS, Informer
 from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.listing import take_list
@@ -61,8 +61,6 @@ LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
 FLUSH_SECONDS = 1.0
 LEASE_LOST_EXIT_CODE = 3
-# A healthy watch shows signs of life at least once a minute.
-BLIND_SECONDS = 120.0
 # A part that fails is started anew after a pause, which grows unless it has run for a while.
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0

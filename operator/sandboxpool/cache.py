@@ -88,10 +88,6 @@ class PodIndex:
         """The pods of a pool by uid, claimed ones included; not to be kept across an await."""
         return self._by_pool.get((namespace, uid), {})
 
-    def count_of_pool(self, namespace: str, uid: str) -> int:
-        """How many pods a pool has, claimed ones included."""
-        return len(self._by_pool.get((namespace, uid), ()))
-
     def of_claim(self, namespace: str, uid: str) -> list[Pod]:
         """The pods that a claim owns: one, if all is well."""
         return list(self._by_claim.get((namespace, uid), {}).values())

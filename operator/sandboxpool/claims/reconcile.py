@@ -424,10 +424,6 @@ class ClaimReconciler:
             if current is None:
                 self._forget(claim.uid)
 
-    def _still_wanted(self, claim: Claim) -> bool:
-        current = self._current(claim)
-        return current is not None and not current.deleting
-
     def _still_waits(self, claim: Claim) -> bool:
         current = self._current(claim)
         settled = current is None or current.deleting or current.bound or current.finished

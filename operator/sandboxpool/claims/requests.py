@@ -193,13 +193,9 @@ class ClaimRequests:
         path = resource_path(
             "v1", "pods", claim.metadata.namespace, claim.status.podName or "unknown"
         )
-        try:
-            pod = _decode_pod(await self._client.get(path))
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
-        return pod if pod.metadata.uid == claim.status.podUID else None
+        answer = await self._client.find(path)
+        pod = _decode_pod(answer) if answer is not None else None
+        return pod if pod is not None and pod.metadata.uid == claim.status.podUID else None
 
     async def is_as_seen(self, claim: Claim) -> bool:
         """Whether the server has the claim as the cache shows it: no other process has told it."""
@@ -210,25 +206,17 @@ class ClaimRequests:
     async def read(self, namespace: str, name: str, uid: str) -> Claim | None:
         """This very claim by a live read; None if it is gone."""
         path = resource_path(names.API_VERSION, names.CLAIMS, namespace, name)
-        try:
-            claim = _decode_claim(await self._client.get(path))
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
-        return claim if claim.uid == uid else None
+        answer = await self._client.find(path)
+        claim = _decode_claim(answer) if answer is not None else None
+        return claim if claim is not None and claim.uid == uid else None
 
     async def read_pool(self, claim: Claim) -> Pool | None:
         """The claim's pool by a live read: the cache of pools may be behind that of claims."""
         path = resource_path(
             names.API_VERSION, names.POOLS, claim.metadata.namespace, claim.spec.poolName
         )
-        try:
-            return parse(msgspec.json.decode(await self._client.get(path)), None)
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
+        answer = await self._client.find(path)
+        return parse(msgspec.json.decode(answer), None) if answer is not None else None
 
 
 def path_of(claim: Claim) -> str:

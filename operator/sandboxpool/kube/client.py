@@ -159,6 +159,15 @@ class ApiClient:
         """Read an object or a list."""
         return await self._request("GET", path, params=params)
 
+    async def find(self, path: str) -> bytes | None:
+        """Read an object; None if there is none of this name."""
+        try:
+            return await self.get(path)
+        except ApiError as error:
+            if error.not_found:
+                return None
+            raise
+
     async def create(
         self, path: str, body: Mapping[str, Any], params: Mapping[str, str] | None = None
     ) -> bytes:

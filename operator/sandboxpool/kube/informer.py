@@ -31,6 +31,9 @@ WATCH_SECONDS = (45, 60)
 TRIAL_SECONDS = (5, 15)
 # One that has lived so long before its end is no part of a tight loop.
 STEADY_SECONDS = 4.0
+# A watch without a sign of life for so long is broken, as each ends by itself before: what its
+# cache shows may be true no more.
+BLIND_SECONDS = 120.0
 # After so many events without a pause other tasks get a turn: a burst must not stall the loop.
 EVENTS_PER_TURN = 50
 

@@ -7,8 +7,6 @@ without an await, so that two decisions never count on the same room.
 import uuid
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.cache import Cluster
@@ -16,8 +14,8 @@ from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.decide import Refusal
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
+from sandboxpool.kube.informer import BLIND_SECONDS
 from sandboxpool.pools.book import Facts
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.cold import why_held
@@ -45,9 +43,6 @@ Key = tuple[str, str]
 
 # A pool some of whose pods are just being handed out is looked at again after this many seconds.
 BINDING_RECHECK_SECONDS = 5.0
-# A cache of pods that has made no progress for so long shows what may be true no more: a healthy
-# watch has bookmarks every minute.
-BLIND_SECONDS = 120.0
 BLIND_RECHECK_SECONDS = 10.0
 
 
@@ -81,7 +76,6 @@ class PoolReconciler:
         self._look_at = look_at
         self._wake_claim = wake_claim
         self._client = client
-        self._pods_age = pods_age
         self._cluster = cluster
         self._pools = pools
         self._allocator = allocator
@@ -406,10 +400,7 @@ class PoolReconciler:
 
     def cold_failed(self, pool: Pool, message: str) -> None:
         """What was started for a claim is of no use to it: the next one waits a little longer."""
-        state, now = self._states[pool.uid], self._wall()
-        # Several at once are one failure.
-        if state.trouble.until <= now:
-            state.hold_off(Reason.POD_FAILED, message, now)
+        self._states[pool.uid].note_failure(Reason.POD_FAILED, message, self._wall())
 
     def _cold_name(self, pool: Pool, state: PoolState, claim_uid: str) -> str:
         former = self._cluster.pods.of_claim(pool.namespace, claim_uid)
@@ -455,14 +446,10 @@ class PoolReconciler:
 
     async def _meet(self, pool: Pool, state: PoolState, name: str, claim: ClaimRef) -> None:
         """The name of a claim's pod is taken: by its pod, made before, or by somebody else's."""
-        path = resource_path("v1", "pods", pool.namespace, name)
-        try:
-            pod = msgspec.json.decode(await self._client.get(path), type=Pod)
-        except ApiError as error:
-            if error.not_found:
-                state.expectations.settle_create(name)
-                return
-            raise
+        pod = await self._unseen.read(pool.namespace, name)
+        if pod is None:
+            state.expectations.settle_create(name)
+            return
         metadata, owner = pod.metadata, pod.metadata.controller
         is_own = owner is not None and owner.uid == claim.uid
         if is_own and names.LABEL_POOL_UID in metadata.labels:
@@ -471,7 +458,9 @@ class PoolReconciler:
         if is_own and metadata.deletionTimestamp is None:
             # It has lost its labels, so no watch of ours will ever show it; it was never bound.
             await self._client.delete(
-                path, uid=metadata.uid, resource_version=metadata.resourceVersion
+                resource_path("v1", "pods", pool.namespace, name),
+                uid=metadata.uid,
+                resource_version=metadata.resourceVersion,
             )
         state.expectations.settle_create(name)
         state.cold.name_taken(claim.uid)

@@ -95,6 +95,11 @@ class PoolState:
         self.trouble = Trouble(failures, now + delay, reason, cut(message))
         self._held_off[buys] = self.trouble
 
+    def note_failure(self, reason: Reason, message: str, now: float) -> None:
+        """Something has failed beside the rounds: several at once are one failure."""
+        if self.trouble.until <= now:
+            self.hold_off(reason, message, now)
+
     def note_time(self, now: float) -> None:
         """A delay is over, and a longer one may stand behind it.
 
@@ -199,10 +204,8 @@ class PoolStates:
         state = self._states.get(pool_uid)
         if state is None or state.expectations.is_deleting(pod.metadata.uid):
             return
-        # Several at once are one failure.
-        if state.trouble.until <= now:
-            text = f"{pod.metadata.name} was deleted by somebody else before it was ready"
-            state.hold_off(Reason.POD_LOST, text, now)
+        text = f"{pod.metadata.name} was deleted by somebody else before it was ready"
+        state.note_failure(Reason.POD_LOST, text, now)
 
     def note_started(self, pool_uid: str, pod: Pod) -> None:
         """A pod has become ready."""

@@ -29,7 +29,7 @@ _PERISHABLE = (State.FAILED, State.STRANDED, State.STARTING, State.COLD)
 
 def stuck_members(given: PoolInput) -> list[Member]:
     """Those that wait for their kubelet, for an image or a ConfigMap, and have done so for long."""
-    return [m for m in given.members.of(State.STARTING, State.COLD) if is_stuck(m, given)]
+    return [m for m in given.members.of(State.STARTING, State.COLD) if _is_stuck(m, given)]
 
 
 def another_may_start(given: PoolInput, stuck: list[Member]) -> bool:
@@ -52,7 +52,7 @@ def faltering_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
     return sorted([*unready, *stuck], key=oldest_first)
 
 
-def is_stuck(member: Member, given: PoolInput) -> bool:
+def _is_stuck(member: Member, given: PoolInput) -> bool:
     """The kubelet goes on trying, and has done so for long."""
     failure = member.failure
     return (
@@ -104,7 +104,7 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
     waited = given.clock - member.since
     if failure is not None and failure.heals:
         if failure.reason is not Reason.UNSCHEDULABLE:
-            # The kubelet goes on trying: see faltering.
+            # The kubelet goes on trying: see faltering_members.
             return None
         if wrong_nodes_join(member, given):
             text = "the nodes that joined while it waited do not serve its runtime"

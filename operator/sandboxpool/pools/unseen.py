@@ -14,7 +14,7 @@ from sandboxpool.api.core import Pod
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
+from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.state import PoolState
 from sandboxpool.reasons import Reason
@@ -62,14 +62,14 @@ class UnseenPods:
     async def _look_for(self, pool: Pool, state: PoolState, name: str) -> None:
         """A pod that was asked for: was it made?"""
         expected = state.expectations
-        pod = await self._read(pool.namespace, name)
+        pod = await self.read(pool.namespace, name)
         if not expected.is_creating(name):
             # The watch has shown it meanwhile.
             return
         if pod is None:
             if expected.is_made(name) and not expected.is_cold(name):
                 text = f"{name} was deleted by somebody else before it was seen"
-                self._note_failure(state, Reason.POD_LOST, text)
+                state.note_failure(Reason.POD_LOST, text, self._wall())
             expected.settle_create(name)
             return
         owner = pod.metadata.controller
@@ -85,9 +85,11 @@ class UnseenPods:
             path = resource_path("v1", "pods", pool.namespace, name)
             await self._client.delete(path, uid=pod.metadata.uid)
             text = f"{name} has lost its label {names.LABEL_POOL_UID}, by which it is found"
-            self._note_failure(state, Reason.POD_ALTERED, text)
+            state.note_failure(Reason.POD_ALTERED, text, self._wall())
         elif not expected.is_cold(name):
-            self._note_failure(state, Reason.POD_LOST, f"pod {name} belongs to somebody else")
+            state.note_failure(
+                Reason.POD_LOST, f"pod {name} belongs to somebody else", self._wall()
+            )
         expected.settle_create(name)
 
     async def _look_after(self, pool: Pool, state: PoolState, uid: str) -> None:
@@ -96,7 +98,7 @@ class UnseenPods:
         if cached is None:
             state.expectations.settle_delete(uid)
             return
-        pod = await self._read(pool.namespace, cached.metadata.name)
+        pod = await self.read(pool.namespace, cached.metadata.name)
         if pod is None or pod.metadata.uid != uid or pod.metadata.deletionTimestamp is not None:
             # The cache is behind: what it shows must be handed to nobody.
             return
@@ -106,16 +108,7 @@ class UnseenPods:
         if known is not None:
             self._offers.refresh([known])
 
-    async def _read(self, namespace: str, name: str) -> Pod | None:
-        try:
-            answer = await self._client.get(resource_path("v1", "pods", namespace, name))
-        except ApiError as error:
-            if error.not_found:
-                return None
-            raise
-        return msgspec.json.decode(answer, type=Pod)
-
-    def _note_failure(self, state: PoolState, reason: Reason, text: str) -> None:
-        # Several at once are one failure.
-        if state.trouble.until <= self._wall():
-            state.hold_off(reason, text, self._wall())
+    async def read(self, namespace: str, name: str) -> Pod | None:
+        """The pod of this name as the API server has it; None if there is none."""
+        answer = await self._client.find(resource_path("v1", "pods", namespace, name))
+        return msgspec.json.decode(answer, type=Pod) if answer is not None else None

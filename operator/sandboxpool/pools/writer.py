@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import msgspec
@@ -178,11 +177,13 @@ class PodWriter:
         while left:
             now, left = left[:batch], left[batch:]
             errors = await asyncio.gather(*(self._create_one(pool, state, body) for body in now))
+            refused: list[KubeError] = []
             for body, error in zip(now, errors, strict=True):
                 if isinstance(error, ApiError) and error.already_exists:
                     # It was in doubt, and had been made, or somebody has taken the name.
                     taken.append(body["metadata"]["name"])
-            refused = [e for e in errors if isinstance(e, KubeError) and not _is_taken(e)]
+                elif error is not None:
+                    refused.append(error)
             if refused:
                 self._refused(pool, state, refused[0])
                 break
@@ -196,7 +197,7 @@ class PodWriter:
     ) -> KubeError | None:
         name = body["metadata"]["name"]
         try:
-            await self.post(pool, state, body, in_line=True)
+            await self._post(pool, state, body)
         except ApiError as error:
             if error.already_exists:
                 # It was in doubt, and had been made, or somebody has taken the name.
@@ -210,19 +211,11 @@ class PodWriter:
             return error
         return None
 
-    async def post(
-        self, pool: Pool, state: PoolState, body: Mapping[str, Any], *, in_line: bool = False
-    ) -> None:
+    async def _post(self, pool: Pool, state: PoolState, body: Mapping[str, Any]) -> None:
         """POST a pod; repeated under the same name, so an unknown outcome cannot double it.
 
         The name must be expected: once the watch has shown the pod nothing is repeated, for it may
         have ended since, and its place may have been given to another.
-
-        Args:
-            pool: the pool.
-            state: of the pool.
-            body: of the pod.
-            in_line: each attempt waits for its turn among those of all pools.
 
         Raises:
             ApiError: it was refused; AlreadyExists if the name was taken before.
@@ -231,10 +224,9 @@ class PodWriter:
         """
         path = resource_path("v1", "pods", pool.namespace)
         name = body["metadata"]["name"]
-        began = self._clock()
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
-                async with self._creates.take(pool.uid) if in_line else nullcontext():
+                async with self._creates.take(pool.uid):
                     began = self._clock()
                     answer = await self._client.create(path, body)
             except ApiError as error:
@@ -315,10 +307,6 @@ class PodWriter:
         self._observer.failure(pool, str(reason))
         state.hold_off(reason, message, self._wall())
         logger.warning("%s: a pod was refused: %s", reason, error, extra=pool.reference.log)
-
-
-def _is_taken(error: KubeError) -> bool:
-    return isinstance(error, ApiError) and error.already_exists
 
 
 def refusal_reason(error: KubeError) -> Reason:

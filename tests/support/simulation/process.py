@@ -28,9 +28,6 @@ class SimulatedOperator(Operator):
 
     on_lease_lost: Callable[[], None]
 
-    async def _measure_lag(self) -> None:
-        """In virtual time there is none."""
-
     def _give_up(self, why: str) -> None:
         """A process that cannot lead ends at once; here it is not the test's."""
         del why

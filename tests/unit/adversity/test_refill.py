@@ -12,7 +12,8 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.pools.reconcile import BLIND_SECONDS, PoolReconciler
+from sandboxpool.kube.informer import BLIND_SECONDS
+from sandboxpool.pools.reconcile import PoolReconciler
 from support.simulation.apiserver import ApiServer, Key, Object, labels
 from support.simulation.network import SimulatedClient
 from support.simulation.world import World

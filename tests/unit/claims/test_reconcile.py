@@ -1187,7 +1187,7 @@ async def test_a_pod_of_another_namespace_is_never_the_claims() -> None:
     world.api.put("/api/v1/namespaces/attacker/pods/evil", body)
     await world.reconcile()
     assert world.status().get("phase") in (None, "Pending")
-    assert world.cluster.pods.count_of_pool("default", "pool-uid") == 0
+    assert len(world.cluster.pods.of_pool("default", "pool-uid")) == 0
     assert not world.api.sent("DELETE")
 
 

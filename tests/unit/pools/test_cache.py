@@ -507,7 +507,7 @@ def test_an_owner_in_another_namespace_owns_nothing(given: dict[str, str]) -> No
     pods = Cluster().pods
     pods.put(None, of_another_namespace(**given))
     assert not pods.of_pool("default", "pool-uid")
-    assert pods.count_of_pool("default", "pool-uid") == 0
+    assert len(pods.of_pool("default", "pool-uid")) == 0
     assert not pods.of_claim("default", "c-uid")
 
 

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
 import pytest
 
 from sandboxpool.api import names
 from sandboxpool.api.times import epoch
-from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 from sandboxpool.references import Reference
-from support.simulation.apiserver import Object, Request
-from support.simulation.network import Network, SimulatedClient
+from support.simulation.admission import CHANGE, CHECK, hangs
+from support.simulation.apiserver import Object
+from support.simulation.network import SimulatedClient
 from support.simulation.process import Process
+from support.simulation.sight import Listing, Watching
 from support.simulation.world import World
 
-WEBHOOK_SECONDS = 10.0
 HEALTHY_POOL = 10
-
-
-@pytest.fixture
-def hang(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Request], bool]], None]:
-    """Let some requests wait for a webhook that does not answer, and fail after its timeout."""
-
-    def those(which: Callable[[Request], bool]) -> None:
-        send = Network.send
-
-        async def late() -> bytes:
-            await asyncio.sleep(WEBHOOK_SECONDS)
-            raise ApiError(500, "InternalError", "failed calling webhook: deadline exceeded")
-
-        def slow(self: Network, sender: SimulatedClient, request: Request) -> asyncio.Future[bytes]:
-            if which(request):
-                return asyncio.ensure_future(late())
-            return send(self, sender, request)
-
-        monkeypatch.setattr(Network, "send", slow)
-
-    return those
 
 
 def status(obj: Object | None) -> Mapping[str, Any]:
@@ -69,9 +46,7 @@ def seconds_to_bind(world: World, claim: str) -> float:
 
 
 @pytest.mark.parametrize("pools", [1, 8, 30])
-def test_claims_whose_webhook_hangs_hold_up_no_other_pools_claims(
-    pools: int, hang: Callable[[Callable[[Request], bool]], None]
-) -> None:
+def test_claims_whose_webhook_hangs_hold_up_no_other_pools_claims(pools: int) -> None:
     claims = 40 if pools == 1 else 4
     with World(seed=1, nodes=3) as world:
         world.make_pool("healthy", HEALTHY_POOL)
@@ -79,12 +54,10 @@ def test_claims_whose_webhook_hangs_hold_up_no_other_pools_claims(
             world.make_pool(f"hanging-{i}", claims, startup={"maxStarting": 200})
         world.run(120.0)
         alone = seconds_to_bind(world, "alone")
-        hang(lambda r: r.method == "PATCH" and "/pods/hanging-" in r.path)
         for i in range(pools):
+            world.server.admission.add(hangs(pool=f"hanging-{i}", on=frozenset({CHANGE})))
             for j in range(claims):
                 world.make_claim(f"{i}-{j}", f"hanging-{i}", bindTimeoutSeconds=3600)
-                # That it waits is no fault of the operator.
-                world.watchdog.spoil(world.claim(f"{i}-{j}") or {})
         # Until it is known which ones are slow.
         world.run(5.0)
         took = []
@@ -92,19 +65,16 @@ def test_claims_whose_webhook_hangs_hold_up_no_other_pools_claims(
             took.append(seconds_to_bind(world, f"claim-{i}"))
             world.run(2.0)
         assert max(took) < max(alone, 0.5)
-        world.watchdog.wrong.clear()
 
 
 @pytest.mark.parametrize("pools", [8, 30])
-def test_pools_whose_dry_run_hangs_hold_up_no_other_pools_refill(
-    pools: int, hang: Callable[[Callable[[Request], bool]], None]
-) -> None:
+def test_pools_whose_dry_run_hangs_hold_up_no_other_pools_refill(pools: int) -> None:
     with World(seed=1, nodes=3) as world:
         world.make_pool("healthy", 3)
         world.run(30.0)
         assert status(world.pool("healthy"))["warm"] == 3
-        hang(lambda r: "dryRun" in r.params and b'"hanging-' in msgspec.json.encode(r.body))
         for i in range(pools):
+            world.server.admission.add(hangs(pool=f"hanging-{i}", on=frozenset({CHECK})))
             world.make_pool(f"hanging-{i}", 1)
         world.run(10.0)
         for size in (4, 5, 6):
@@ -112,46 +82,15 @@ def test_pools_whose_dry_run_hangs_hold_up_no_other_pools_refill(
             there = seconds_until(world, lambda: pods_of(world, "healthy") == size, 120.0)  # noqa: B023
             assert there < 2.0
             world.run(3.0)
-        world.watchdog.wrong.clear()
 
 
 # --- Who leads -----------------------------------------------------------------------------------
 
 
-class Blindness:
-    """Some replicas cannot list or watch pods: large answers do not reach them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clients: set[SimulatedClient] = set()
-        send, watch = Network.send, SimulatedClient.watch
-
-        async def never(request: Request) -> bytes:
-            await asyncio.sleep(30.0)
-            raise UnknownOutcomeError(f"{request.method} {request.path}: timeout")
-
-        def send_if_small(
-            network: Network, sender: SimulatedClient, request: Request
-        ) -> asyncio.Future[bytes]:
-            if sender in self.clients and (request.method, request.path) == ("GET", "/api/v1/pods"):
-                return asyncio.ensure_future(never(request))
-            return send(network, sender, request)
-
-        @asynccontextmanager
-        async def watch_if_small(
-            client: SimulatedClient, path: str, params: Mapping[str, str]
-        ) -> AsyncIterator[AsyncIterator[bytes]]:
-            if client in self.clients and path == "/api/v1/pods":
-                raise UnknownOutcomeError(f"watch {path}: timeout")
-            async with watch(client, path, params) as lines:
-                yield lines
-
-        monkeypatch.setattr(Network, "send", send_if_small)
-        monkeypatch.setattr(SimulatedClient, "watch", watch_if_small)
-
-
-@pytest.fixture
-def blindness(monkeypatch: pytest.MonkeyPatch) -> Blindness:
-    return Blindness(monkeypatch)
+def lose_pods(world: World, process: Process) -> None:
+    """A replica cannot list or watch pods: large answers do not reach it."""
+    world.sight_of(process).lose(("pods",), Watching.NOTHING, Listing.LOST)
+    world.break_watches("pods", "cut")
 
 
 def leaders(world: World) -> list[Process]:
@@ -167,15 +106,12 @@ def seconds_of_a_claim(world: World, name: str) -> float:
     return seconds_until(world, lambda: status(world.claim(name)).get("phase") == "Bound", 600.0)
 
 
-def test_a_standby_that_sees_nothing_leaves_the_lease_to_one_that_does(
-    blindness: Blindness,
-) -> None:
+def test_a_standby_that_sees_nothing_leaves_the_lease_to_one_that_does() -> None:
     with World(seed=1, replicas=2) as world:
         world.make_pool(replicas=3)
         world.run(60.0)
         (blind,) = standbys(world)
-        blindness.clients.add(blind.client)
-        world.break_watches("pods", "cut")
+        lose_pods(world, blind)
         world.run(200.0)
         assert any("pods" in what for what in blind.operator._blind()), "it is not ready"
         assert not leaders(world)[0].operator._blind()
@@ -198,13 +134,12 @@ def test_a_standby_that_cannot_take_over_gives_the_lease_back() -> None:
         assert blind.dead
 
 
-def test_a_leader_that_sees_nothing_for_minutes_gives_the_lease_up(blindness: Blindness) -> None:
+def test_a_leader_that_sees_nothing_for_minutes_gives_the_lease_up() -> None:
     with World(seed=1, replicas=2) as world:
         world.make_pool(replicas=3)
         world.run(60.0)
         (blind,), (well,) = leaders(world), standbys(world)
-        blindness.clients.add(blind.client)
-        world.break_watches("pods", "cut")
+        lose_pods(world, blind)
         world.run(180.0)
         assert blind.dead
         assert leaders(world) == [well]

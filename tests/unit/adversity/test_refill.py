@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -14,91 +14,31 @@ from sandboxpool.api import names
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.informer import BLIND_SECONDS
 from sandboxpool.pools.reconcile import PoolReconciler
-from support.simulation.apiserver import ApiServer, Key, Object, labels
-from support.simulation.network import SimulatedClient
-from support.simulation.world import World
-
-WEBHOOK_SECONDS = 10.0
-HANGS = ApiError(
-    500,
-    "InternalError",
-    'Internal error occurred: failed calling webhook "x": context deadline exceeded',
+from support.simulation.admission import (
+    CHECK,
+    CREATE,
+    Plugin,
+    drops_labels,
+    drops_owner,
+    hangs,
+    quota,
+    refuses,
+    sets_class,
 )
-PODS = "/api/v1/pods"
-
-Refuse = Callable[[Object], None]
+from support.simulation.apiserver import Object, labels
+from support.simulation.network import SimulatedClient
+from support.simulation.sight import Listing
+from support.simulation.world import World
 
 
 def is_create(method: str, path: str) -> bool:
     return method == "POST" and path.endswith("/pods")
 
 
-@pytest.fixture
-def refuse(monkeypatch: pytest.MonkeyPatch) -> list[Refuse]:
-    """What looks at each pod that is to be made, and may raise, dry runs included."""
-    checks: list[Refuse] = []
-    admissible = ApiServer._admissible
-
-    def check(server: ApiServer, resource: str, key: Key, body: Object) -> None:
-        admissible(server, resource, key, body)
-        if resource == "pods":
-            for one in checks:
-                one(body)
-
-    monkeypatch.setattr(ApiServer, "_admissible", check)
-    return checks
-
-
-@pytest.fixture
-def alter(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[Object], Object]]:
-    """What mutates each pod that is really made."""
-    changes: list[Callable[[Object], Object]] = []
-    fresh = ApiServer._fresh
-
-    def make(server: ApiServer, resource: str, body: Object) -> Object:
-        made = fresh(server, resource, body)
-        if resource == "pods":
-            for change in changes:
-                made = change(made)
-        return made
-
-    monkeypatch.setattr(ApiServer, "_fresh", make)
-    return changes
-
-
-class Blindness:
-    """Lists and watches of pods fail while it is on; other requests do not."""
-
-    def __init__(self) -> None:
-        self.on = False
-
-    def begin(self, world: World) -> None:
-        self.on = True
-        world.break_watches("pods", "expire")
-
-
-@pytest.fixture
-def blindness(monkeypatch: pytest.MonkeyPatch) -> Blindness:
-    state = Blindness()
-    send, watch = SimulatedClient._send, SimulatedClient.watch
-
-    async def see_nothing(client: SimulatedClient, method: str, path: str, *rest: Any) -> bytes:
-        if state.on and method == "GET" and path == PODS:
-            raise ApiError(504, "Timeout", "the server was unable to return a response in time")
-        return await send(client, method, path, *rest)
-
-    @asynccontextmanager
-    async def hear_nothing(
-        client: SimulatedClient, path: str, params: Mapping[str, str]
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        if state.on and path == PODS:
-            raise ApiError(410, "Expired", "too old resource version")
-        async with watch(client, path, params) as lines:
-            yield lines
-
-    monkeypatch.setattr(SimulatedClient, "_send", see_nothing)
-    monkeypatch.setattr(SimulatedClient, "watch", hear_nothing)
-    return state
+def lose_pods(world: World) -> None:
+    """Lists of pods fail from now on, and watches of them have to begin with one."""
+    world.network.sight.lose(("pods",), watching=None, listing=Listing.REFUSED)
+    world.break_watches("pods", "expire")
 
 
 def condition(world: World, type_: str, pool: str = "pool") -> tuple[str, str, str]:
@@ -150,31 +90,13 @@ def until(world: World, holds: Callable[[], bool], longest: float) -> float:
 
 
 @pytest.mark.parametrize(("dry_run", "others"), [(True, 30), (False, 6)])
-def test_pods_of_other_pools_that_hang_do_not_delay_a_refill(
-    monkeypatch: pytest.MonkeyPatch, dry_run: bool, others: int
-) -> None:
-    send, hangs = SimulatedClient._send, False
-
-    async def slowly(
-        client: SimulatedClient,
-        method: str,
-        path: str,
-        data: bytes | None,
-        params: Mapping[str, str] | None,
-        content_type: str,
-    ) -> bytes:
-        ours = is_create(method, path) and data is not None and b'"hang-' in data
-        if hangs and ours and ("dryRun" in (params or {})) == dry_run:
-            await asyncio.sleep(WEBHOOK_SECONDS)
-            raise HANGS
-        return await send(client, method, path, data, params, content_type)
-
-    monkeypatch.setattr(SimulatedClient, "_send", slowly)
+def test_pods_of_other_pools_that_hang_do_not_delay_a_refill(dry_run: bool, others: int) -> None:
     with World(seed=1) as world:
         world.make_pool("healthy", 5)
         world.run(20)
-        hangs = True
+        on = frozenset({CHECK if dry_run else CREATE})
         for index in range(others):
+            world.server.admission.add(hangs(pool=f"hang-{index}", on=on))
             world.make_pool(f"hang-{index}", 8)
         world.run(45)
         for turn in range(3):
@@ -186,42 +108,18 @@ def test_pods_of_other_pools_that_hang_do_not_delay_a_refill(
         assert condition(world, "Warm", "hang-0")[:2] == ("False", reason)
 
 
-def test_a_dry_run_that_hangs_is_told_and_asked_again_ever_more_slowly(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    send, hangs, asked = SimulatedClient._send, True, []
+@dataclass
+class DryRuns:
+    """Dry runs are never answered while they hang; when each began, and was given up."""
 
-    async def slowly(
-        client: SimulatedClient,
-        method: str,
-        path: str,
-        data: bytes | None,
-        params: Mapping[str, str] | None,
-        content_type: str,
-    ) -> bytes:
-        if hangs and "dryRun" in (params or {}):
-            asked.append(world.loop.time())
-            await asyncio.sleep(3600)
-        return await send(client, method, path, data, params, content_type)
-
-    monkeypatch.setattr(SimulatedClient, "_send", slowly)
-    with World(seed=1) as world:
-        world.make_pool("pool", 1)
-        world.run(3)
-        status, reason, message = condition(world, "TemplateAccepted")
-        assert (status, reason) == ("Unknown", "TemplateNotChecked")
-        assert "awaited" in message
-        world.run(1800)
-        assert 6 <= len(asked) <= 14
-        pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
-        assert pauses[-1] > 4 * pauses[0]
-        assert "no answer within" in condition(world, "TemplateAccepted")[2]
-        hangs = False
-        until(world, lambda: world.pool()["status"].get("warm") == 1, 340)  # type: ignore[index]
+    hang: bool = True
+    began: list[float] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
 
 
-def test_a_hanging_dry_run_ends_with_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    send, ended = SimulatedClient._send, []
+@pytest.fixture
+def dry_runs(monkeypatch: pytest.MonkeyPatch) -> DryRuns:
+    state, send = DryRuns(), SimulatedClient._send
 
     async def never(
         client: SimulatedClient,
@@ -231,57 +129,71 @@ def test_a_hanging_dry_run_ends_with_the_operator(monkeypatch: pytest.MonkeyPatc
         params: Mapping[str, str] | None,
         content_type: str,
     ) -> bytes:
-        if "dryRun" in (params or {}):
+        if state.hang and "dryRun" in (params or {}):
+            state.began.append(asyncio.get_running_loop().time())
             try:
                 await asyncio.sleep(3600)
             finally:
-                ended.append(path)
+                state.ended.append(asyncio.get_running_loop().time())
         return await send(client, method, path, data, params, content_type)
 
     monkeypatch.setattr(SimulatedClient, "_send", never)
+    return state
+
+
+def test_a_dry_run_that_hangs_is_told_and_asked_again_ever_more_slowly(
+    dry_runs: DryRuns,
+) -> None:
+    with World(seed=1) as world:
+        world.make_pool("pool", 1)
+        world.run(3)
+        status, reason, message = condition(world, "TemplateAccepted")
+        assert (status, reason) == ("Unknown", "TemplateNotChecked")
+        assert "awaited" in message
+        world.run(1800)
+        assert 6 <= len(dry_runs.began) <= 14
+        pauses = [later - earlier for earlier, later in itertools.pairwise(dry_runs.began)]
+        assert pauses[-1] > 4 * pauses[0]
+        assert "no answer within" in condition(world, "TemplateAccepted")[2]
+        dry_runs.hang = False
+        until(world, lambda: world.pool()["status"].get("warm") == 1, 340)  # type: ignore[index]
+
+
+def test_a_hanging_dry_run_ends_with_the_operator(dry_runs: DryRuns) -> None:
     with World(seed=1) as world:
         world.make_pool("pool", 1)
         world.run(5)
-        assert not ended
+        assert not dry_runs.ended
         world.crash()
         world.run(0.5)
-        assert len(ended) == 1
+        assert len(dry_runs.ended) == 1
 
 
 # --- Pods that are not what was sent -------------------------------------------------------------
 
 
-def without_label(pod: Object) -> Object:
-    left = {k: v for k, v in labels(pod).items() if k != names.LABEL_POOL_UID}
-    return {**pod, "metadata": {**pod["metadata"], "labels": left}}
-
-
-def without_owner(pod: Object) -> Object:
-    return {**pod, "metadata": {**pod["metadata"], "ownerReferences": []}}
+# What is really made, and not the dry run: that would tell it beforehand.
+MADE = frozenset({CREATE})
 
 
 def without_annotations(pod: Object) -> Object:
     return {**pod, "metadata": {**pod["metadata"], "annotations": {}}}
 
 
-def of_another_class(pod: Object) -> Object:
-    return {**pod, "spec": {**pod["spec"], "runtimeClassName": "runc"}}
-
-
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("plugin", "where"),
     [
-        (without_label, "metadata.labels"),
-        (without_owner, "metadata.ownerReferences"),
-        (without_annotations, "metadata.annotations"),
-        (of_another_class, "spec.runtimeClassName"),
+        (drops_labels(names.LABEL_POOL_UID, on=MADE), "metadata.labels"),
+        (drops_owner(on=MADE), "metadata.ownerReferences"),
+        (Plugin(without_annotations, on=MADE), "metadata.annotations"),
+        (sets_class("runc", on=MADE), "spec.runtimeClassName"),
     ],
 )
 def test_a_pod_that_admission_alters_is_deleted_at_once_and_said(
-    alter: list[Callable[[Object], Object]], change: Callable[[Object], Object], field: str
+    plugin: Plugin, where: str
 ) -> None:
-    alter.append(change)
     with World(seed=1) as world:
+        world.server.admission.add(plugin)
         world.make_pool("pool", 3, maxSandboxes=5)
         for _ in range(120):
             let_pass(world, 30)
@@ -289,25 +201,25 @@ def test_a_pod_that_admission_alters_is_deleted_at_once_and_said(
         assert creates(world) < 30
         status, reason, message = condition(world, "Warm")
         assert (status, reason) == ("False", "PodAltered")
-        assert field in message
+        assert where in message
         excuse(world)
-        alter.clear()
+        world.server.admission.remove(plugin)
         until(world, lambda: len(stock(world)) == 3, 360)
 
 
 # --- Pods that nobody sees -----------------------------------------------------------------------
 
 
-def test_what_was_made_and_is_not_seen_is_not_made_again(blindness: Blindness) -> None:
+def test_what_was_made_and_is_not_seen_is_not_made_again() -> None:
     with World(seed=1) as world:
         world.make_pool("pool", 2, maxSandboxes=10)
         world.run(20)
-        blindness.begin(world)
+        lose_pods(world)
         world.change_pool("pool", replicas=10)
         let_pass(world, 3600)
         assert len(world.pods()) == 10
         excuse(world)
-        blindness.on = False
+        world.see_again()
         let_pass(world, 60)
         assert len(world.pods()) == 10
         world.make_claim("claim")
@@ -315,13 +227,11 @@ def test_what_was_made_and_is_not_seen_is_not_made_again(blindness: Blindness) -
         assert is_bound(world, "claim")
 
 
-def test_what_was_made_and_taken_away_unseen_is_made_again_ever_more_slowly(
-    blindness: Blindness,
-) -> None:
+def test_what_was_made_and_taken_away_unseen_is_made_again_ever_more_slowly() -> None:
     with World(seed=1) as world:
         world.make_pool("pool", 2)
         world.run(20)
-        blindness.begin(world)
+        lose_pods(world)
         world.change_pool("pool", replicas=3)
         before = creates(world)
 
@@ -373,46 +283,41 @@ def test_nothing_is_made_by_a_cache_that_has_stood_still(monkeypatch: pytest.Mon
     ],
 )
 def test_what_comes_a_moment_after_the_pool_is_waited_for_and_nobody_is_blamed(
-    refuse: list[Refuse], cause: str
+    cause: str,
 ) -> None:
-    def missing(body: Object) -> None:
+    def missing(body: Object) -> Object:
         text = f'pods "{body["metadata"]["name"]}" is forbidden: {cause}'
         raise ApiError(403, "Forbidden", text)
 
     with World(seed=1) as world:
         world.run(20)
-        refuse.append(missing)
+        world.server.admission.add(Plugin(missing, on=frozenset({CREATE, CHECK})))
         world.make_pool("pool", 3)
         world.run(1.5)
         status, reason, message = condition(world, "TemplateAccepted")
         assert (status, reason) == ("Unknown", "TemplateNotChecked")
         assert cause in message
         assert "correct spec.template" not in message
-        refuse.clear()
+        world.server.admission.plugins.clear()
         until(world, lambda: world.pool()["status"].get("warm") == 3, 8)  # type: ignore[index]
 
 
-def test_a_policy_that_is_mended_soon_is_asked_about_soon(refuse: list[Refuse]) -> None:
-    def deny(_: Object) -> None:
-        raise ApiError(403, "Forbidden", 'admission webhook "p" denied the request: not signed')
-
+def test_a_policy_that_is_mended_soon_is_asked_about_soon() -> None:
     with World(seed=1) as world:
         world.run(20)
-        refuse.append(deny)
+        world.server.admission.add(refuses())
         world.make_pool("pool", 1)
         world.run(6)
         assert condition(world, "TemplateAccepted")[:2] == ("False", "TemplateRejected")
-        refuse.clear()
+        world.server.admission.plugins.clear()
         until(world, lambda: world.pool()["status"].get("warm") == 1, 12)  # type: ignore[index]
 
 
 # --- A namespace that is being deleted -----------------------------------------------------------
 
 
-def test_in_a_namespace_that_ends_nothing_is_made_and_nobody_is_blamed(
-    refuse: list[Refuse],
-) -> None:
-    def ending(body: Object) -> None:
+def test_in_a_namespace_that_ends_nothing_is_made_and_nobody_is_blamed() -> None:
+    def ending(body: Object) -> Object:
         text = (
             f'pods "{body["metadata"]["name"]}" is forbidden: unable to create new content in '
             "namespace default because it is being terminated"
@@ -422,7 +327,7 @@ def test_in_a_namespace_that_ends_nothing_is_made_and_nobody_is_blamed(
     with World(seed=1) as world:
         world.make_pool("pool", 12)
         world.run(30)
-        refuse.append(ending)
+        world.server.admission.add(Plugin(ending, on=frozenset({CREATE, CHECK})))
         before = creates(world)
         for pod in world.pods():
             world.delete("pods", pod)
@@ -439,22 +344,15 @@ def test_in_a_namespace_that_ends_nothing_is_made_and_nobody_is_blamed(
 # --- At a quota ----------------------------------------------------------------------------------
 
 
-def at_most(world: World, limit: int) -> Refuse:
-    def check(body: Object) -> None:
-        used = len(world.server.all("pods"))
-        if used >= limit:
-            text = (
-                f'pods "{body["metadata"]["name"]}" is forbidden: exceeded quota: team, '
-                f"requested: pods=1, used: pods={used}, limited: pods={limit}"
-            )
-            raise ApiError(403, "Forbidden", text)
-
-    return check
+def limit(world: World, pods: int) -> None:
+    """The namespace may hold so many pods from now on."""
+    admission = world.server.admission
+    admission.plugins[:] = [quota(pods, lambda: world.server.all("pods"), "default")]
 
 
-def test_room_under_a_quota_is_used_as_soon_as_a_pod_has_ended(refuse: list[Refuse]) -> None:
+def test_room_under_a_quota_is_used_as_soon_as_a_pod_has_ended() -> None:
     with World(seed=1) as world:
-        refuse.append(at_most(world, 4))
+        limit(world, 4)
         world.make_pool("pool", 3)
         world.make_pool("other", 1)
         world.run(20)
@@ -473,15 +371,13 @@ def test_room_under_a_quota_is_used_as_soon_as_a_pod_has_ended(refuse: list[Refu
             world.run(200)
 
 
-def test_room_that_others_leave_under_a_quota_is_found_within_half_a_minute(
-    refuse: list[Refuse],
-) -> None:
+def test_room_that_others_leave_under_a_quota_is_found_within_half_a_minute() -> None:
     with World(seed=1) as world:
-        refuse.append(at_most(world, 2))
+        limit(world, 2)
         world.make_pool("pool", 2)
         world.run(20)
         for more in range(1, 5):
             world.change_pool("pool", replicas=2 + more)
             world.run(800)
-            refuse[:] = [at_most(world, 2 + more)]
+            limit(world, 2 + more)
             until(world, lambda more=more: len(world.pods()) == 2 + more, 31)  # type: ignore[misc]

@@ -403,6 +403,17 @@ def test_a_cordon_of_all_nodes_leaves_the_stock_until_there_is_another() -> None
         assert moved < 600.0
 
 
+def test_while_every_node_is_cordoned_claims_are_given_what_is_there() -> None:
+    with World() as world:
+        world.make_pool(replicas=3)
+        world.run(60.0)
+        world.nature("cordon")
+        world.run(30.0)
+        world.make_claim("claim")
+        world.run(5.0)
+        assert world.phase("claim") == "Bound"
+
+
 def _all_on(world: World, prefix: str) -> bool:
     ready = world.ready()
     return len(ready) == 6 and all(p["spec"]["nodeName"].startswith(prefix) for p in ready)

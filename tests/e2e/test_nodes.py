@@ -8,10 +8,42 @@ from localcluster import nodes
 from sandboxpool.api import names
 from support import Api, consistently, eventually
 from support.history import PodHistory
-from support.realnodes import GVISOR_NODES, WITHOUT_GVISOR, cordon, pool, proc_version, template
+from support.realnodes import (
+    GVISOR_NODES,
+    WITHOUT_GVISOR,
+    cordon,
+    pool,
+    proc_version,
+    run_in,
+    template,
+)
 from support.sandboxes import claim_pod, live_pods, pool_says, pool_status
 
 pytestmark = pytest.mark.usefixtures("nodes_restored")
+
+
+def test_readiness_that_fails_for_a_while_costs_no_sandbox(api: Api, history: PodHistory) -> None:
+    """For longer than a start may take, so that it is not taken for one."""
+    pod = template()
+    pod["spec"]["containers"][0] |= {
+        "command": ["sh", "-c", "touch /ready && exec sleep infinity"],
+        "readinessProbe": {
+            "exec": {"command": ["test", "-e", "/ready"]},
+            "periodSeconds": 1,
+            "failureThreshold": 1,
+        },
+    }
+    api.create(pool(replicas=2, pod=pod, startup={"timeoutSeconds": 10}))
+    pool_status(api, warm=2, timeout=60)
+    before = history.created()
+    one = live_pods(api)[0]
+    run_in(one, "rm", "/ready")
+    pool_status(api, warm=1, unready=1)
+    consistently(lambda: history.created() == before, seconds=15, message="none is made")
+    assert len(live_pods(api)) == 2
+    run_in(one, "touch", "/ready")
+    pool_status(api, warm=2, unready=0)
+    assert {p["metadata"]["uid"] for p in live_pods(api)} == set(before)
 
 
 def test_a_handler_that_a_node_gets_is_seen_and_used(api: Api, history: PodHistory) -> None:

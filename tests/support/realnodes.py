@@ -55,11 +55,16 @@ def pool(
     return made
 
 
+def run_in(pod: Object, *command: str) -> str:
+    """What a command prints that is run in a pod."""
+    metadata = pod["metadata"]
+    where = ("exec", "-n", metadata["namespace"], metadata["name"], "--")
+    return kindcluster.kubectl(*where, *command)
+
+
 def proc_version(pod: Object) -> str:
     """The kernel that a pod sees."""
-    metadata = pod["metadata"]
-    command = ("exec", "-n", metadata["namespace"], metadata["name"], "--")
-    return kindcluster.kubectl(*command, "cat", "/proc/version")
+    return run_in(pod, "cat", "/proc/version")
 
 
 def node_kernel(api: Api, node: str) -> str:

@@ -38,7 +38,7 @@ BROKEN = (
 CLASSES = (
     ("gvisor", "runsc", 6, "PerNode"),
     ("kata-qemu", "kata-qemu", 3, "PerNode"),
-    ("runc", "runc", 3, "Off"),
+    ("runc", "runc", 3, "None"),
 )
 
 

@@ -39,7 +39,7 @@ def run(rounds: int, warm: int) -> dict[str, list[float]]:
     """Hand over so often in each way, with so many warm sandboxes; return the seconds."""
     found: dict[str, list[float]] = {how: [] for how in LONGEST_SECONDS}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Rig(Path(folder)) as rig:
-        rig.add_pool(NAMESPACE, replicas=warm, isolationProof="Off")
+        rig.add_pool(NAMESPACE, replicas=warm, isolationProof="None")
         first = rig.operator
         second = Operator(first.kubeconfig, Path(folder), first.namespace, first.env, "second")
         try:

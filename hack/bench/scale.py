@@ -76,7 +76,7 @@ def run(layout: Layout, folder: Path) -> dict[str, Any]:
                 name,
                 layout.pods // layout.pools,
                 paused=True,
-                isolationProof="Off",
+                isolationProof="None",
             )
         asyncio.run(_create_pods(rig, layout))
         synced = rig.start_operator()
@@ -156,7 +156,7 @@ def _claims(rig: Rig, layout: Layout, pid: int) -> dict[str, Any]:
 def _late_class(rig: Rig) -> float:
     """Seconds from the creation of a RuntimeClass to the first pod of a pool that waits for it."""
     namespace = "bench-late"
-    rig.add_pool(namespace, LATE_CLASS, 1, runtimeClassName=LATE_CLASS, isolationProof="Off")
+    rig.add_pool(namespace, LATE_CLASS, 1, runtimeClassName=LATE_CLASS, isolationProof="None")
     wait(
         lambda: bool(rig.api.get(names.POOL_KIND, LATE_CLASS, namespace).get("status")),
         30,

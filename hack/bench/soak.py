@@ -311,7 +311,7 @@ def _pool(name: str, class_name: str, replicas: int) -> dict[str, Any]:
         replicas,
         maxSandboxes=60,
         isolationProof="PerNode",
-        claims={"retainSeconds": 5},
+        claims={"ttlSecondsAfterFinished": 5},
         startup={"timeoutSeconds": 20, "maxStarting": 10},
     )
 

@@ -193,7 +193,7 @@ class NodeIndex:
                 view.handler,
                 view.placement,
                 quarantined=self._quarantines.is_open(name, view.handler),
-                unproven=seen is not None and seen.isolation is Isolation.NOT_PROVEN,
+                not_isolating=seen is not None and seen.isolation is Isolation.NOT_PROVEN,
             )
         return view.tally.put(name, standing)
 
@@ -388,7 +388,7 @@ class Cluster:
         verdict = self.nodes.verdict(
             runtime.handler,
             self._placement(pool, runtime),
-            proof_wanted=pool.proof is not IsolationProof.OFF,
+            proof_wanted=pool.proof is not IsolationProof.NONE,
             reader=("pool", pool.uid),
         )
         avoided = (self.nodes.get(name) for name in self.avoidance.of(pool.uid))
@@ -430,7 +430,7 @@ class Cluster:
             handler=handler,
             quarantined=node is not None and self.quarantines.is_open(node.name, handler),
             isolation=found.isolation if found is not None else None,
-            proof_wanted=proof is not IsolationProof.OFF,
+            proof_wanted=proof is not IsolationProof.NONE,
             evidence=found.message if found is not None else "",
         )
 
@@ -463,7 +463,7 @@ class Cluster:
     def _evidence_for(
         self, pod: Pod, node: NodeFacts, handler: str, proof: IsolationProof
     ) -> Evidence | None:
-        if proof is IsolationProof.OFF:
+        if proof is IsolationProof.NONE:
             return None
         of_node = self.evidence.current(node, handler)
         refuted = of_node is not None and of_node.isolation is Isolation.NOT_PROVEN

@@ -104,7 +104,7 @@ def test_a_broken_runtime_is_diagnosed_by_name_and_node_and_quarantined(
     unquarantined(deployed, KATA)
     api.create(objects.runtime_class(class_name, KATA))
     # Without probes of its own, so that a sandbox is the first to fail.
-    created = api.create(pool(runtime_class=class_name, isolationProof="Off"))
+    created = api.create(pool(runtime_class=class_name, isolationProof="None"))
     said = pool_says(api, "NodesServing", "False", "ShimMissing", timeout=60)
     status = runtime_says(api, class_name, lambda s: s["issues"], "there is an issue")
     assert time.time() - first_failure(api) < DIAGNOSED_SECONDS
@@ -142,7 +142,7 @@ def test_a_mended_runtime_is_used_again_by_itself_and_believed_only_with_proof(
     """The stand-in starts sandboxes and isolates nothing: the one is seen, and the other."""
     unquarantined(deployed, KATA)
     api.create(objects.runtime_class(class_name, KATA))
-    api.create(pool("starts", class_name, isolationProof="Off"))
+    api.create(pool("starts", class_name, isolationProof="None"))
     pool_says(api, "Ready", "False", "ShimMissing", name="starts", timeout=60)
 
     nodes.give_kata_shim(WITH_BROKEN_KATA)
@@ -306,7 +306,7 @@ def test_a_runtime_that_only_pretends_is_caught_and_never_handed_out(
         "it does not isolate",
         timeout=30,
     )
-    assert status["nodes"]["unproven"] >= 1
+    assert status["nodes"]["notIsolating"] >= 1
     assert status["evidence"][0]["isolation"] == "NotProven"
     for about in (created, api.get("SandboxRuntime", class_name)):
         assert event_about(api, about, "IsolationNotProven")["type"] == "Warning"
@@ -316,7 +316,7 @@ def test_a_runtime_that_only_pretends_is_caught_and_never_handed_out(
     assert not any(names.LABEL_CLAIM_UID in has for has in labels)
 
     # The same runtime is handed out where nobody asks for proof.
-    api.create(pool("believes", class_name, isolationProof="Off"))
+    api.create(pool("believes", class_name, isolationProof="None"))
     pool_status(api, name="believes", warm=1, timeout=60)
     assert claim_pod(api, "other", "believes")["status"]["runtime"].get("evidence") is None
 

@@ -86,7 +86,7 @@ def test_a_class_made_again_with_another_handler_replaces_warm_pods_only(
 ) -> None:
     api.create(objects.runtime_class(class_name, "runsc"))
     # The runtime that it comes to stand for isolates nothing.
-    created = api.create(pool(runtime_class=class_name, replicas=2, isolationProof="Off"))
+    created = api.create(pool(runtime_class=class_name, replicas=2, isolationProof="None"))
     pool_status(api, warm=2, timeout=60)
     claimed = claim_pod(api)["status"]["podUID"]
     pool_status(api, warm=2, claimed=1, timeout=60)

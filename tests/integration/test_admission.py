@@ -217,8 +217,8 @@ def strict(cluster: Cluster) -> None:
     for path, body in (
         (pods(), pod(**SANDBOX)),
         (pools(), pool(template={"hostPID": True})),
-        (pools(BY_NAME), pool(isolationProof="Off")),
-        (pools(BY_LABEL), pool(isolationProof="Off")),
+        (pools(BY_NAME), pool(isolationProof="None")),
+        (pools(BY_LABEL), pool(isolationProof="None")),
     ):
 
         def in_force(path: str = path, body: Body = body) -> bool:
@@ -480,10 +480,10 @@ def test_each_rule_can_be_relaxed_and_what_was_taken_before_stays_usable(cluster
         (BY_NAME, {"runtimeClassName": "gvisor"}, ""),
         (BY_NAME, {"runtimeClassName": "kata", "isolationProof": "PerSandbox"}, ""),
         (BY_NAME, {"runtimeClassName": "runc"}, "spec.runtimeClassName: "),
-        (BY_NAME, {"isolationProof": "Off"}, "spec.isolationProof: "),
+        (BY_NAME, {"isolationProof": "None"}, "spec.isolationProof: "),
         (BY_LABEL, {"runtimeClassName": "runc", "isolationProof": "PerSandbox"}, ""),
         (BY_LABEL, {}, "spec.isolationProof: "),
-        (NAMESPACE, {"runtimeClassName": "runc", "isolationProof": "Off"}, ""),
+        (NAMESPACE, {"runtimeClassName": "runc", "isolationProof": "None"}, ""),
     ],
 )
 def test_a_namespace_is_bound_to_classes_and_proof(
@@ -499,7 +499,7 @@ def test_a_pool_cannot_leave_what_its_namespace_is_bound_to(cluster: Cluster) ->
     try:
         for change, says in (
             ({"runtimeClassName": "runc"}, "gvisor or kata"),
-            ({"isolationProof": "Off"}, "PerNode at least"),
+            ({"isolationProof": "None"}, "PerNode at least"),
         ):
             assert refused(cluster.send("PATCH", path + DRY, {"spec": change}), says)
         for change in ({"runtimeClassName": "kata"}, {"isolationProof": "PerSandbox"}):
@@ -517,7 +517,7 @@ def test_without_the_policies_everything_is_as_it_was(cluster: Cluster) -> None:
         for path, body in (
             (pods(), pod(**copy.deepcopy(SANDBOX))),
             (pools(), pool(template={"hostPID": True})),
-            (pools(BY_NAME), pool(isolationProof="Off")),
+            (pools(BY_NAME), pool(isolationProof="None")),
         ):
 
             def taken(path: str = path, body: Body = body) -> bool:

@@ -167,7 +167,7 @@ def test_the_lifetime_of_a_bound_claim_can_be_changed(api: Api, operator: Operat
 
 
 def test_a_finished_claim_is_kept_and_then_deleted(api: Api, operator: Operator) -> None:
-    warm_pool(api, claims={"retainSeconds": 2})
+    warm_pool(api, claims={"ttlSecondsAfterFinished": 2})
     api.create(objects.claim(runtimeClassName="other"))
     phase(api, "Failed")
     eventually(lambda: api.find("SandboxClaim", "claim") is None, message="the claim is deleted")

@@ -340,9 +340,9 @@ POOL_CASES = [
     ),
     Case(
         "isolationProof unknown",
-        {"spec.isolationProof": "Off"},
+        {"spec.isolationProof": "None"},
         {"spec.isolationProof": "off"},
-        ("spec.isolationProof: Unsupported", '"Off", "PerNode", "PerSandbox"'),
+        ("spec.isolationProof: Unsupported", '"None", "PerNode", "PerSandbox"'),
     ),
     Case(
         "default lifetime above the maximum",
@@ -358,9 +358,9 @@ POOL_CASES = [
     ),
     Case(
         "retention negative",
-        {"spec.claims.retainSeconds": 0},
-        {"spec.claims.retainSeconds": -1},
-        ("spec.claims.retainSeconds: Invalid", "should be greater than or equal to 0"),
+        {"spec.claims.ttlSecondsAfterFinished": 0},
+        {"spec.claims.ttlSecondsAfterFinished": -1},
+        ("spec.claims.ttlSecondsAfterFinished: Invalid", "should be greater than or equal to 0"),
     ),
     *(
         Case(
@@ -472,7 +472,7 @@ CLAIM_CASES = [
             {"spec.isolationProof": proof},
             ("spec.isolationProof: Unsupported", '"PerNode", "PerSandbox"'),
         )
-        for enough, proof in (("PerNode", "Off"), ("PerSandbox", "perNode"), (ABSENT, ""))
+        for enough, proof in (("PerNode", "None"), ("PerSandbox", "perNode"), (ABSENT, ""))
     ),
     Case(
         "lifetime zero",
@@ -685,7 +685,7 @@ def test_defaults_are_filled_in(server: Server) -> None:
         "update": {"type": "RollingUpdate", "maxUnavailable": 1},
         "placement": "Spread",
         "isolationProof": "PerNode",
-        "claims": {"retainSeconds": 3600},
+        "claims": {"ttlSecondsAfterFinished": 3600},
         "paused": False,
     }
     assert answer["spec"]["template"] == POOL["spec"]["template"]

@@ -151,7 +151,7 @@ def test_sandboxes_keep_away_from_the_node_that_does_not_isolate(
     )
     pool = eventually(
         lambda: api.get("SandboxPool", "pool"),
-        until=lambda pool: pool["status"]["runtime"]["nodes"]["unproven"] == 1,
+        until=lambda pool: pool["status"]["runtime"]["nodes"]["notIsolating"] == 1,
     )
     assert pool["status"]["runtime"]["nodes"]["serving"] == 2
     assert "gvisor-0" in pool_says(api, "IsolationProven", "False", "IsolationNotProven")
@@ -172,10 +172,10 @@ def test_without_a_probe_image_nothing_is_handed_out_and_the_cure_is_named(
     message = pool_says(api, "Ready", "False", "EvidenceUnavailable", timeout=30)
     assert "probe.image" in message
     assert "SANDBOXPOOL_PROBE_IMAGE" in message
-    assert "Off" in message
+    assert "None" in message
     assert api.get("SandboxClaim", "claim")["status"]["phase"] == "Pending"
     assert api.list("Pod", operator.namespace) == []
-    api.patch_spec("SandboxPool", "pool", isolationProof="Off")
+    api.patch_spec("SandboxPool", "pool", isolationProof="None")
     phase(api, "Bound")
 
 

@@ -150,7 +150,7 @@ def pool_body(
             "runtimeClassName": "gvisor",
             "template": template or TEMPLATE,
             # Tests of proofs ask for them.
-            "isolationProof": "Off",
+            "isolationProof": "None",
             **spec,
         },
     }

@@ -32,7 +32,7 @@ def pool(
             "runtimeClassName": runtime_class,
             "replicas": replicas,
             "template": template or pod_template(),
-            "isolationProof": "Off",
+            "isolationProof": "None",
             **spec,
         },
     }

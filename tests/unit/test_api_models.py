@@ -62,7 +62,7 @@ def test_a_minimal_pool_gets_the_defaults() -> None:
     assert spec.max_sandboxes is None
     assert (spec.startup.timeout_seconds, spec.startup.max_starting) == (300, 10)
     assert (spec.update.type, spec.update.max_unavailable) == (UpdateType.ROLLING_UPDATE, 1)
-    assert spec.claims.retain_seconds == 3600
+    assert spec.claims.ttl_seconds_after_finished == 3600
     assert spec.claims.allowed_metadata_prefixes == ()
     assert not spec.paused
 
@@ -101,7 +101,7 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
         ({"maxAgeSeconds": 59}, "spec.maxAgeSeconds"),
         ({"isolationProof": "Never"}, "spec.isolationProof"),
         ({"claims": {"maxTTLSeconds": 0}}, "spec.claims.maxTTLSeconds"),
-        ({"claims": {"retainSeconds": -1}}, "spec.claims.retainSeconds"),
+        ({"claims": {"ttlSecondsAfterFinished": -1}}, "spec.claims.ttlSecondsAfterFinished"),
         *(
             (
                 {"claims": {"allowedMetadataPrefixes": ["example.com/", prefix]}},
@@ -127,7 +127,7 @@ def test_a_damaged_pool_raises_one_error_that_names_the_field(
         ({"ttlSeconds": 0}, "spec.ttlSeconds"),
         ({"bindTimeoutSeconds": 86401}, "spec.bindTimeoutSeconds"),
         ({"onEmpty": "Block"}, "spec.onEmpty"),
-        ({"isolationProof": "Off"}, "spec.isolationProof"),
+        ({"isolationProof": "None"}, "spec.isolationProof"),
         ({"metadata": {"labels": {"a": "b" * 64}}}, "spec.metadata.labels.a"),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_runtime_has_no_namespace_and_reads_back_the_same() -> None:
             "notServing": 1,
             "unknown": 0,
             "quarantined": 1,
-            "unproven": 0,
+            "notIsolating": 0,
         },
         "servingOfEligible": "1/3",
         "issues": [

@@ -528,7 +528,7 @@ def test_namespaces_are_bound_by_name_or_by_label(render: Render, tmp_path: Path
         {"names": ["a"], "namespaceSelector": {"matchLabels": {}}, "runtimeClasses": ["gvisor"]},
         # It would bind every namespace, and hardly on purpose.
         {"namespaceSelector": {}, "runtimeClasses": ["gvisor"]},
-        {"names": ["a"], "leastIsolationProof": "Off"},
+        {"names": ["a"], "leastIsolationProof": "None"},
         {"names": ["a"], "runtimeClasses": ["gvisor"], "runtimeClass": "gvisor"},
     ],
 )

@@ -266,7 +266,7 @@ def test_how_the_kinds_are_listed() -> None:
     assert claims["spec"]["names"]["shortNames"] == ["sbc"]
     assert runtimes["spec"]["names"]["shortNames"] == ["sbr"]
     for crd in (pools, claims, runtimes):
-        assert crd["spec"]["names"]["categories"] == ["sandboxes"]
+        assert crd["spec"]["names"]["categories"] == ["sandboxpool"]
     scopes = [crd["spec"]["scope"] for crd in (pools, claims, runtimes)]
     assert scopes == ["Namespaced", "Namespaced", "Cluster"]
     subresources = pools["spec"]["versions"][0]["subresources"]

@@ -810,7 +810,7 @@ happenings = st.one_of(
         st.sampled_from(POOLS),
         a_class,
         st.sampled_from([None, "runsc", "runc"]),
-        st.sampled_from(["Off", "PerNode"]),
+        st.sampled_from(["None", "PerNode"]),
     ),
     a_pod_comes_or_goes,
     a_pod_comes_or_goes,

@@ -140,7 +140,7 @@ PoolName = Annotated[
     _matches(
         _DNS_SUBDOMAIN,
         "cannot be the name of a SandboxPool: use lower-case letters, digits, '-' and '.', with a"
-        " letter or digit at both ends; `kubectl get sandboxpools` lists those of this namespace",
+        " letter or digit at both ends; `kubectl get sbp` lists those of this namespace",
     ),
 ]
 MetadataPrefix = Annotated[
@@ -375,7 +375,7 @@ class Placement(StrEnum):
 class IsolationProof(StrEnum):
     """How much proof is wanted that the runtime isolates."""
 
-    OFF = "Off"
+    NONE = "None"
     PER_NODE = "PerNode"
     PER_SANDBOX = "PerSandbox"
 
@@ -422,7 +422,7 @@ class ClaimsPolicy(Model):
     domain with a slash at its end, such as `example.com/`. Empty: none. Keys that the template sets
     stay as they are there. Domains of Kubernetes, of runtimes and of this operator are never
     allowed."""
-    retain_seconds: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
     """Seconds for which a finished claim (`Failed`, `Expired`, `Lost`) is kept before the operator
     deletes it. The default leaves time to read what happened; 0 deletes at once."""
 
@@ -472,7 +472,7 @@ class SandboxPoolSpec(Model):
     boot id than its node's, for it runs on a kernel of its own. `PerNode`: a probe pod reads it on
     each node, and again after a reboot or a change of the node's software. `PerSandbox`: an init
     container that the operator adds reads it in each sandbox. Without the proof a sandbox is not
-    handed out. `Off`: nothing is proven, which is for runtimes that share the node's kernel on
+    handed out. `None`: nothing is proven, which is for runtimes that share the node's kernel on
     purpose."""
     claims: ClaimsPolicy = ClaimsPolicy()
     """What the pool grants to claims."""
@@ -498,7 +498,7 @@ class NodeCounts(Model):
     2.0)."""
     quarantined: Count = 0
     """Eligible nodes that are kept out because sandboxes failed on them."""
-    unproven: Count = 0
+    not_isolating: Count = 0
     """Eligible nodes that are kept out because sandboxes were seen to share the node's kernel."""
 
 
@@ -676,7 +676,7 @@ class SandboxClaimSpec(Model):
         must_set(
             "poolName",
             "a claim must name its pool: set spec.poolName to a SandboxPool of this namespace, as"
-            " listed by `kubectl get sandboxpools`",
+            " listed by `kubectl get sbp`",
         ),
         *(
             immutable(name, f"spec.{name}{_NEW_CLAIM}")
@@ -699,7 +699,7 @@ class SandboxClaimSpec(Model):
     isolation_proof: AssertedProof | None = None
     """An assertion, not a choice: when the pool's `isolationProof` is less than this, the claim
     fails rather than be given a sandbox with less proof. `PerSandbox` is more than `PerNode`, which
-    is more than `Off`. Unset: whatever the pool has."""
+    is more than `None`. Unset: whatever the pool has."""
     ttl_seconds: LifetimeSeconds | None = None
     """Seconds from binding after which the sandbox is deleted. May be changed at any time, which
     counts from binding too, within the pool's `maxTTLSeconds` of that time. Unset: the pool's
@@ -910,7 +910,7 @@ class SandboxPool(Model):
         plural=names.POOLS,
         singular="sandboxpool",
         short_names=("sbp",),
-        categories=("sandboxes",),
+        categories=("sandboxpool",),
         columns=(
             Column(
                 "Runtime", ".spec.runtimeClassName", description="RuntimeClass of the sandboxes"
@@ -956,7 +956,7 @@ class SandboxClaim(Model):
         plural=names.CLAIMS,
         singular="sandboxclaim",
         short_names=("sbc",),
-        categories=("sandboxes",),
+        categories=("sandboxpool",),
         columns=(
             Column("Pool", ".spec.poolName", description="Where the sandbox comes from"),
             Column("Phase", ".status.phase", description="Where the claim stands"),
@@ -991,7 +991,7 @@ class SandboxRuntime(Model):
         plural=names.RUNTIMES,
         singular="sandboxruntime",
         short_names=("sbr",),
-        categories=("sandboxes",),
+        categories=("sandboxpool",),
         scope="Cluster",
         columns=(
             Column("Handler", ".status.handler", description="What the class resolves to"),

@@ -20,11 +20,11 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.ground import Ground
 
-DEFAULT_RETAIN_SECONDS = 3600
+DEFAULT_TTL_AFTER_FINISHED_SECONDS = 3600
 
 # What a claim may assert of a pool that wants so much proof.
 _ASSERTABLE: dict[IsolationProof, tuple[str, ...]] = {
-    IsolationProof.OFF: (),
+    IsolationProof.NONE: (),
     IsolationProof.PER_NODE: (AssertedProof.PER_NODE,),
     IsolationProof.PER_SANDBOX: (AssertedProof.PER_NODE, AssertedProof.PER_SANDBOX),
 }
@@ -235,7 +235,11 @@ def finished_status(
 
 def retain_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds after which a finished claim is deleted."""
-    retain = spec.claims.retain_seconds if spec is not None else DEFAULT_RETAIN_SECONDS
+    retain = (
+        spec.claims.ttl_seconds_after_finished
+        if spec is not None
+        else DEFAULT_TTL_AFTER_FINISHED_SECONDS
+    )
     return epoch(claim.status.finishedAt or claim.metadata.creationTimestamp) + retain
 
 
@@ -244,7 +248,11 @@ def outlives_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
 
     As long as a finished claim is kept, and never longer than it was promised.
     """
-    retain = spec.claims.retain_seconds if spec is not None else DEFAULT_RETAIN_SECONDS
+    retain = (
+        spec.claims.ttl_seconds_after_finished
+        if spec is not None
+        else DEFAULT_TTL_AFTER_FINISHED_SECONDS
+    )
     limit = epoch(claim.metadata.deletionTimestamp or "") + retain
     expires = expiry(claim, spec)
     return limit if expires is None else min(limit, expires)

@@ -401,7 +401,7 @@ class Health:
                     verdict = self._cluster.verdict(pool, runtime)
                     verdicts[id(verdict)] = verdict, runtime
         for verdict, runtime in verdicts.values():
-            for name in (*verdict.serving, *verdict.unknown, *verdict.unproven):
+            for name in (*verdict.serving, *verdict.unknown, *verdict.not_isolating):
                 node = self._cluster.nodes.get(name)
                 if node is not None:
                     yield node, runtime
@@ -428,7 +428,7 @@ def _may_use(pool: Pool, runtime: Runtime) -> bool:
 
 
 def _wants_proof(pool: Pool) -> bool:
-    return pool.proof is not IsolationProof.OFF and not pool.deleting
+    return pool.proof is not IsolationProof.NONE and not pool.deleting
 
 
 def _without_control(node: NodeFacts, runtime: Runtime, control: Evidence) -> Evidence:

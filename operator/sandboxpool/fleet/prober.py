@@ -69,7 +69,7 @@ MAX_PAUSES = 10_000
 
 NO_IMAGE = (
     "the operator has no probe image: set SANDBOXPOOL_PROBE_IMAGE (Helm: probe.image), "
-    "or isolationProof: Off on pools that need no proof"
+    "or isolationProof: None on pools that need no proof"
 )
 
 Pair = tuple[str, str]

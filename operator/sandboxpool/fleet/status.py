@@ -29,7 +29,7 @@ GENERATION = 1
 
 _MEND_ISOLATION = (
     "Mend the handler's configuration there, or, if that is what is wanted, set "
-    "spec.isolationProof of its pools to Off"
+    "spec.isolationProof of its pools to None"
 )
 
 
@@ -83,7 +83,7 @@ def runtime_status(given: FleetInput, former: Mapping[str, Any]) -> dict[str, An
             "notServing": len(verdict.not_serving),
             "unknown": len(verdict.unknown),
             "quarantined": len(verdict.quarantined),
-            "unproven": len(verdict.unproven),
+            "notIsolating": len(verdict.not_isolating),
         },
         "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
         "issues": _issues(given, former),
@@ -274,13 +274,14 @@ def _none_serves(given: FleetInput) -> Finding:
             causes.pop() if len(causes) == 1 else Reason.ALL_NODES_QUARANTINED,
             f"every eligible node that lists {handler!r} is kept out: {_quarantine(given)}",
         )
-    if verdict.unproven:
+    if verdict.not_isolating:
         return Finding(
             type_,
             False,
             Reason.ISOLATION_NOT_PROVEN,
             f"on every eligible node that lists {handler!r} a sandbox was seen to share the node's "
-            f"kernel: {_named(verdict.unproven, len(verdict.unproven))}. {_MEND_ISOLATION}",
+            f"kernel: {_named(verdict.not_isolating, len(verdict.not_isolating))}. "
+            f"{_MEND_ISOLATION}",
         )
     return Finding(
         type_,

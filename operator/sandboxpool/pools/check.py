@@ -151,7 +151,7 @@ class TemplateChecker:
                 TemplateState.REJECTED,
                 Reason.EVIDENCE_UNAVAILABLE,
                 "spec.isolationProof is PerSandbox, but the operator has no probe image: set "
-                "SANDBOXPOOL_PROBE_IMAGE (probe.image of the chart), or use PerNode or Off",
+                "SANDBOXPOOL_PROBE_IMAGE (probe.image of the chart), or use PerNode or None",
             )
         if runtime is None:
             # Nothing is asked until the class is back: a time to ask again would be long past.

@@ -311,7 +311,7 @@ def hopeless_reason(verdict: Verdict) -> Reason:
     """Why no node can take a pod."""
     if verdict.quarantined:
         return Reason.ALL_NODES_QUARANTINED
-    if verdict.unproven:
+    if verdict.not_isolating:
         return Reason.ISOLATION_NOT_PROVEN
     return Reason.NO_NODE_SERVES if verdict.eligible else Reason.NO_ELIGIBLE_NODE
 

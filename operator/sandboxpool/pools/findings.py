@@ -157,9 +157,12 @@ def _no_node_serves(given: PoolInput, handler: str) -> Finding:
             f"every eligible node that lists the handler {handler!r} is kept out: "
             f"{_quarantined_too(given)}",
         )
-    if verdict.unproven:
+    if verdict.not_isolating:
         return Finding(
-            type_, False, Reason.ISOLATION_NOT_PROVEN, _not_isolating(verdict.unproven, handler)
+            type_,
+            False,
+            Reason.ISOLATION_NOT_PROVEN,
+            _not_isolating(verdict.not_isolating, handler),
         )
     if given.trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES:
         return Finding(
@@ -194,19 +197,19 @@ def _not_isolating(nodes: Sequence[str], handler: str) -> str:
     return (
         f"on {', '.join(nodes[:MAX_EXAMPLES])} a sandbox of handler {handler!r} sees the node's "
         "own kernel: it is not isolated and never handed out. Mend the handler's configuration "
-        "there, or, if that is what is wanted, set spec.isolationProof to Off"
+        "there, or, if that is what is wanted, set spec.isolationProof to None"
     )
 
 
 def _isolation_proven(given: PoolInput) -> list[Finding]:
     """The condition, if the pool wants proof."""
-    if given.spec.isolation_proof is IsolationProof.OFF:
+    if given.spec.isolation_proof is IsolationProof.NONE:
         return []
     type_ = "IsolationProven"
     members = given.members
     handler = given.resolution.runtime.handler if given.resolution.runtime else ""
     apart = members.of(State.STRANDED, State.FAILED)
-    refuted = {m.node_name for m in apart if m.ground.refuted} | set(given.verdict.unproven)
+    refuted = {m.node_name for m in apart if m.ground.refuted} | set(given.verdict.not_isolating)
     if refuted:
         text = _not_isolating(sorted(refuted), handler)
         return [Finding(type_, False, Reason.ISOLATION_NOT_PROVEN, text)]

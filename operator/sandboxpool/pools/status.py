@@ -76,7 +76,7 @@ def pool_status(
                 "notServing": len(verdict.not_serving),
                 "unknown": len(verdict.unknown),
                 "quarantined": len(verdict.quarantined),
-                "unproven": len(verdict.unproven),
+                "notIsolating": len(verdict.not_isolating),
             },
             "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
             "issues": issues[:MAX_ISSUES],

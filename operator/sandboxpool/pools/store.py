@@ -41,10 +41,10 @@ class ClassPools:
         """A pool of the class comes, changes or goes; the cost is that of one pool."""
         if old is not None:
             self.sandboxes.subtract(sandboxes_of(old))
-            self.wanting_proof -= old.proof is not IsolationProof.OFF
+            self.wanting_proof -= old.proof is not IsolationProof.NONE
         if new is not None:
             self.sandboxes.update(sandboxes_of(new))
-            self.wanting_proof += new.proof is not IsolationProof.OFF
+            self.wanting_proof += new.proof is not IsolationProof.NONE
         if old is not None and (new is None or old.uid != new.uid):
             del self.pools[old.uid]
             del self.names[bisect_left(self.names, _name_of(old))]

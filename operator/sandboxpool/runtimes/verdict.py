@@ -2,7 +2,7 @@
 
 A node that lists the handler is *serving*: configured, which is not yet proof that it works.
 One whose list lacks it is *not serving*. One without a list is *unknown*, never missing. A node on
-which the runtime has failed is *quarantined*, one on which it does not isolate is *unproven*,
+which the runtime has failed is *quarantined*, one on which it does not isolate is *not_isolating*,
 whatever its list says.
 """
 
@@ -27,11 +27,11 @@ class Answer(Enum):
     NOT_SERVING = "notServing"
     UNKNOWN = "unknown"
     QUARANTINED = "quarantined"
-    UNPROVEN = "unproven"
+    NOT_ISOLATING = "notIsolating"
 
 
 # Nodes with these answers are kept out, and the first of them before the last.
-KEPT_OUT = (Answer.QUARANTINED, Answer.UNPROVEN, Answer.NOT_SERVING)
+KEPT_OUT = (Answer.QUARANTINED, Answer.NOT_ISOLATING, Answer.NOT_SERVING)
 
 
 def answer_of(node: NodeFacts, handler: str) -> Answer:
@@ -56,7 +56,7 @@ class Standing:
 
 
 def stand(
-    node: NodeFacts, handler: str, placement: Placement, *, quarantined: bool, unproven: bool
+    node: NodeFacts, handler: str, placement: Placement, *, quarantined: bool, not_isolating: bool
 ) -> Standing | None:
     """Judge one node; None if the placement rules it out for ever.
 
@@ -65,7 +65,7 @@ def stand(
         handler: what the pods' class resolves to.
         placement: what the class and the template demand of a node.
         quarantined: the quarantine of this node and handler is open.
-        unproven: proof of isolation is wanted, and the node has shown the opposite.
+        not_isolating: proof of isolation is wanted, and the node has shown the opposite.
     """
     if not allows(placement, node, now=False):
         return None
@@ -74,8 +74,8 @@ def stand(
         # A node that does not list the handler at all has a simpler story to tell.
         if quarantined:
             answer = Answer.QUARANTINED
-        elif unproven:
-            answer = Answer.UNPROVEN
+        elif not_isolating:
+            answer = Answer.NOT_ISOLATING
     # What neither comes nor goes was asked for already.
     passing = node.taints or not node.usable
     return Standing(node, answer, not passing or allows(placement, node, now=True))
@@ -90,7 +90,7 @@ class Verdict:
         not_serving: names of eligible nodes that do not.
         unknown: names of eligible nodes that cannot say.
         quarantined: names of eligible nodes on which the runtime has failed.
-        unproven: names of eligible nodes on which the runtime was seen not to isolate.
+        not_isolating: names of eligible nodes on which the runtime was seen not to isolate.
         excluded: hostname labels of the nodes that pods must keep away from, sorted. It also
             holds those not eligible at this moment: they may become so while a pod waits.
         not_excluded: how many more would be in it but for the cap.
@@ -104,7 +104,7 @@ class Verdict:
     not_serving: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     quarantined: tuple[str, ...] = ()
-    unproven: tuple[str, ...] = ()
+    not_isolating: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     not_excluded: int = 0
     preferred: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ class Verdict:
                 self.not_serving,
                 self.unknown,
                 self.quarantined,
-                self.unproven,
+                self.not_isolating,
             )
         )
 
@@ -269,7 +269,7 @@ class Tally:
             not_serving=not_serving,
             unknown=self._listed[Answer.UNKNOWN].all,
             quarantined=self._listed[Answer.QUARANTINED].all,
-            unproven=self._listed[Answer.UNPROVEN].all,
+            not_isolating=self._listed[Answer.NOT_ISOLATING].all,
             excluded=tuple(sorted(ranked[:EXCLUSION_CAP])),
             not_excluded=not_excluded,
             preferred=self._spread()[:EXCLUSION_CAP] if not_excluded else (),

@@ -82,7 +82,7 @@ class People:
                 "runtimeClassName": "gvisor",
                 "replicas": replicas,
                 "template": template_of(image),
-                "isolationProof": "Off",
+                "isolationProof": "None",
                 **spec,
             },
         }

@@ -247,7 +247,7 @@ class PoolWorld:
             known = self.facts_of(name)
             assert known is not None
             standing = stand(
-                known, HANDLER, Placement(), quarantined=host.quarantined, unproven=False
+                known, HANDLER, Placement(), quarantined=host.quarantined, not_isolating=False
             )
             if standing is not None:
                 standings.append(standing)

@@ -122,7 +122,7 @@ def adversity(seed: int) -> None:
     chance = random.Random(seed)
     with World(seed, replicas=chance.choice((1, 1, 2))) as world:
         limit: dict[str, Any] = {"maxSandboxes": 8} if chance.random() < 0.5 else {}
-        proof = chance.choice(("Off", "PerNode"))
+        proof = chance.choice(("None", "PerNode"))
         world.make_pool(replicas=chance.randint(1, 5), isolationProof=proof, **limit)
         world.make_pool("other", 2, namespace="others", image=OTHER_IMAGE)
         world.run(chance.choice((1.0, 60.0)))

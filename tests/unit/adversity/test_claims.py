@@ -317,7 +317,7 @@ def test_its_owner_may_have_a_sandbox_end_sooner_or_later_within_the_pools_limit
 @pytest.mark.parametrize("jump", [DAY, -DAY])
 def test_a_jump_of_the_clock_ends_nothing_before_its_time(clock: Clock, jump: float) -> None:
     with World(seed=1) as world:
-        world.make_pool("pool", 3, maxSandboxes=3, claims={"retainSeconds": 1000})
+        world.make_pool("pool", 3, maxSandboxes=3, claims={"ttlSecondsAfterFinished": 1000})
         world.run(30)
         world.make_claim("short", ttlSeconds=60)
         world.make_claim("bound", ttlSeconds=900)
@@ -419,7 +419,7 @@ def test_a_deleted_claim_that_a_finalizer_keeps_does_not_keep_its_sandbox_for_ev
     ttl: int | None, ends: int
 ) -> None:
     with World(seed=1) as world:
-        world.make_pool("pool", 1, claims={"retainSeconds": 900})
+        world.make_pool("pool", 1, claims={"ttlSecondsAfterFinished": 900})
         world.run(30)
         spec: dict[str, Any] = {} if ttl is None else {"ttlSeconds": ttl}
         world.make_claim("task", **spec)

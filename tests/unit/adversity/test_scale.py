@@ -262,7 +262,7 @@ def test_what_the_pools_of_a_class_say_is_summed_up_as_it_changes() -> None:
                 generation=version,
                 status={"warm": chance.randrange(5), "replicas": chance.randrange(9)},
                 runtimeClassName=chance.choice(["gvisor", "kata"]),
-                isolationProof=chance.choice(["Off", "PerNode"]),
+                isolationProof=chance.choice(["None", "PerNode"]),
             )
             pools.observe(body, deleted=chance.random() < 0.2)
         assert counted() <= 2 * 20 * MANY, "the one that was, and the one that is"
@@ -271,7 +271,7 @@ def test_what_the_pools_of_a_class_say_is_summed_up_as_it_changes() -> None:
         told = pools.of_class(class_name)
         assert set(told.pools) == {p.uid for p in known}
         assert told.names == sorted(f"{p.namespace}/{p.name}" for p in known)
-        assert told.wanting_proof == sum(p.proof is not IsolationProof.OFF for p in known)
+        assert told.wanting_proof == sum(p.proof is not IsolationProof.NONE for p in known)
         for state in State:
             assert told.sandboxes[state] == sum(store.sandboxes_of(p)[state] for p in known)
 

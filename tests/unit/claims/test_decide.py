@@ -156,11 +156,11 @@ def test_refusing(fields: dict[str, Any], prefixes: list[str], reason: Reason | 
 @pytest.mark.parametrize(
     ("asserted", "offered", "served"),
     [
-        (None, "Off", True),
-        ("PerNode", "Off", False),
+        (None, "None", True),
+        ("PerNode", "None", False),
         ("PerNode", "PerNode", True),
         ("PerNode", "PerSandbox", True),
-        ("PerSandbox", "Off", False),
+        ("PerSandbox", "None", False),
         ("PerSandbox", "PerNode", False),
         ("PerSandbox", "PerSandbox", True),
         # A newer API's word: nobody can say that it holds.
@@ -297,7 +297,7 @@ def test_a_claim_without_a_creation_time_has_waited_for_nothing() -> None:
 
 def test_a_claim_is_kept_from_its_end_on() -> None:
     ended = claim(age=500, status={"phase": "Failed", "finishedAt": timestamp(NOW)})
-    assert decide.retain_until(ended, spec(claims={"retainSeconds": 7})) == NOW + 7
+    assert decide.retain_until(ended, spec(claims={"ttlSecondsAfterFinished": 7})) == NOW + 7
     assert decide.retain_until(ended, None) == NOW + 3600
 
 

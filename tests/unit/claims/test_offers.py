@@ -132,7 +132,7 @@ def test_one_thing_that_speaks_against_it_is_enough(why: str) -> None:
         (lambda w: w.put_node(handlers=None), {}),
         (lambda w: w.put_node(labels={}), {}),
         (lambda w: w.put_class(overhead=[("memory", "1Mi")]), {}),
-        (lambda w: w.put_pool(isolationProof="Off"), {}),
+        (lambda w: w.put_pool(isolationProof="None"), {}),
         (lambda w: w.put_pool(expectedHandler="runsc"), {}),
         (lambda w: w.put_pool(paused=True), {}),
     ],
@@ -187,7 +187,7 @@ def test_of_a_pool_that_is_gone_the_safe_is_assumed() -> None:
 def test_what_is_known_of_a_sandbox_is_told_in_words_where_proof_is_wanted() -> None:
     world = World()
     assert world.offers.evidence(pod(), world.pool) == "a kernel of its own"
-    assert world.offers.evidence(pod(), pool(isolationProof="Off")) is None
+    assert world.offers.evidence(pod(), pool(isolationProof="None")) is None
     assert world.offers.evidence(pod(node="unseen"), world.pool) is None
 
 

@@ -1022,7 +1022,7 @@ async def test_what_was_known_at_the_binding_stays_on_the_claim() -> None:
     await world.reconcile()
     assert world.status()["runtime"]["evidence"] == "a kernel of its own"
     learn(world, Isolation.NOT_PROVEN, "the node's kernel")
-    world.pools.observe(pool_body(version=2, generation=2, isolationProof="Off"))
+    world.pools.observe(pool_body(version=2, generation=2, isolationProof="None"))
     writes = len(world.api.writes)
     for _ in range(2):
         await world.reconcile()
@@ -1140,7 +1140,7 @@ async def test_a_pod_that_ended_is_reported_with_its_cause_and_kept_for_its_logs
 
 
 async def test_a_finished_claim_is_kept_for_a_while_and_then_deleted() -> None:
-    world = World(claims={"retainSeconds": 100})
+    world = World(claims={"ttlSecondsAfterFinished": 100})
     world.put_claim(status={"phase": "Failed", "finishedAt": timestamp(NOW)})
     assert await world.reconcile() == 100
     world.now += 100

@@ -70,7 +70,7 @@ def test_the_nodes_are_judged_by_the_class_alone(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("proofs", "wanted"),
-    [((), False), (("Off",), False), (("Off", "PerNode"), True), (("PerSandbox",), True)],
+    [((), False), (("None",), False), (("None", "PerNode"), True), (("PerSandbox",), True)],
 )
 def test_proof_is_wanted_if_any_pool_wants_it(
     world: World, proofs: tuple[str, ...], wanted: bool
@@ -81,7 +81,7 @@ def test_proof_is_wanted_if_any_pool_wants_it(
     given = world.fleet.gather("gvisor")
     assert given is not None
     assert given.proof_wanted == wanted
-    assert given.verdict.unproven == (("a",) if wanted else ())
+    assert given.verdict.not_isolating == (("a",) if wanted else ())
     assert [kind.isolation for kind in given.evidence] == [Isolation.NOT_PROVEN]
 
 

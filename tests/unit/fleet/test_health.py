@@ -722,7 +722,7 @@ def test_after_a_reboot_the_control_comes_first_again() -> None:
 def test_on_a_node_with_a_made_up_boot_id_nothing_is_proven_and_nothing_more_is_asked() -> None:
     gvisor = pool("g", uid="g", isolationProof="PerNode")
     kata = pool("k", uid="k", isolationProof="PerNode", runtimeClassName="kata")
-    world = World(gvisor, kata, pool("off", uid="off", isolationProof="Off"))
+    world = World(gvisor, kata, pool("off", uid="off", isolationProof="None"))
     world.control(isolation=Isolation.PROVEN)
     for handler in ("runsc", "kata"):
         found = world.cluster.evidence.current(world.at(), handler)
@@ -897,7 +897,7 @@ async def test_the_next_process_knows_what_the_last_one_wrote_down() -> None:
     assert second.listener.take() == [], "nothing of that is news"
     assert second.rows() == [("ShimMissing", 1)], "though it still stands"
     view = second.cluster.nodes.verdict("runsc", Placement(), proof_wanted=True)
-    assert (view.quarantined, view.unproven) == (("node-1",), ("node-2",))
+    assert (view.quarantined, view.not_isolating) == (("node-1",), ("node-2",))
 
 
 async def test_what_was_kept_of_nodes_that_are_gone_is_dropped() -> None:
@@ -1057,7 +1057,7 @@ def test_it_is_asked_until_there_is_proof(isolation: Isolation | None, wants: bo
 @pytest.mark.parametrize(
     ("of_pool", "spoken_against", "wants"),
     [
-        ({"isolationProof": "Off"}, True, False),
+        ({"isolationProof": "None"}, True, False),
         ({"isolationProof": "PerSandbox"}, False, True),
         ({"isolationProof": "PerSandbox"}, True, True),
         ({"isolationProof": "PerNode", "deleting": True}, False, False),
@@ -1117,7 +1117,7 @@ def test_while_nothing_changes_nobody_looks_again_for_what_lacks_evidence() -> N
 
 
 def test_scouts_are_sent_whatever_the_pools_think_of_proof() -> None:
-    world = World(pool(isolationProof="Off"))
+    world = World(pool(isolationProof="None"))
     world.breaks()
     world.now += 60
     assert wanted(world) == wanted(world) == [("node-1", "runsc", "scout")]

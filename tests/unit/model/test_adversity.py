@@ -561,7 +561,7 @@ def _live_and_go(world: World) -> None:
     turn = len(world.network.writes)
     for number in range(3):
         claims = {"defaultTTLSeconds": 86400}
-        proof = "PerNode" if number else "Off"
+        proof = "PerNode" if number else "None"
         world.make_pool(f"pool-{turn}-{number}", 3, claims=claims, isolationProof=proof)
     world.run(60.0)
     for number in range(3):

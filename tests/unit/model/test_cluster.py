@@ -61,7 +61,7 @@ class ClusterMachine(RuleBasedStateMachine):
         self.world = World(seed, replicas=operators)
         self.world.__enter__()
         self.world.weather.rough, self.world.weather.slow = rough, slow
-        proof = "PerNode" if per_node else "Off"
+        proof = "PerNode" if per_node else "None"
         limit: dict[str, Any] = {} if ceiling is None else {"maxSandboxes": ceiling}
         self.world.make_pool("one", replicas, isolationProof=proof, **limit)
 

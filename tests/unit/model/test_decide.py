@@ -55,7 +55,7 @@ class DecideMachine(RuleBasedStateMachine):
         at_once=st.integers(1, 4),
         update=st.sampled_from(["RollingUpdate", "RollingUpdate", "OnClaim", "Recreate"]),
         missing=st.integers(1, 3),
-        proof=st.sampled_from(["Off", "Off", "PerSandbox"]),
+        proof=st.sampled_from(["None", "None", "PerSandbox"]),
         starts=st.sampled_from(Start),
         seconds=st.sampled_from([0, 10, 10]),
     )
@@ -313,7 +313,7 @@ class DecideMachine(RuleBasedStateMachine):
     def pause(self, paused: bool) -> None:
         self.edit(paused=paused)
 
-    @rule(proof=st.sampled_from(["Off", "PerSandbox"]))
+    @rule(proof=st.sampled_from(["None", "PerSandbox"]))
     def ask_for_proof(self, proof: str) -> None:
         self.edit(isolationProof=proof)
 

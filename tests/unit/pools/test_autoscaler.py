@@ -265,7 +265,8 @@ class Cloud:
 
     def step(self) -> None:
         standings = (
-            stand(n, "runsc", Placement(), quarantined=False, unproven=False) for n in self.nodes
+            stand(n, "runsc", Placement(), quarantined=False, not_isolating=False)
+            for n in self.nodes
         )
         verdict = judge(s for s in standings if s is not None)
         exclusion = ",".join(verdict.excluded)

@@ -208,7 +208,7 @@ def test_what_says_nothing_new_leaves_the_verdict_as_it_is() -> None:
     assert fleet.index.verdict("runsc", Placement(), proof_wanted=True) is verdict
     fleet.evidence.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
     assert fleet.index.reconsider("a")
-    assert fleet.index.verdict("runsc", Placement(), proof_wanted=True).unproven == ("a",)
+    assert fleet.index.verdict("runsc", Placement(), proof_wanted=True).not_isolating == ("a",)
 
 
 def test_who_wants_no_proof_is_not_told_of_any() -> None:
@@ -292,7 +292,7 @@ def cluster() -> Cluster:
 @pytest.mark.parametrize(
     ("proof", "of_node", "read", "isolation"),
     [
-        ("Off", Isolation.NOT_PROVEN, NODES_BOOT_ID, None),
+        ("None", Isolation.NOT_PROVEN, NODES_BOOT_ID, None),
         ("PerNode", None, OWN_BOOT_ID, None),
         ("PerNode", Isolation.PROVEN, NODES_BOOT_ID, Isolation.PROVEN),
         ("PerNode", Isolation.NOT_PROVEN, None, Isolation.NOT_PROVEN),
@@ -318,7 +318,7 @@ def test_a_pod_has_the_evidence_that_its_pool_wants(
     told = [probed(read)] if read is not None else []
     ground = cluster.ground(pod(initContainerStatuses=told), IsolationProof(proof))
     assert ground.isolation is isolation
-    assert ground.proof_wanted == (proof != "Off")
+    assert ground.proof_wanted == (proof != "None")
     assert bool(ground.evidence) == (isolation is not None)
 
 
@@ -347,10 +347,10 @@ def test_pods_of_one_moment_stand_where_each_would_alone(
 
 
 def test_pods_stand_otherwise_once_their_node_does(cluster: Cluster) -> None:
-    before = cluster.grounds(IsolationProof.OFF)(pod())
-    assert cluster.grounds(IsolationProof.OFF)(pod()) is before
+    before = cluster.grounds(IsolationProof.NONE)(pod())
+    assert cluster.grounds(IsolationProof.NONE)(pod()) is before
     cluster.nodes.put(node(), node(version=2, unschedulable=True))
-    after = cluster.grounds(IsolationProof.OFF)(pod())
+    after = cluster.grounds(IsolationProof.NONE)(pod())
     assert (before.firm, after.firm) == (True, False)
 
 
@@ -364,8 +364,8 @@ def test_a_pod_is_quarantined_by_the_handler_that_it_was_made_with(cluster: Clus
     known = cluster.nodes.get("node-1")
     assert known is not None
     assert cluster.quarantines.fail(known, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW)
-    assert cluster.ground(pod(), IsolationProof.OFF).quarantined
-    assert not cluster.ground(pod(handler="kata"), IsolationProof.OFF).quarantined
+    assert cluster.ground(pod(), IsolationProof.NONE).quarantined
+    assert not cluster.ground(pod(handler="kata"), IsolationProof.NONE).quarantined
 
 
 def test_a_pool_is_judged_by_its_class_its_template_and_the_proof_it_wants(
@@ -374,10 +374,10 @@ def test_a_pool_is_judged_by_its_class_its_template_and_the_proof_it_wants(
     cluster.evidence.put("node-1", "runsc", evidence(Isolation.NOT_PROVEN))
     told = {
         proof: cluster.verdict(pool(isolationProof=proof), runtime())
-        for proof in ("Off", "PerNode", "PerSandbox")
+        for proof in ("None", "PerNode", "PerSandbox")
     }
-    assert told["Off"].serving == ("node-1",)
-    assert told["PerNode"].unproven == told["PerSandbox"].unproven == ("node-1",)
+    assert told["None"].serving == ("node-1",)
+    assert told["PerNode"].not_isolating == told["PerSandbox"].not_isolating == ("node-1",)
     elsewhere = runtime(selector={"zone": "b"})
     assert cluster.verdict(pool(), elsewhere).eligible == 0
     kata = runtime("kata", "kata")

@@ -370,7 +370,7 @@ SERVED_BY_NONE = [
     Verdict(),
     Verdict(not_serving=("a",)),
     Verdict(not_serving=("a",), newest_not_serving=NOW - 50),
-    Verdict(quarantined=("a",), unproven=("b",)),
+    Verdict(quarantined=("a",), not_isolating=("b",)),
 ]
 
 
@@ -420,7 +420,7 @@ def any_input(draw: st.DrawFn) -> PoolInput:
                 reason=st.sampled_from([Reason.CREATE_FAILED, Reason.AUTOSCALER_ADDS_WRONG_NODES]),
             )
         ),
-        isolationProof=draw(st.sampled_from(["Off", "PerNode", "PerSandbox"])),
+        isolationProof=draw(st.sampled_from(["None", "PerNode", "PerSandbox"])),
         replicas=draw(st.integers(0, 8)),
         maxSandboxes=draw(st.none() | st.integers(1, 12)),
         paused=draw(st.sampled_from([False, False, False, True])),

@@ -35,7 +35,7 @@ BAD = facts("bad")
 WITHOUT = facts("without", handlers=["runc"])
 LOST = facts("lost", ready=False)
 QUARANTINED = Verdict(quarantined=("bad",))
-NOT_ISOLATING = Verdict(unproven=("bad",))
+NOT_ISOLATING = Verdict(not_isolating=("bad",))
 NO_SHIM = Failure(Reason.SHIM_MISSING, "no shim binary", "bad", blames_runtime=True)
 PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", "bad", heals=True)
 

@@ -103,21 +103,21 @@ def kept_out(*quarantines: tuple[str, Quarantine], **verdict: Any) -> dict[str, 
             id="some cannot say and the others do not serve",
         ),
         pytest.param(
-            {"verdict": Verdict(unproven=("a", "b"))},
+            {"verdict": Verdict(not_isolating=("a", "b"))},
             "False",
             "IsolationNotProven",
-            ["a, b", "own kernel", "isolationProof to Off"],
+            ["a, b", "own kernel", "isolationProof to None"],
             id="none isolates",
         ),
         pytest.param(
-            kept_out(("a", NO_SHIM), unproven=("b",)),
+            kept_out(("a", NO_SHIM), not_isolating=("b",)),
             "False",
             "ShimMissing",
             ["such as a"],
             id="quarantined comes before not isolating",
         ),
         pytest.param(
-            {"verdict": Verdict(serving=("a",), unproven=("b",))},
+            {"verdict": Verdict(serving=("a",), not_isolating=("b",))},
             "True",
             "HandlerServed",
             ["1 of 2"],
@@ -218,7 +218,7 @@ PROVEN = member("proven", W, isolation=Isolation.PROVEN, proof_wanted=True)
         ),
         pytest.param(
             [PROVEN],
-            {"verdict": Verdict(serving=("a",), unproven=("c",))},
+            {"verdict": Verdict(serving=("a",), not_isolating=("c",))},
             "False",
             "IsolationNotProven",
             ["on c "],
@@ -250,7 +250,7 @@ def test_isolation_proven(
 
 
 def test_a_pool_that_wants_no_proof_says_nothing_of_it() -> None:
-    status = computed(pool_input([REFUTED], isolationProof="Off"))
+    status = computed(pool_input([REFUTED], isolationProof="None"))
     assert "IsolationProven" not in [c["type"] for c in status["conditions"]]
 
 
@@ -261,7 +261,7 @@ def test_a_pool_that_wants_no_proof_says_nothing_of_it() -> None:
     ("stock", "fields", "reason"),
     [
         ([], kept_out(("a", NO_SHIM)), "ShimMissing"),
-        ([], {"verdict": Verdict(unproven=("a",))}, "IsolationNotProven"),
+        ([], {"verdict": Verdict(not_isolating=("a",))}, "IsolationNotProven"),
         ([unproven("x", Isolation.UNAVAILABLE)], {}, "EvidenceUnavailable"),
         ([unproven("x", None)], {}, "Filling"),
         (
@@ -358,7 +358,7 @@ def test_issues_are_bounded() -> None:
 @given(
     st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(Reason)), max_size=6),
     st.lists(st.sampled_from(SEVERITY), max_size=5),
-    st.sampled_from(["Off", "PerNode", "PerSandbox"]),
+    st.sampled_from(["None", "PerNode", "PerSandbox"]),
     st.booleans(),
 )
 def test_no_cause_is_too_strange_to_be_told(

@@ -771,7 +771,7 @@ async def test_what_nobody_has_told_of_is_seen_within_a_minute() -> None:
 
 
 async def test_who_wants_another_proof_has_every_sandbox_judged_by_it() -> None:
-    world = World("pod-1", "pod-2", replicas=2, isolationProof="Off")
+    world = World("pod-1", "pod-2", replicas=2, isolationProof="None")
     await world.reconcile()
     assert (world.status["warm"], world.status["unproven"]) == (2, 0)
     await asyncio.sleep(2)

@@ -150,7 +150,7 @@ def test_what_is_kept_out_is_counted_apart() -> None:
         not_serving=("b", "c"),
         unknown=("d",),
         quarantined=("q",),
-        unproven=("u", "v"),
+        not_isolating=("u", "v"),
     )
     status = computed(pool_input(stock, replicas=9, verdict=verdict))
     assert [status[key] for key in ("replicas", "warm", "unproven")] == [7, 2, 3]
@@ -160,7 +160,7 @@ def test_what_is_kept_out_is_counted_apart() -> None:
         "notServing": 2,
         "unknown": 1,
         "quarantined": 1,
-        "unproven": 2,
+        "notIsolating": 2,
     }
     assert status["runtime"]["servingOfEligible"] == "1/7"
     assert SandboxPoolStatus.model_validate(status).unproven == 3

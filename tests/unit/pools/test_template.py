@@ -108,7 +108,7 @@ def test_only_where_each_sandbox_is_proven_a_probe_goes_before_the_templates_own
     assert plain["spec"]["initContainers"] == [{"name": "mine"}]
     labels = [m["metadata"]["labels"][names.LABEL_REVISION] for m in (made, plain)]
     assert labels[0] != labels[1], "pods without the probe are outdated once it is wanted"
-    off = built(template, isolationProof="Off")
+    off = built(template, isolationProof="None")
     assert off["metadata"]["labels"][names.LABEL_REVISION] == labels[1]
 
 

@@ -30,7 +30,7 @@ def verdict_of(
     placement: Placement,
     fleet: Iterable[NodeFacts],
     quarantined: Collection[str] = (),
-    unproven: Collection[str] = (),
+    not_isolating: Collection[str] = (),
 ) -> Verdict:
     standings = (
         stand(
@@ -38,7 +38,7 @@ def verdict_of(
             "runsc",
             placement,
             quarantined=n.name in quarantined,
-            unproven=n.name in unproven,
+            not_isolating=n.name in not_isolating,
         )
         for n in fleet
     )
@@ -192,7 +192,7 @@ def test_what_is_known_better_than_the_list_keeps_a_node_out(
     plain = verdict_of(PLACEMENT, fleet)
     for verdict, kept_out in (
         ((v := verdict_of(PLACEMENT, fleet, quarantined=doubted)), v.quarantined),
-        ((v := verdict_of(PLACEMENT, fleet, unproven=doubted)), v.unproven),
+        ((v := verdict_of(PLACEMENT, fleet, not_isolating=doubted)), v.not_isolating),
     ):
         assert set(kept_out) == doubted & {*plain.serving, *plain.unknown}
         assert verdict.eligible == plain.eligible
@@ -204,7 +204,7 @@ def test_what_is_known_better_than_the_list_keeps_a_node_out(
 def test_under_the_cap_the_worst_offenders_come_first() -> None:
     fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(EXCLUSION_CAP)]
     fleet += [facts("node-9998"), facts("node-9999")]
-    verdict = verdict_of(Placement(), fleet, quarantined={"node-9999"}, unproven={"node-9998"})
+    verdict = verdict_of(Placement(), fleet, quarantined={"node-9999"}, not_isolating={"node-9998"})
     assert {"node-9998", "node-9999"} <= set(verdict.excluded)
     assert (len(verdict.excluded), verdict.not_excluded) == (EXCLUSION_CAP, 2)
 
@@ -234,9 +234,9 @@ def test_the_label_of_exactly_the_serving_nodes_is_the_advice() -> None:
 def test_of_several_stories_about_a_node_the_simplest_is_told() -> None:
     fleet = [facts("both"), facts("without", handlers=["runc"])]
     doubted = {"both", "without"}
-    verdict = verdict_of(Placement(), fleet, quarantined=doubted, unproven=doubted)
+    verdict = verdict_of(Placement(), fleet, quarantined=doubted, not_isolating=doubted)
     assert verdict.not_serving == ("without",), "it does not even list the handler"
-    assert (verdict.quarantined, verdict.unproven) == (("both",), ())
+    assert (verdict.quarantined, verdict.not_isolating) == (("both",), ())
     assert not verdict.hopeful
 
 

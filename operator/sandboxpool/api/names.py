@@ -28,6 +28,7 @@ ANNOTATION_SOURCE = f"{GROUP}/source"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
+OS_LABEL = "kubernetes.io/os"
 
 # What a label's value can hold; names of pools and claims become label values.
 MAX_LABEL_VALUE = 63

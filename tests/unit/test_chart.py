@@ -18,10 +18,11 @@ from localcluster import builds, tools
 from sandboxpool import preflight
 from sandboxpool.api import names
 from sandboxpool.kube import lease
-from sandboxpool.rights import RIGHTS, Right
+from sandboxpool.rights import RIGHTS
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
 from sandboxpool.settings import Settings, load
 from support.builders import facts, runtime
+from support.chart import granted
 
 CHART = REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"
@@ -118,22 +119,6 @@ def test_the_package_holds_the_crds(helm: Helm, tmp_path: Path) -> None:
     assert sorted(shown, key=key) == sorted(checked_in, key=key)
 
 
-def granted(manifests: list[Manifest]) -> set[Right]:
-    """Return the rules of both roles as the operator's own code knows them."""
-    return {
-        Right(group, resource, verb, own=scope == "Role", names=names_of(rule))
-        for scope in ("ClusterRole", "Role")
-        for rule in only(manifests, scope, RELEASE)["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-
-
-def names_of(rule: Manifest) -> tuple[str, ...]:
-    return tuple(rule.get("resourceNames", ()))
-
-
 @pytest.mark.parametrize("purpose", ["", "publish_on_nodes", "metrics_auth"])
 def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(
     render: Render, purpose: str
@@ -145,7 +130,9 @@ def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(
         "metrics_auth": ("--set", "metrics.authentication=true"),
     }[purpose]
     wanted = {replace(r, purpose="") for r in RIGHTS if r.purpose in ("", purpose)}
-    found = granted(render(*values))
+    manifests = render(*values)
+    found = granted(only(manifests, "ClusterRole", RELEASE)["rules"], own=False)
+    found |= granted(only(manifests, "Role")["rules"], own=True)
     assert (found - wanted, wanted - found) == (set(), set())
 
 

@@ -14,7 +14,7 @@ from sandboxpool.api import names
 from sandboxpool.runtimes.probe import ANNOTATION_NODE, CONTROL
 from support import Api, consistently, eventually, objects
 from support.history import PodHistory
-from support.operator_process import Operator, StartOperator
+from support.operator_process import Operator
 from support.sandboxes import (
     claim_pod,
     gvisor_class,
@@ -159,24 +159,6 @@ def test_sandboxes_keep_away_from_the_node_that_does_not_isolate(
 
 
 # --- No answer -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("proof", ["PerNode", "PerSandbox"])
-def test_without_a_probe_image_nothing_is_handed_out_and_the_cure_is_named(
-    api: Api, start_operator: StartOperator, nodes: FakeNodes, proof: str
-) -> None:
-    operator = start_operator(env={"SANDBOXPOOL_PROBE_IMAGE": ""})
-    gvisor_class(api)
-    api.create(objects.pool(replicas=2, isolationProof=proof))
-    api.create(objects.claim())
-    message = pool_says(api, "Ready", "False", "EvidenceUnavailable", timeout=30)
-    assert "probe.image" in message
-    assert "SANDBOXPOOL_PROBE_IMAGE" in message
-    assert "None" in message
-    assert api.get("SandboxClaim", "claim")["status"]["phase"] == "Pending"
-    assert api.list("Pod", operator.namespace) == []
-    api.patch_spec("SandboxPool", "pool", isolationProof="None")
-    phase(api, "Bound")
 
 
 def test_a_sandbox_whose_message_does_not_arrive_proves_nothing_and_a_probe_pod_does(

@@ -100,7 +100,7 @@ def test_windows_nodes_are_neither_counted_nor_probed_nor_used(
     api.create(objects.pool(replicas=12, template=template, isolationProof="PerNode"))
     pool = pool_status(api, warm=10, timeout=40)
     assert pool["status"]["runtime"]["nodes"]["eligible"] == 1
-    assert runtime_says(api, "Healthy", "True", "Healthy")["nodes"]["total"] == 1
+    assert runtime_says(api, "Healthy", "True", "AsExpected")["nodes"]["total"] == 1
 
     def is_unused() -> bool:
         pods = [*api.list("Pod"), *admin.list("Pod", operator.namespace)]
@@ -169,9 +169,8 @@ def bare_plane() -> Iterator[ControlPlane]:
         yield plane
 
 
-def start_on(plane: ControlPlane, kubeconfig: Path, folder: Path) -> Operator:
+def start_on(kubeconfig: Path, folder: Path) -> Operator:
     env = {"SANDBOXPOOL_PROBE_IMAGE": objects.PROBE_IMAGE}
-    del plane
     operator = Operator(kubeconfig, folder, SYSTEM, env)
     operator.start(ready=False)
     return operator
@@ -179,27 +178,24 @@ def start_on(plane: ControlPlane, kubeconfig: Path, folder: Path) -> Operator:
 
 def test_without_crds_or_rights_it_does_not_start(bare_plane: ControlPlane, tmp_path: Path) -> None:
     """In the order in which they are put right."""
-    said = refusal(start_on(bare_plane, bare_plane.kubeconfig, tmp_path))
+    said = refusal(start_on(bare_plane.kubeconfig, tmp_path))
     assert "does not serve sandboxpools of sandboxpool.io/v1alpha1" in said
     assert "kubectl apply" in said
     with Api(bare_plane.kubeconfig) as api:
         apply_crds(api)
         crd = api.get("CustomResourceDefinition", "sandboxclaims.sandboxpool.io")
         schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-        spec = schema["properties"]["spec"]["properties"]
-        onempty = spec.pop("onEmpty")
-        api.replace(crd)
+        of_status = schema["properties"]["status"]["properties"]
+        addresses = of_status.pop("podIPs")
+        crd = api.replace(crd)
         (tmp_path / "old").mkdir()
-        said = refusal(start_on(bare_plane, bare_plane.kubeconfig, tmp_path / "old"))
-        assert (
-            "sandboxclaims.sandboxpool.io is older than the operator: it has no spec.onEmpty"
-            in (said)
-        )
-        crd = api.get("CustomResourceDefinition", "sandboxclaims.sandboxpool.io")
+        said = refusal(start_on(bare_plane.kubeconfig, tmp_path / "old"))
+        assert "sandboxclaims.sandboxpool.io is older than the operator" in said
+        assert "it has no status.podIPs;" in said
         schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-        schema["properties"]["spec"]["properties"]["onEmpty"] = onempty
+        schema["properties"]["status"]["properties"]["podIPs"] = addresses
         api.replace(crd)
     (tmp_path / "nobody").mkdir()
-    said = refusal(start_on(bare_plane, bare_plane.kubeconfig_for("nobody"), tmp_path / "nobody"))
+    said = refusal(start_on(bare_plane.kubeconfig_for("nobody"), tmp_path / "nobody"))
     assert "no right to get sandboxpools.sandboxpool.io" in said
     assert "rbac.create" in said

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 
 from crdgen.__main__ import REPOSITORY
 from localcluster import builds, tools
-from sandboxpool import preflight
+from sandboxpool import preflight, web
 from sandboxpool.api import names
 from sandboxpool.kube import lease
 from sandboxpool.rights import RIGHTS
@@ -382,6 +384,21 @@ def test_what_listens_listens_on_all_families(render: Render) -> None:
     settings = settings_of(render())
     assert (settings.host, settings.health_host) == (None, None)
     assert (settings.port, settings.health_port) == (Settings().port, Settings().health_port)
+
+
+async def test_a_kubelet_reaches_the_probes_over_either_family(render: Render) -> None:
+    """In the chart's own words, at the addresses that pods have in IPv4 and IPv6 clusters."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = settings_of(render("--set", f"healthPort={port}"))
+    door = await web.serve_health(settings.health_host, settings.health_port, list)
+    try:
+        async with aiohttp.ClientSession() as session:
+            for address in ("127.0.0.1", "[::1]"):
+                async with session.get(f"http://{address}:{port}/healthz") as response:
+                    assert response.status == 200
+    finally:
+        await door.close()
 
 
 def test_tokens_are_reviewed_only_where_that_is_wanted(render: Render) -> None:

@@ -1,6 +1,7 @@
 """The operator's doors: what they cost, whom they let in, and what knocking cannot do."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import socket
@@ -103,6 +104,39 @@ def text_of(gauge: str) -> Exposition:
         pass
 
     return Exposition(registry, refresh)
+
+
+# --- Where it listens ----------------------------------------------------------------------------
+
+
+async def test_no_address_means_one_socket_for_all_families() -> None:
+    door = await web.serve_health(None, 0, list)
+    assert [host for host, _ in door.addresses] == ["::"]
+    await door.close()
+
+
+@pytest.mark.parametrize("how", ["not compiled in", "switched off"])
+async def test_without_ipv6_it_listens_on_ipv4(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = socket.create_server
+
+    def create_server(address: Any, **how: Any) -> socket.socket:
+        if how.get("family") == socket.AF_INET6:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        return create(address, **how)
+
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: how == "switched off")
+    monkeypatch.setattr(socket, "create_server", create_server)
+    door = await web.serve_health(None, 0, list)
+    assert [host for host, _ in door.addresses] == ["0.0.0.0"]  # noqa: S104
+    await door.close()
+
+
+@pytest.mark.parametrize("host", [None, LOCAL])
+async def test_a_port_that_is_taken_is_named(host: str | None) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(web.ListenError, match=rf"port {port} .*SANDBOXPOOL_LISTEN"):
+            await web.serve_health(host, port, list)
 
 
 # --- What a scrape costs -------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from sandboxpool.runtimes.probe import (
     PROBE_CONTAINER,
     SANDBOX_PROBE_CONTAINER,
     UNREADABLE,
+    architecture_hint,
 )
 
 MAX_KERNEL = 120
@@ -141,6 +142,7 @@ def judge_probe(pod: Pod, node: NodeFacts, now: float) -> Evidence | None:
         cause = f"{status.reason or status.phase} {status.message}"
         if ended is not None:
             cause = f"exit code {ended.exitCode} {ended.reason} {ended.message}"
+            cause += architecture_hint(cause)
         return no_evidence(node, class_uid, now, f"the probe ended before it could answer: {cause}")
     if ended.exitCode == UNREADABLE:
         return no_evidence(node, class_uid, now, _unreadable(node))
@@ -161,6 +163,7 @@ def judge_sandbox(pod: Pod, node: NodeFacts, now: float) -> Evidence | None:
     seen, kernel = _read(ended)
     if ended.exitCode != 0:
         cause = f"exit code {ended.exitCode} {ended.reason} {ended.message}"
+        cause += architecture_hint(cause)
         return no_evidence(node, class_uid, now, f"the sandbox's probe did not run: {cause}")
     if not node.boot_id:
         return no_evidence(node, class_uid, now, _unreadable(node))

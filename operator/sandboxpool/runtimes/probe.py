@@ -212,12 +212,24 @@ def sandbox_probe_container(
     return {**container, "resources": dict(resources or {})}
 
 
+def architecture_hint(cause: str) -> str:
+    """What to do about an image that was built for other nodes, as an addition to the cause."""
+    if "exec format error" not in cause:
+        return ""
+    return (
+        ": the probe image is not for this node's architecture; name one that has those of all "
+        "nodes (SANDBOXPOOL_PROBE_IMAGE, Helm: probe.image)"
+    )
+
+
 def _container(name: str, image: ProbeImage, script: str) -> dict[str, Any]:
     return {
         "name": name,
         "image": image.name,
         "imagePullPolicy": image.pull_policy,
         "command": ["/bin/sh", "-c", script],
+        # A shell that cannot be executed says so in its log only.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": dict(image.security_context),
     }
 

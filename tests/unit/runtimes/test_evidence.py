@@ -103,6 +103,17 @@ def test_a_probe_is_judged_by_its_exit_code(code: int, isolation: Isolation, mes
     assert evidence.software == software_of(NODE)
 
 
+@pytest.mark.parametrize("of_sandbox", [False, True])
+def test_an_image_of_another_architecture_is_named_as_the_cause(of_sandbox: bool) -> None:
+    ended = terminated(255, "exec /bin/sh: exec format error")
+    judge, seen = (judge_sandbox, sandbox(ended)) if of_sandbox else (judge_probe, probed(ended))
+    evidence = judge(seen, NODE, NOW)
+    assert evidence is not None
+    assert evidence.isolation is UNAVAILABLE
+    assert "architecture" in evidence.message
+    assert "probe.image" in evidence.message
+
+
 @pytest.mark.parametrize("code", [probe.OWN_KERNEL, probe.NODES_KERNEL])
 def test_the_message_adds_the_kernels_name(code: int) -> None:
     evidence = judge_probe(probed(terminated(code, f"{BOOT_ID}\n{GVISOR}\n")), NODE, NOW)

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from sandboxpool.api.core import Taint, Toleration
+from sandboxpool.api.names import OS_LABEL
+from sandboxpool.cache import Cluster
 from sandboxpool.runtimes.nodes import facts_of
 from sandboxpool.runtimes.placement import Placement, allows, placement_of
 from support.builders import facts, node, runtime
@@ -178,3 +181,24 @@ def test_equal_constraints_give_equal_placements_so_verdicts_are_shared() -> Non
 def test_the_nodes_own_facts_are_read_from_its_labels() -> None:
     assert facts_of(node(labels={HOSTNAME: "ip-10-0-0-1"})).hostname == "ip-10-0-0-1"
     assert facts_of(node(labels={})).hostname is None
+
+
+@pytest.mark.parametrize(
+    ("label", "said", "counts"),
+    [
+        ("windows", "windows", False),
+        (None, "windows", False),
+        ("linux", "linux", True),
+        (None, "", True),
+    ],
+)
+def test_a_node_that_does_not_run_linux_is_in_no_verdict(
+    label: str | None, said: str, counts: bool
+) -> None:
+    linux = node("windows-0", labels={OS_LABEL: label} if label else {})
+    status = msgspec.structs.replace(
+        linux.status, nodeInfo=msgspec.structs.replace(linux.status.nodeInfo, operatingSystem=said)
+    )
+    cluster = Cluster()
+    assert cluster.nodes.put(None, msgspec.structs.replace(linux, status=status)) is counts
+    assert (cluster.nodes.get("windows-0") is not None) is counts

@@ -66,6 +66,9 @@ class ContainerState(msgspec.Struct, frozen=True):
 class ContainerStatus(msgspec.Struct, frozen=True):
     name: str
     restartCount: int = 0
+    ready: bool = False
+    # None from kubelets that have not looked yet.
+    started: bool | None = None
     state: ContainerState = ContainerState()
 
 
@@ -73,11 +76,16 @@ class PodIP(msgspec.Struct, frozen=True, gc=False):
     ip: str
 
 
+class SchedulingGate(msgspec.Struct, frozen=True, gc=False):
+    name: str = ""
+
+
 class PodSpec(msgspec.Struct, frozen=True):
     nodeName: str = ""
     runtimeClassName: str = ""
     # What admission took over from the class.
     overhead: dict[str, str] = {}
+    schedulingGates: list[SchedulingGate] = []
 
 
 class PodStatus(msgspec.Struct, frozen=True):
@@ -157,9 +165,11 @@ class InvolvedObject(msgspec.Struct, frozen=True, gc=False):
     namespace: str = ""
     name: str = ""
     uid: str = ""
+    fieldPath: str = ""
 
 
 class EventSource(msgspec.Struct, frozen=True, gc=False):
+    component: str = ""
     host: str = ""
 
 
@@ -169,6 +179,7 @@ class Event(msgspec.Struct, frozen=True):
     reason: str = ""
     message: str = ""
     source: EventSource = EventSource()
+    reportingComponent: str = ""
     reportingInstance: str = ""
     lastTimestamp: str | None = None
 

@@ -69,6 +69,10 @@ def decide(given: PoolInput) -> PoolPlan:
     if failed:
         # Their successors wait for the delay that this failure brings.
         creation = creation.after_failures(len(failed), failed[0].reason)
+    asked_about = [m for m in given.members.of(State.FAILED) if m.uid in given.asking]
+    if asked_about:
+        # So do those of the ones that have failed and are kept until it is known why.
+        creation = creation.after_failures(len(asked_about), Reason.POD_FAILED)
     create, held = creation.stock, creation.held
     replacing = 0 < missing <= len(faltering) and not create
     if replacing and held is Reason.CLAMPED_BY_MAX_SANDBOXES:

@@ -62,6 +62,8 @@ class PoolInput:
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
         blind: the cache of pods is too old to create anything by.
+        slow_seconds: a start that takes longer than this is slow for the pool.
+        asking: uids of the pods whose events are just being read.
     """
 
     spec: SandboxPoolSpec
@@ -81,6 +83,8 @@ class PoolInput:
     now: float
     clock: float
     blind: bool = False
+    slow_seconds: float = 10.0
+    asking: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

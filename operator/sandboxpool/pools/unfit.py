@@ -9,6 +9,7 @@ from itertools import chain
 from sandboxpool.pools.members import Member, Members, State, oldest_first
 from sandboxpool.pools.plan import Deletion, PoolInput, foreign
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.podevents import nothing_said
 
 # A readiness probe that fails is given this long to pass again: a probe fails three times, ten
 # seconds apart, before it counts, and passes as it failed.
@@ -53,11 +54,12 @@ def faltering_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
 
 
 def _is_stuck(member: Member, given: PoolInput) -> bool:
-    """The kubelet goes on trying, and has done so for long."""
+    """The kubelet goes on trying, has done so for long, and another one may do better."""
     failure = member.failure
     return (
         failure is not None
         and failure.heals
+        and not failure.everywhere
         and failure.reason is not Reason.UNSCHEDULABLE
         and bool(member.node_name)
         and given.clock - member.since > STUCK_SECONDS
@@ -93,6 +95,9 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
     if member.unclaimed and given.resolution.usable and foreign(member, given):
         return _of_another_class(member, given)
     if member.state is State.FAILED:
+        if member.uid in given.asking:
+            # Only its events may tell why it has ended.
+            return None
         reason = failure.reason if failure else Reason.POD_FAILED
         return Deletion(member, reason, failure.message if failure else "it ended", failed=True)
     if member.state is State.STRANDED:
@@ -118,9 +123,9 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
         return None
     limit = given.spec.startup.timeout_seconds
     # Without a node it does not start yet: whatever keeps it from one, another would meet the same.
-    if member.node_name and waited > limit:
+    if member.node_name and waited > limit and member.uid not in given.asking:
         reason = failure.reason if failure else Reason.SANDBOX_START_TIMEOUT
-        text = failure.message if failure else "no cause was reported"
+        text = failure.message if failure else member.silence or nothing_said(None)
         return Deletion(member, reason, f"not ready after {limit} s: {text}", failed=True)
     return None
 

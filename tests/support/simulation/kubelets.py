@@ -147,7 +147,7 @@ class Kubelets:
             },
             "reason": "FailedCreatePodSandBox",
             "message": message,
-            "source": {"host": node},
+            "source": {"component": "kubelet", "host": node},
             "lastTimestamp": now,
         }
         self.server.create("events", body, by="kubelet")

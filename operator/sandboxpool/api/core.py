@@ -169,8 +169,8 @@ class InvolvedObject(msgspec.Struct, frozen=True, gc=False):
 
 
 class EventSource(msgspec.Struct, frozen=True, gc=False):
-    component: str = ""
     host: str = ""
+    component: str = ""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -179,8 +179,8 @@ class Event(msgspec.Struct, frozen=True):
     reason: str = ""
     message: str = ""
     source: EventSource = EventSource()
-    reportingComponent: str = ""
     reportingInstance: str = ""
+    reportingComponent: str = ""
     lastTimestamp: str | None = None
 
 

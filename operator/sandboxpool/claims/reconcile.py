@@ -375,16 +375,13 @@ class ClaimReconciler:
                 self._cold.cold_failed(pool, f"{pod.metadata.name}: {why}")
             await self._requests.delete_pod(pod, why)
         elif why is None and not pod.ready:
-            await self._say_pending(claim, *self._why_cold(pod))
+            failure = diagnose(pod, self._cluster.events.message(pod), self._told(pod))
+            if failure is not None:
+                text = f"{pod.metadata.name}, started for this claim, is not ready: "
+                await self._say_pending(claim, failure.reason, text + failure.message)
+            elif claim.status.conditions:
+                await self._say_pending(claim, Reason.STARTING_COLD, STARTING_COLD_TEXT)
         return min(attempt.deadline - self._clock(), COLD_RECHECK_SECONDS)
-
-    def _why_cold(self, pod: Pod) -> tuple[Reason, str]:
-        """What a claim is told while what was started for it is not ready."""
-        failure = diagnose(pod, self._cluster.events.message(pod), self._told(pod))
-        if failure is None:
-            return Reason.STARTING_COLD, STARTING_COLD_TEXT
-        text = f"{pod.metadata.name}, started for this claim, is not ready: {failure.message}"
-        return failure.reason, text
 
     def _useless_because(self, attempt: Attempt, pool: Pool | None, pod: Pod) -> str | None:
         """Why a claim should not wait any longer for what was started for it."""

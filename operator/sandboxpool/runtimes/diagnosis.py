@@ -107,6 +107,8 @@ _REJECTIONS = frozenset(
         "VolumeAttachmentLimitExceeded",
     }
 )
+# The kubelet has ended it for another pod's sake, or because the node shuts down.
+_ENDED_BY_KUBELET = frozenset({"Preempting", "Terminated"})
 # The node is under pressure: it takes no pods of this kind for now.
 _NODE_PRESSURE = "The node had condition"
 
@@ -121,20 +123,20 @@ class Failure:
         node: where it happened; empty if the pod has no node.
         heals: the kubelet or the scheduler goes on trying by itself, so that replacing the pod
             would win nothing.
-        everywhere: it heals, if at all, on every node alike: there is no use in trying another.
-        told: it rests on what the pod's events said when they were read, and may be over.
         blames_runtime: it may be the runtime's fault: a probe is to tell.
         proves_broken: the text leaves no doubt that the runtime cannot work on this node.
+        everywhere: it heals, if at all, on every node alike: there is no use in trying another.
+        told: it was found when the pod had taken long, by its events of that time: it may be over.
     """
 
     reason: Reason
     message: str
     node: str = ""
     heals: bool = False
-    everywhere: bool = False
-    told: bool = False
     blames_runtime: bool = False
     proves_broken: bool = False
+    everywhere: bool = False
+    told: bool = False
 
 
 def cut(text: str, limit: int = MAX_TEXT) -> str:
@@ -308,6 +310,8 @@ def _ended(pod: Pod, told: PodEvents | None) -> Failure:
 def _reason_of_end(pod: Pod) -> Reason:
     """What the kubelet's own reason for the end of a pod means."""
     status = pod.status
+    if status.reason in _ENDED_BY_KUBELET:
+        return Reason.EVICTED
     if status.reason == "Evicted":
         pressed = status.message.removeprefix(_REJECTED).startswith(_NODE_PRESSURE)
         return Reason.NODE_RESOURCE_EXHAUSTED if pressed else Reason.EVICTED

@@ -138,7 +138,9 @@ def test_what_was_started_for_a_claim_says_what_it_waits_for(api: Api) -> None:
         message="the claim is told",
         timeout=LONG_ENOUGH,
     )
-    assert 'secret "claims-key" not found' in condition(claim, "Bound")["message"]
+    bound = condition(claim, "Bound")
+    assert bound is not None
+    assert 'secret "claims-key" not found' in bound["message"]
     phase(api, "Pending")
 
 

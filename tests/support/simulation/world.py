@@ -285,6 +285,7 @@ class World(People):
         self.server_clock.offset = 0.0
         self.server.admission.plugins.clear()
         self.controllers.unstartable.clear()
+        self.controllers.unmountable.clear()
         self.controllers.short_lived.clear()
         self.controllers.leaving.clear()
         for pool in self.server.all("sandboxpools"):

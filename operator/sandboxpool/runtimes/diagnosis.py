@@ -11,6 +11,7 @@ What is usual while a pod starts, an init container that runs or a probe that ha
 a cause only once the pod has taken so long that its events were read.
 """
 
+import re
 from dataclasses import dataclass
 
 from sandboxpool.api.core import Condition, ContainerStatus, Pod
@@ -109,6 +110,9 @@ _REJECTIONS = frozenset(
 )
 # The kubelet has ended it for another pod's sake, or because the node shuts down.
 _ENDED_BY_KUBELET = frozenset({"Preempting", "Terminated"})
+# Init containers that have not done their work, in the condition Initialized. What has a restart
+# policy of its own need not end, and is not listed once it has started.
+_INCOMPLETE = re.compile(r"containers with incomplete status: \[([^\]]{1,4096})\]")
 # The node is under pressure: it takes no pods of this kind for now.
 _NODE_PRESSURE = "The node had condition"
 
@@ -214,15 +218,17 @@ def _slow(pod: Pod, told: PodEvents) -> Failure | None:
                 return _from_events(Explanation(Reason.STARTUP_PROBE_FAILING, text), pod)
     initialized = pod.condition("Initialized")
     if initialized is not None and initialized.status == "False":
-        return _initializing(pod)
+        return _initializing(pod, initialized.message)
     return _not_ready(pod, told)
 
 
-def _initializing(pod: Pod) -> Failure | None:
-    """The pod's init containers have not all ended; one with a restart policy need not end."""
+def _initializing(pod: Pod, said: str) -> Failure | None:
+    """The pod's init containers have not all done their work; its condition lists those."""
+    listed = _INCOMPLETE.search(said)
+    names = listed[1].split() if listed else []
     for container in pod.status.initContainerStatuses:
         running = container.state.running
-        if running is None or container.started:
+        if running is None or (container.started if not listed else container.name not in names):
             continue
         since = f" since {running.startedAt}" if running.startedAt else ""
         own = container.name == SANDBOX_PROBE_CONTAINER

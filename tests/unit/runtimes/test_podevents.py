@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sandboxpool.api.core import Event, Pod
+from sandboxpool.api.core import Condition, Event, Pod
 from sandboxpool.api.times import timestamp
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, Failure, diagnose
@@ -197,14 +197,22 @@ def test_another_containers_probe_is_not_this_ones() -> None:
     assert "no event says" in failure.message
 
 
-def initializing(name: str, **status: Any) -> Pod:
+def initializing(name: str, incomplete: str = "", **status: Any) -> Pod:
+    # Kubelets call every init container started that runs.
     state = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
-    return pod(
+    made = pod(
         ready=False,
         phase="Pending",
-        conditions={"PodReadyToStartContainers": "True", "Initialized": "False"},
-        initContainerStatuses=[{"name": name, "state": state, **status}],
+        conditions={"PodReadyToStartContainers": "True"},
+        initContainerStatuses=[
+            {"name": "sidecar", "started": True, "state": state},
+            {"name": name, "started": True, "state": state, **status},
+        ],
     )
+    message = f"containers with incomplete status: [{incomplete or name} later]"
+    initialized = Condition("Initialized", "False", "ContainersNotInitialized", message)
+    made.status.conditions.append(initialized)
+    return made
 
 
 def test_an_init_container_that_does_not_end_is_named_once_it_has_taken_long() -> None:
@@ -213,9 +221,12 @@ def test_an_init_container_that_does_not_end_is_named_once_it_has_taken_long() -
     assert failure.message.startswith("the template's init container wait has been running")
     assert not failure.heals
     assert diagnose(initializing("wait"), None) is None
-    assert diagnose(initializing("sidecar", started=True), None, PodEvents()) is None
     own = found(initializing("sandboxpool-probe"))
     assert own.message.startswith("the operator's own init container sandboxpool-probe")
+
+
+def test_what_need_not_end_is_not_waited_for() -> None:
+    assert diagnose(initializing("other", "later"), None, PodEvents()) is None
 
 
 def test_a_readiness_gate_is_named() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sandboxpool.api import names
+from sandboxpool.api.conditions import Finding
 from sandboxpool.api.core import Pod
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
@@ -22,6 +23,7 @@ from sandboxpool.pools.book import Facts
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.cold import why_held
 from sandboxpool.pools.decide import decide
+from sandboxpool.pools.disruption import Budgets
 from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.members import Members, State, claim_uid_of
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, TemplateVerdict
@@ -97,6 +99,7 @@ class PoolReconciler:
         self._at_quota: dict[str, set[str]] = {}
         self._checker = TemplateChecker(client, probe, clock, look_at)
         self._unseen = UnseenPods(client, cluster, offers, wall)
+        self._budgets = Budgets(client, clock)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
         self._writer = PodWriter(
@@ -158,6 +161,7 @@ class PoolReconciler:
             waiting.discard(pool_uid)
         self._cluster.avoidance.forget_pool(pool_uid)
         self._checker.forget(pool_uid)
+        self._budgets.forget(pool_uid)
         self._publisher.forget(pool_uid)
 
     def close(self) -> None:
@@ -184,6 +188,7 @@ class PoolReconciler:
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
         await self._unseen.look(pool, self._states[pool.uid])
+        protection = await self._budgets.keep(pool)
         template = await self._checker.check(pool, usable)
         if self._pools.get(key) is not pool:
             # It has changed, or gone, while the API server was asked: start anew.
@@ -197,7 +202,8 @@ class PoolReconciler:
             state.was_hopeful = verdict.hopeful
             self._offers.refresh_pool(pool)
         line = self._in_line(pool, state)
-        given = self._inquire(pool, self._gather(pool, resolution, verdict, template, line))
+        given = self._gather(pool, resolution, verdict, template, line, protection)
+        given = self._inquire(pool, given)
         plan = decide(given)
         state.note_stuck(plan.stuck_nodes, self._clock())
         if plan.avoid:
@@ -293,6 +299,7 @@ class PoolReconciler:
         verdict: Verdict,
         template: TemplateVerdict,
         line: Sequence[tuple[str, ClaimRef | None]],
+        protection: Finding | None,
     ) -> PoolInput:
         assert pool.spec is not None, "asked before"
         state = self._states[pool.uid]
@@ -318,6 +325,7 @@ class PoolReconciler:
             guarded=self._guarded,
             blind=self._is_blind(),
             slow_seconds=self._slow_seconds(state, members, pool.spec.startup.timeout_seconds),
+            protection=protection,
             now=now,
             clock=clock,
         )
@@ -405,6 +413,9 @@ class PoolReconciler:
         if given.asking:
             # No answer is waited for without end.
             times.append(ASKING_RECHECK_SECONDS)
+        budget_due = self._budgets.due(pool.uid)
+        if budget_due is not None:
+            times.append(budget_due)
         if self._is_blind():
             # Its recovery need not change any pod.
             times.append(BLIND_RECHECK_SECONDS)

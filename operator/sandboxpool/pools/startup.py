@@ -55,9 +55,9 @@ class StartupTimes:
             values = self._values(stage, now)
             if values:
                 stages[stage] = {
-                    "p50Seconds": _percentile(values, 50),
-                    "p95Seconds": _percentile(values, 95),
-                    "p99Seconds": _percentile(values, 99),
+                    "p50Milliseconds": _percentile(values, 50),
+                    "p95Milliseconds": _percentile(values, 95),
+                    "p99Milliseconds": _percentile(values, 99),
                     "samples": len(values),
                 }
         return {"stages": stages, "windowSeconds": WINDOW_SECONDS} if stages else None
@@ -69,10 +69,10 @@ class StartupTimes:
         return sorted(seconds for _, seconds in samples)
 
 
-def _percentile(values: list[float], percent: int) -> float:
-    """The smallest value that so many percent of the sorted values do not exceed."""
+def _percentile(values: list[float], percent: int) -> int:
+    """The smallest value, in milliseconds, that so many percent of the sorted seconds keep to."""
     rank = -(-len(values) * percent // 100)
-    return round(values[rank - 1], 3)
+    return round(values[rank - 1] * 1000)
 
 
 class StartupTracker:

@@ -137,8 +137,13 @@ class NodeSpec(msgspec.Struct, frozen=True):
     taints: list[Taint] = []
 
 
-class RuntimeHandler(msgspec.Struct, frozen=True, gc=False):
+class HandlerFeatures(msgspec.Struct, frozen=True, gc=False):
+    userNamespaces: bool | None = None
+
+
+class RuntimeHandler(msgspec.Struct, frozen=True):
     name: str = ""
+    features: HandlerFeatures | None = None
 
 
 class NodeInfo(msgspec.Struct, frozen=True, gc=False):

@@ -46,7 +46,7 @@ class StartupTimes:
     def p95(self, stage: str, now: float) -> float | None:
         """What 95 of 100 of the window's samples do not exceed, in seconds; None without any."""
         values = self._values(stage, now)
-        return _percentile(values, 95) if values else None
+        return _percentile(values, 95) / 1000 if values else None
 
     def summary(self, now: float) -> dict[str, Any] | None:
         """Percentiles as the API has them, over the window; None without samples."""

@@ -407,7 +407,7 @@ POOL_CASES = [
             {PREFIXES: ["example.com/", "a/", f"{'a' * 253}/"]},
             {PREFIXES: ["example.com/", prefix]},
             (
-                f"{PREFIXES}[1]: Invalid",
+                f"{PREFIXES}: Invalid",
                 f'"{prefix}" is not a whole domain',
                 "with a slash at its end, such as example.com/",
             ),

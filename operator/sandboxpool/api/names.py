@@ -26,6 +26,7 @@ ANNOTATION_HANDLER = f"{GROUP}/handler"
 ANNOTATION_EXCLUSION = f"{GROUP}/excluded-nodes"
 ANNOTATION_SOURCE = f"{GROUP}/source"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 

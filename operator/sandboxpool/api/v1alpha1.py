@@ -413,6 +413,13 @@ class IsolationProof(StrEnum):
     PER_SANDBOX = "PerSandbox"
 
 
+class Disruption(StrEnum):
+    """Whether claimed sandboxes may be evicted, such as by a drain."""
+
+    ALLOW = "Allow"
+    PROTECT = "Protect"
+
+
 class ClaimsPolicy(Model):
     """What the pool grants to claims."""
 
@@ -464,6 +471,11 @@ class ClaimsPolicy(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
     """Seconds for which a finished claim (`Failed`, `Expired`, `Lost`) is kept before the operator
     deletes it. The default leaves time to read what happened; 0 deletes at once."""
+    disruption: Disruption = Disruption.ALLOW
+    """Whether claimed sandboxes may be evicted, such as by `kubectl drain`. `Allow`: yes, and the
+    claim is `Lost` then. `Protect`: evictions are refused until the claim ends, by a
+    PodDisruptionBudget that the operator keeps over them. A drain waits for so long, which
+    `maxTTLSeconds` bounds."""
 
 
 class SandboxPoolSpec(Model):

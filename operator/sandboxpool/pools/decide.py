@@ -13,15 +13,17 @@ from sandboxpool.pools.members import STOCK, Member, Members, State, oldest_firs
 from sandboxpool.pools.plan import Deletion, PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.pools.unavailable import max_unavailable
 from sandboxpool.pools.unfit import (
+    MAX_ROUNDS_IN_VAIN,
     another_may_start,
+    counts_as_starting,
     doubt,
     due_at,
     faltering_members,
+    in_vain,
     nodes_to_avoid,
     of_no_use,
     replaced_by_another,
     stuck_members,
-    waits_for_installer,
 )
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.verdict import Verdict
@@ -97,7 +99,7 @@ def _stock(given: PoolInput, members: Members) -> Members:
     """Those that count towards the target: they are warm, or may yet become so."""
     stock = members.only(*STOCK)
     for member in members.of(State.STRANDED):
-        if waits_for_installer(member, given):
+        if counts_as_starting(member, given):
             stock.put(member)
     return stock
 
@@ -123,7 +125,9 @@ def _moved(given: PoolInput, left: Members, target: int) -> list[Deletion]:
             floor = min(floor, ceiling - (staying - len(doubtful)))
         floor -= max_unavailable(given.spec.update, target)
     budget = max(0, left.count(State.WARM) + len(doubtful) - max(0, floor))
-    return [Deletion(member, *doubt(member)) for member in doubtful[:budget]]
+    # Where one was put on such a node, the next may be: were that no failure, it would never end.
+    failed = any(member.misplaced for member in doubtful)
+    return [Deletion(member, *doubt(member), failed=failed) for member in doubtful[:budget]]
 
 
 def _doubtful(member: Member) -> bool:
@@ -254,6 +258,10 @@ def _creatable(
     if blocked is not None:
         return _Creation(held=blocked if missing else None, cold_held=blocked if demand else None)
     members, spec = given.members, given.spec
+    lie_in_vain = sum(map(in_vain, members.of(State.STRANDED, State.COLD, State.STOPPING)))
+    if lie_in_vain >= MAX_ROUNDS_IN_VAIN * spec.startup.max_starting:
+        lost = Reason.HELD_BY_LOST_NODES
+        return _Creation(held=lost if missing else None, cold_held=lost if demand else None)
     room = missing + demand
     if spec.max_sandboxes is not None:
         taken = len(members) - members.count(*_ROOMLESS)

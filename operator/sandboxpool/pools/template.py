@@ -134,7 +134,9 @@ def handed_over(
         },
         "annotations": {
             **{key: value for key, value in claim.annotations if key not in (annotations or {})},
+            # The one means by which autoscalers can be told; each knows its own.
             names.ANNOTATION_SAFE_TO_EVICT: "false",
+            names.ANNOTATION_DO_NOT_DISRUPT: "true",
         },
         "ownerReferences": [owner_reference(names.CLAIM_KIND, claim.name, claim.uid)],
     }

@@ -167,7 +167,7 @@ PoolName = Annotated[
 MetadataPrefix = Annotated[
     str,
     StringConstraints(pattern=_WHOLE_DOMAIN, max_length=_MAX_DOMAIN + 1),
-    # The rule stands on the list: an item of a set has no former self that it could be held against.
+    # The rule stands on the list: an item of a set has no former self to compare it with.
     WithJsonSchema({"type": "string", "maxLength": _MAX_DOMAIN + 1}),
 ]
 

@@ -450,8 +450,8 @@ class ClaimsPolicy(Model):
         _each(
             "prefix",
             f"prefix.matches({quote(_WHOLE_DOMAIN)})",
-            "is not a whole domain: name a DNS subdomain in lower case with a slash at its end, such"
-            " as example.com/",
+            "is not a whole domain: name a DNS subdomain in lower case with a slash at its end,"
+            " such as example.com/",
         ),
         CEL(
             rule=f"!self.exists(prefix, {_reserved_key_cel('prefix')})",

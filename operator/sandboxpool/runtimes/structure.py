@@ -114,7 +114,7 @@ def read(text: str) -> Reading | None:
 
 
 # So the kubelet passes on what came back from its call.
-_CALL = "rpc error: code = "
+_CALL = "rpc error: "
 # What follows are the innards of the program that failed, or the help that it printed.
 _TRACE = re.compile(r"Stack backtrace:|\bgoroutine \d|\bUsage:")
 
@@ -610,6 +610,19 @@ _OTHERWISE: dict[Component, Reason] = {
     Component.SNAPSHOTTER: Reason.SNAPSHOTTER_FAILED,
     Component.VMM: Reason.VMM_START_FAILED,
 }
+# Every reason that a reading can have.
+REASONS: frozenset[Reason] = frozenset(
+    {
+        *_REASONS.values(),
+        *_REASONS_OF.values(),
+        *_OTHERWISE.values(),
+        Reason.SANDBOX_CREATE_FAILED,
+        Reason.NODE_RESOURCE_EXHAUSTED,
+        Reason.KUBELET_FAILED,
+        Reason.POD_NETWORK_FAILED,
+        Reason.IMAGE_PULL_FAILED,
+    }
+)
 
 
 def _cause(component: Component, name: str, lacks: Lack | None, passes: bool) -> Cause:

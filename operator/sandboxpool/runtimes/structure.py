@@ -15,6 +15,7 @@ bound, so that the time is linear.
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.patterns import MAX_SEARCHED, Cause, match, searched
@@ -76,6 +77,8 @@ class Reading:
     cause: Cause
 
 
+# Pools and probes ask about the same events again at every look.
+@lru_cache(maxsize=512)
 def understand(event: str) -> Cause | None:
     """Say what an event means: by the table of exact texts first, else by its structure.
 

@@ -1,8 +1,9 @@
 """Why a pod does not start: from its conditions, its containers and its events to a reason.
 
 The kubelet says why a sandbox could not be made only in an event, and pods have a budget of
-events, so the absence of one proves nothing. What a text means stands in ``patterns``. A text that
-nobody understands yet is kept raw: it is worth more than a guess.
+events, so the absence of one proves nothing. What a text means stands in ``patterns``, or is read
+from its ``structure``. A text that nobody understands yet is kept raw: it is worth more than a
+guess.
 
 Only what kubelets, runtimes and schedulers say is looked up there, never what a container left as
 its last message: that is the application's.
@@ -20,6 +21,7 @@ from sandboxpool.runtimes import podevents
 from sandboxpool.runtimes.patterns import Cause, match
 from sandboxpool.runtimes.podevents import Explanation, PodEvents
 from sandboxpool.runtimes.probe import SANDBOX_PROBE_CONTAINER
+from sandboxpool.runtimes.structure import understand
 
 MAX_TEXT = 512
 FAILED_CREATE_SANDBOX = "FailedCreatePodSandBox"
@@ -31,18 +33,23 @@ SEVERITY: tuple[Reason, ...] = (
     Reason.HANDLER_NOT_CONFIGURED,
     Reason.SHIM_MISSING,
     Reason.OCI_RUNTIME_MISSING,
+    Reason.GUEST_IMAGE_MISSING,
     Reason.KVM_UNAVAILABLE,
     Reason.VSOCK_UNAVAILABLE,
     Reason.SNAPSHOTTER_MISSING,
     Reason.CGROUP_DRIVER_MISMATCH,
+    Reason.RUNTIME_MISCONFIGURED,
+    Reason.SNAPSHOTTER_FAILED,
     Reason.VMM_START_FAILED,
     Reason.VM_LOST,
+    Reason.SANDBOX_DIED,
     Reason.VM_START_TIMEOUT,
     Reason.SANDBOX_CREATE_FAILED,
     Reason.SANDBOX_START_TIMEOUT,
+    Reason.NODE_RESOURCE_EXHAUSTED,
+    Reason.KUBELET_FAILED,
     Reason.POD_NETWORK_FAILED,
     Reason.USER_NAMESPACES_UNSUPPORTED,
-    Reason.NODE_RESOURCE_EXHAUSTED,
     Reason.REJECTED_BY_KUBELET,
     Reason.CONTAINER_START_ERROR,
     Reason.LIFECYCLE_HOOK_FAILED,
@@ -182,10 +189,10 @@ def diagnose(pod: Pod, sandbox_event: str | None, told: PodEvents | None = None)
 def _no_sandbox(sandbox_event: str, node: str) -> Failure:
     _, prefixed, rest = sandbox_event.partition(_EVENT_PREFIX)
     said = rest if prefixed else sandbox_event
-    known = match(sandbox_event)
-    if known is None:
+    cause = understand(sandbox_event)
+    if cause is None:
         return Failure(Reason.SANDBOX_CREATE_FAILED, cut(said), node, blames_runtime=True)
-    return _explained(known.cause, said, node)
+    return _explained(cause, said, node)
 
 
 def _unscheduled(pod: Pod, scheduled: Condition) -> Failure | None:

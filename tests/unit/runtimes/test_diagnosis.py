@@ -15,6 +15,7 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes import diagnosis, podevents
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY, Failure, cut, diagnose
 from sandboxpool.runtimes.patterns import TABLE
+from sandboxpool.runtimes.structure import REASONS
 from support.builders import pod, pod_body
 
 PREFIX = "Failed to create pod sandbox: "
@@ -89,8 +90,8 @@ def test_a_long_text_is_cut_and_its_cure_is_not(text: str) -> None:
 
 def test_lines_become_one() -> None:
     text = 'Others("failed to handle it\n\nCaused by:\n    0: init runtime\n    1: start it")'
-    assert found(starting(), PREFIX + text).message == (
-        'Others("failed to handle it Caused by: 0: init runtime 1: start it")'
+    assert found(starting(), PREFIX + RPC + text).message == (
+        f'{RPC}Others("failed to handle it Caused by: 0: init runtime 1: start it")'
     )
 
 
@@ -272,5 +273,6 @@ def test_every_reason_of_a_failure_has_its_place_in_the_order_of_severity() -> N
     assert set(SEVERITY) == (
         used
         | {row.cause.reason for row in TABLE}
+        | REASONS
         | {Reason.SANDBOX_START_TIMEOUT, Reason.POD_NOT_READY}
     )

@@ -101,6 +101,7 @@ class Reactions:
             if claim_uid_of(old) is None and self.allocator.is_held(old.metadata.uid):
                 self._wake_claims_bound_to(old.metadata.uid)
             self.allocator.release(old.metadata.uid)
+            self.claim_reconciler.pod_gone(old)
             self.cluster.events.forget(old)
         for state in (old, new):
             if state is not None:

@@ -67,6 +67,8 @@ class ContainerStatus(msgspec.Struct, frozen=True):
     name: str
     restartCount: int = 0
     state: ContainerState = ContainerState()
+    # How the one before it ended, if it was restarted.
+    lastState: ContainerState = ContainerState()
 
 
 class PodIP(msgspec.Struct, frozen=True, gc=False):

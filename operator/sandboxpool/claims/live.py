@@ -5,6 +5,8 @@ another. What is decided by the caches alone can be decided again; what cannot b
 until the API server has the other objects as the caches show them.
 """
 
+from collections.abc import Callable
+
 import msgspec
 
 from sandboxpool.api import names
@@ -16,6 +18,7 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import parse
 from sandboxpool.runtimes.nodes import facts_of
 from sandboxpool.runtimes.resolve import runtime_of
+from sandboxpool.versions import number_of
 
 # Where ready sandboxes stand idle on more nodes than this, the cache of nodes is believed.
 MOST_NODES = 10
@@ -60,19 +63,25 @@ class LiveReads:
         live = runtime_of(msgspec.json.decode(answer, type=RuntimeClass)) if answer else None
         return live == self._cluster.classes.get(name)
 
-    async def shows_nothing_warm(self, pool: Pool) -> bool:
+    async def shows_nothing_warm(self, pool: Pool, is_held: Callable[[str], bool]) -> bool:
         """Whether the server has no sandbox of a pool for a claim of which the caches do not know.
 
-        A sandbox that the caches show as ready, too, was judged: it is another claim's, or must not
-        be handed out. That may be for its node's sake, so that the node is read then.
+        A sandbox that the cache shows as the server does was judged, and must not be handed out.
+        That may be for its node's sake, so that the node is read then.
+
+        Args:
+            pool: whose sandboxes are looked for.
+            is_held: whether the pod with this uid is another claim's.
         """
         selector = f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}"
         path = resource_path("v1", "pods", pool.namespace)
         answer = await self._client.get(path, {"labelSelector": selector})
-        ready = [p for p in _decode_pods(answer).items if _is_free(p, pool)]
+        listed = [p for p in _decode_pods(answer).items if _is_free(p, pool)]
+        ready = [p for p in listed if not is_held(p.metadata.uid)]
         for pod in ready:
             cached = self._cluster.pods.get(pod.metadata.uid)
-            if cached is None or not _is_free(cached, pool):
+            version = cached.metadata.resourceVersion if cached is not None else ""
+            if number_of(version) < number_of(pod.metadata.resourceVersion):
                 return False
         nodes = dict.fromkeys(pod.spec.nodeName for pod in ready)
         for name in list(nodes)[:MOST_NODES]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from sandboxpool.api.conditions import Finding
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.pools.members import Member, Members
 from sandboxpool.reasons import Reason
@@ -62,6 +63,7 @@ class PoolInput:
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
         blind: the cache of pods is too old to create anything by.
+        protection: what is known of the budget over its claimed sandboxes; None if it has none.
     """
 
     spec: SandboxPoolSpec
@@ -81,6 +83,7 @@ class PoolInput:
     now: float
     clock: float
     blind: bool = False
+    protection: Finding | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -536,7 +536,8 @@ class ClaimReconciler:
             pod = await self._requests.find_pod(claim)
         if pod is None or pod.finished:
             lost = await self._ending(claim, attempt, pod)
-            await self._finish(claim, "Lost", lost.reason, lost.message)
+            message = f"{lost.message}. Its state is lost; create a new claim"
+            await self._finish(claim, "Lost", lost.reason, message)
             return None
         for other in self._cluster.pods.of_claim(*claim.identity):
             if other.metadata.uid != pod.metadata.uid:

@@ -12,8 +12,6 @@ from sandboxpool.api.core import ContainerStatus, Pod, Terminated
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 
-ANEW = "Its state is lost; create a new claim"
-
 # The longest part of a message that was written by others.
 _MAX_SAID = 300
 
@@ -85,7 +83,7 @@ class Ending:
 
     Attributes:
         reason: from the shared vocabulary.
-        message: the cause, what was said of it, and what can be done.
+        message: the cause, how to keep it from happening again, and what was said of it.
     """
 
     reason: Reason
@@ -134,14 +132,13 @@ def vanished(node: str, *, node_gone: bool) -> Ending:
         node_gone: there is no such node any more, says the API server.
     """
     if node_gone:
-        text = f"the pod is gone, and so is its node {node}"
-        return Ending(Reason.NODE_LOST, f"{text}. {ANEW}")
+        return Ending(Reason.NODE_LOST, f"the pod is gone, and so is its node {node}")
     where = f" from node {node}" if node else ""
     text = (
         f"the pod is gone{where}, and nothing was seen of its end: it was deleted at once, or "
         "while nobody watched, so that the cause is not known"
     )
-    return Ending(Reason.POD_LOST, f"{text}. {ANEW}")
+    return Ending(Reason.POD_LOST, text)
 
 
 def restarted_because(container: ContainerStatus) -> str:
@@ -185,4 +182,4 @@ def _code(state: Terminated) -> str:
 def _ending(pod: Pod, reason: Reason, text: str, *, said: str = "") -> Ending:
     where = f" on node {pod.spec.nodeName}" if pod.spec.nodeName else ""
     words = f' ("{cut(said, _MAX_SAID)}")' if said else ""
-    return Ending(reason, f"pod {pod.metadata.name}{where}: {text}{words}. {ANEW}")
+    return Ending(reason, f"pod {pod.metadata.name}{where}: {text}{words}")

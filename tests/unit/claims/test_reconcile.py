@@ -1358,6 +1358,7 @@ async def test_a_pod_that_ended_is_reported_with_its_cause_and_kept_for_its_logs
     assert world.status()["phase"] == "Lost"
     assert world.condition() == ("False", "OOMKilled")
     assert world.observer.told == [("Lost", "OOMKilled")]
+    assert world.status()["conditions"][0]["message"].endswith("create a new claim")
     assert world.pod("pod-1") is not None
 
 

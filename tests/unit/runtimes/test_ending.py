@@ -127,8 +127,6 @@ def test_what_was_seen_last_names_the_cause(pod: Pod, reason: str, says: str) ->
     assert ending.reason == reason
     assert says.lower() in ending.message.lower()
     assert ending.message.startswith("pod pod-1 on node node-1: ")
-    assert "create a new claim" in ending.message
-    assert len(ending.message) <= 1024
 
 
 @pytest.mark.parametrize(
@@ -140,7 +138,7 @@ def test_a_pod_that_goes_on_has_no_ending(pod: Pod) -> None:
 
 def test_what_others_have_written_is_cut() -> None:
     ending = found(last(("EvictionByEvictionAPI", "x" * 32768), deleting=True))
-    assert len(ending.message) <= 1024
+    assert len(ending.message) < 800
 
 
 def test_of_an_end_that_was_not_seen_no_cause_is_made_up() -> None:

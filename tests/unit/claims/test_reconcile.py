@@ -775,7 +775,7 @@ def _remake_class(world: World) -> None:
 
 def _make_pod(world: World) -> None:
     world.watching = False
-    world.put_pod("pod-1")
+    world.put_pod("pod-1", version=2)
     world.watching = True
 
 

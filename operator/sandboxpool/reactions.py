@@ -103,6 +103,7 @@ class Reactions:
             if claim_uid_of(old) is None and self.allocator.is_held(old.metadata.uid):
                 self._wake_claims_bound_to(old.metadata.uid)
             self.allocator.release(old.metadata.uid)
+            self.claim_reconciler.pod_gone(old)
             self.cluster.events.forget(old)
         if new is None or (new.ready and (old is None or not old.ready)):
             # There is nothing to be asked about any more.

@@ -129,8 +129,24 @@ class Reason(StrEnum):
     MAX_STARTING_REACHED = "MaxStartingReached"
     BIND_TIMEOUT = "BindTimeout"
     TTL_EXPIRED = "TTLExpired"
-    POD_LOST = "PodLost"
+
+    # A sandbox that a claim had and that is no more, or goes. The words are those of Kubernetes'
+    # own condition DisruptionTarget and of kubelets, where they have one.
+    EVICTION_BY_EVICTION_API = "EvictionByEvictionAPI"
+    PREEMPTION_BY_SCHEDULER = "PreemptionByScheduler"
+    PREEMPTION_BY_KUBELET = "PreemptionByKubelet"
+    DELETION_BY_TAINT_MANAGER = "DeletionByTaintManager"
+    DELETION_BY_POD_GC = "DeletionByPodGC"
+    DISRUPTED = "Disrupted"
+    NODE_SHUTDOWN = "NodeShutdown"
     NODE_LOST = "NodeLost"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    OOM_KILLED = "OOMKilled"
+    CONTAINERS_EXITED = "ContainersExited"
+    POD_DELETED = "PodDeleted"
+    POD_LOST = "PodLost"
+
+    # What a claim has.
     POD_RESTARTED = "PodRestarted"
     POD_READY = "PodReady"
     POD_NOT_READY = "PodNotReady"

@@ -95,6 +95,9 @@ class Parts:
     def seen(self, *_: Any) -> None:
         self.told["claim seen"] += 1
 
+    def pod_gone(self, pod: Pod) -> None:
+        self.told[f"{pod.metadata.name} gone"] += 1
+
     def wake(self) -> None:
         self.told["prober woken"] += 1
 
@@ -421,7 +424,7 @@ def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
     world.parts.stirred.clear()
     world.remove_pod("pod-a")
     assert world.parts.stirred == {("a-uid", "pod-a-uid")}
-    assert world.parts.told == {"a-uid: gone": 1}
+    assert world.parts.told == {"a-uid: gone": 1, "pod-a gone": 1}
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
 
 

@@ -70,6 +70,8 @@ class ContainerStatus(msgspec.Struct, frozen=True):
     # None from kubelets that have not looked yet.
     started: bool | None = None
     state: ContainerState = ContainerState()
+    # How the one before it ended, if it was restarted.
+    lastState: ContainerState = ContainerState()
 
 
 class PodIP(msgspec.Struct, frozen=True, gc=False):

@@ -209,7 +209,7 @@ class Controllers(Kubelets):
     def _empty(self, name: str) -> None:
         if name in self.leaving:
             for pod in self._on(name):
-                self.server.delete("pods", pod, by="user")
+                self.disrupt(pod, "EvictionByEvictionAPI")
             self._later(5.0, 5.0, self._leave, name)
 
     def _leave(self, name: str) -> None:
@@ -223,7 +223,7 @@ class Controllers(Kubelets):
     def _forget_pods_of(self, name: str) -> None:
         if name not in self.nodes:
             for pod in self._on(name):
-                self.server.delete("pods", pod, by="node controller", grace=0)
+                self.disrupt(pod, "DeletionByPodGC", grace=0)
 
     def cordon(self, *names: str, cordoned: bool = True) -> None:
         """Cordon nodes, or end that; all there are unless named."""

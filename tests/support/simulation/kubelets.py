@@ -176,12 +176,42 @@ class Kubelets:
         if node is not None and not node.alive:
             self._later(5.0, 10.0, self._stop, uid)
             return
+        if pod["status"].get("phase") == "Running" and self.random.random() < 0.5:
+            # What is told to stop exits, and the kubelet says so if it comes to that.
+            pod = self.end(pod, 143)
         self.server.remove("pods", pod, by="kubelet")
 
-    def end(self, pod: Object) -> None:
+    def end(self, pod: Object, code: int = 1, why: str = "Error") -> Object:
         """A pod's containers end, as if its program had."""
+        ended = {"terminated": {"exitCode": code, "reason": why}}
+        listed = pod["status"].get("containerStatuses") or ()
         status = with_condition(pod["status"], "Ready", False, self._now(), reason="PodFailed")
-        self.server.update("pods", pod, "kubelet", status={**status, "phase": "Failed"})
+        containers = [{**container, "state": ended} for container in listed]
+        status = {**status, "phase": "Failed", "containerStatuses": containers}
+        return self.server.update("pods", pod, "kubelet", status=status)
+
+    def run_out_of_memory(self, pod: Object) -> None:
+        """A pod's containers are killed for the memory that they use."""
+        self.end(pod, 137, "OOMKilled")
+
+    def relieve(self, pod: Object) -> None:
+        """The kubelet evicts a pod, as its node runs short of memory."""
+        text = "The node was low on resource: memory."
+        status = self._disrupted(pod, "TerminationByKubelet", text)
+        said = {**status, "reason": "Evicted", "message": text}
+        self.end({**pod, "status": said}, 137)
+
+    def disrupt(self, pod: Object, reason: str, grace: int | None = None) -> None:
+        """A controller says why it deletes a pod, and does."""
+        now = self._pod(pod["metadata"]["uid"])
+        if now is not None:
+            status = self._disrupted(now, reason, f"by {reason}")
+            now = self.server.update("pods", now, "controller", status=status)
+            self.server.delete("pods", now, by="user", grace=grace)
+
+    def _disrupted(self, pod: Object, reason: str, message: str) -> Object:
+        said = {"reason": reason, "message": message}
+        return with_condition(pod["status"], "DisruptionTarget", True, self._now(), **said)
 
     def _ends_by_itself(self, uid: str) -> None:
         pod = self._pod(uid)

@@ -11,6 +11,7 @@ from itertools import dropwhile, islice, takewhile
 from sandboxpool.api.v1alpha1 import IsolationProof, UpdateType
 from sandboxpool.pools.members import STOCK, Member, Members, State, oldest_first
 from sandboxpool.pools.plan import Deletion, PoolInput, PoolPlan, TemplateState, outdated
+from sandboxpool.pools.unavailable import max_unavailable
 from sandboxpool.pools.unfit import (
     MAX_ROUNDS_IN_VAIN,
     another_may_start,
@@ -63,7 +64,8 @@ def decide(given: PoolInput) -> PoolPlan:
     faltering = [member for member in faltering if member.uid not in going]
     deletions += moved + rolled + surplus
 
-    wanted = target + min(len(faltering), _replaced_at_once(given))
+    # Beyond the target, to take the place of what seems not to become warm.
+    wanted = target + min(len(faltering), max_unavailable(spec.update, target))
     missing = wanted - len(stock) - given.creating
     cold = left.count(State.COLD) + given.creating_cold
     creation = _creatable(given, stock, faltering, missing, cold)
@@ -102,11 +104,6 @@ def _stock(given: PoolInput, members: Members) -> Members:
     return stock
 
 
-def _replaced_at_once(given: PoolInput) -> int:
-    """How many are made beyond the target to take the place of what seems not to become warm."""
-    return max(1, given.spec.update.max_unavailable)
-
-
 def _replaceable(given: PoolInput) -> bool:
     """Pods can be made that take the place of others."""
     return given.resolution.usable and given.template.state is TemplateState.ACCEPTED
@@ -126,7 +123,7 @@ def _moved(given: PoolInput, left: Members, target: int) -> list[Deletion]:
             # What stays and cannot be handed out leaves no room to make others first.
             staying = left.count(State.CLAIMED, State.COLD, State.UNPROVEN, State.STRANDED)
             floor = min(floor, ceiling - (staying - len(doubtful)))
-        floor -= given.spec.update.max_unavailable
+        floor -= max_unavailable(given.spec.update, target)
     budget = max(0, left.count(State.WARM) + len(doubtful) - max(0, floor))
     # Where one was put on such a node, the next may be: were that no failure, it would never end.
     failed = any(member.misplaced for member in doubtful)
@@ -164,7 +161,7 @@ def _superseded(given: PoolInput, stock: Members, target: int) -> list[Deletion]
         rolls = False
     found = [Deletion(m, Reason.ROLLING, text) for m in sorted(useless, key=oldest_first)]
     warm = stock.count(State.WARM)
-    budget = max(0, warm - max(0, target - update.max_unavailable))
+    budget = max(0, warm - max(0, target - max_unavailable(update, target)))
     # Of a large pool no more are looked at than may go: the oldest are the first in any case.
     some = rolls and any(stock.where(lambda m: m.state is State.WARM and outdated(m, given)))
     by_age = stock.warm_by_age() if some else iter(())
@@ -197,7 +194,7 @@ def _surplus(
         # Those that are to take their place may start.
         given_up = {member.uid for member in faltering}
         starting = [m for m in stock.of(State.STARTING) if m.uid not in given_up]
-        starting = sorted(starting, key=oldest_first)[: _replaced_at_once(given)]
+        starting = sorted(starting, key=oldest_first)[: max_unavailable(given.spec.update, target)]
         kept = {member.uid for member in starting}
         excess -= len(kept)
     if excess <= 0:

@@ -65,6 +65,7 @@ def test_a_pod_is_the_pools_and_names_what_it_was_made_from() -> None:
     assert metadata["annotations"][names.ANNOTATION_HANDLER] == "runsc"
     assert metadata["annotations"][names.ANNOTATION_RUNTIME_UID] == "class-uid"
     assert metadata["annotations"][names.ANNOTATION_SAFE_TO_EVICT] == "true"
+    assert names.ANNOTATION_DO_NOT_DISRUPT not in metadata["annotations"]
     assert made["spec"]["runtimeClassName"] == "gvisor"
     assert "overhead" not in made["spec"]
     assert "affinity" not in made["spec"]
@@ -134,6 +135,7 @@ def test_a_cold_pod_is_its_claims_from_the_start() -> None:
     assert metadata["labels"]["example.com/a"] == "b"
     assert metadata["annotations"][names.ANNOTATION_SOURCE] == "Cold"
     assert metadata["annotations"][names.ANNOTATION_SAFE_TO_EVICT] == "false"
+    assert metadata["annotations"][names.ANNOTATION_DO_NOT_DISRUPT] == "true"
 
 
 def test_a_claim_replaces_nothing_that_the_template_or_the_operator_sets() -> None:
@@ -161,7 +163,10 @@ def test_a_pod_that_is_handed_over_keeps_what_it_has() -> None:
     had = {names.ANNOTATION_SAFE_TO_EVICT: "true", "tier": "none"}
     given = handed_over(claim, labels={"network": "isolated"}, annotations=had)
     assert given["labels"] == {"a": "b", names.LABEL_CLAIM: "job", names.LABEL_CLAIM_UID: "uid"}
-    assert given["annotations"] == {names.ANNOTATION_SAFE_TO_EVICT: "false"}
+    assert given["annotations"] == {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
 
 
 def test_an_exclusion_goes_into_every_term() -> None:

@@ -7,7 +7,11 @@ import pytest
 from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import State
 from sandboxpool.pools.plan import PoolPlan
-from sandboxpool.pools.unfit import STUCK_SECONDS, UNREADY_GRACE_SECONDS
+from sandboxpool.pools.unfit import (
+    NOT_TAKEN_UP_SECONDS,
+    STUCK_SECONDS,
+    UNREADY_GRACE_SECONDS,
+)
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.verdict import Verdict
@@ -116,6 +120,69 @@ def test_what_stands_on_a_cordoned_node_goes_within_the_budget() -> None:
     nowhere = Verdict()
     plan = decide(pool_input(there, replicas=3, verdict=nowhere))
     assert (plan.delete, plan.create) == ((), 1), "one waits, for an autoscaler to see"
+
+
+# --- Put where it cannot be handed out -----------------------------------------------------------
+
+CORDONED = facts("node-1", unschedulable=True)
+SILENT = facts("node-1", ready=False)
+NOWHERE = Verdict()
+
+
+def test_one_that_is_put_on_a_cordoned_node_goes_as_a_failure() -> None:
+    put = member("put", State.STRANDED, node=CORDONED, age=1.0, misplaced=True)
+    plan = decide(pool_input([put], replicas=1, verdict=SERVED))
+    (deletion,) = plan.delete
+    assert deletion.failed
+    assert plan.create == 0, "the next one waits for the delay that follows"
+    for word in ("cordoned", "operator: Exists"):
+        assert word in deletion.message
+    was_ready = member("was", State.STRANDED, node=CORDONED, age=LONG, was_ready=True)
+    (deletion,) = decide(pool_input([was_ready], replicas=1, verdict=SERVED)).delete
+    assert not deletion.failed
+
+
+def test_one_that_became_ready_there_goes_as_a_failure_too() -> None:
+    put = members(State.STRANDED, 2, node=CORDONED, ready=True, misplaced=True)
+    (deletion,) = decide(pool_input(put, replicas=1, verdict=NOWHERE)).delete
+    assert deletion.failed
+    moved = members(State.STRANDED, 2, node=CORDONED, ready=True)
+    (deletion,) = decide(pool_input(moved, replicas=1, verdict=NOWHERE)).delete
+    assert not deletion.failed
+
+
+@pytest.mark.parametrize(
+    ("age", "create", "gone"),
+    [(NOT_TAKEN_UP_SECONDS - 1.0, 0, []), (NOT_TAKEN_UP_SECONDS + 1.0, 0, ["stranded"])],
+)
+@pytest.mark.parametrize("verdict", [SERVED, NOWHERE])
+def test_what_a_silent_node_does_not_take_up_is_waited_for_and_then_a_failure(
+    verdict: Verdict, age: float, create: int, gone: list[str]
+) -> None:
+    put = member("put", State.STRANDED, node=SILENT, age=age, taken_up=False)
+    plan = decide(pool_input([put], replicas=1, verdict=verdict))
+    assert (plan.create, going(plan)) == (create, gone)
+    assert all(deletion.failed for deletion in plan.delete)
+    assert gone or plan.recheck is not None
+
+
+def test_what_a_node_had_taken_up_before_it_fell_silent_is_replaced_at_once() -> None:
+    lost = members(State.STRANDED, 30, node=SILENT, age=1.0)
+    plan = decide(pool_input(lost, replicas=30, verdict=SERVED, startup={"maxStarting": 5}))
+    assert (plan.create, plan.delete) == (5, ())
+
+
+@pytest.mark.parametrize("state", [State.STRANDED, State.STOPPING, State.COLD])
+def test_no_more_lie_on_silent_nodes_than_twice_what_may_start(state: State) -> None:
+    at_once = {"maxStarting": 2}
+    for count, held in ((3, None), (4, Reason.HELD_BY_LOST_NODES)):
+        lie = members(state, count, node=SILENT, age=30.0, taken_up=False, was_ready=False)
+        plan = decide(pool_input(lie, replicas=9, verdict=SERVED, startup=at_once, line=[True]))
+        assert (plan.held, plan.cold_held) == (held, held or Reason.MAX_STARTING_REACHED)
+        assert not held or plan.create == plan.cold == 0
+    had_run = members(state, 9, node=SILENT, age=30.0, ready=False, was_ready=False)
+    given = pool_input(had_run, replicas=20, verdict=SERVED, startup={"maxStarting": 20})
+    assert decide(given).create > 0
 
 
 # --- Ended ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 import kopf
 
-from sandboxpool import handlers, web
+from sandboxpool import handlers, preflight, web
 from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
 from sandboxpool.cache import Cluster
@@ -49,7 +49,7 @@ from sandboxpool.reactions import Queues, Reactions
 from sandboxpool.references import Reference
 from sandboxpool.runtimes.diagnosis import FAILED_CREATE_SANDBOX
 from sandboxpool.runtimes.issues import IssueBook
-from sandboxpool.runtimes.probe import LABEL_PROBE, ProbeImage
+from sandboxpool.runtimes.probe import LABEL_PROBE
 from sandboxpool.runtimes.store import RuntimeStore
 from sandboxpool.settings import Settings
 from sandboxpool.webauth import Reviewer
@@ -161,9 +161,6 @@ class Operator:
             wall=wall,
         )
         self._issues = IssueBook()
-        probe = ProbeImage(
-            settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets
-        )
         self._records = NodeRecords(self._client, settings.namespace, clock)
         self._inquiry = Inquiry(self._client, lambda pod: self._reactions.told(pod))
         self._pool_reconciler = PoolReconciler(
@@ -178,8 +175,8 @@ class Operator:
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
             look_at=self._queues.pools.add,
             wake_claim=lambda claim: self._reactions.wake_claim(claim),
-            probe=probe,
             inquiry=self._inquiry,
+            probe=settings.probe_image,
             guarded=settings.admission_policy,
             pods_age=lambda: self._pods.age(),
             wall=wall,
@@ -205,7 +202,8 @@ class Operator:
         self._prober = Prober(
             client=self._client,
             namespace=settings.namespace,
-            image=probe,
+            image=settings.probe_image,
+            options=settings.probe_options,
             wishes=lambda: self._health.wishes(),
             nodes=self._cluster.nodes.get,
             classes=self._cluster.classes.get,
@@ -488,11 +486,18 @@ class Operator:
                 parts.create_task(self._survive(name, part))
 
     async def run(self) -> None:
-        """Run until a signal comes, or the lease is lost."""
+        """Run until a signal comes, or the lease is lost.
+
+        Raises:
+            ListenError: metrics or probes cannot be served.
+            StartError: the cluster lacks what cannot be done without.
+        """
         self._main = asyncio.current_task()
         self._take_signals()
         async with self._serving():
             with suppress(asyncio.CancelledError):
+                async with self._bare_client() as client:
+                    await preflight.check(client, self._settings)
                 await self.operate()
 
     @asynccontextmanager
@@ -504,8 +509,7 @@ class Operator:
             if settings.metrics_auth:
                 # A client of its own: one that stands by may ask too, and no renewal of the lease
                 # waits for whoever scrapes.
-                client = ApiClient(self._info, user_agent=USER_AGENT, observe=self._metrics.request)
-                reviewer = Reviewer(await doors.enter_async_context(client))
+                reviewer = Reviewer(await doors.enter_async_context(self._bare_client()))
             health = await web.serve_health(settings.health_host, settings.health_port, self._blind)
             doors.push_async_callback(health.close)
             metrics = await web.serve_metrics(
@@ -514,6 +518,10 @@ class Operator:
             doors.push_async_callback(metrics.close)
             doors.callback(self._exposition.close)
             yield
+
+    def _bare_client(self) -> ApiClient:
+        """One that needs no lease for its writes: what it asks is a POST, and changes nothing."""
+        return ApiClient(self._info, user_agent=USER_AGENT, observe=self._metrics.request)
 
     def _take_signals(self) -> None:
         """Let a signal end everything at once, so that the next leader need not wait."""

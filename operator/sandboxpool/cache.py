@@ -28,7 +28,7 @@ from sandboxpool.runtimes.evidence import (
 )
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.hints import Hints
-from sandboxpool.runtimes.nodes import NodeFacts, facts_of
+from sandboxpool.runtimes.nodes import NodeFacts, facts_of, runs_linux
 from sandboxpool.runtimes.placement import Mark, Placement, Taints, placement_of
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.quarantine import Quarantines
@@ -157,10 +157,13 @@ class NodeIndex:
         return self._facts.get(name)
 
     def put(self, old: Node | None, new: Node | None) -> bool:
-        """Take in a change of one node; return whether anything that matters has changed."""
+        """Take in a change of one node; return whether anything that matters has changed.
+
+        A node that does not run Linux is none: nothing of ours can be there.
+        """
         name = (new or old).metadata.name  # type: ignore[union-attr]
         before = self._facts.get(name)
-        after = facts_of(new) if new is not None else None
+        after = facts_of(new) if new is not None and runs_linux(new) else None
         if before == after:
             return False
         if after is None:

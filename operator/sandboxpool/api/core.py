@@ -152,6 +152,7 @@ class NodeInfo(msgspec.Struct, frozen=True, gc=False):
     bootID: str = ""
     containerRuntimeVersion: str = ""
     kubeletVersion: str = ""
+    operatingSystem: str = ""
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

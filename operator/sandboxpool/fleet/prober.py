@@ -39,7 +39,9 @@ from sandboxpool.runtimes.podevents import PodEvents, nothing_said
 from sandboxpool.runtimes.probe import (
     ANNOTATION_NODE,
     CONTROL,
+    NO_OPTIONS,
     ProbeImage,
+    ProbeOptions,
     build_probe,
     probe_name,
 )
@@ -187,6 +189,7 @@ class Prober:
         client: the API client.
         namespace: the operator's own, in which probe pods are made.
         image: what they run.
+        options: what else their pods have.
         wishes: asked whenever there is room for another probe; the most urgent come first.
         nodes: the facts of a node now.
         classes: a RuntimeClass now, by name.
@@ -213,10 +216,12 @@ class Prober:
         on_result: OnResult,
         wall: Callable[[], float],
         seed: Callable[[], str],
+        options: ProbeOptions = NO_OPTIONS,
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._image = image
+        self._options = options
         self._wishes = wishes
         self._nodes = nodes
         self._classes = classes
@@ -365,7 +370,9 @@ class Prober:
         """Create the pod; return why the API server refused it, if it did."""
         path = resource_path("v1", "pods", self._namespace)
         wish = flight.wish
-        body = build_probe(flight.name, self._namespace, wish.node, wish.runtime, self._image)
+        body = build_probe(
+            flight.name, self._namespace, wish.node, wish.runtime, self._image, self._options
+        )
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
                 await self._client.create(path, body)

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Node, Taint
-from sandboxpool.api.names import HOSTNAME_LABEL
+from sandboxpool.api.names import HOSTNAME_LABEL, OS_LABEL
 from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.lifecycle import closed_because, leaving_because
 
@@ -82,6 +82,12 @@ class NodeFacts:
     def usable(self) -> bool:
         """A warm sandbox on this node may be handed out."""
         return self.ready and self.schedulable
+
+
+def runs_linux(node: Node) -> bool:
+    """Sandboxes and probes are Linux pods; a node that has not said what it runs may take them."""
+    said = node.metadata.labels.get(OS_LABEL) or node.status.nodeInfo.operatingSystem
+    return said in ("", "linux")
 
 
 def facts_of(node: Node) -> NodeFacts:

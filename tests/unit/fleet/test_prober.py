@@ -936,11 +936,11 @@ def test_the_settings_of_probes() -> None:
             "SANDBOXPOOL_PROBE_PULL_SECRETS": "one, two,,",
         }
     )
-    assert settings.probe_image == "registry.example/probe:1"
-    assert settings.probe_pull_policy == "Always"
-    assert settings.probe_pull_secrets == ("one", "two")
+    image = settings.probe_image
+    assert image == ProbeImage("registry.example/probe:1", "Always", ("one", "two"))
+    wrong = {"SANDBOXPOOL_PROBE_IMAGE": "image", "SANDBOXPOOL_PROBE_PULL_POLICY": "Sometimes"}
     with pytest.raises(SettingsError, match="SANDBOXPOOL_PROBE_PULL_POLICY"):
-        load({"SANDBOXPOOL_PROBE_PULL_POLICY": "Sometimes"})
+        load(wrong)
 
 
 # --- Together with what wishes for them -----------------------------------------------------------

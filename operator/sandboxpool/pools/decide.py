@@ -16,6 +16,7 @@ from sandboxpool.pools.unfit import (
     doubt,
     due_at,
     faltering_members,
+    giving_way,
     nodes_to_avoid,
     of_no_use,
     replaced_by_another,
@@ -48,6 +49,8 @@ def decide(given: PoolInput) -> PoolPlan:
     replaceable = stuck if another_may_start(given, stuck) else []
     faltering = faltering_members(given, replaceable)
     deletions = of_no_use(given, faltering)
+    known = {deletion.member.uid for deletion in deletions}
+    deletions += [d for d in giving_way(given) if d.member.uid not in known]
     left = _without(deletions, given.members)
     moved = _moved(given, left, target)
     stock = _stock(given, left)
@@ -62,7 +65,8 @@ def decide(given: PoolInput) -> PoolPlan:
     deletions += moved + rolled + surplus
 
     wanted = target + min(len(faltering), _replaced_at_once(given))
-    missing = wanted - len(stock) - given.creating
+    # Whatever takes the place of one that gives way would take the probe's.
+    missing = wanted - len(stock) - given.creating - len(given.giving_way)
     cold = left.count(State.COLD) + given.creating_cold
     creation = _creatable(given, stock, faltering, missing, cold)
     failed = [deletion for deletion in deletions if deletion.failed]

@@ -58,6 +58,8 @@ class PoolInput:
         line: the claims that wait, the first in line at the front: whether each wants a sandbox to
             be started for it.
         stuck_nodes: nodes on which sandboxes of this pool were stuck of late.
+        giving_way: uids of its pods that make room for a probe, or have done so: their places are
+            not to be taken yet.
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
@@ -81,6 +83,7 @@ class PoolInput:
     now: float
     clock: float
     blind: bool = False
+    giving_way: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,6 +309,7 @@ class PoolReconciler:
             line=tuple(claim is not None for _, claim in line),
             stuck_nodes=state.stuck_nodes(clock),
             trouble=state.trouble,
+            giving_way=self._cluster.room.of(pool.uid),
             guarded=self._guarded,
             blind=self._is_blind(),
             now=now,

@@ -49,7 +49,22 @@ def faltering_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
     unready = [
         m for m in given.members.of(State.UNREADY) if given.clock - m.since > UNREADY_GRACE_SECONDS
     ]
-    return sorted([*unready, *stuck], key=oldest_first)
+    # Only while there is proof on other nodes: elsewhere another would wait as long.
+    silent = set(given.verdict.unproven)
+    unproven = [m for m in given.members.of(State.UNPROVEN) if m.node_name in silent]
+    return sorted([*unready, *unproven, *stuck], key=oldest_first)
+
+
+def giving_way(given: PoolInput) -> list[Deletion]:
+    """Those that cannot be handed out without a probe's answer, and make room for the probe."""
+    if not given.giving_way:
+        return []
+    text = "it makes room for the probe of its node, which is full"
+    return [
+        Deletion(member, Reason.EVIDENCE_PENDING, text)
+        for member in given.members.of(State.UNPROVEN)
+        if member.uid in given.giving_way
+    ]
 
 
 def _is_stuck(member: Member, given: PoolInput) -> bool:
@@ -67,6 +82,9 @@ def _is_stuck(member: Member, given: PoolInput) -> bool:
 def replaced_by_another(member: Member, stock: Members) -> Deletion:
     """Another takes its place. Where none is warm that may fare the same, so it is a failure."""
     failure = member.failure
+    if member.state is State.UNPROVEN:
+        text = f"node {member.node_name} gives no proof, and others do: {member.ground.evidence}"
+        return Deletion(member, Reason.EVIDENCE_UNAVAILABLE, text)
     reason = failure.reason if failure else Reason.POD_NOT_READY
     text = failure.message if failure else "it is not ready any more"
     return Deletion(member, reason, text, failed=not stock.count(State.WARM))

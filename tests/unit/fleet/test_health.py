@@ -107,6 +107,9 @@ class Listener:
     def probed(self, handler: str, outcome: str) -> None:
         self.told.append(("probed", handler, outcome))
 
+    def room_changed(self, pool_uid: str) -> None:
+        self.told.append(("room changed", pool_uid))
+
     def take(self) -> list[str]:
         """What was told since the last time, in one word each."""
         told, self.told = self.told, []
@@ -557,7 +560,7 @@ def test_where_no_probe_can_answer_two_namespaces_quarantine() -> None:
     world.listener.take()
     hints_unanswered(world, "node-1", "b")
     assert world.is_open()
-    assert world.cluster.quarantines.count_witnessed("runsc") == 1
+    assert len(world.cluster.quarantines.witnessed("runsc")) == 1
     assert ("quarantined", "node-1", "runsc", "ProbeUnanswered") in world.listener.told
     found = world.cluster.quarantines.get("node-1", "runsc")
     assert found is not None
@@ -1107,7 +1110,7 @@ def test_while_nothing_changes_nobody_looks_again_for_what_lacks_evidence() -> N
     world.control()
     world.probe()
     assert wanted(world) == []
-    world.cluster.evidence.forget("node-1", "runsc")
+    world.cluster.evidence.forget("node-1", "runsc", NOW)
     assert wanted(world) == []
     world.health.unsettle()
     assert wanted(world) == [("node-1", "runsc", "evidence")]

@@ -76,7 +76,7 @@ class Fleet:
         self.now += 10
         name = new.metadata.name
         if self.index.put(self.nodes.get(name), new):
-            self.evidence.observe_node(name, facts_of(new))
+            self.evidence.observe_node(name, facts_of(new), NOW)
             if self.quarantines.observe_node(name, facts_of(new)):
                 self.index.reconsider(name)
         self.nodes[name] = new
@@ -86,7 +86,7 @@ class Fleet:
         if old is not None:
             self.index.put(old, None)
             self.quarantines.observe_node(name, None)
-            self.evidence.observe_node(name, None)
+            self.evidence.observe_node(name, None, NOW)
 
     def strike(self, name: str, handler: str) -> None:
         self.now += 10
@@ -109,7 +109,7 @@ class Fleet:
             self.index.reconsider(name)
 
     def forget(self, name: str, handler: str) -> None:
-        self.evidence.forget(name, handler)
+        self.evidence.forget(name, handler, NOW)
         self.index.reconsider(name)
 
     def truth(self, view: tuple[str, Placement, bool]) -> Verdict:

@@ -277,7 +277,7 @@ def test_evidence_is_about_the_software_that_was_there(change: dict[str, Any]) -
     book.put("node-1", "runsc", known())
     changed = replace(NODE, **change)
     assert book.current(changed, "runsc") is None
-    book.observe_node("node-1", changed)
+    book.observe_node("node-1", changed, NOW)
     assert book.current(NODE, "runsc") is None, "what is forgotten does not come back"
     assert book.kinds("runsc") == []
 
@@ -287,7 +287,7 @@ def test_what_does_not_matter_asks_nothing_anew() -> None:
     book.put("node-1", "runsc", known())
     shuffled = replace(NODE, handlers=frozenset(sorted(NODE.handlers or (), reverse=True)))
     busy = replace(shuffled, labels=frozenset(), taints=(), ready=False, schedulable=False)
-    book.observe_node("node-1", busy)
+    book.observe_node("node-1", busy, NOW)
     assert book.current(busy, "runsc") == known()
 
 
@@ -321,11 +321,11 @@ def test_what_is_forgotten_is_asked_anew() -> None:
     book = EvidenceBook()
     for handler in ("runsc", "kata"):
         book.put("node-1", handler, known())
-    book.forget("node-1", "runsc")
-    book.forget("node-9", "runsc")
+    book.forget("node-1", "runsc", NOW)
+    book.forget("node-9", "runsc", NOW)
     assert book.current(NODE, "runsc") is None
     assert book.current(NODE, "kata") is not None
-    book.observe_node("node-1", None)
+    book.observe_node("node-1", None, NOW)
     assert book.current(NODE, "kata") is None
 
 
@@ -362,7 +362,7 @@ def test_what_is_written_down_can_be_read_again() -> None:
     book.put("node-1", "runsc", known())
     book.put("node-1", "runc", known(NOT_PROVEN))
     book.put("node-1", "kata", known(UNAVAILABLE))
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
     assert other.current(NODE, "runsc") == known()
     assert other.current(NODE, "runc") == known(NOT_PROVEN)
     assert other.current(NODE, "kata") is None, "no answer is not worth keeping"
@@ -374,7 +374,7 @@ def test_a_node_that_cannot_list_handlers_survives_writing() -> None:
     silent = replace(NODE, handlers=None)
     book, other = EvidenceBook(), EvidenceBook()
     book.put("node-1", "runsc", known(node=silent))
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
     assert other.current(silent, "runsc") is not None
     assert other.current(replace(NODE, handlers=frozenset()), "runsc") is None
 
@@ -383,7 +383,7 @@ def test_what_was_written_down_takes_nothings_place() -> None:
     written, book = EvidenceBook(), EvidenceBook()
     written.put("node-1", "runsc", known())
     book.put("node-1", "runsc", known(NOT_PROVEN))
-    book.load("node-1", written.dump("node-1"))
+    book.load("node-1", written.dump("node-1"), {})
     assert book.current(NODE, "runsc") == known(NOT_PROVEN)
 
 
@@ -487,7 +487,7 @@ def test_a_machine_that_goes_takes_the_age_of_its_proofs_along(node: NodeFacts |
     book = EvidenceBook()
     book.put("node-1", "runsc", known())
     book.age(NOW + 0.96 * DAY)
-    book.observe_node("node-1", node)
+    book.observe_node("node-1", node, NOW)
     assert not book.is_old("node-1", "runsc")
     assert book.age(NOW + 2 * DAY) == []
 
@@ -496,14 +496,14 @@ def test_a_node_that_changes_in_other_things_leaves_a_proof_its_age() -> None:
     book = EvidenceBook()
     book.put("node-1", "runsc", known())
     book.age(NOW + 0.96 * DAY)
-    book.observe_node("node-1", replace(NODE, ready=False))
+    book.observe_node("node-1", replace(NODE, ready=False), NOW)
     assert book.is_old("node-1", "runsc")
 
 
 def test_a_proof_that_an_earlier_process_wrote_down_goes_on_ageing() -> None:
     book, other = EvidenceBook(), EvidenceBook()
     book.put("node-1", "runsc", known())
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
     assert other.age(NOW + 0.74 * DAY) == []
     assert other.age(NOW + 0.96 * DAY) == [("node-1", "runsc")]
     assert other.age(NOW + DAY) == [("node-1", "runsc")]
@@ -546,7 +546,7 @@ def test_damage_is_left_out_and_the_rest_kept(data: dict[str, Any], field: str, 
     book, fresh = EvidenceBook(), EvidenceBook()
     book.put("node-1", "good", known())
     good = book.dump("node-1")["good"]
-    fresh.load("node-1", {**data, "good": good, "bad": {**good, field: value}})
+    fresh.load("node-1", {**data, "good": good, "bad": {**good, field: value}}, {})
     assert fresh.current(NODE, "good") == known()
     bad = fresh.current(NODE, "bad")
     assert bad is None or bad.isolation is PROVEN

@@ -815,6 +815,9 @@ def test_evidence_is_about_the_software_of_its_day() -> None:
     world.probe()
     world.node("node-1", container_runtime="containerd://2.2.0", version=2)
     assert world.known() is None
+    assert not world.records.kept["node-1"]["evidence"]
+    assert set(world.records.kept["node-1"]["former"]) == {"", "runsc"}
+    world.node("node-1", boot_id="another", version=3)
     assert "node-1" not in world.records.kept
 
 
@@ -881,7 +884,29 @@ def test_only_what_the_next_process_should_know_is_written_down_and_only_once() 
     assert world.records.puts == 4, "released, then proven"
     world.now += 60
     world.probe()
-    assert world.records.puts == 4, "the age alone is not worth a write"
+    assert world.records.puts == 5, "a proof is as old for the next process as it is"
+    world.probe(Isolation.NOT_PROVEN)
+    world.probe(Isolation.NOT_PROVEN)
+    assert world.records.puts == 6, "the age of what is no proof is not worth a write"
+
+
+async def test_a_proof_that_was_confirmed_is_not_void_for_the_next_process() -> None:
+    day = 86_400.0
+    first = World(pool(isolationProof="PerNode"))
+    first.control()
+    first.probe()
+    for _ in range(3):
+        first.now += 0.96 * day
+        list(first.health.wishes())
+        assert wanted(first) == [("node-1", "runsc", "evidence")], "it has become old"
+        first.probe()
+    first.now += 0.96 * day
+    second = World(pool(isolationProof="PerNode"), kept=first.records.kept, nodes=())
+    await second.health.load()
+    second.now = first.now
+    second.node("node-1")
+    assert wanted(second) == [("node-1", "runsc", "evidence")], "it is known to be old"
+    assert second.known() is Isolation.PROVEN, "and it holds"
 
 
 async def test_the_next_process_knows_what_the_last_one_wrote_down() -> None:

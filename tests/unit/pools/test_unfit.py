@@ -144,9 +144,7 @@ def test_what_a_silent_node_keeps_from_claims_is_replaced_one_at_a_time() -> Non
     warm = members(State.WARM, 3)
     plan = decide(pool_input([*unproven, *warm], replicas=6, verdict=ONE_SILENT))
     assert (plan.create, plan.delete) == (1, ())
-    plan = decide(
-        pool_input([*unproven, *warm, member("next")], replicas=6, verdict=ONE_SILENT)
-    )
+    plan = decide(pool_input([*unproven, *warm, member("next")], replicas=6, verdict=ONE_SILENT))
     (deletion,) = plan.delete
     assert deletion.member in unproven
     assert (deletion.reason, deletion.failed) == (Reason.EVIDENCE_UNAVAILABLE, False)

@@ -54,12 +54,20 @@ class Reason(StrEnum):
     ADMISSION_POLICY_INSTALLED = "AdmissionPolicyInstalled"
     NO_ADMISSION_POLICY = "NoAdmissionPolicy"
 
+    # Whether claimed sandboxes are protected from evictions (condition ClaimsProtected).
+    BUDGET_KEPT = "DisruptionBudgetKept"
+    BUDGET_PENDING = "DisruptionBudgetPending"
+    BUDGET_CONFLICT = "DisruptionBudgetConflict"
+    BUDGET_REFUSED = "DisruptionBudgetRefused"
+
     # The warm stock (conditions Warm and UpToDate).
     AT_TARGET = "AtTarget"
     SCALED_TO_ZERO = "ScaledToZero"
     FILLING = "Filling"
     CLAMPED_BY_MAX_SANDBOXES = "ClampedByMaxSandboxes"
     CEILING_HELD_BY_LOST_NODE = "CeilingHeldByLostNode"
+    PUT_ON_LOST_NODE = "PutOnLostNode"
+    HELD_BY_LOST_NODES = "HeldByLostNodes"
     QUOTA_EXCEEDED = "QuotaExceeded"
     PAUSED = "Paused"
     CREATE_FAILED = "CreateFailed"

@@ -11,7 +11,7 @@ from crdgen.__main__ import REPOSITORY, main
 from crdgen.crd import custom_resource_definition
 from crdgen.output import DIRECTORIES, render, stale, write
 from crdgen.structural import VALIDATIONS, Schema, UnsupportedSchemaError, structural
-from sandboxpool.api.markers import CEL, LIST_SET, Model, immutable, must_set
+from sandboxpool.api.markers import CEL, LIST_SET, Model, immutable
 from sandboxpool.api.v1alpha1 import KINDS, SandboxClaim, SandboxPool, SandboxRuntime
 
 
@@ -116,21 +116,13 @@ def test_rules_of_a_model_and_of_the_field_that_holds_it_both_count() -> None:
     assert [rule["message"] for rule in rules] == ["inner", "outer"]
 
 
-def test_a_required_field_with_a_cure_is_required_by_its_rule() -> None:
+def test_a_rule_can_judge_new_objects_only() -> None:
     class Sample(Model):
-        cel_rules: ClassVar[tuple[CEL, ...]] = (must_set("first", "write it"),)
-        first: int
-        second: int
+        cel_rules: ClassVar[tuple[CEL, ...]] = (CEL("self.a > 0", message="m", at_creation=True),)
+        a: int
 
-    schema = convert(Sample)
-    assert schema["required"] == ["second"]
-    assert schema[VALIDATIONS] == [
-        {
-            "rule": "has(self.first)",
-            "message": "write it",
-            "reason": "FieldValueRequired",
-            "fieldPath": ".first",
-        }
+    assert convert(Sample)[VALIDATIONS] == [
+        {"rule": "oldSelf.hasValue() || self.a > 0", "optionalOldSelf": True, "message": "m"}
     ]
 
 
@@ -245,6 +237,42 @@ def test_every_rule_has_a_message(model: Any) -> None:
 
 
 @pytest.mark.parametrize("model", KINDS)
+def test_a_rule_on_a_whole_object_judges_it_at_creation_only(model: Any) -> None:
+    """Each update of a status changes the whole: existing objects could not be updated."""
+    assert all(rule.get("optionalOldSelf") for rule in root(model).get(VALIDATIONS, []))
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_there_are_no_floats(model: Any) -> None:
+    assert [path for path, schema in nodes(root(model)) if schema.get("type") == "number"] == []
+    columns = [column.name for column in model.resource.columns if column.type == "number"]
+    assert columns == []
+
+
+@pytest.mark.parametrize("model", [SandboxPool, SandboxClaim])
+def test_the_schema_says_what_is_required(model: Any) -> None:
+    required = {
+        f"{path}.{name}".removeprefix(".")
+        for path, schema in nodes(root(model))
+        for name in schema.get("required", [])
+        if not path.startswith((".status", "status"))
+    }
+    assert (
+        required
+        == {
+            SandboxPool: {
+                "spec",
+                "spec.runtimeClassName",
+                "spec.template",
+                "spec.template.spec",
+                "spec.template.spec.containers",
+            },
+            SandboxClaim: {"spec", "spec.poolName"},
+        }[model]
+    )
+
+
+@pytest.mark.parametrize("model", KINDS)
 def test_a_status_has_no_defaults_but_that_of_a_new_object(model: Any) -> None:
     status = dict(root(model)["properties"]["status"])
     assert status.pop("default", None) == model.resource.first_status
@@ -295,9 +323,10 @@ def test_an_sre_sees_at_once_how_a_runtime_stands() -> None:
         "Quarantined",
         "Pools",
         "Warm",
-        "P50 Ready (s)",
-        "Working",
+        "P50 Ready (ms)",
+        "Ready",
         "Reason",
+        "Healthy",
         "Evidence",
         "Age",
     ]

@@ -35,10 +35,11 @@ class CEL:
         message_expression: The same as an expression; used instead of `message` where it is set.
         reason: The kind of error; the API server's default is `FieldValueInvalid`.
         field_path: The child that the error is about, where the rule stands on its parent.
+        at_creation: Judge new objects only. The API server leaves out a rule about a part of an
+            object that an update does not change, but not one on the root: metadata and status are
+            parts of that, so an object that breaks the rule could not even have its status written.
         replaces: Keywords of the JSON schema that this rule makes superfluous. The API server's
             own message for a `pattern` recites the expression and does not say what to do.
-        requires: The property that is required by this rule. It leaves the schema's `required`,
-            because a missing required property keeps the API server from evaluating any rule.
     """
 
     rule: str
@@ -46,13 +47,14 @@ class CEL:
     message_expression: str = ""
     reason: str = ""
     field_path: str = ""
+    at_creation: bool = False
     replaces: tuple[str, ...] = ()
-    requires: str = ""
 
-    def to_schema(self) -> dict[str, str]:
+    def to_schema(self) -> dict[str, str | bool]:
         """Return the rule as it stands in a CRD."""
-        pairs = {
-            "rule": self.rule,
+        pairs: dict[str, str | bool] = {
+            "rule": f"oldSelf.hasValue() || {self.rule}" if self.at_creation else self.rule,
+            "optionalOldSelf": self.at_creation,
             "message": self.message,
             "messageExpression": self.message_expression,
             "reason": self.reason,
@@ -64,11 +66,6 @@ class CEL:
         """Add the rule to a JSON schema."""
         for keyword in self.replaces:
             schema.pop(keyword, None)
-        if self.requires:
-            required = [name for name in schema.get("required", []) if name != self.requires]
-            schema.pop("required", None)
-            if required:
-                schema["required"] = required
         schema[VALIDATIONS] = [*schema.get(VALIDATIONS, []), self.to_schema()]
 
     def __get_pydantic_json_schema__(
@@ -91,17 +88,6 @@ class SchemaKeywords:
         schema = handler(core_schema)
         schema.update(self.keywords)
         return schema
-
-
-def must_set(name: str, cure: str) -> CEL:
-    """Require a property, with a message that says what to write there."""
-    return CEL(
-        rule=f"has(self.{name})",
-        message=cure,
-        reason="FieldValueRequired",
-        field_path=f".{name}",
-        requires=name,
-    )
 
 
 def must_not_set(name: str, cure: str) -> CEL:

@@ -8,7 +8,7 @@ from sandboxpool.cache import Cluster
 from sandboxpool.fleet.status import FleetInput
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.pools.store import PoolStore
-from sandboxpool.runtimes.evidence import Kind
+from sandboxpool.runtimes.evidence import Isolation, Kind
 from sandboxpool.runtimes.issues import IssueBook, IssueRow
 from sandboxpool.runtimes.placement import placement_of
 from sandboxpool.runtimes.resolve import Runtime
@@ -55,6 +55,7 @@ class FleetGatherer:
         now = self._wall()
         proof_wanted = of_class.wanting_proof > 0
         verdict, issues, evidence = Verdict(), tuple[IssueRow, ...](), list[Kind]()
+        proven = False
         if runtime is not None:
             verdict = self._cluster.nodes.verdict(
                 runtime.handler,
@@ -65,6 +66,7 @@ class FleetGatherer:
             concerns = self._concerning(runtime)
             issues = self._issues.rows(runtime.handler, now, concerns)
             evidence = self._cluster.evidence.kinds(runtime.handler, concerns)
+            proven = of_class.warm_with_proof > 0 or self._proves(verdict, runtime.handler)
         return FleetInput(
             class_name=class_name,
             runtime=runtime,
@@ -76,6 +78,7 @@ class FleetGatherer:
             sandboxes=dict(of_class.sandboxes),
             startup=self._startup(class_name),
             proof_wanted=proof_wanted,
+            proven=proven,
         )
 
     def _concerning(self, runtime: Runtime) -> Callable[[str], bool]:
@@ -86,6 +89,15 @@ class FleetGatherer:
             return node is None or runtime.admits(node.labels)
 
         return concerns
+
+    def _proves(self, verdict: Verdict, handler: str) -> bool:
+        """Whether some node that may take a sandbox now was seen to isolate."""
+        for name in (*verdict.serving, *verdict.unknown):
+            node = self._cluster.nodes.get(name)
+            seen = self._cluster.evidence.current(node, handler) if node is not None else None
+            if seen is not None and seen.isolation is Isolation.PROVEN:
+                return True
+        return False
 
     def _startup(self, class_name: str) -> dict[str, Any] | None:
         times = self._startups.get(class_name)

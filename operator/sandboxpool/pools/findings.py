@@ -17,6 +17,12 @@ from sandboxpool.runtimes.evidence import Isolation
 
 MAX_EXAMPLES = 5
 
+HELD_BY_LOST_NODES = (
+    "no more are made while so many lie on nodes that are not Ready, put there because they "
+    "tolerate that: delete the Node objects of machines that are lost, and name the taints that "
+    "are meant in the tolerations of the template and its RuntimeClass"
+)
+
 
 def findings(
     given: PoolInput, plan: PoolPlan, counts: Mapping[State, int], issues: list[dict[str, Any]]
@@ -53,6 +59,7 @@ def findings(
         warm,
         up_to_date,
         _guarded(given),
+        *([] if given.protection is None else [given.protection]),
     ]
 
 
@@ -256,6 +263,8 @@ def _warm(
             "log, and whether it can list pods"
         )
         return Finding("Warm", False, Reason.CACHE_STALE, text)
+    if plan.held is Reason.HELD_BY_LOST_NODES:
+        return Finding("Warm", False, plan.held, f"{so_far}; {HELD_BY_LOST_NODES}")
     if given.resolution.usable and given.template.state is TemplateState.ACCEPTED:
         if issues:
             worst = issues[0]

@@ -24,8 +24,8 @@ class State(Enum):
     UNREADY = "unready"
     # Ready, but the proof of isolation that the pool wants is not there yet: not handed out.
     UNPROVEN = "unproven"
-    # Its node is lost, cordoned, quarantined, or no longer serves the handler, or the runtime does
-    # not isolate there: never handed out.
+    # Its node is lost, cordoned, leaving, quarantined, or no longer serves the handler, or the
+    # runtime does not isolate there: never handed out.
     STRANDED = "stranded"
     FAILED = "failed"
     # Being started for one claim.
@@ -55,6 +55,9 @@ class Member:
         class_name: the RuntimeClass that it names.
         runtime_uid: the uid of the RuntimeClass that it was made from.
         exclusion: fingerprint of the nodes it keeps away from.
+        taken_up: the kubelet of its node has begun with it.
+        misplaced: it is stranded, and was before it was ready for the first time: it was put where
+            it could not be handed out, and so may the next one be.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Member:
     class_name: str
     runtime_uid: str
     exclusion: str
+    taken_up: bool = True
+    misplaced: bool = False
 
     @property
     def node(self) -> NodeFacts | None:
@@ -168,6 +173,7 @@ def member_of(
     """
     metadata = pod.metadata
     was_ready = pod.ready or (former is not None and former.was_ready)
+    ready_before = former.was_ready if former is not None else pod.ready
     failure = None
     if pod.finished and (deleting or metadata.deletionTimestamp is not None):
         # Its node has freed what it held, whatever keeps the object.
@@ -208,10 +214,18 @@ def member_of(
         class_name=pod.spec.runtimeClassName,
         runtime_uid=metadata.annotations.get(names.ANNOTATION_RUNTIME_UID, ""),
         exclusion=metadata.annotations.get(names.ANNOTATION_EXCLUSION, ""),
+        taken_up=_is_taken_up(pod),
+        misplaced=state is State.STRANDED
+        and (not ready_before or (former is not None and former.misplaced)),
     )
 
 
 _MAY_FAIL = (State.STARTING, State.UNREADY, State.STRANDED, State.FAILED, State.COLD)
+
+
+def _is_taken_up(pod: Pod) -> bool:
+    status = pod.status
+    return bool(status.podIP or status.containerStatuses or status.initContainerStatuses)
 
 
 def _waits(failure: Failure | None) -> bool:

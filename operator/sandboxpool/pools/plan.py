@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from sandboxpool.api.conditions import Finding
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.pools.members import Member, Members
 from sandboxpool.reasons import Reason
@@ -64,6 +65,7 @@ class PoolInput:
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
         blind: the cache of pods is too old to create anything by.
+        protection: what is known of the budget over its claimed sandboxes; None if it has none.
     """
 
     spec: SandboxPoolSpec
@@ -84,6 +86,7 @@ class PoolInput:
     clock: float
     blind: bool = False
     giving_way: frozenset[str] = frozenset()
+    protection: Finding | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 from sandboxpool.api import names
+from sandboxpool.api.conditions import Finding
 from sandboxpool.api.core import Pod
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
@@ -20,6 +21,7 @@ from sandboxpool.pools.book import Facts
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.cold import why_held
 from sandboxpool.pools.decide import decide
+from sandboxpool.pools.disruption import Budgets
 from sandboxpool.pools.members import Members, State, claim_uid_of
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, TemplateVerdict
 from sandboxpool.pools.pool import Pool
@@ -91,6 +93,7 @@ class PoolReconciler:
         self._at_quota: dict[str, set[str]] = {}
         self._checker = TemplateChecker(client, probe, clock, look_at)
         self._unseen = UnseenPods(client, cluster, offers, wall)
+        self._budgets = Budgets(client, clock)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
         self._writer = PodWriter(
@@ -152,6 +155,7 @@ class PoolReconciler:
             waiting.discard(pool_uid)
         self._cluster.avoidance.forget_pool(pool_uid)
         self._checker.forget(pool_uid)
+        self._budgets.forget(pool_uid)
         self._publisher.forget(pool_uid)
 
     def close(self) -> None:
@@ -178,6 +182,7 @@ class PoolReconciler:
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
         await self._unseen.look(pool, self._states[pool.uid])
+        protection = await self._budgets.keep(pool)
         template = await self._checker.check(pool, usable)
         if self._pools.get(key) is not pool:
             # It has changed, or gone, while the API server was asked: start anew.
@@ -191,7 +196,7 @@ class PoolReconciler:
             state.was_hopeful = verdict.hopeful
             self._offers.refresh_pool(pool)
         line = self._in_line(pool, state)
-        given = self._gather(pool, resolution, verdict, template, line)
+        given = self._gather(pool, resolution, verdict, template, line, protection)
         plan = decide(given)
         state.note_stuck(plan.stuck_nodes, self._clock())
         if plan.avoid:
@@ -287,6 +292,7 @@ class PoolReconciler:
         verdict: Verdict,
         template: TemplateVerdict,
         line: Sequence[tuple[str, ClaimRef | None]],
+        protection: Finding | None,
     ) -> PoolInput:
         assert pool.spec is not None, "asked before"
         state = self._states[pool.uid]
@@ -312,6 +318,7 @@ class PoolReconciler:
             giving_way=self._cluster.room.of(pool.uid),
             guarded=self._guarded,
             blind=self._is_blind(),
+            protection=protection,
             now=now,
             clock=clock,
         )
@@ -373,6 +380,9 @@ class PoolReconciler:
             times.append(overdue)
         if status_due is not None:
             times.append(status_due)
+        budget_due = self._budgets.due(pool.uid)
+        if budget_due is not None:
+            times.append(budget_due)
         if self._is_blind():
             # Its recovery need not change any pod.
             times.append(BLIND_RECHECK_SECONDS)

@@ -52,18 +52,18 @@ class StartupTimes:
             values = sorted(seconds for _, seconds in samples)
             if values:
                 stages[stage] = {
-                    "p50Seconds": _percentile(values, 50),
-                    "p95Seconds": _percentile(values, 95),
-                    "p99Seconds": _percentile(values, 99),
+                    "p50Milliseconds": _percentile(values, 50),
+                    "p95Milliseconds": _percentile(values, 95),
+                    "p99Milliseconds": _percentile(values, 99),
                     "samples": len(values),
                 }
         return {"stages": stages, "windowSeconds": WINDOW_SECONDS} if stages else None
 
 
-def _percentile(values: list[float], percent: int) -> float:
-    """The smallest value that so many percent of the sorted values do not exceed."""
+def _percentile(values: list[float], percent: int) -> int:
+    """The smallest value, in milliseconds, that so many percent of the sorted seconds keep to."""
     rank = -(-len(values) * percent // 100)
-    return round(values[rank - 1], 3)
+    return round(values[rank - 1] * 1000)
 
 
 class StartupTracker:

@@ -69,6 +69,7 @@ def _timeless(members: Members) -> dict[str, Member]:
             since=0.0,
             ready_since=None,
             was_ready=False,
+            misplaced=False,
         )
         for m in members
     }

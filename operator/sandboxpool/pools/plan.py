@@ -61,6 +61,7 @@ class PoolInput:
         stuck_nodes: nodes on which sandboxes of this pool were stuck of late.
         giving_way: uids of its pods that make room for a probe, or have done so: their places are
             not to be taken yet.
+        held_back: nothing is to be made meanwhile, for it would take the place of a probe.
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
@@ -86,6 +87,7 @@ class PoolInput:
     clock: float
     blind: bool = False
     giving_way: frozenset[str] = frozenset()
+    held_back: bool = False
     protection: Finding | None = None
 
 
@@ -116,6 +118,7 @@ class PoolPlan:
         cold: for how many of the claims that want it a pod is to be created, the first in line.
         cold_held: why not for all of them; None if for all.
         stuck_nodes: nodes on which sandboxes of this pool are stuck now.
+        held_back: pods go that wait for room, because they would take the place of a probe.
         avoid: those of them that others shall keep away from, and why.
     """
 
@@ -128,6 +131,7 @@ class PoolPlan:
     cold_held: Reason | None = None
     stuck_nodes: frozenset[str] = frozenset()
     avoid: tuple[tuple[str, str], ...] = ()
+    held_back: bool = False
 
 
 def outdated(member: Member, given: PoolInput) -> bool:

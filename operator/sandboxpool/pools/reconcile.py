@@ -198,6 +198,8 @@ class PoolReconciler:
         line = self._in_line(pool, state)
         given = self._gather(pool, resolution, verdict, template, line, protection)
         plan = decide(given)
+        if plan.held_back:
+            self._cluster.room.hold_back(pool.uid)
         state.note_stuck(plan.stuck_nodes, self._clock())
         if plan.avoid:
             for node, why in plan.avoid:
@@ -316,6 +318,7 @@ class PoolReconciler:
             stuck_nodes=state.stuck_nodes(clock),
             trouble=state.trouble,
             giving_way=self._cluster.room.of(pool.uid),
+            held_back=self._cluster.room.is_held_back(pool.uid),
             guarded=self._guarded,
             blind=self._is_blind(),
             protection=protection,

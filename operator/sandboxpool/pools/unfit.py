@@ -67,13 +67,23 @@ def faltering_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
 
 def giving_way(given: PoolInput) -> list[Deletion]:
     """Those that cannot be handed out without a probe's answer, and make room for the probe."""
-    if not given.giving_way:
-        return []
     text = "it makes room for the probe of its node, which is full"
     return [
         Deletion(member, Reason.EVIDENCE_PENDING, text)
-        for member in given.members.of(State.UNPROVEN)
+        for member in (given.members.of(State.UNPROVEN) if given.giving_way else ())
         if member.uid in given.giving_way
+    ]
+
+
+def in_the_way(given: PoolInput) -> list[Deletion]:
+    """Those that wait for room on any node, and would take the place that is made for a probe."""
+    text = "it waits for room, and a probe needs the next"
+    return [
+        Deletion(member, Reason.EVIDENCE_PENDING, text)
+        for member in (given.members.of(State.STARTING) if given.giving_way else ())
+        if not member.node_name
+        and member.failure is not None
+        and member.failure.reason is Reason.UNSCHEDULABLE
     ]
 
 

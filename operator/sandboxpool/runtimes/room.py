@@ -39,6 +39,8 @@ class Room:
     def __init__(self) -> None:
         self._places: dict[Pair, _Place] = {}
         self._asked: dict[Pair, _Asked] = {}
+        # Pools that make nothing meanwhile, because it would be quicker.
+        self._held_back: set[str] = set()
 
     def is_kept(self, pair: Pair) -> bool:
         """Whether a sandbox gives way already."""
@@ -69,19 +71,33 @@ class Room:
         """The probe has ended; return the uid of the pool whose place it had."""
         if proven:
             self._asked.pop(pair, None)
-        place = self._places.pop(pair, None)
-        return place.pool if place is not None else None
+        return self._free(pair) if pair in self._places else None
+
+    def _free(self, pair: Pair) -> str:
+        pool = self._places.pop(pair).pool
+        if not self.of(pool):
+            self._held_back.discard(pool)
+        return pool
 
     def expire(self, now: float) -> list[str]:
         """Keep nothing for longer than a probe lasts; return the uids of the pools concerned."""
         over = [pair for pair, place in self._places.items() if now >= place.until]
-        return [self._places.pop(pair).pool for pair in over]
+        return [self._free(pair) for pair in over]
 
     def forget_node(self, node: str) -> list[str]:
         """The node is gone; return the uids of the pools concerned."""
         for pair in [pair for pair in self._asked if pair[0] == node]:
             del self._asked[pair]
-        return [self._places.pop(pair).pool for pair in list(self._places) if pair[0] == node]
+        return [self._free(pair) for pair in list(self._places) if pair[0] == node]
+
+    def hold_back(self, pool: str) -> None:
+        """Pods of the pool that waited for room are deleted for the probe's sake."""
+        if self.of(pool):
+            self._held_back.add(pool)
+
+    def is_held_back(self, pool: str) -> bool:
+        """Whether nothing is to be made for the pool before its places are its own again."""
+        return pool in self._held_back
 
     def of(self, pool: str) -> frozenset[str]:
         """The uids of the pool's pods that give way, or have done so."""

@@ -129,6 +129,23 @@ def test_on_a_full_node_one_sandbox_at_a_time_gives_way_to_the_probe() -> None:
         assert made(world) == 5, "one has given way"
 
 
+def test_what_waits_for_room_does_not_take_the_place_that_is_made_for_a_probe() -> None:
+    with World(seed=10, nodes=1) as world:
+        node = world.controllers.nodes["node-0"]
+        node.unpullable.add(PROBE_IMAGE)
+        world.make_pool("pool", 4, isolationProof="PerNode")
+        world.run(20)
+        node.room = 4
+        world.change_pool("pool", replicas=6)
+        world.run(10)
+        for pod in filter(is_probe, world.server.all("pods")):
+            world.delete("pods", pod, grace=0)
+        node.unpullable.clear()
+        world.run(600)
+        assert status(world)["warm"] == 4
+        assert status(world)["starting"] == 2, "and two wait for room as before"
+
+
 def test_what_never_gets_its_probe_in_is_given_up_ever_more_seldom() -> None:
     with World(seed=6, nodes=1) as world:
         world.make_pool("pool", 4, isolationProof="PerNode")

@@ -170,6 +170,16 @@ def test_one_that_gives_way_to_a_probe_goes_and_nothing_takes_its_place_yet() ->
     left = pool_input([unproven[0], unproven[2], *warm], replicas=5)
     assert decide(replace(left, giving_way=way)).create == 0, "the place is the probe's"
     assert decide(left).create == 1
+    # What waits for room would be quicker.
+    full = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available: 3 Too many pods.", heals=True)
+    pending = members(State.STARTING, 2, failure=full)
+    crowded = replace(pool_input([*unproven, *pending], replicas=6), giving_way=way)
+    plan = decide(crowded)
+    assert [d.member for d in plan.delete] == [unproven[1], *pending]
+    assert (plan.create, plan.held_back) == (0, True)
+    left = pool_input([unproven[0], unproven[2]], replicas=6)
+    assert decide(replace(left, giving_way=way, held_back=True)).create == 0
+    assert decide(left).create == 4
     # It has its proof meanwhile.
     proven = frozenset({warm[0].uid})
     assert decide(replace(given, giving_way=proven)).delete == ()

@@ -211,6 +211,8 @@ class Operator:
             inquiry=self._inquiry,
             on_taken=lambda wish: self._health.observe_wish(wish),
             on_result=lambda *result: self._health.observe_probe(*result),
+            make_room=lambda wish: self._health.make_room(wish),
+            on_stuck=lambda *stuck: self._health.observe_stuck(*stuck),
             wall=wall,
             seed=lambda: uuid.uuid4().hex,
         )

@@ -261,6 +261,12 @@ class Reactions:
         """A probe has ended; of no handler, if it was a positive control."""
         self.metrics.probed(handler, outcome)
 
+    def room_changed(self, pool_uid: str) -> None:
+        """A sandbox of the pool is to give way to a probe, or its place is the pool's again."""
+        pool = self.pools.by_uid(pool_uid)
+        if pool is not None:
+            self.queues.pools.add(pool.key)
+
     # --- Small things ----------------------------------------------------------------------------
 
     def _wake_readers(self) -> bool:

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     EVIDENCE_PENDING = "EvidencePending"
     EVIDENCE_UNAVAILABLE = "EvidenceUnavailable"
     PROBE_UNANSWERED = "ProbeUnanswered"
+    PROBE_TERMINATING = "ProbeTerminating"
     PROOF_NOT_WANTED = "ProofNotWanted"
 
     # The pod template (condition TemplateAccepted).

@@ -11,8 +11,9 @@ deleted.
 import asyncio
 import contextlib
 import logging
+import re
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -55,8 +56,14 @@ PLACES: dict[Why, int] = {"hint": 4, "scout": 4, "control": 6, "evidence": 10}
 PER_SECOND = 5.0
 # Virtual machines take long to start, above all many at once.
 DEADLINE_SECONDS = 120.0
-# Nothing that a probe waits for makes room on a full node.
+# Nothing that a probe waits for makes room on a full node, unless a sandbox gives way to it.
 UNSCHEDULABLE_SECONDS = 15.0
+# A pod that has been Terminating for so long will not go by itself, and that is told so often.
+STUCK_SECONDS = 120.0
+STUCK_AGAIN_SECONDS = 600.0
+# After such a pod another is made on the node once it has stayed for so long, each time longer.
+FIRST_STUCK_PAUSE_SECONDS = 900.0
+LONGEST_STUCK_PAUSE_SECONDS = 6 * 3600.0
 # A text that does not prove that the runtime is broken speaks against it once it has stood so long:
 # the kubelet has tried again by then.
 FAILING_SECONDS = 8.0
@@ -79,6 +86,9 @@ NO_IMAGE = (
 )
 
 Pair = tuple[str, str]
+
+# As the scheduler says that a node is full.
+_FULL = re.compile(r"\bInsufficient |\bToo many pods")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +178,8 @@ class _Flight:
     pod: Pod | None = None
     gone: bool = False
     failing_since: float | None = None
+    # Whether somebody makes room for it on its node; None while nobody was asked.
+    room: bool | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -197,6 +209,9 @@ class Prober:
         inquiry: reads the events of probe pods that take long.
         on_taken: told of each probe that is sent.
         on_result: told of each probe's end.
+        make_room: asked once of a probe that finds its node full; whether it is worth waiting.
+        on_stuck: told of the node and handler of a probe pod, and its name, that has been
+            Terminating for long, now and then; without a name once it is gone.
         wall: seconds since the epoch.
         seed: a string that was never given before, for names.
     """
@@ -214,6 +229,8 @@ class Prober:
         inquiry: Inquiry,
         on_taken: Callable[[Wish], None],
         on_result: OnResult,
+        make_room: Callable[[Wish], bool] = lambda wish: False,
+        on_stuck: Callable[[Pair, str | None], None] = lambda pair, name: None,
         wall: Callable[[], float],
         seed: Callable[[], str],
         options: ProbeOptions = NO_OPTIONS,
@@ -229,12 +246,17 @@ class Prober:
         self._inquiry = inquiry
         self._on_taken = on_taken
         self._on_result = on_result
+        self._make_room = make_room
+        self._on_stuck = on_stuck
         self._wall = wall
         self._seed = seed
         self._woken = asyncio.Event()
         self._flights: dict[str, _Flight] = {}
         self._pods: dict[str, Pod] = {}
         self._deleted: set[str] = set()
+        # Since when pods are Terminating, and when that was told last, by uid.
+        self._leaving: dict[str, float] = {}
+        self._told: dict[str, float] = {}
         self._pauses: dict[tuple[Pair, Why], _Pause] = {}
 
     def wake(self) -> None:
@@ -247,9 +269,11 @@ class Prober:
         assert pod is not None, "a change has a before or an after"
         if new is not None:
             self._pods[new.metadata.uid] = new
+            if new.metadata.deletionTimestamp is not None:
+                now = asyncio.get_running_loop().time()
+                self._leaving.setdefault(new.metadata.uid, now)
         else:
-            self._pods.pop(pod.metadata.uid, None)
-            self._deleted.discard(pod.metadata.uid)
+            self._forget(pod)
             self._inquiry.forget(pod)
         flight = self._flights.get(pod.metadata.name)
         if flight is None:
@@ -257,6 +281,15 @@ class Prober:
         else:
             flight.pod, flight.gone = pod, new is None
             flight.changed.set()
+
+    def _forget(self, pod: Pod) -> None:
+        uid, pair = pod.metadata.uid, _pair_of(pod)
+        self._pods.pop(uid, None)
+        self._deleted.discard(uid)
+        self._leaving.pop(uid, None)
+        was_told = self._told.pop(uid, None) is not None
+        if was_told and not any(_pair_of(self._pods[told]) == pair for told in self._told):
+            self._on_stuck(pair, None)
 
     async def run(self) -> None:
         """Probe until cancelled; probes that are under way then are left to the next start."""
@@ -284,8 +317,7 @@ class Prober:
                     self._conclude(wish, ProbeResult(evidence, None, made_at))
             return None
         busy = {flight.wish.pair for flight in self._flights.values()}
-        # Those on their way out too: a node that cannot get rid of one gets no other.
-        busy |= {_pair_of(pod) for pod in self._pods.values()}
+        busy |= self._occupied()
         taken = Counter(flight.wish.why for flight in self._flights.values())
         own = {flight.wish.line for flight in self._flights.values()}
 
@@ -300,6 +332,30 @@ class Prober:
             ),
             None,
         )
+
+    def _occupied(self) -> set[Pair]:
+        """Where a probe's pod is still there, be it on its way out.
+
+        A node that cannot get rid of one gets no other for a long time, and that is told.
+        """
+        now = asyncio.get_running_loop().time()
+        occupied, stuck = set(), defaultdict[Pair, list[float]](list)
+        for uid, pod in self._pods.items():
+            since, pair = self._leaving.get(uid), _pair_of(pod)
+            if since is None or now - since < STUCK_SECONDS:
+                occupied.add(pair)
+                continue
+            stuck[pair].append(since)
+            if now - self._told.get(uid, -STUCK_AGAIN_SECONDS) >= STUCK_AGAIN_SECONDS:
+                self._told[uid] = now
+                self._on_stuck(pair, pod.metadata.name)
+        for pair, times in stuck.items():
+            pause = delay_after(
+                len(times) - 1, FIRST_STUCK_PAUSE_SECONDS, LONGEST_STUCK_PAUSE_SECONDS
+            )
+            if now - max(times) < pause:
+                occupied.add(pair)
+        return occupied
 
     def _is_held(self, wish: Wish) -> bool:
         pause = self._pauses.get((wish.pair, wish.why))
@@ -435,13 +491,18 @@ class Prober:
             or (flight.failing_since is not None and now - flight.failing_since >= FAILING_SECONDS)
         ):
             return self._unanswered(flight, node, f"{failure.reason}: {failure.message}", failure)
-        unschedulable = failure is not None and failure.reason is Reason.UNSCHEDULABLE
-        limit = UNSCHEDULABLE_SECONDS if unschedulable else DEADLINE_SECONDS
         if pod is not None and pod.spec.nodeName and failure is None:
             # Nobody has said yet what it waits for.
             for stage, seconds in LOOKS.items():
                 if waited >= seconds:
                     self._inquiry.ask(pod, "", stage)
+        limit = DEADLINE_SECONDS
+        if failure is not None and failure.reason is Reason.UNSCHEDULABLE:
+            if waited < UNSCHEDULABLE_SECONDS:
+                return None
+            if flight.room is None and _FULL.search(failure.message):
+                flight.room = self._make_room(wish)
+            limit = DEADLINE_SECONDS if flight.room else UNSCHEDULABLE_SECONDS
         if waited < limit:
             return None
         if failure is None and pod is not None:

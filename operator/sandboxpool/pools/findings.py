@@ -135,6 +135,9 @@ def _nodes_serving(given: PoolInput) -> Finding:
             + (f"; {_quarantined_too(given)}" if verdict.quarantined else ""),
         )
     so_many = f"{len(verdict.serving)} of {verdict.eligible} eligible nodes serve {handler!r}"
+    if verdict.unproven:
+        examples = ", ".join(verdict.unproven[:MAX_EXAMPLES])
+        so_many += f", {len(verdict.unproven)} give no proof that it isolates ({examples})"
     if verdict.quarantined:
         return Finding(
             type_,
@@ -240,6 +243,8 @@ def _isolation_proven(given: PoolInput) -> list[Finding]:
             f"{len(without)} ready sandboxes are not handed out, because there is no evidence of "
             f"their isolation, such as on {first.node_name}: {first.ground.evidence}"
         )
+        if given.verdict.unproven:
+            text += ". Others take their place on nodes where there is"
         return [Finding(type_, False, Reason.EVIDENCE_UNAVAILABLE, text)]
     if waiting:
         nodes = sorted({m.node_name for m in waiting})[:MAX_EXAMPLES]

@@ -59,6 +59,9 @@ class PoolInput:
         line: the claims that wait, the first in line at the front: whether each wants a sandbox to
             be started for it.
         stuck_nodes: nodes on which sandboxes of this pool were stuck of late.
+        giving_way: uids of its pods that make room for a probe, or have done so: their places are
+            not to be taken yet.
+        held_back: nothing is to be made meanwhile, for it would take the place of a probe.
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
@@ -87,6 +90,8 @@ class PoolInput:
     blind: bool = False
     slow_seconds: float = 10.0
     asking: frozenset[str] = frozenset()
+    giving_way: frozenset[str] = frozenset()
+    held_back: bool = False
     protection: Finding | None = None
 
 
@@ -117,6 +122,7 @@ class PoolPlan:
         cold: for how many of the claims that want it a pod is to be created, the first in line.
         cold_held: why not for all of them; None if for all.
         stuck_nodes: nodes on which sandboxes of this pool are stuck now.
+        held_back: pods go that wait for room, because they would take the place of a probe.
         avoid: those of them that others shall keep away from, and why.
     """
 
@@ -129,6 +135,7 @@ class PoolPlan:
     cold_held: Reason | None = None
     stuck_nodes: frozenset[str] = frozenset()
     avoid: tuple[tuple[str, str], ...] = ()
+    held_back: bool = False
 
 
 def outdated(member: Member, given: PoolInput) -> bool:

@@ -205,6 +205,8 @@ class PoolReconciler:
         given = self._gather(pool, resolution, verdict, template, line, protection)
         given = self._inquire(pool, given)
         plan = decide(given)
+        if plan.held_back:
+            self._cluster.room.hold_back(pool.uid)
         state.note_stuck(plan.stuck_nodes, self._clock())
         if plan.avoid:
             for node, why in plan.avoid:
@@ -322,6 +324,8 @@ class PoolReconciler:
             line=tuple(claim is not None for _, claim in line),
             stuck_nodes=state.stuck_nodes(clock),
             trouble=state.trouble,
+            giving_way=self._cluster.room.of(pool.uid),
+            held_back=self._cluster.room.is_held_back(pool.uid),
             guarded=self._guarded,
             blind=self._is_blind(),
             slow_seconds=self._slow_seconds(state, members, pool.spec.startup.timeout_seconds),

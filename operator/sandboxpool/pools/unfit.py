@@ -60,7 +60,32 @@ def faltering_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
     unready = [
         m for m in given.members.of(State.UNREADY) if given.clock - m.since > UNREADY_GRACE_SECONDS
     ]
-    return sorted([*unready, *stuck], key=oldest_first)
+    # Only while there is proof on other nodes: elsewhere another would wait as long.
+    silent = set(given.verdict.unproven)
+    unproven = [m for m in given.members.of(State.UNPROVEN) if m.node_name in silent]
+    return sorted([*unready, *unproven, *stuck], key=oldest_first)
+
+
+def giving_way(given: PoolInput) -> list[Deletion]:
+    """Those that cannot be handed out without a probe's answer, and make room for the probe."""
+    text = "it makes room for the probe of its node, which is full"
+    return [
+        Deletion(member, Reason.EVIDENCE_PENDING, text)
+        for member in (given.members.of(State.UNPROVEN) if given.giving_way else ())
+        if member.uid in given.giving_way
+    ]
+
+
+def in_the_way(given: PoolInput) -> list[Deletion]:
+    """Those that wait for room on any node, and would take the place that is made for a probe."""
+    text = "it waits for room, and a probe needs the next"
+    return [
+        Deletion(member, Reason.EVIDENCE_PENDING, text)
+        for member in (given.members.of(State.STARTING) if given.giving_way else ())
+        if not member.node_name
+        and member.failure is not None
+        and member.failure.reason is Reason.UNSCHEDULABLE
+    ]
 
 
 def _is_stuck(member: Member, given: PoolInput) -> bool:
@@ -79,6 +104,9 @@ def _is_stuck(member: Member, given: PoolInput) -> bool:
 def replaced_by_another(member: Member, stock: Members) -> Deletion:
     """Another takes its place. Where none is warm that may fare the same, so it is a failure."""
     failure = member.failure
+    if member.state is State.UNPROVEN:
+        text = f"node {member.node_name} gives no proof, and others do: {member.ground.evidence}"
+        return Deletion(member, Reason.EVIDENCE_UNAVAILABLE, text)
     reason = failure.reason if failure else Reason.POD_NOT_READY
     text = failure.message if failure else "it is not ready any more"
     return Deletion(member, reason, text, failed=not stock.count(State.WARM))

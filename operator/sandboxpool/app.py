@@ -41,6 +41,7 @@ from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.listing import take_list
 from sandboxpool.metrics import ClusterCollector, Metrics
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
@@ -161,6 +162,7 @@ class Operator:
         )
         self._issues = IssueBook()
         self._records = NodeRecords(self._client, settings.namespace, clock)
+        self._inquiry = Inquiry(self._client, lambda pod: self._reactions.told(pod))
         self._pool_reconciler = PoolReconciler(
             client=self._client,
             cluster=self._cluster,
@@ -173,6 +175,7 @@ class Operator:
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
             look_at=self._queues.pools.add,
             wake_claim=lambda claim: self._reactions.wake_claim(claim),
+            inquiry=self._inquiry,
             probe=settings.probe_image,
             guarded=settings.admission_policy,
             pods_age=lambda: self._pods.age(),
@@ -192,6 +195,7 @@ class Operator:
             cold=self._pool_reconciler,
             events=self._events,
             observer=self._metrics,
+            told=self._inquiry.told,
             wall=wall,
             clock=clock,
         )
@@ -204,8 +208,11 @@ class Operator:
             nodes=self._cluster.nodes.get,
             classes=self._cluster.classes.get,
             sandbox_event=self._cluster.events.message,
+            inquiry=self._inquiry,
             on_taken=lambda wish: self._health.observe_wish(wish),
             on_result=lambda *result: self._health.observe_probe(*result),
+            make_room=lambda wish: self._health.make_room(wish),
+            on_stuck=lambda *stuck: self._health.observe_stuck(*stuck),
             wall=wall,
             seed=lambda: uuid.uuid4().hex,
         )
@@ -218,6 +225,7 @@ class Operator:
             claim_reconciler=self._claim_reconciler,
             health=lambda: self._health,
             prober=self._prober,
+            inquiry=self._inquiry,
             events=self._events,
             metrics=self._metrics,
             queues=self._queues,
@@ -468,6 +476,7 @@ class Operator:
             "pools": lambda: queues.pools.work(self._pool_reconciler.reconcile),
             "runtimes": lambda: queues.runtimes.work(self._runtime_reconciler.reconcile),
             "prober": self._prober.run,
+            "inquiry": self._inquiry.run,
             "records": self._records.run,
             "sweep": self._sweep,
             "kopf": self._kopf,

@@ -60,6 +60,7 @@ RIGHTS: tuple[Right, ...] = (
     *_rights(names.GROUP, names.RUNTIMES, "get list watch create delete"),
     *_rights(names.GROUP, f"{names.RUNTIMES}/status", "patch"),
     *_rights("", "pods", "get list watch create patch delete"),
+    *_rights("policy", "poddisruptionbudgets", "get create patch delete"),
     *_rights("", "nodes", "list watch"),
     *_rights("", "events", "list watch create"),
     *_rights("node.k8s.io", "runtimeclasses", "list watch"),

@@ -188,6 +188,18 @@ def break_a_runtime(drive: Drive) -> None:
     drive.api.delete("SandboxPool", "pinned")
 
 
+def protect(drive: Drive) -> None:
+    """A budget is kept over claimed sandboxes, for as long as there are any."""
+    drive.lose_an_answer("POST", r"/poddisruptionbudgets")
+    drive.api.create(objects.pool("guarded", claims={"disruption": "Protect"}, replicas=1))
+    for name in ("first", "second"):
+        drive.api.create(objects.claim(name, pool="guarded"))
+        phase(drive.api, "Bound", name)
+    for name in ("first", "second"):
+        drive.api.delete("SandboxClaim", name)
+    drive.seen("DELETE", r"/poddisruptionbudgets/")
+
+
 def remove_a_class(drive: Drive) -> None:
     """What is told of a class goes with it."""
     drive.api.create(objects.runtime_class("short-lived", "runsc"))
@@ -203,6 +215,7 @@ STEPS: tuple[Callable[[Drive], None], ...] = (
     scale_to_nothing,
     create_on_claim,
     break_a_runtime,
+    protect,
     remove_a_class,
 )
 

@@ -205,6 +205,8 @@ def member(
     class_name: str = "gvisor",
     runtime_uid: str = CLASS_UID,
     exclusion: str = "",
+    taken_up: bool = True,
+    misplaced: bool = False,
 ) -> Member:
     """A pool's pod after sorting; `ready` follows the state, and it stands as it does since it was
     made, unless given."""
@@ -231,6 +233,8 @@ def member(
         class_name=class_name,
         runtime_uid=runtime_uid,
         exclusion=exclusion,
+        taken_up=taken_up,
+        misplaced=misplaced,
     )
 
 

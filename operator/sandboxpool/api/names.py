@@ -26,9 +26,13 @@ ANNOTATION_HANDLER = f"{GROUP}/handler"
 ANNOTATION_EXCLUSION = f"{GROUP}/excluded-nodes"
 ANNOTATION_SOURCE = f"{GROUP}/source"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 OS_LABEL = "kubernetes.io/os"
 
 # What a label's value can hold; names of pools and claims become label values.
 MAX_LABEL_VALUE = 63
+# A pod is named after its pool, and its name is its hostname, which holds 63 characters.
+POD_SUFFIX_LENGTH = 10
+MAX_POOL_NAME = 63 - 1 - POD_SUFFIX_LENGTH

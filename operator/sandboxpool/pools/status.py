@@ -63,11 +63,12 @@ def pool_status(
         "starting": counts[State.STARTING],
         "unproven": counts[State.UNPROVEN],
         "unready": counts[State.UNREADY],
+        "stranded": counts[State.STRANDED],
+        "failed": counts[State.FAILED],
+        "outdated": sum(1 for _ in superseded),
         "claimed": counts[State.CLAIMED] + counts[State.COLD],
         "ended": counts[State.ENDED],
         "stopping": counts[State.STOPPING],
-        "outdated": sum(1 for _ in superseded),
-        "failed": counts[State.FAILED],
         "runtime": {
             **_identity(pool, given),
             "nodes": {
@@ -77,6 +78,7 @@ def pool_status(
                 "unknown": len(verdict.unknown),
                 "quarantined": len(verdict.quarantined),
                 "notIsolating": len(verdict.not_isolating),
+                "unproven": len(verdict.unproven),
             },
             "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
             "issues": issues[:MAX_ISSUES],

@@ -16,6 +16,7 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.nodes import facts_of
 from support.builders import NOW, evidence, facts, node, pool_body, runtime
 
 COUNTED = {
@@ -25,6 +26,7 @@ COUNTED = {
     "unready": 1,
     "unproven": 1,
     "failed": 1,
+    "stranded": 2,
     "claimed": 5,
     "ended": 1,
 }
@@ -68,6 +70,24 @@ def test_the_nodes_are_judged_by_the_class_alone(world: World) -> None:
     assert given.verdict.eligible == 0
 
 
+def test_what_is_known_of_nodes_of_another_class_of_the_handler_is_not_its_own(
+    world: World,
+) -> None:
+    world.cluster.classes["gvisor-x"] = runtime("gvisor-x", uid="x", selector={"zone": "x"})
+    at = node("x", labels={"zone": "x"})
+    world.cluster.nodes.put(None, at)
+    world.issues.record("runsc", "a", Reason.SHIM_MISSING, "no shim", NOW)
+    world.cluster.evidence.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
+    world.cluster.evidence.put("x", "runsc", evidence(node=facts_of(at)))
+    of_all, of_x = world.fleet.gather("gvisor"), world.fleet.gather("gvisor-x")
+    assert of_all is not None
+    assert of_x is not None
+    assert [(row.reason, row.nodes) for row in of_all.issues] == [(Reason.SHIM_MISSING, ("a",))]
+    assert of_x.issues == ()
+    assert sum(kind.nodes for kind in of_all.evidence) == 2
+    assert [kind.example for kind in of_x.evidence] == ["x"]
+
+
 @pytest.mark.parametrize(
     ("proofs", "wanted"),
     [((), False), (("None",), False), (("None", "PerNode"), True), (("PerSandbox",), True)],
@@ -83,6 +103,35 @@ def test_proof_is_wanted_if_any_pool_wants_it(
     assert given.proof_wanted == wanted
     assert given.verdict.not_isolating == (("a",) if wanted else ())
     assert [kind.isolation for kind in given.evidence] == [Isolation.NOT_PROVEN]
+
+
+@pytest.mark.parametrize(
+    ("isolation", "node_name", "pool", "proven"),
+    [
+        (Isolation.PROVEN, "a", {}, True),
+        (Isolation.NOT_PROVEN, "a", {}, False),
+        (Isolation.UNAVAILABLE, "a", {}, False),
+        # It lists no such handler, whatever was seen there before.
+        (Isolation.PROVEN, "b", {}, False),
+        # A sandbox that has proven itself, where no probe of the node has answered.
+        (None, "a", {"isolationProof": "PerSandbox", "status": {"warm": 1}}, True),
+        (None, "a", {"isolationProof": "PerSandbox", "status": {"unproven": 1}}, False),
+        # One of a pool that wants no proof says nothing.
+        (None, "a", {"isolationProof": "None", "status": {"warm": 1}}, False),
+    ],
+)
+def test_whether_some_sandbox_may_be_handed_out_with_proof(
+    world: World, isolation: Isolation | None, node_name: str, pool: dict[str, Any], proven: bool
+) -> None:
+    if isolation is not None:
+        handlers = ["runc"] if node_name == "b" else None
+        seen = facts(node_name, handlers=handlers) if handlers else facts(node_name)
+        world.cluster.evidence.put(node_name, "runsc", evidence(isolation, seen))
+    world.pool("wanting")
+    world.pool("pool", **pool)
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert given.proven == proven
 
 
 def test_only_pools_that_name_the_class_are_its_pools(world: World) -> None:
@@ -111,7 +160,6 @@ def test_sandboxes_are_counted_as_their_pools_have_counted_them(world: World) ->
         State.CLAIMED: 5,
         State.ENDED: 1,
         State.STOPPING: 4,
-        # The rest of those that no claim has.
         State.STRANDED: 2,
     }
 
@@ -147,7 +195,7 @@ def test_start_up_times_go_with_their_class_and_with_time(world: World) -> None:
     given = world.fleet.gather("gvisor")
     assert given is not None
     assert given.startup is not None
-    assert given.startup["stages"]["ready"]["p50Seconds"] == 1.5
+    assert given.startup["stages"]["ready"]["p50Milliseconds"] == 1500
     world.clock += WINDOW_SECONDS + 1
     later = world.fleet.gather("gvisor")
     assert later is not None

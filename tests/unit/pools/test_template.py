@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sandboxpool.api import names
 from sandboxpool.pools.pool import revision_of
 from sandboxpool.pools.template import (
-    LONGEST_POOL_NAME,
     ClaimRef,
     build_pod,
     exclude,
@@ -67,6 +66,7 @@ def test_a_pod_is_the_pools_and_names_what_it_was_made_from() -> None:
     assert metadata["annotations"][names.ANNOTATION_HANDLER] == "runsc"
     assert metadata["annotations"][names.ANNOTATION_RUNTIME_UID] == "class-uid"
     assert metadata["annotations"][names.ANNOTATION_SAFE_TO_EVICT] == "true"
+    assert names.ANNOTATION_DO_NOT_DISRUPT not in metadata["annotations"]
     assert made["spec"]["runtimeClassName"] == "gvisor"
     assert "overhead" not in made["spec"]
     assert terms(made["spec"]) == [{"matchExpressions": [LINUX]}], "Windows runs none of them"
@@ -136,6 +136,7 @@ def test_a_cold_pod_is_its_claims_from_the_start() -> None:
     assert metadata["labels"]["example.com/a"] == "b"
     assert metadata["annotations"][names.ANNOTATION_SOURCE] == "Cold"
     assert metadata["annotations"][names.ANNOTATION_SAFE_TO_EVICT] == "false"
+    assert metadata["annotations"][names.ANNOTATION_DO_NOT_DISRUPT] == "true"
 
 
 def test_a_claim_replaces_nothing_that_the_template_or_the_operator_sets() -> None:
@@ -163,7 +164,10 @@ def test_a_pod_that_is_handed_over_keeps_what_it_has() -> None:
     had = {names.ANNOTATION_SAFE_TO_EVICT: "true", "tier": "none"}
     given = handed_over(claim, labels={"network": "isolated"}, annotations=had)
     assert given["labels"] == {"a": "b", names.LABEL_CLAIM: "job", names.LABEL_CLAIM_UID: "uid"}
-    assert given["annotations"] == {names.ANNOTATION_SAFE_TO_EVICT: "false"}
+    assert given["annotations"] == {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
 
 
 def test_an_exclusion_goes_into_every_term() -> None:
@@ -244,7 +248,7 @@ def test_the_template_itself_is_never_changed(cold: bool) -> None:
 def test_a_seed_names_one_pod_for_ever() -> None:
     assert pod_name("pool", "seed") == "pool-19b25856e1"
     assert pod_name("pool", "seed") != pod_name("pool", "other")
-    assert len(pod_name("p" * LONGEST_POOL_NAME, "seed")) == 63
+    assert len(pod_name("p" * names.MAX_POOL_NAME, "seed")) == 63
 
 
 def test_an_exclusion_has_a_fingerprint_and_none_has_none() -> None:

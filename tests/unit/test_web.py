@@ -119,10 +119,10 @@ async def test_no_address_means_one_socket_for_all_families() -> None:
 async def test_without_ipv6_it_listens_on_ipv4(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     create = socket.create_server
 
-    def create_server(address: Any, **how: Any) -> socket.socket:
-        if how.get("family") == socket.AF_INET6:
+    def create_server(address: Any, **options: Any) -> socket.socket:
+        if options.get("family") == socket.AF_INET6:
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
-        return create(address, **how)
+        return create(address, **options)
 
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: how == "switched off")
     monkeypatch.setattr(socket, "create_server", create_server)

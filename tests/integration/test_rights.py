@@ -160,6 +160,16 @@ def claim_in_vain(drive: Drive) -> None:
     drive.api.delete("SandboxClaim", "wrong")
 
 
+def lose_a_pod(drive: Drive) -> None:
+    """A claim whose pod goes without a word is lost after a look at the pod's node."""
+    drive.api.create(objects.claim("robbed"))
+    name = phase(drive.api, "Bound", "robbed")["status"]["podName"]
+    drive.api.delete("Pod", name, gracePeriodSeconds=0)
+    phase(drive.api, "Lost", "robbed")
+    drive.seen("GET", r"/api/v1/nodes/[^/]+$")
+    drive.api.delete("SandboxClaim", "robbed")
+
+
 def scale_to_nothing(drive: Drive) -> None:
     """Sandboxes that are too many are deleted."""
     drive.api.patch_spec("SandboxPool", "pool", replicas=0)
@@ -205,6 +215,7 @@ def remove_a_class(drive: Drive) -> None:
     drive.api.create(objects.runtime_class("short-lived", "runsc"))
     eventually(partial(drive.api.get, "SandboxRuntime", "short-lived"), message="it is told of")
     drive.api.delete("RuntimeClass", "short-lived")
+    drive.seen("GET", r"/runtimeclasses/short-lived$")
     drive.seen("DELETE", r"/sandboxruntimes/short-lived$")
 
 
@@ -212,6 +223,7 @@ STEPS: tuple[Callable[[Drive], None], ...] = (
     prove,
     claim,
     claim_in_vain,
+    lose_a_pod,
     scale_to_nothing,
     create_on_claim,
     break_a_runtime,

@@ -33,9 +33,11 @@ class Answered(Unasked):
 
     def ask(self, pod: Pod, line: str, stage: str) -> None:
         """Note the stage, if it is a new one."""
+        del pod, line
         if stage not in self.stages:
             self.stages.append(stage)
 
     def told(self, pod: Pod) -> PodEvents | None:
         """The answer, if anybody has asked."""
+        del pod
         return self._answer if self.stages else None

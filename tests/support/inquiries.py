@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from sandboxpool.api.core import Pod
 from sandboxpool.pools.inquiry import Inquiry
+from sandboxpool.runtimes.podevents import PodEvents
 
 
 class Unasked(Inquiry):
@@ -16,3 +17,27 @@ class Unasked(Inquiry):
 
     def ask(self, pod: Pod, line: str, stage: str) -> None:
         """Read nothing."""
+
+
+class Answered(Unasked):
+    """Tells the same of every pod, as soon as it is asked.
+
+    Attributes:
+        stages: for which it was asked, in order.
+    """
+
+    def __init__(self, answer: PodEvents) -> None:
+        super().__init__()
+        self.stages: list[str] = []
+        self._answer = answer
+
+    def ask(self, pod: Pod, line: str, stage: str) -> None:
+        """Note the stage, if it is a new one."""
+        del pod, line
+        if stage not in self.stages:
+            self.stages.append(stage)
+
+    def told(self, pod: Pod) -> PodEvents | None:
+        """The answer, if anybody has asked."""
+        del pod
+        return self._answer if self.stages else None

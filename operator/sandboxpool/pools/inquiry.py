@@ -51,7 +51,6 @@ class _Known:
     """
 
     pod: Pod
-    line: str
     stages: set[str] = field(default_factory=set)
     asked_at: float | None = None
     told: PodEvents | None = None
@@ -105,7 +104,7 @@ class Inquiry:
         if len(waiting) >= MAX_WAITING_OF_POOL:
             return
         if known is None:
-            known = self._remember(pod, line)
+            known = self._remember(pod)
         known.stages.add(stage)
         known.asked_at = asyncio.get_running_loop().time()
         waiting.append(known)
@@ -204,11 +203,10 @@ class Inquiry:
         of_namespace = self._known.get(pod.metadata.namespace)
         return of_namespace.get(pod.metadata.uid) if of_namespace is not None else None
 
-    def _remember(self, pod: Pod, line: str) -> _Known:
-        namespace = pod.metadata.namespace
-        known = self._known.setdefault(namespace, OrderedDict())[pod.metadata.uid] = _Known(
-            pod, line
-        )
+    def _remember(self, pod: Pod) -> _Known:
+        known = _Known(pod)
+        of_namespace = self._known.setdefault(pod.metadata.namespace, OrderedDict())
+        of_namespace[pod.metadata.uid] = known
         self._size += 1
         if self._size > MAX_KNOWN:
             most = max(self._known, key=lambda name: len(self._known[name]))

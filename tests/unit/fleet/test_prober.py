@@ -18,17 +18,19 @@ from sandboxpool.fleet import prober
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober, ProbeResult, Wish, outcome_of
 from sandboxpool.kube.errors import ApiError
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.podevents import PodEvents, Word
 from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.settings import SettingsError, load
 from support.builders import NOW, evidence, facts, node, pod, pool_body, runtime
-from support.inquiries import Unasked
+from support.inquiries import Answered, Unasked
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi
 
 OURS = "sandboxpool-system"
@@ -57,7 +59,9 @@ looptime = pytest.mark.looptime
 class World:
     """A prober in a cluster of one class; what is wished for is wished until it has an answer."""
 
-    def __init__(self, image: str = "registry.example/probe:1") -> None:
+    def __init__(
+        self, image: str = "registry.example/probe:1", inquiry: Inquiry | None = None
+    ) -> None:
         self.api = ScriptedApi(self.wall, self._changed)
         self.nodes: dict[str, NodeFacts] = {}
         self.classes: dict[str, Runtime] = {"gvisor": runtime()}
@@ -80,7 +84,7 @@ class World:
             nodes=self.nodes.get,
             classes=self.classes.get,
             sandbox_event=lambda pod: self.events.get(pod.metadata.uid),
-            inquiry=Unasked(),
+            inquiry=inquiry or Unasked(),
             on_taken=self.taken.append,
             on_result=self._ended,
             make_room=self._asked_for_room,
@@ -360,6 +364,47 @@ async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_who_is_
     assert (failure.reason, failure.blames_runtime) == (Reason.SANDBOX_START_TIMEOUT, blames)
     assert world.last.works is (False if blames else None)
     assert world.isolation is Isolation.UNAVAILABLE
+
+
+@looptime
+@pytest.mark.parametrize(
+    ("word", "stages", "says", "blames"),
+    [
+        (
+            Word("FailedMount", 'secret "a" not found', "", START),
+            ["slow"],
+            'secret "a" not found',
+            False,
+        ),
+        (
+            Word("Scheduled", "assigned", "", START),
+            ["slow", "overdue"],
+            "its 1 event say nothing; the last event was Scheduled: assigned",
+            True,
+        ),
+    ],
+    ids=["a volume", "nothing"],
+)
+async def test_the_events_of_a_probe_that_takes_long_are_read_before_a_runtime_is_blamed(
+    word: Word, stages: list[str], says: str, blames: bool
+) -> None:
+    asks = Answered(PodEvents((word,), 1))
+    world = World(inquiry=asks)
+    world.nodes["node-1"] = replace(facts(), kubelet="v1.36.0")
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        unmade = {"type": "PodReadyToStartContainers", "status": "False"}
+        listed = [SCHEDULED, unmade]
+        world.update(path, spec={"nodeName": "node-1"}, phase="Pending", conditions=listed)
+        await asyncio.sleep(prober.LOOKS["slow"] - 3)
+        assert asks.stages == []
+        await asyncio.sleep(prober.DEADLINE_SECONDS)
+    assert asks.stages == stages
+    assert world.last.failure is not None
+    assert says in world.last.failure.message
+    assert world.last.failure.blames_runtime is blames
 
 
 @looptime

@@ -508,7 +508,8 @@ class SandboxPoolSpec(Model):
     isolation_proof: IsolationProof = IsolationProof.PER_NODE
     """How much proof is wanted that the runtime isolates. Proof is that a container reads another
     boot id than its node's, for it runs on a kernel of its own. `PerNode`: a probe pod reads it on
-    each node, and again after a reboot or a change of the node's software. `PerSandbox`: an init
+    each node, and again after a reboot; after a change of the node's software too, for the
+    sandboxes that are started later. `PerSandbox`: an init
     container that the operator adds reads it in each sandbox. Without the proof a sandbox is not
     handed out. `None`: nothing is proven, which is for runtimes that share the node's kernel on
     purpose."""
@@ -538,6 +539,9 @@ class NodeCounts(Model):
     """Eligible nodes that are kept out because sandboxes failed on them."""
     not_isolating: Count = 0
     """Eligible nodes that are kept out because sandboxes were seen to share the node's kernel."""
+    unproven: Count = 0
+    """Eligible nodes that are kept out because probes get no answer there, while they do on
+    others."""
 
 
 class Issue(Model):

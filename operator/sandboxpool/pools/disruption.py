@@ -161,7 +161,7 @@ class Budgets:
                 _path(pool),
                 [
                     {"op": "test", "path": "/metadata/uid", "value": found["metadata"]["uid"]},
-                    {"op": "replace", "path": "/spec", "value": budget_spec(pool.uid)},
+                    {"op": "add", "path": "/spec", "value": budget_spec(pool.uid)},
                 ],
             )
         text = f"PodDisruptionBudget {name} refuses evictions of claimed sandboxes until claims end"

@@ -27,6 +27,8 @@ class Controllers(Kubelets):
             most; None if none ever does.
         autoscales_to: how many nodes it may add.
         autoscaled_room: how many pods fit on each of them.
+        prefers_empty: the scheduler takes the emptiest node, as the real one likes to; else any.
+        stop_seconds: how long a pod takes to end, at least and at most.
         leaving: the nodes that are being drained, and will be removed.
     """
 
@@ -34,6 +36,8 @@ class Controllers(Kubelets):
     autoscales: tuple[float, float] | None = None
     autoscales_to: int = 3
     autoscaled_room: int | None = None
+    prefers_empty: bool = False
+    stop_seconds: tuple[float, float] = (0.05, 3.0)
     leaving: set[str] = field(default_factory=set)
     _retried: set[str] = field(default_factory=set)
     _boots: int = 0
@@ -63,7 +67,7 @@ class Controllers(Kubelets):
             self._later(0.05, 2.0, self._collect)
         terminating = "deletionTimestamp" in change.new["metadata"]
         if terminating and "deletionTimestamp" not in (was or change.new)["metadata"]:
-            self._later(0.05, 3.0, self._stop, uid)
+            self._later(*self.stop_seconds, self._stop, uid)
 
     # --- Garbage ---------------------------------------------------------------------------------
 
@@ -105,7 +109,7 @@ class Controllers(Kubelets):
                 "type": "PodScheduled",
                 "status": "False",
                 "reason": "Unschedulable",
-                "message": "0/3 nodes are available",
+                "message": "0/3 nodes are available: 3 Too many pods.",
             }
             status = {**pod["status"], "conditions": [no_node]}
             self.server.update("pods", pod, "scheduler", status=status)
@@ -117,6 +121,8 @@ class Controllers(Kubelets):
                 self._later(*self.autoscales, self._grow)
             return
         chosen = self.random.choice(fitting)
+        if self.prefers_empty:
+            chosen = min(fitting, key=self.load_of)
         status = with_condition({"phase": "Pending"}, "PodScheduled", True, self._now())
         self.server.update(
             "pods",
@@ -133,7 +139,11 @@ class Controllers(Kubelets):
 
     def _fits(self, pod: Object, name: str) -> bool:
         node = self.server.find("nodes", name)
-        if node is None or not is_true(node, "Ready"):
+        if node is None:
+            return False
+        tolerations = pod["spec"].get("tolerations") or ()
+        tolerates_all = any(not t.get("key") and t.get("operator") == "Exists" for t in tolerations)
+        if not tolerates_all and (not is_true(node, "Ready") or node["spec"].get("taints")):
             return False
         room = self.nodes[name].room
         if room is not None and self.load_of(name) >= room:
@@ -209,7 +219,7 @@ class Controllers(Kubelets):
     def _empty(self, name: str) -> None:
         if name in self.leaving:
             for pod in self._on(name):
-                self.server.delete("pods", pod, by="user")
+                self.disrupt(pod, "EvictionByEvictionAPI")
             self._later(5.0, 5.0, self._leave, name)
 
     def _leave(self, name: str) -> None:
@@ -223,7 +233,7 @@ class Controllers(Kubelets):
     def _forget_pods_of(self, name: str) -> None:
         if name not in self.nodes:
             for pod in self._on(name):
-                self.server.delete("pods", pod, by="node controller", grace=0)
+                self.disrupt(pod, "DeletionByPodGC", grace=0)
 
     def cordon(self, *names: str, cordoned: bool = True) -> None:
         """Cordon nodes, or end that; all there are unless named."""
@@ -245,6 +255,30 @@ class Controllers(Kubelets):
                 spec={**node["spec"], "unschedulable": cordoned},
                 status={**node["status"], "runtimeHandlers": handlers},
             )
+
+    def taint(self, name: str, *keys: str) -> None:
+        """Have a node have these taints, and no others."""
+        node = self.server.find("nodes", name)
+        if node is not None:
+            taints = [{"key": key, "effect": "NoSchedule"} for key in keys]
+            self.server.update("nodes", node, "user", spec={**node["spec"], "taints": taints})
+
+    def announce(self, name: str, condition: str, value: bool = True) -> None:
+        """Set a condition of a node."""
+        node = self.server.find("nodes", name)
+        if node is not None:
+            status = with_condition(node["status"], condition, value, self._now())
+            self.server.update("nodes", node, "user", status=status)
+
+    def upgrade(self, name: str, *handlers: str, **node_info: str) -> None:
+        """A node's kubelet or container runtime is replaced, or has these handlers, too."""
+        node = self.server.find("nodes", name)
+        assert node is not None
+        status = node["status"]
+        listed = [*status["runtimeHandlers"], *({"name": handler} for handler in handlers)]
+        info = {**status["nodeInfo"], **node_info}
+        status = {**status, "runtimeHandlers": listed, "nodeInfo": info}
+        self.server.update("nodes", node, "kubelet", status=status)
 
     def _set_ready(self, name: str, value: str) -> None:
         node = self.server.find("nodes", name)

@@ -4,11 +4,12 @@ import copy
 import itertools
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata
+from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Pod
 from sandboxpool.api.times import epoch
 from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
 from sandboxpool.kube.errors import ApiError
@@ -27,7 +28,7 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.placement import Placement
-from support.builders import NOW, facts, node, pod, pool, pool_body
+from support.builders import NOW, facts, node, pod, pod_body, pool, pool_body
 from support.lists import replace
 
 # --- Expectations --------------------------------------------------------------------------------
@@ -305,6 +306,54 @@ def test_each_pod_has_one_state(of_pod: Any, of_node: Any, state: State) -> None
         claimed=False,
     )
     assert found.state is state
+
+
+def test_what_was_put_on_a_bad_node_before_it_was_ready_is_known_until_it_leaves() -> None:
+    """A pod that became ready there says nothing any more of how it came to be there."""
+    good, bad = Ground(facts(), "runsc"), Ground(facts(unschedulable=True), "runsc")
+
+    def follow(*steps: tuple[Ground, bool]) -> list[tuple[bool, bool]]:
+        seen, former = [], None
+        for ground, ready in steps:
+            former = member_of(
+                pod(ready=ready),
+                ground=ground,
+                sandbox_event=None,
+                deleting=False,
+                claimed=False,
+                former=former,
+            )
+            seen.append((former.misplaced, former.taken_up))
+        return seen
+
+    assert [m for m, _ in follow((bad, False), (bad, True), (good, True))] == [True, True, False]
+    assert [m for m, _ in follow((good, False), (bad, True))] == [False, True]
+    assert [m for m, _ in follow((good, True), (bad, True), (bad, False))] == [False] * 3
+    assert [m for m, _ in follow((bad, True))] == [False], "nobody has seen how it came there"
+
+
+@pytest.mark.parametrize(
+    ("status", "taken_up"),
+    [
+        ({}, False),
+        ({"podIP": "10.0.0.1"}, True),
+        ({"containerStatuses": [{"name": "main"}]}, True),
+        ({"initContainerStatuses": [{"name": "first"}]}, True),
+    ],
+)
+def test_a_kubelet_that_has_begun_with_a_pod_says_something_of_it(
+    status: Any, taken_up: bool
+) -> None:
+    body = pod_body(ready=False)
+    body["status"] = {"phase": "Pending", **status}
+    found = member_of(
+        msgspec.convert(body, Pod),
+        ground=Ground(facts(ready=False), "runsc"),
+        sandbox_event=None,
+        deleting=False,
+        claimed=False,
+    )
+    assert found.taken_up is taken_up
 
 
 def test_what_we_asked_for_counts_before_it_is_seen() -> None:

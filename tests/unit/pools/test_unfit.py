@@ -1,5 +1,6 @@
 """What seems to be of no use, and what takes its place."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,9 +8,14 @@ import pytest
 from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import State
 from sandboxpool.pools.plan import PoolPlan
-from sandboxpool.pools.unfit import STUCK_SECONDS, UNREADY_GRACE_SECONDS
+from sandboxpool.pools.unfit import (
+    NOT_TAKEN_UP_SECONDS,
+    STUCK_SECONDS,
+    UNREADY_GRACE_SECONDS,
+)
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.verdict import Verdict
 from support.builders import facts, member, members, pool_input
 
@@ -118,9 +124,129 @@ def test_what_stands_on_a_cordoned_node_goes_within_the_budget() -> None:
     assert (plan.delete, plan.create) == ((), 1), "one waits, for an autoscaler to see"
 
 
+# --- Put where it cannot be handed out -----------------------------------------------------------
+
+CORDONED = facts("node-1", unschedulable=True)
+SILENT = facts("node-1", ready=False)
+NOWHERE = Verdict()
+
+
+def test_one_that_is_put_on_a_cordoned_node_goes_as_a_failure() -> None:
+    put = member("put", State.STRANDED, node=CORDONED, age=1.0, misplaced=True)
+    plan = decide(pool_input([put], replicas=1, verdict=SERVED))
+    (deletion,) = plan.delete
+    assert deletion.failed
+    assert plan.create == 0, "the next one waits for the delay that follows"
+    for word in ("cordoned", "operator: Exists"):
+        assert word in deletion.message
+    was_ready = member("was", State.STRANDED, node=CORDONED, age=LONG, was_ready=True)
+    (deletion,) = decide(pool_input([was_ready], replicas=1, verdict=SERVED)).delete
+    assert not deletion.failed
+
+
+def test_one_that_became_ready_there_goes_as_a_failure_too() -> None:
+    put = members(State.STRANDED, 2, node=CORDONED, ready=True, misplaced=True)
+    (deletion,) = decide(pool_input(put, replicas=1, verdict=NOWHERE)).delete
+    assert deletion.failed
+    moved = members(State.STRANDED, 2, node=CORDONED, ready=True)
+    (deletion,) = decide(pool_input(moved, replicas=1, verdict=NOWHERE)).delete
+    assert not deletion.failed
+
+
+@pytest.mark.parametrize(
+    ("age", "create", "gone"),
+    [(NOT_TAKEN_UP_SECONDS - 1.0, 0, []), (NOT_TAKEN_UP_SECONDS + 1.0, 0, ["stranded"])],
+)
+@pytest.mark.parametrize("verdict", [SERVED, NOWHERE])
+def test_what_a_silent_node_does_not_take_up_is_waited_for_and_then_a_failure(
+    verdict: Verdict, age: float, create: int, gone: list[str]
+) -> None:
+    put = member("put", State.STRANDED, node=SILENT, age=age, taken_up=False)
+    plan = decide(pool_input([put], replicas=1, verdict=verdict))
+    assert (plan.create, going(plan)) == (create, gone)
+    assert all(deletion.failed for deletion in plan.delete)
+    assert gone or plan.recheck is not None
+
+
+def test_what_a_node_had_taken_up_before_it_fell_silent_is_replaced_at_once() -> None:
+    lost = members(State.STRANDED, 30, node=SILENT, age=1.0)
+    plan = decide(pool_input(lost, replicas=30, verdict=SERVED, startup={"maxStarting": 5}))
+    assert (plan.create, plan.delete) == (5, ())
+
+
+@pytest.mark.parametrize("state", [State.STRANDED, State.STOPPING, State.COLD])
+def test_no_more_lie_on_silent_nodes_than_twice_what_may_start(state: State) -> None:
+    at_once = {"maxStarting": 2}
+    for count, held in ((3, None), (4, Reason.HELD_BY_LOST_NODES)):
+        lie = members(state, count, node=SILENT, age=30.0, taken_up=False, was_ready=False)
+        plan = decide(pool_input(lie, replicas=9, verdict=SERVED, startup=at_once, line=[True]))
+        assert (plan.held, plan.cold_held) == (held, held or Reason.MAX_STARTING_REACHED)
+        assert not held or plan.create == plan.cold == 0
+    had_run = members(state, 9, node=SILENT, age=30.0, ready=False, was_ready=False)
+    given = pool_input(had_run, replicas=20, verdict=SERVED, startup={"maxStarting": 20})
+    assert decide(given).create > 0
+
+
 # --- Ended ---------------------------------------------------------------------------------------
 
 
 def test_what_has_ended_takes_no_room() -> None:
     plan = decide(pool_input(members(State.ENDED, 4), replicas=2, maxSandboxes=4))
     assert (plan.target, plan.create) == (2, 2)
+
+
+# --- Ready, and without proof --------------------------------------------------------------------
+
+SILENT: dict[str, Any] = {
+    "node": facts("node-9"),
+    "isolation": Isolation.UNAVAILABLE,
+    "proof_wanted": True,
+    "evidence": "no room",
+}
+ONE_SILENT = replace(SERVED, unproven=("node-9",))
+
+
+def test_what_a_silent_node_keeps_from_claims_is_replaced_one_at_a_time() -> None:
+    unproven = members(State.UNPROVEN, 3, **SILENT)
+    warm = members(State.WARM, 3)
+    plan = decide(pool_input([*unproven, *warm], replicas=6, verdict=ONE_SILENT))
+    assert (plan.create, plan.delete) == (1, ())
+    plan = decide(pool_input([*unproven, *warm, member("next")], replicas=6, verdict=ONE_SILENT))
+    (deletion,) = plan.delete
+    assert deletion.member in unproven
+    assert (deletion.reason, deletion.failed) == (Reason.EVIDENCE_UNAVAILABLE, False)
+    assert "node-9" in deletion.message
+    assert "no room" in deletion.message
+
+
+@pytest.mark.parametrize("verdict", [SERVED, replace(SERVED, unproven=("node-8",))])
+def test_where_no_other_node_is_better_what_has_no_proof_stays(verdict: Verdict) -> None:
+    unproven = members(State.UNPROVEN, 6, **SILENT)
+    plan = decide(pool_input(unproven, replicas=6, verdict=verdict))
+    assert (plan.create, plan.delete) == (0, ())
+
+
+def test_one_that_gives_way_to_a_probe_goes_and_nothing_takes_its_place_yet() -> None:
+    unproven = members(State.UNPROVEN, 3, isolation=Isolation.UNAVAILABLE, proof_wanted=True)
+    warm = members(State.WARM, 2)
+    given = pool_input([*unproven, *warm], replicas=5)
+    way = frozenset({unproven[1].uid})
+    plan = decide(replace(given, giving_way=way))
+    assert [d.member for d in plan.delete] == [unproven[1]]
+    assert plan.create == 0
+    left = pool_input([unproven[0], unproven[2], *warm], replicas=5)
+    assert decide(replace(left, giving_way=way)).create == 0, "the place is the probe's"
+    assert decide(left).create == 1
+    # What waits for room would be quicker.
+    full = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available: 3 Too many pods.", heals=True)
+    pending = members(State.STARTING, 2, failure=full)
+    crowded = replace(pool_input([*unproven, *pending], replicas=6), giving_way=way)
+    plan = decide(crowded)
+    assert [d.member for d in plan.delete] == [unproven[1], *pending]
+    assert (plan.create, plan.held_back) == (0, True)
+    left = pool_input([unproven[0], unproven[2]], replicas=6)
+    assert decide(replace(left, giving_way=way, held_back=True)).create == 0
+    assert decide(left).create == 4
+    # It has its proof meanwhile.
+    proven = frozenset({warm[0].uid})
+    assert decide(replace(given, giving_way=proven)).delete == ()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,8 @@ FORMER = Path(__file__).resolve().parent / "former_crds"
 NAMESPACE = "upgrade"
 LONG = "n" * 60
 
-# What no CRD has ever let in: another type, a part that is missing, what is no count for /scale. The
-# API server cannot pass over these, so nothing of the sort may be added or tightened later.
+# What no CRD has ever let in: another type, a part that is missing, what is no count for /scale.
+# The API server cannot pass over these, so nothing of the sort may be added or tightened later.
 NEVER_THERE = frozenset(
     {
         "runtime class missing",
@@ -85,7 +84,8 @@ def takes(api: Api, body: Object) -> bool:
     try:
         api.create(body, dryRun="All", fieldValidation="Strict")
     except ApiError as error:
-        assert error.status in (400, 422), error
+        if error.status not in (400, 422):
+            raise
         return False
     return True
 
@@ -112,10 +112,9 @@ STARTUP = {"stages": {"ready": STAGE}, "windowSeconds": 3600}
 
 def of_the_former(api: Api) -> None:
     """Objects that were right before the last changes."""
-    long = {"poolName": LONG}
     for body in (
         named(POOL, LONG),
-        named(CLAIM, "of-long", **long),
+        named(CLAIM, "of-long", poolName=LONG),
         named(POOL, "off", isolationProof="Off", claims={"retainSeconds": 7}),
         named(POOL, "measured", update={"maxUnavailable": 3}),
     ):
@@ -149,7 +148,7 @@ def api(request: pytest.FixtureRequest) -> Iterator[Api]:
         eventually(
             lambda: (
                 not takes(upgraded, named(POOL, "x", isolationProof="Off"))
-                and not takes(upgraded, named(CLAIM, "x", **{"poolName": LONG}))
+                and not takes(upgraded, named(CLAIM, "x", poolName=LONG))
             ),
             message="the present CRDs are in force",
         )
@@ -194,7 +193,7 @@ def test_a_pool_whose_name_is_too_long_goes_on_and_no_other_is_made(api: Api) ->
 def test_a_claim_of_such_a_pool_goes_on_and_no_other_is_made(api: Api) -> None:
     goes_on(api, "SandboxClaim", "of-long", ttlSeconds=77)
     with pytest.raises(ApiError, match="poolName: Too long"):
-        api.create(named(CLAIM, "another", **{"poolName": LONG}))
+        api.create(named(CLAIM, "another", poolName=LONG))
 
 
 def test_a_pool_that_says_off_is_told_so_and_can_be_mended(api: Api) -> None:
@@ -213,8 +212,9 @@ def test_a_pool_that_says_off_is_told_so_and_can_be_mended(api: Api) -> None:
 
 def test_what_was_called_otherwise_is_dropped_and_refused_in_manifests(api: Api) -> None:
     claims = api.get("SandboxPool", "off")["spec"]["claims"]
-    assert claims == {"ttlSecondsAfterFinished": 3600}
-    with pytest.raises(ApiError, match='unknown field \\\\"spec.claims.retainSeconds'):
+    assert "retainSeconds" not in claims
+    assert claims["ttlSecondsAfterFinished"] == 3600
+    with pytest.raises(ApiError, match=r"unknown field .*spec\.claims\.retainSeconds"):
         api.create(named(POOL, "new", claims={"retainSeconds": 7}), fieldValidation="Strict")
 
 

@@ -256,7 +256,7 @@ def test_every_rule_knows_what_was_there_before(model: Any) -> None:
 
 
 def test_no_former_name_of_a_figure_blocks_a_status() -> None:
-    """In a status nothing is spared before Kubernetes 1.33, and figures go on from what is there."""
+    """In a status nothing is spared before Kubernetes 1.33, and a patch keeps what is there."""
     for model in (SandboxPool, SandboxRuntime):
         startup = root(model)["properties"]["status"]["properties"]["startup"]
         assert [path for path, schema in nodes(startup) if "required" in schema] == []

@@ -26,7 +26,7 @@ KUBECTL_SECONDS = 60.0
 
 
 def install_operator(kubeconfig: Path, values: Mapping[str, Any] | None = None) -> None:
-    """Build the image, load it, install or upgrade the release, and wait until it is ready.
+    """Build the images, load them, install or upgrade the release, and wait until it is ready.
 
     Args:
         kubeconfig: The cluster's; all rights are needed.
@@ -39,6 +39,7 @@ def install_operator(kubeconfig: Path, values: Mapping[str, Any] | None = None) 
     repository, _, tag = image.rpartition(":")
     chart_values = {
         "image": {"repository": repository, "tag": tag},
+        "probe": {"image": images.PROBE_IMAGE},
         "podAnnotations": {IMAGE_ANNOTATION: _content(image)},
         **(values or {}),
     }

@@ -36,6 +36,8 @@ POLL_SECONDS = 0.05
 # Between choosing a free port and listening on it, another process may take it.
 START_ATTEMPTS = 3
 ADMIN = "admin"
+# Services have addresses of the API server's own family; by whether that is IPv6.
+SERVICES = {False: "10.96.0.0/16", True: "fd00:10:96::/112"}
 
 
 def _free_port() -> int:
@@ -62,6 +64,8 @@ class ControlPlane:
         apiserver_args: Sequence[str] = (),
         etcd_args: Sequence[str] = (),
         ready_seconds: float = READY_SECONDS,
+        apiserver: str = "kube-apiserver",
+        address: str = "127.0.0.1",
     ) -> None:
         """Prepare a control plane; nothing runs before `start`.
 
@@ -70,6 +74,8 @@ class ControlPlane:
             apiserver_args: Further flags of kube-apiserver; a later flag wins.
             etcd_args: Further flags of etcd.
             ready_seconds: How long the start may take.
+            apiserver: Which binary: `kube-apiserver`, or `kube-apiserver-oldest`.
+            address: Loopback address of the API server; "::1" makes it one of IPv6 only.
         """
         self.url = ""
         self.admin_token = secrets.token_hex(16)
@@ -82,6 +88,8 @@ class ControlPlane:
         self._apiserver_args = list(apiserver_args)
         self._etcd_args = list(etcd_args)
         self._ready_seconds = ready_seconds
+        self._binary = apiserver
+        self._address = address
         self._etcd: subprocess.Popen[bytes] | None = None
         self._apiserver: subprocess.Popen[bytes] | None = None
         self._etcd_url = ""
@@ -110,7 +118,7 @@ class ControlPlane:
         if self._apiserver is not None:
             raise RuntimeError("this control plane has been started already")
         host.ensure_commands({"setpriv": "util-linux", "openssl": "openssl"})
-        binaries = builds.ensure(["etcd", "kube-apiserver"])
+        binaries = builds.ensure(["etcd", self._binary])
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 self._prepare()
@@ -156,15 +164,15 @@ class ControlPlane:
 
     def start_apiserver(self) -> None:
         """Start the API server that `stop_apiserver` stopped, and wait until it is ready."""
-        binary = builds.location("kube-apiserver")
+        binary = builds.location(self._binary)
         log = self.directory / "kube-apiserver.log"
         key = self.directory / "service-account.key"
         self._apiserver = process.spawn(
             [
                 str(binary),
                 f"--etcd-servers={self._etcd_url}",
-                "--bind-address=127.0.0.1",
-                "--advertise-address=127.0.0.1",
+                f"--bind-address={self._address}",
+                f"--advertise-address={self._address}",
                 f"--secure-port={self._port}",
                 f"--cert-dir={self.directory / 'certificates'}",
                 f"--token-auth-file={self.directory / 'tokens.csv'}",
@@ -172,7 +180,7 @@ class ControlPlane:
                 f"--service-account-key-file={key}",
                 f"--service-account-signing-key-file={key}",
                 "--service-account-issuer=https://kubernetes.default.svc",
-                "--service-cluster-ip-range=10.96.0.0/16",
+                f"--service-cluster-ip-range={SERVICES[':' in self._address]}",
                 "--endpoint-reconciler-type=none",
                 # Nobody creates the default service accounts that this plugin waits for.
                 "--disable-admission-plugins=ServiceAccount",
@@ -222,7 +230,8 @@ class ControlPlane:
     def _prepare(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="localcluster-controlplane-"))
         self._port = _free_port()
-        self.url = f"https://127.0.0.1:{self._port}"
+        host = f"[{self._address}]" if ":" in self._address else self._address
+        self.url = f"https://{host}:{self._port}"
         self.ca_file = self.directory / "certificates" / "apiserver.crt"
         lines = [
             f'{self._tokens[name]},{name},{name},"{",".join(groups)}"\n'

@@ -13,6 +13,7 @@ from localcluster import engine as engines
 from localcluster.engine import Engine
 
 OPERATOR_IMAGE = "localhost/sandboxpool:dev"
+PROBE_IMAGE = "localhost/sandboxpool-probe:dev"
 CONTENT_LABEL = "sandboxpool.io/content"
 LOAD_SECONDS = 300
 BUILD_SECONDS = 900
@@ -86,7 +87,9 @@ def load_sample_image() -> str:
 
 
 def build_operator_image() -> str:
-    """Build the operator's image, load it into all nodes, and return its tag.
+    """Build the operator's image and that of its probes, load both into all nodes.
+
+    Returns the operator's tag.
 
     Nothing is built when the inputs have not changed, and nothing loaded where it is already.
     """
@@ -95,10 +98,11 @@ def build_operator_image() -> str:
     inputs.append(paths.REPOSITORY / "operator")
     base = nodeimage.base_image(engine) if engine.owned else ""
     key = cache.digest(cache.tree_digest(inputs, base=paths.REPOSITORY), base)
-    if _content_of(engine, OPERATOR_IMAGE) != key:
+    if any(_content_of(engine, image) != key for image in (OPERATOR_IMAGE, PROBE_IMAGE)):
         with cache.lock(paths.state_dir() / "image.lock", timeout=BUILD_SECONDS):
             _build(engine, base, key)
     load_image(OPERATOR_IMAGE)
+    load_image(PROBE_IMAGE)
     return OPERATOR_IMAGE
 
 
@@ -110,7 +114,7 @@ def _content_of(engine: Engine, tag: str) -> str:
 def _build(engine: Engine, base: str, key: str) -> None:
     wheels = _wheels() if base else None
     with (
-        progress.step("build the operator's image") as step,
+        progress.step("build the operator's images") as step,
         tempfile.TemporaryDirectory(prefix="localcluster-image-") as scratch,
     ):
         context = Path(scratch)
@@ -125,11 +129,12 @@ def _build(engine: Engine, base: str, key: str) -> None:
             options = ["--network=none", "--build-arg", f"BASE={base}"]
             options += ["--build-arg", "PIP_NO_INDEX=1"]
         label = f"{CONTENT_LABEL}={key}"
-        engine.docker(
-            *("build", "-t", OPERATOR_IMAGE, "--label", label, *options, str(context)),
-            timeout=BUILD_SECONDS,
-            log=step.log,
-        )
+        for image, target in ((OPERATOR_IMAGE, ()), (PROBE_IMAGE, ("--target", "probe"))):
+            engine.docker(
+                *("build", "-t", image, "--label", label, *target, *options, str(context)),
+                timeout=BUILD_SECONDS,
+                log=step.log,
+            )
 
 
 def _wheels() -> Path:

@@ -2,10 +2,13 @@
 
 import asyncio
 import gc
+import logging
 import sys
 
 from sandboxpool import app, logs, settings
 from sandboxpool.kube.credentials import CredentialsError
+from sandboxpool.preflight import StartError
+from sandboxpool.web import ListenError
 
 # An API server reads no JSON that is nested more than 10,000 deep, and a pool's template may hold
 # whatever it reads. With Python's own limit, one such pool would make the list of all unreadable.
@@ -28,8 +31,9 @@ def main() -> int:
     gc.set_threshold(100_000, 50, 100)
     try:
         asyncio.run(app.run(configured))
-    except CredentialsError as error:
-        print(f"sandboxpool: {error}", file=sys.stderr)
+    except (CredentialsError, ListenError, StartError) as error:
+        # One line that says what to do, and no traceback.
+        logging.getLogger("sandboxpool").critical("the operator cannot start: %s", error)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -16,7 +16,7 @@ from typing import Any
 
 import kopf
 
-from sandboxpool import handlers, web
+from sandboxpool import handlers, preflight, web
 from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
 from sandboxpool.cache import Cluster
@@ -41,6 +41,7 @@ from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.listing import take_list
 from sandboxpool.metrics import ClusterCollector, Metrics
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
@@ -48,7 +49,7 @@ from sandboxpool.reactions import Queues, Reactions
 from sandboxpool.references import Reference
 from sandboxpool.runtimes.diagnosis import FAILED_CREATE_SANDBOX
 from sandboxpool.runtimes.issues import IssueBook
-from sandboxpool.runtimes.probe import LABEL_PROBE, ProbeImage
+from sandboxpool.runtimes.probe import LABEL_PROBE
 from sandboxpool.runtimes.store import RuntimeStore
 from sandboxpool.settings import Settings
 from sandboxpool.webauth import Reviewer
@@ -160,10 +161,8 @@ class Operator:
             wall=wall,
         )
         self._issues = IssueBook()
-        probe = ProbeImage(
-            settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets
-        )
         self._records = NodeRecords(self._client, settings.namespace, clock)
+        self._inquiry = Inquiry(self._client, lambda pod: self._reactions.told(pod))
         self._pool_reconciler = PoolReconciler(
             client=self._client,
             cluster=self._cluster,
@@ -176,7 +175,8 @@ class Operator:
             on_start_timeout=lambda pod: self._health.observe_timeout(pod),
             look_at=self._queues.pools.add,
             wake_claim=lambda claim: self._reactions.wake_claim(claim),
-            probe=probe,
+            inquiry=self._inquiry,
+            probe=settings.probe_image,
             guarded=settings.admission_policy,
             pods_age=lambda: self._pods.age(),
             wall=wall,
@@ -195,19 +195,24 @@ class Operator:
             cold=self._pool_reconciler,
             events=self._events,
             observer=self._metrics,
+            told=self._inquiry.told,
             wall=wall,
             clock=clock,
         )
         self._prober = Prober(
             client=self._client,
             namespace=settings.namespace,
-            image=probe,
+            image=settings.probe_image,
+            options=settings.probe_options,
             wishes=lambda: self._health.wishes(),
             nodes=self._cluster.nodes.get,
             classes=self._cluster.classes.get,
             sandbox_event=self._cluster.events.message,
+            inquiry=self._inquiry,
             on_taken=lambda wish: self._health.observe_wish(wish),
             on_result=lambda *result: self._health.observe_probe(*result),
+            make_room=lambda wish: self._health.make_room(wish),
+            on_stuck=lambda *stuck: self._health.observe_stuck(*stuck),
             wall=wall,
             seed=lambda: uuid.uuid4().hex,
         )
@@ -220,6 +225,7 @@ class Operator:
             claim_reconciler=self._claim_reconciler,
             health=lambda: self._health,
             prober=self._prober,
+            inquiry=self._inquiry,
             events=self._events,
             metrics=self._metrics,
             queues=self._queues,
@@ -470,6 +476,7 @@ class Operator:
             "pools": lambda: queues.pools.work(self._pool_reconciler.reconcile),
             "runtimes": lambda: queues.runtimes.work(self._runtime_reconciler.reconcile),
             "prober": self._prober.run,
+            "inquiry": self._inquiry.run,
             "records": self._records.run,
             "sweep": self._sweep,
             "kopf": self._kopf,
@@ -481,11 +488,18 @@ class Operator:
                 parts.create_task(self._survive(name, part))
 
     async def run(self) -> None:
-        """Run until a signal comes, or the lease is lost."""
+        """Run until a signal comes, or the lease is lost.
+
+        Raises:
+            ListenError: metrics or probes cannot be served.
+            StartError: the cluster lacks what cannot be done without.
+        """
         self._main = asyncio.current_task()
         self._take_signals()
         async with self._serving():
             with suppress(asyncio.CancelledError):
+                async with self._bare_client() as client:
+                    await preflight.check(client, self._settings)
                 await self.operate()
 
     @asynccontextmanager
@@ -497,8 +511,7 @@ class Operator:
             if settings.metrics_auth:
                 # A client of its own: one that stands by may ask too, and no renewal of the lease
                 # waits for whoever scrapes.
-                client = ApiClient(self._info, user_agent=USER_AGENT, observe=self._metrics.request)
-                reviewer = Reviewer(await doors.enter_async_context(client))
+                reviewer = Reviewer(await doors.enter_async_context(self._bare_client()))
             health = await web.serve_health(settings.health_host, settings.health_port, self._blind)
             doors.push_async_callback(health.close)
             metrics = await web.serve_metrics(
@@ -507,6 +520,10 @@ class Operator:
             doors.push_async_callback(metrics.close)
             doors.callback(self._exposition.close)
             yield
+
+    def _bare_client(self) -> ApiClient:
+        """One that needs no lease for its writes: what it asks is a POST, and changes nothing."""
+        return ApiClient(self._info, user_agent=USER_AGENT, observe=self._metrics.request)
 
     def _take_signals(self) -> None:
         """Let a signal end everything at once, so that the next leader need not wait."""

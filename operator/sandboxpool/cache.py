@@ -28,12 +28,13 @@ from sandboxpool.runtimes.evidence import (
 )
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.hints import Hints
-from sandboxpool.runtimes.nodes import NodeFacts, facts_of
+from sandboxpool.runtimes.nodes import NodeFacts, facts_of, runs_linux
 from sandboxpool.runtimes.placement import Mark, Placement, Taints, placement_of
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.quarantine import Quarantines
 from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
-from sandboxpool.runtimes.verdict import Tally, Verdict, stand
+from sandboxpool.runtimes.room import Room
+from sandboxpool.runtimes.verdict import Answer, Tally, Verdict, stand
 
 MAX_SANDBOX_EVENTS = 5000
 VIEW_REVIEW_CHANGES = 1000
@@ -120,6 +121,9 @@ class _View:
         self.placement = placement
         self.proof_wanted = proof_wanted
         self.tally = Tally()
+        # Where there is proof, if it is wanted, and where probes have had no answer for long.
+        self.proven: set[str] = set()
+        self.silent: set[str] = set()
         # A set that keeps an order.
         self.readers: dict[Reader, None] = {}
         self.read = True
@@ -157,10 +161,13 @@ class NodeIndex:
         return self._facts.get(name)
 
     def put(self, old: Node | None, new: Node | None) -> bool:
-        """Take in a change of one node; return whether anything that matters has changed."""
+        """Take in a change of one node; return whether anything that matters has changed.
+
+        A node that does not run Linux is none: nothing of ours can be there.
+        """
         name = (new or old).metadata.name  # type: ignore[union-attr]
         before = self._facts.get(name)
-        after = facts_of(new) if new is not None else None
+        after = facts_of(new) if new is not None and runs_linux(new) else None
         if before == after:
             return False
         if after is None:
@@ -184,17 +191,38 @@ class NodeIndex:
         return bool(changed)
 
     def _stand(self, view: _View, name: str) -> bool:
+        had_proof = bool(view.proven)
+        changed = self._stand_alone(view, name)
+        if bool(view.proven) != had_proof:
+            # Whether a silent node will do depends on whether another is better.
+            found = [self._stand_alone(view, silent) for silent in list(view.silent)]
+            changed = changed or any(found)
+        return changed
+
+    def _stand_alone(self, view: _View, name: str) -> bool:
         node = self._facts.get(name)
-        standing = None
+        standing, isolation, silent = None, None, False
         if node is not None:
-            seen = self._evidence.current(node, view.handler) if view.proof_wanted else None
+            if view.proof_wanted:
+                seen = self._evidence.current(node, view.handler)
+                isolation = seen.isolation if seen is not None else None
+                silent = self._evidence.is_silent(name, view.handler)
             standing = stand(
                 node,
                 view.handler,
                 view.placement,
                 quarantined=self._quarantines.is_open(name, view.handler),
-                not_isolating=seen is not None and seen.isolation is Isolation.NOT_PROVEN,
+                not_isolating=isolation is Isolation.NOT_PROVEN,
+                unproven=silent and bool(view.proven),
             )
+        proven = (
+            isolation is Isolation.PROVEN
+            and standing is not None
+            and standing.eligible
+            and standing.answer in (Answer.SERVING, Answer.UNKNOWN)
+        )
+        for names_of, holds in ((view.proven, proven), (view.silent, silent)):
+            (names_of.add if holds else names_of.discard)(name)
         return view.tally.put(name, standing)
 
     def verdict(
@@ -366,6 +394,7 @@ class Cluster:
         self.evidence = EvidenceBook(max_proof_age)
         self.hints = Hints()
         self.avoidance = Avoidance()
+        self.room = Room()
         self.nodes = NodeIndex(self.quarantines, self.evidence)
         self.events = SandboxEvents()
         self.classes: dict[str, Runtime] = {}
@@ -437,8 +466,9 @@ class Cluster:
     def grounds(self, proof: IsolationProof) -> Callable[[Pod], Ground]:
         """Return ``ground`` for many pods of one moment.
 
-        Pods of one node and handler share the answer, unless each has a proof of its own; and as
-        long as it stays the same it is the same object, which is quick to compare.
+        Pods of one node and handler share the answer, unless each has a proof of its own, or is
+        judged by its age; and as long as it stays the same it is the same object, which is quick
+        to compare.
         """
         shared: dict[tuple[str, str], Ground] = {}
         if len(self._grounds) > MAX_GROUNDS:
@@ -446,6 +476,8 @@ class Cluster:
             self._grounds.clear()
 
         def ground(pod: Pod) -> Ground:
+            if self.evidence.has_former(pod.spec.nodeName):
+                return self.ground(pod, proof)
             key = pod.spec.nodeName, pod.metadata.annotations.get(names.ANNOTATION_HANDLER, "")
             found = shared.get(key)
             if found is None:
@@ -465,16 +497,16 @@ class Cluster:
     ) -> Evidence | None:
         if proof is IsolationProof.NONE:
             return None
-        of_node = self.evidence.current(node, handler)
+        of_node = self.evidence.about(pod, node, handler)
         refuted = of_node is not None and of_node.isolation is Isolation.NOT_PROVEN
         if proof is not IsolationProof.PER_SANDBOX or refuted:
             return of_node
         own = judge_sandbox(pod, node, now=0.0)
         if own is None or own.isolation is not Isolation.PROVEN:
             return own
-        if self.evidence.is_controlled(node):
-            return own
-        control = self.evidence.current(node, CONTROL)
+        control = self.evidence.about(pod, node, CONTROL)
         if control is None:
             return None
+        if control.isolation is Isolation.NOT_PROVEN:
+            return own
         return no_evidence(node, own.class_uid, 0.0, uncontrolled(control))

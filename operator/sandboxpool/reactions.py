@@ -19,6 +19,7 @@ from sandboxpool.fleet.prober import Prober
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import Metrics
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.members import claim_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
@@ -69,6 +70,7 @@ class Reactions:
     # Each of the two tells the other.
     health: Callable[[], Health]
     prober: Prober
+    inquiry: Inquiry
     events: EventRecorder
     metrics: Metrics
     queues: Queues
@@ -101,7 +103,11 @@ class Reactions:
             if claim_uid_of(old) is None and self.allocator.is_held(old.metadata.uid):
                 self._wake_claims_bound_to(old.metadata.uid)
             self.allocator.release(old.metadata.uid)
+            self.claim_reconciler.pod_gone(old)
             self.cluster.events.forget(old)
+        if new is None or (new.ready and (old is None or not old.ready)):
+            # There is nothing to be asked about any more.
+            self.inquiry.forget(new or old)  # type: ignore[arg-type]
         for state in (old, new):
             if state is not None:
                 self._wake_owner(state)
@@ -146,6 +152,16 @@ class Reactions:
         self.pool_reconciler.stir(pool.uid, pod.metadata.uid)
         if is_news:
             self.queues.pools.add(pool.key)
+            self._wake_owner(pod)
+
+    def told(self, pod: Pod) -> None:
+        """What a pod's events say was read."""
+        pool = self.pools.of(pod)
+        if pool is None:
+            return
+        self.pool_reconciler.stir(pool.uid, pod.metadata.uid)
+        self.queues.pools.add(pool.key)
+        self._wake_owner(pod)
 
     def claim(self, old: Claim | None, new: Claim | None) -> None:
         """A claim has changed."""
@@ -244,6 +260,12 @@ class Reactions:
     def probed(self, handler: str, outcome: str) -> None:
         """A probe has ended; of no handler, if it was a positive control."""
         self.metrics.probed(handler, outcome)
+
+    def room_changed(self, pool_uid: str) -> None:
+        """A sandbox of the pool is to give way to a probe, or its place is the pool's again."""
+        pool = self.pools.by_uid(pool_uid)
+        if pool is not None:
+            self.queues.pools.add(pool.key)
 
     # --- Small things ----------------------------------------------------------------------------
 

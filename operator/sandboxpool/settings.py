@@ -3,8 +3,19 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
+
+from sandboxpool.api import names
 from sandboxpool.kube.lease import LeaseTimes
+from sandboxpool.runtimes.probe import (
+    RESOURCES,
+    SECURITY_CONTEXT,
+    TOLERATIONS,
+    ProbeImage,
+    ProbeOptions,
+)
 
 
 class SettingsError(Exception):
@@ -52,12 +63,15 @@ class Settings:
     """Whether nodes get labels and conditions that say what is known of their runtimes
     (SANDBOXPOOL_PUBLISH_ON_NODES, true or false)."""
 
-    probe_image: str = ""
-    """Image whose /bin/sh proves isolation; empty: there is no evidence
-    (SANDBOXPOOL_PROBE_IMAGE)."""
+    probe_image: ProbeImage = field(default_factory=ProbeImage)
+    """Image whose /bin/sh proves isolation (SANDBOXPOOL_PROBE_IMAGE), how it is pulled
+    (SANDBOXPOOL_PROBE_PULL_POLICY: Always, IfNotPresent or Never; SANDBOXPOOL_PROBE_PULL_SECRETS:
+    names of secrets of our own namespace, separated by commas), and the security context of the
+    containers that run it (`securityContext` in SANDBOXPOOL_PROBE)."""
 
-    probe_pull_policy: str = "IfNotPresent"
-    """Always, IfNotPresent or Never (SANDBOXPOOL_PROBE_PULL_POLICY)."""
+    probe_options: ProbeOptions = field(default_factory=ProbeOptions)
+    """What else probe pods have (SANDBOXPOOL_PROBE: a JSON object with any of labels, annotations,
+    resources, tolerations, priorityClassName and podSecurityContext, each as in a pod)."""
 
     proof_max_age: int = 86_400
     """Seconds after which a proof of isolation is none any more; it is asked for again before
@@ -66,10 +80,6 @@ class Settings:
     admission_policy: bool = False
     """Whether the chart's admission policy for pods was installed with the operator
     (SANDBOXPOOL_ADMISSION_POLICY, true or false)."""
-
-    probe_pull_secrets: tuple[str, ...] = ()
-    """Secrets of our own namespace for pulling the probe image
-    (SANDBOXPOOL_PROBE_PULL_SECRETS, names separated by commas)."""
 
     lease: LeaseTimes = field(default_factory=LeaseTimes)
     """How long the lease of the leader lasts, in seconds (SANDBOXPOOL_LEASE: duration, renew
@@ -92,15 +102,16 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     level = environ.get("SANDBOXPOOL_LOG_LEVEL", default.log_level).upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingsError(f"SANDBOXPOOL_LOG_LEVEL={level}: use DEBUG, INFO, WARNING or ERROR")
-    pull_policy = environ.get("SANDBOXPOOL_PROBE_PULL_POLICY", default.probe_pull_policy)
-    if pull_policy not in ("Always", "IfNotPresent", "Never"):
+    namespace = environ.get("SANDBOXPOOL_NAMESPACE", default.namespace).strip()
+    if not namespace:
         raise SettingsError(
-            f"SANDBOXPOOL_PROBE_PULL_POLICY={pull_policy}: use Always, IfNotPresent or Never"
+            "SANDBOXPOOL_NAMESPACE is empty: name the namespace that the operator lives in, in "
+            "which its Lease and its probe pods are"
         )
-    secrets = environ.get("SANDBOXPOOL_PROBE_PULL_SECRETS", "").split(",")
+    image, options = _probe(environ)
     lease = environ.get("SANDBOXPOOL_LEASE")
     return Settings(
-        namespace=environ.get("SANDBOXPOOL_NAMESPACE", default.namespace),
+        namespace=namespace,
         host=host,
         port=port,
         health_host=health_host,
@@ -120,8 +131,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             1000,
         ),
         publish_on_nodes=_flag("SANDBOXPOOL_PUBLISH_ON_NODES", environ),
-        probe_image=environ.get("SANDBOXPOOL_PROBE_IMAGE", default.probe_image).strip(),
-        probe_pull_policy=pull_policy,
+        probe_image=image,
+        probe_options=options,
         proof_max_age=_number(
             "SANDBOXPOOL_PROOF_MAX_AGE",
             environ.get("SANDBOXPOOL_PROOF_MAX_AGE", str(default.proof_max_age)),
@@ -129,9 +140,68 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             366 * 86_400,
         ),
         admission_policy=_flag("SANDBOXPOOL_ADMISSION_POLICY", environ),
-        probe_pull_secrets=tuple(name.strip() for name in secrets if name.strip()),
         lease=_lease(lease) if lease is not None else default.lease,
     )
+
+
+class _Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """SANDBOXPOOL_PROBE as it is written; its names are those of a pod."""
+
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    resources: dict[str, Any] = msgspec.field(default_factory=lambda: dict(RESOURCES))
+    tolerations: list[dict[str, Any]] = msgspec.field(
+        default_factory=lambda: [dict(toleration) for toleration in TOLERATIONS]
+    )
+    priorityClassName: str = ""
+    podSecurityContext: dict[str, Any] = {}
+    securityContext: dict[str, Any] = msgspec.field(default_factory=lambda: dict(SECURITY_CONTEXT))
+
+
+def _probe(environ: Mapping[str, str]) -> tuple[ProbeImage, ProbeOptions]:
+    name = environ.get("SANDBOXPOOL_PROBE_IMAGE", "").strip()
+    if not name:
+        raise SettingsError(
+            "SANDBOXPOOL_PROBE_IMAGE is empty: without probes no isolation is proven and no node "
+            "comes out of quarantine; name an image with /bin/sh, such as the operator's own "
+            "(Helm: probe.image)"
+        )
+    pull_policy = environ.get("SANDBOXPOOL_PROBE_PULL_POLICY", ProbeImage().pull_policy)
+    if pull_policy not in ("Always", "IfNotPresent", "Never"):
+        raise SettingsError(
+            f"SANDBOXPOOL_PROBE_PULL_POLICY={pull_policy}: use Always, IfNotPresent or Never"
+        )
+    secrets = environ.get("SANDBOXPOOL_PROBE_PULL_SECRETS", "").split(",")
+    try:
+        given = msgspec.json.decode(environ.get("SANDBOXPOOL_PROBE", "{}"), type=_Probe)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise SettingsError(
+            f"SANDBOXPOOL_PROBE (Helm: probe): {error}; use a JSON object with any of "
+            f"{', '.join(_Probe.__struct_fields__)}, each as in a pod"
+        ) from error
+    for field_name, mapping in (("labels", given.labels), ("annotations", given.annotations)):
+        for key in mapping:
+            prefix = key.partition("/")[0]
+            if prefix == names.GROUP or prefix.endswith(f".{names.GROUP}"):
+                raise SettingsError(
+                    f"SANDBOXPOOL_PROBE (Helm: probe.{field_name}): {field_name} has {key!r}, and "
+                    f"keys of {names.GROUP} are the operator's own; leave it out"
+                )
+    image = ProbeImage(
+        name,
+        pull_policy,
+        tuple(secret.strip() for secret in secrets if secret.strip()),
+        given.securityContext,
+    )
+    options = ProbeOptions(
+        labels=given.labels,
+        annotations=given.annotations,
+        resources=given.resources,
+        tolerations=tuple(given.tolerations),
+        priority_class=given.priorityClassName,
+        security_context=given.podSecurityContext,
+    )
+    return image, options
 
 
 def _lease(text: str) -> LeaseTimes:

@@ -6,6 +6,8 @@ answer costs does not grow with those who ask.
 """
 
 import asyncio
+import errno
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -53,6 +55,10 @@ HEALTH_LIMITS = Limits(connections=64, seconds=5.0, drop_oldest=True, backlog=64
 _BUSY = b"%d requests are in progress, which is the most that are served at a time; try again\n"
 
 
+class ListenError(Exception):
+    """An address cannot be listened on; the message names it and says why."""
+
+
 class Door:
     """One listening port and its connections."""
 
@@ -71,11 +77,31 @@ class Door:
         return [listener.getsockname()[:2] for listener in self._listening.sockets]
 
     async def listen(self, host: str | None, port: int) -> "Door":
-        """Begin to listen, on all addresses of all families when no host is given."""
+        """Begin to listen, on all addresses of all families when no host is given.
+
+        Raises:
+            ListenError: it is in use, or none of this machine's.
+        """
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(
-            lambda: _Connection(self, self._http, loop), host, port, backlog=self.limits.backlog
-        )
+
+        def connection() -> asyncio.Protocol:
+            return _Connection(self, self._http, loop)
+
+        backlog = self.limits.backlog
+        try:
+            if host is None:
+                listener = _on_all_families(port)
+                self._listening = await loop.create_server(
+                    connection, sock=listener, backlog=backlog
+                )
+            else:
+                self._listening = await loop.create_server(connection, host, port, backlog=backlog)
+        except OSError as error:
+            where = "all addresses" if host is None else host
+            raise ListenError(
+                f"cannot listen on port {port} of {where}: {error}; set SANDBOXPOOL_LISTEN and "
+                "SANDBOXPOOL_HEALTH_LISTEN (Helm: port, healthPort) to what is free"
+            ) from error
         return self
 
     async def close(self) -> None:
@@ -85,6 +111,21 @@ class Door:
         for transport in list(self.refused):
             transport.close()
         await self._http.shutdown(CLOSE_SECONDS)
+
+
+def _on_all_families(port: int) -> socket.socket:
+    """One socket for IPv6 and IPv4; for IPv4 alone where the kernel has no IPv6.
+
+    The kubelet probes the pod's primary address, whose family the cluster decides.
+    """
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:
+            # Compiled in, and switched off by sysctl.
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return socket.create_server(("0.0.0.0", port))  # noqa: S104 - on purpose, see above
 
 
 class _Connection(web.RequestHandler):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from localcluster import nodes
 from sandboxpool.api import names
 from support import Api, consistently, eventually
+from support.deployed import DeployedOperator
 from support.history import PodHistory
 from support.realnodes import (
     GVISOR_NODES,
+    WITH_GVISOR,
     WITHOUT_GVISOR,
     cordon,
     pool,
@@ -18,6 +22,8 @@ from support.realnodes import (
     template,
 )
 from support.sandboxes import claim_pod, live_pods, pool_says, pool_status
+
+Object = dict[str, Any]
 
 pytestmark = pytest.mark.usefixtures("nodes_restored")
 
@@ -58,6 +64,42 @@ def test_a_handler_that_a_node_gets_is_seen_and_used(api: Api, history: PodHisto
     pool_says(api, "NodesServing", "True", "HandlerServed", timeout=60)
     pool_status(api, warm=2, timeout=60)
     assert history.nodes() == {WITHOUT_GVISOR}
+    for pod in live_pods(api):
+        assert "gvisor" in proc_version(pod)
+
+
+def milli(cpu: str) -> int:
+    return int(cpu[:-1]) if cpu.endswith("m") else 1000 * int(cpu)
+
+
+def fill_with(api: Api, node: str, count: int) -> Object:
+    """A template of sandboxes of which so many leave a node no room for a probe."""
+    free = milli(api.get("Node", node)["status"]["allocatable"]["cpu"])
+    for pod in api.list("Pod", everywhere=True, fieldSelector=f"spec.nodeName={node}"):
+        for container in pod["spec"]["containers"]:
+            free -= milli(container.get("resources", {}).get("requests", {}).get("cpu", "0"))
+    filling = template(nodeSelector={names.HOSTNAME_LABEL: node})
+    filling["spec"]["containers"][0]["resources"] = {"requests": {"cpu": f"{free // count}m"}}
+    return filling
+
+
+def test_one_more_handler_on_a_full_node_costs_nothing_and_the_next_get_their_proof(
+    api: Api, deployed: DeployedOperator
+) -> None:
+    api.create(pool(replicas=3, pod=fill_with(api, WITH_GVISOR, 3)))
+    pool_status(api, warm=3, timeout=90)
+    # Nothing is known of the node: one gives way to the probe that asks, the others ran before.
+    deployed.forget()
+    pool_status(api, warm=3, unproven=0, timeout=150)
+    nodes.set_handlers(WITH_GVISOR, add=["kata-qemu"])
+    consistently(
+        lambda: api.get("SandboxPool", "pool")["status"]["warm"] >= 2,
+        seconds=5,
+        message="what was started before the proof keeps it",
+    )
+    assert claim_pod(api)["status"]["nodeName"] == WITH_GVISOR
+    api.delete("SandboxClaim", "claim")
+    pool_status(api, warm=3, unproven=0, timeout=150)
     for pod in live_pods(api):
         assert "gvisor" in proc_version(pod)
 

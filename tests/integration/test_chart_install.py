@@ -1,25 +1,23 @@
 """The chart installed by Helm on a real API server: what RBAC and admission make of it."""
 
 import json
-import os
 import ssl
-import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from crdgen.__main__ import REPOSITORY
-from localcluster import tools
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
 from sandboxpool.kube import lease
+from sandboxpool.runtimes.probe import build_probe
+from sandboxpool.settings import load
+from support import chart
+from support.builders import facts
 
-CHART = REPOSITORY / "charts" / "sandboxpool"
-RELEASE = "sandboxpool"
+RELEASE = chart.RELEASE
 NAMESPACE = "chart-install"
 SOMEWHERE = "default"
 
@@ -29,34 +27,9 @@ def installed(
     control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ControlPlane]:
     """Install the chart in a namespace that admits restricted pods only."""
-    home: Path = tmp_path_factory.mktemp("helm")
-    environment = {
-        **os.environ,
-        "KUBECONFIG": str(control_plane.kubeconfig),
-        "HELM_CACHE_HOME": str(home / "cache"),
-        "HELM_CONFIG_HOME": str(home / "config"),
-        "HELM_DATA_HOME": str(home / "data"),
-    }
-
-    def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(tools.path("helm")), *arguments, "--namespace", NAMESPACE],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-            env=environment,
-        )
-
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    metadata = {"name": NAMESPACE, "labels": labels}
-    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
-    control_plane.request("POST", "/api/v1/namespaces", body)
-    answer = helm("install", RELEASE, str(CHART), "--set", "apiPriority.enabled=true")
-    assert answer.returncode == 0, answer.stderr
-    yield control_plane
-    answer = helm("uninstall", RELEASE)
-    assert answer.returncode == 0, answer.stderr
+    home = tmp_path_factory.mktemp("helm")
+    with chart.installed(control_plane, home, NAMESPACE, "apiPriority.enabled=true"):
+        yield control_plane
 
 
 def allowed(
@@ -107,7 +80,6 @@ GROUP = names.GROUP
         ("watch", "", "nodes"),
         ("watch", "node.k8s.io", "runtimeclasses"),
         ("create", "", "events"),
-        ("list", "", "namespaces"),
     ],
 )
 def test_the_operator_may(installed: ControlPlane, verb: str, group: str, resource: str) -> None:
@@ -118,6 +90,9 @@ def test_the_operator_may(installed: ControlPlane, verb: str, group: str, resour
     ("verb", "group", "resource"),
     [
         ("get", "", "secrets"),
+        ("list", "", "namespaces"),
+        ("get", "", "nodes"),
+        ("update", GROUP, "sandboxpools/status"),
         ("get", "", "configmaps"),
         ("create", "", "pods/exec"),
         ("get", "", "pods/log"),
@@ -248,15 +223,27 @@ def test_pool_editors_and_claim_editors_differ(
         installed.request("DELETE", f"{path}/{role}")
 
 
-def test_a_restricted_namespace_admits_the_pod(installed: ControlPlane) -> None:
+def deployed(plane: ControlPlane) -> dict[str, Any]:
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{RELEASE}"
-    template = installed.request("GET", path)["spec"]["template"]
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {**template["metadata"], "name": "probe"},
-        "spec": template["spec"],
-    }
+    template = plane.request("GET", path)["spec"]["template"]
+    metadata = {**template["metadata"], "name": "operator"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+def probe(plane: ControlPlane) -> dict[str, Any]:
+    """A positive control as the operator that is deployed there would make it."""
+    (container,) = deployed(plane)["spec"]["containers"]
+    settings = load({e["name"]: e["value"] for e in container["env"] if "value" in e})
+    return build_probe(
+        "probe", NAMESPACE, facts(), None, settings.probe_image, settings.probe_options
+    )
+
+
+@pytest.mark.parametrize("body", [deployed, probe])
+def test_a_restricted_namespace_admits_the_pods(
+    installed: ControlPlane, body: Callable[[ControlPlane], dict[str, Any]]
+) -> None:
+    pod = body(installed)
     pods = f"/api/v1/namespaces/{NAMESPACE}/pods?dryRun=All&fieldValidation=Strict"
     installed.request("POST", pods, pod)
     pod["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True

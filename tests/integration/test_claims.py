@@ -180,7 +180,7 @@ def test_a_claim_whose_pod_is_deleted_is_lost_and_not_given_another(
     claim = claim_pod(api)
     api.delete("Pod", claim["status"]["podName"])
     lost = phase(api, "Lost")
-    assert bound_reason(lost) == "PodLost"
+    assert bound_reason(lost) == "PodDeleted"
     assert lost["status"]["podName"] == claim["status"]["podName"]
     consistently(lambda: api.get("SandboxClaim", "claim")["status"]["phase"] == "Lost")
 
@@ -192,8 +192,39 @@ def test_a_claim_whose_pod_ends_is_lost_with_the_cause(
     name = claim_pod(api)["status"]["podName"]
     nodes.kill_container(api.get("Pod", name)["metadata"]["namespace"], name, reason="OOMKilled")
     lost = phase(api, "Lost")
-    assert "OOMKilled" in condition(lost, "Bound")["message"]  # type: ignore[index]
+    assert bound_reason(lost) == "OOMKilled"
     assert api.get("Pod", name), "a lost claim's pod is kept for its logs"
+
+
+def test_a_claim_whose_pod_is_evicted_is_lost_and_says_so(api: Api, operator: Operator) -> None:
+    warm_pool(api)
+    claim = claim_pod(api)
+    name, namespace = claim["status"]["podName"], claim["metadata"]["namespace"]
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": name, "namespace": namespace},
+    }
+    api.raw("POST", f"/api/v1/namespaces/{namespace}/pods/{name}/eviction", eviction)
+    lost = phase(api, "Lost")
+    assert bound_reason(lost) == "EvictionByEvictionAPI"
+    message = condition(lost, "Bound")["message"]  # type: ignore[index]
+    assert "claims.disruption: Protect" in message
+    assert operator.metric("sandboxpool_claims_total", result="EvictionByEvictionAPI") == 1
+    eventually(lambda: api.events_for(lost, "EvictionByEvictionAPI"), message="an event")
+
+
+def test_a_claim_whose_pod_went_while_nobody_watched_does_not_guess(
+    api: Api, operator: Operator
+) -> None:
+    warm_pool(api)
+    name = claim_pod(api)["status"]["podName"]
+    operator.terminate()
+    api.delete("Pod", name, gracePeriodSeconds=0)
+    operator.start()
+    lost = phase(api, "Lost")
+    assert bound_reason(lost) == "PodLost"
+    assert "the cause is not known" in condition(lost, "Bound")["message"]  # type: ignore[index]
 
 
 def test_a_claimed_pod_that_lost_its_labels_is_still_the_claims(

@@ -234,6 +234,31 @@ def test_a_node_is_probed_again_when_what_was_proven_may_have_changed(
     )
 
 
+def test_one_more_handler_on_a_full_node_costs_nothing_and_the_next_get_their_proof(
+    api: Api, operator: Operator, nodes: FakeNodes
+) -> None:
+    """Ten sandboxes fill a node; the probe pod that waits for its image takes the tenth's room."""
+    nodes.lack_image(objects.PROBE_IMAGE)
+    gvisor_class(api)
+    template = objects.large_template(nodeSelector={names.HOSTNAME_LABEL: "gvisor-0"})
+    api.create(objects.pool(replicas=10, template=template, isolationProof="PerNode"))
+    pool_status(api, unproven=9, timeout=30)
+    nodes.lack_image(objects.PROBE_IMAGE, missing=False)
+    pool_status(api, warm=10, timeout=60)
+
+    nodes.set_handlers("gvisor-0", {"runc", "runsc", "crun"})
+    consistently(
+        lambda: api.get("SandboxPool", "pool")["status"]["warm"] >= 9,
+        seconds=3,
+        message="what was started before the proof keeps it",
+    )
+    assert OWN_KERNEL in claim_pod(api)["status"]["runtime"]["evidence"]
+    api.delete("SandboxClaim", "claim")
+    # Those that are started now wait for their proof, and one of them gives way to its probe.
+    pool_status(api, warm=10, unproven=0, timeout=90)
+    pool_says(api, "IsolationProven", "True", "IsolationProven")
+
+
 def test_a_crash_keeps_quarantine_and_evidence_and_probes_nothing_anew(
     api: Api, operator: Operator, nodes: FakeNodes, control_plane: ControlPlane, namespace: str
 ) -> None:

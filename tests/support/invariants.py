@@ -198,8 +198,10 @@ def other_runtimes(seen: Snapshot) -> list[str]:
             if uid in claims:
                 claim = claims[uid]
                 wanted["its claim"] = claim["spec"].get("runtimeClassName")
-                told = claim.get("status", {}).get("runtime", {})
-                wanted["the claim's status"] = told.get("className")
+                status = claim.get("status", {})
+                if status.get("podUID") == pod["metadata"]["uid"]:
+                    # Another one that was made for it may still be on its way out.
+                    wanted["the claim's status"] = status.get("runtime", {}).get("className")
             wrong += [
                 f"pod {full_name(pod)} of claim uid {uid} has class {given!r}, "
                 f"but {who} says {name!r}"

@@ -140,7 +140,7 @@ class ScriptedApi(ApiClient):
     def _carry_out(self, call: Call, content_type: str) -> Object:
         match call.method:
             case "GET":
-                return self._existing(call.path)
+                return self._list(call.path) or self._existing(call.path)
             case "POST":
                 return self._create(call)
             case "DELETE":
@@ -148,6 +148,12 @@ class ScriptedApi(ApiClient):
         if content_type == MERGE_PATCH:
             return self._merge(call)
         return self._status(call)
+
+    def _list(self, path: str) -> Object | None:
+        """A whole collection, whatever is selected; None if the path is that of an object."""
+        if not path.endswith("/pods"):
+            return None
+        return {"items": [obj for at, obj in self.objects.items() if at.startswith(f"{path}/")]}
 
     def _existing(self, path: str) -> Object:
         if path not in self.objects:

@@ -223,6 +223,7 @@ def test_a_runtime_has_no_namespace_and_reads_back_the_same() -> None:
             "unknown": 0,
             "quarantined": 1,
             "notIsolating": 0,
+            "unproven": 0,
         },
         "servingOfEligible": "1/3",
         "issues": [

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ import yaml
 
 from crdgen.__main__ import REPOSITORY
 from localcluster import builds, tools
+from sandboxpool import preflight
 from sandboxpool.api import names
 from sandboxpool.kube import lease
+from sandboxpool.rights import RIGHTS
+from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
 from sandboxpool.settings import Settings, load
+from support.builders import facts, runtime
+from support.chart import granted
 
 CHART = REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"
@@ -113,22 +119,21 @@ def test_the_package_holds_the_crds(helm: Helm, tmp_path: Path) -> None:
     assert sorted(shown, key=key) == sorted(checked_in, key=key)
 
 
-def test_the_operator_may_do_no_more_than_it_needs(render: Render) -> None:
-    role = only(render(), "ClusterRole", RELEASE)
-    group = names.GROUP
-    assert rights(role) == {
-        *grant(f"{group}/sandboxpools", "get list watch"),
-        *grant(f"{group}/sandboxclaims", "get list watch delete"),
-        *grant(f"{group}/sandboxpools/status", "get patch update"),
-        *grant(f"{group}/sandboxclaims/status", "get patch update"),
-        *grant(f"{group}/sandboxruntimes", "get list watch create patch update delete"),
-        *grant(f"{group}/sandboxruntimes/status", "get patch update"),
-        *grant("pods", "get list watch create patch delete"),
-        *grant("nodes", "get list watch"),
-        *grant("events", "get list watch create patch"),
-        *grant("namespaces", "get list watch"),
-        *grant("node.k8s.io/runtimeclasses", "get list watch"),
-    }
+@pytest.mark.parametrize("purpose", ["", "publish_on_nodes", "metrics_auth"])
+def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(
+    render: Render, purpose: str
+) -> None:
+    """What it asks for is compared with what it sends on a real API server."""
+    values = {
+        "": (),
+        "publish_on_nodes": ("--set", "publishOnNodes=true"),
+        "metrics_auth": ("--set", "metrics.authentication=true"),
+    }[purpose]
+    wanted = {replace(r, purpose="") for r in RIGHTS if r.purpose in ("", purpose)}
+    manifests = render(*values)
+    found = granted(only(manifests, "ClusterRole", RELEASE)["rules"], own=False)
+    found |= granted(only(manifests, "Role")["rules"], own=True)
+    assert (found - wanted, wanted - found) == (set(), set())
 
 
 def test_nodes_are_written_only_where_that_is_wanted(render: Render) -> None:
@@ -141,23 +146,6 @@ def test_nodes_are_written_only_where_that_is_wanted(render: Render) -> None:
         container = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
         env = {variable["name"]: variable.get("value") for variable in container["env"]}
         assert env["SANDBOXPOOL_PUBLISH_ON_NODES"] == value
-
-
-def test_in_its_own_namespace_it_probes_and_remembers(render: Render) -> None:
-    role = only(render(), "Role")
-    assert role["metadata"]["namespace"] == NAMESPACE
-    assert rights(role) == {
-        *grant("pods", "get list watch create delete"),
-        *grant("configmaps", "get create patch"),
-        *grant("coordination.k8s.io/leases", "get watch patch create"),
-    }
-
-
-def test_of_leases_only_the_operators_own_may_be_read_and_written(render: Render) -> None:
-    rules = [r for r in only(render(), "Role")["rules"] if r["resources"] == ["leases"]]
-    # RBAC cannot restrict a create to a name.
-    assert {verb for r in rules if "resourceNames" not in r for verb in r["verbs"]} == {"create"}
-    assert [r["resourceNames"] for r in rules if "resourceNames" in r] == [[lease.NAME]]
 
 
 @pytest.mark.parametrize("scope", ["Cluster", ""])
@@ -259,18 +247,117 @@ def test_the_claim_path_has_a_queue_of_its_own_where_that_is_wanted(render: Rend
     assert claims == {"pods", f"{names.GROUP}/sandboxclaims/status"}
 
 
-def test_the_pod_is_restricted(render: Render) -> None:
-    pod = only(render(), "Deployment")["spec"]["template"]["spec"]
+def probe_of(settings: Settings) -> Manifest:
+    return build_probe(
+        "probe", NAMESPACE, facts(), runtime(), settings.probe_image, settings.probe_options
+    )
+
+
+# What OpenShift's SCC restricted-v2 lets a pod have, as far as it can be said without a namespace,
+# whose annotations say the uids, groups and SELinux levels: so nothing may name one.
+VOLUMES = {
+    *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim"),
+    *("projected", "secret"),
+}
+CHOSEN_BY_OPENSHIFT = {
+    *("runAsUser", "runAsGroup", "fsGroup", "supplementalGroups", "seLinuxOptions"),
+}
+OF_NO_ONE = {"hostNetwork", "hostPID", "hostIPC", "hostUsers", "shareProcessNamespace"}
+
+
+@pytest.mark.parametrize("which", ["operator", "probe"])
+def test_openshifts_restricted_scc_admits_the_pods(render: Render, which: str) -> None:
+    manifests = render()
+    pod = (
+        only(manifests, "Deployment")["spec"]["template"]["spec"]
+        if which == "operator"
+        else probe_of(settings_of(manifests))["spec"]
+    )
+    assert not OF_NO_ONE & pod.keys()
+    for volume in pod.get("volumes", []):
+        assert volume.keys() - {"name"} <= VOLUMES
+    of_pod = pod.get("securityContext", {})
     (container,) = pod["containers"]
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
+    of_container = container["securityContext"]
+    for context in (of_pod, of_container):
+        assert not CHOSEN_BY_OPENSHIFT & context.keys()
+        assert context.get("seccompProfile", {"type": "RuntimeDefault"}) == {
+            "type": "RuntimeDefault"
+        }
+    assert of_container["capabilities"] == {"drop": ["ALL"]}
+    assert of_container["allowPrivilegeEscalation"] is False
+    assert {**of_pod, **of_container}["runAsNonRoot"] is True
+    assert not any("hostPort" in port for port in container.get("ports", []))
+
+
+def test_the_security_contexts_can_be_chosen(render: Render) -> None:
+    user = ("podSecurityContext.runAsUser=1000680000", "securityContext.runAsGroup=0")
+    manifests = render(
+        *(word for value in user for word in ("--set", value, "--set", f"probe.{value}"))
+    )
+    operator = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    for pod in (operator, probe_of(settings_of(manifests))["spec"]):
+        assert pod["securityContext"]["runAsUser"] == 1000680000
+        (container,) = pod["containers"]
+        assert container["securityContext"]["runAsGroup"] == 0
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_no_mesh_puts_a_sidecar_into_the_pods(render: Render) -> None:
+    manifests = render("--set", "podLabels.team=blue", "--set", "probe.annotations.a=b")
+    operator = only(manifests, "Deployment")["spec"]["template"]["metadata"]
+    for metadata in (operator, probe_of(settings_of(manifests))["metadata"]):
+        assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["labels"]["kuma.io/sidecar-injection"] == "disabled"
+        assert metadata["annotations"]["sidecar.istio.io/inject"] == "false"
+        assert metadata["annotations"]["linkerd.io/inject"] == "disabled"
+        assert metadata["annotations"]["consul.hashicorp.com/connect-inject"] == "false"
+    assert operator["labels"]["team"] == "blue"
+    assert probe_of(settings_of(manifests))["metadata"]["annotations"]["a"] == "b"
+
+
+def test_the_values_of_probes_are_what_the_operator_would_choose(render: Render) -> None:
+    found = settings_of(render())
+    none: dict[str, str] = {}
+    assert replace(found.probe_options, labels=none, annotations=none) == ProbeOptions()
+    assert found.probe_image.security_context == ProbeImage().security_context
+
+
+def test_probes_can_be_adapted(render: Render, tmp_path: Path) -> None:
+    probe = {
+        "labels": {"team": "blue"},
+        "annotations": {"a": "b"},
+        "resources": {"limits": {"cpu": "100m"}},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "priorityClassName": "probes",
     }
-    assert all("hostPath" not in volume for volume in pod["volumes"])
-    assert not any(pod.get(field) for field in ("hostNetwork", "hostPID", "hostIPC"))
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"probe": probe}))
+    body = probe_of(settings_of(render("--values", str(path))))
+    assert body["metadata"]["labels"]["team"] == "blue"
+    assert body["metadata"]["annotations"]["a"] == "b"
+    assert body["spec"]["containers"][0]["resources"] == {
+        "requests": {"cpu": "10m", "memory": "16Mi"},
+        "limits": {"cpu": "100m", "memory": "256Mi"},
+    }
+    assert body["spec"]["tolerations"] == probe["tolerations"]
+    assert body["spec"]["priorityClassName"] == "probes"
+
+
+def test_the_operator_runs_on_linux(render: Render) -> None:
+    pod = only(render("--set", "nodeSelector.role=system"), "Deployment")["spec"]["template"][
+        "spec"
+    ]
+    assert pod["nodeSelector"] == {"kubernetes.io/os": "linux", "role": "system"}
+
+
+def test_the_oldest_kubernetes_is_the_same_everywhere() -> None:
+    oldest = ".".join(map(str, preflight.OLDEST_KUBERNETES))
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["kubeVersion"] == f">={oldest}.0-0"
+    readme = (REPOSITORY / "README.md").read_text()
+    assert f"Kubernetes {oldest} is the oldest" in readme
+    assert "1.29" not in readme
 
 
 def test_the_ports_are_the_same_everywhere(render: Render) -> None:
@@ -367,18 +454,17 @@ def test_probes_run_the_operators_own_image_with_its_secrets(render: Render) -> 
             *("--set", "imagePullSecrets[0].name=one", "--set", "imagePullSecrets[1].name=two"),
         )
     )
-    assert settings.probe_image == "registry.example/sandboxpool:1.2"
-    assert settings.probe_pull_policy == "Always"
-    assert settings.probe_pull_secrets == ("one", "two")
+    image = settings.probe_image
+    assert image.name == "registry.example/sandboxpool:1.2"
+    assert (image.pull_policy, image.pull_secrets) == ("Always", ("one", "two"))
 
 
 def test_probes_can_run_another_image(render: Render) -> None:
     settings = settings_of(
         render("--set", "probe.image=busybox:1.37", "--set", "probe.imagePullPolicy=Never")
     )
-    assert settings.probe_image == "busybox:1.37"
-    assert settings.probe_pull_policy == "Never"
-    assert settings.probe_pull_secrets == ()
+    image = settings.probe_image
+    assert (image.name, image.pull_policy, image.pull_secrets) == ("busybox:1.37", "Never", ())
 
 
 def test_the_lease_lasts_as_long_as_the_values_say(render: Render) -> None:
@@ -386,6 +472,7 @@ def test_the_lease_lasts_as_long_as_the_values_say(render: Render) -> None:
     wanted = ("durationSeconds=30", "renewDeadlineSeconds=20", "retrySeconds=5")
     changed = render(*(word for value in wanted for word in ("--set", f"lease.{value}")))
     assert settings_of(changed).lease == lease.LeaseTimes(30, 20, 5)
+    assert settings_of(render("--set", "lease=null")).lease == Settings().lease
 
 
 def test_optional_parts_can_be_left_out(render: Render) -> None:
@@ -417,12 +504,11 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
     manifests = render("--values", str(path))
     template = only(manifests, "Deployment")["spec"]["template"]
     pod = template["spec"]
-    assert template["metadata"]["annotations"] == {"a": "b"}
+    assert template["metadata"]["annotations"]["a"] == "b"
     assert template["metadata"]["labels"]["team"] == "blue"
-    for name in (
-        "imagePullSecrets", "priorityClassName", "nodeSelector", "tolerations", "affinity"
-    ):  # fmt: skip
+    for name in ("imagePullSecrets", "priorityClassName", "tolerations", "affinity"):
         assert pod[name] == values[name]
+    assert pod["nodeSelector"]["role"] == "system"
     assert pod["containers"][0]["resources"]["limits"] == {"memory": "1Gi"}
     assert only(manifests, "ServiceAccount")["metadata"]["annotations"] == {"a": "b"}
 
@@ -547,6 +633,10 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
         ("admission.enabled=maybe", "enabled"),
         ("admission.templates.allowHostpath=true", "allowHostpath"),
         ("lease.durationSeconds=1", "durationSeconds"),
+        ("lease.retrySeconds=null", "retrySeconds"),
+        ("probe.label.a=b", "label"),
+        ("probe.resources.limit.cpu=1", "limit"),
+        ("podSecurityContext=1", "podSecurityContext"),
         ("apiPriority.shares=1", "shares"),
         ("image.repository=", "repository"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),

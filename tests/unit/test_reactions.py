@@ -45,6 +45,7 @@ from support.builders import (
     runtime,
     runtime_class,
 )
+from support.inquiries import Unasked
 from support.lists import replace
 
 NO_SHIM = 'binary not installed "containerd-shim-runsc-v1": file does not exist'
@@ -93,6 +94,9 @@ class Parts:
 
     def seen(self, *_: Any) -> None:
         self.told["claim seen"] += 1
+
+    def pod_gone(self, pod: Pod) -> None:
+        self.told[f"{pod.metadata.name} gone"] += 1
 
     def wake(self) -> None:
         self.told["prober woken"] += 1
@@ -145,6 +149,7 @@ class World:
             claim_reconciler=cast(ClaimReconciler, parts),
             health=lambda: self.health,
             prober=cast(Prober, parts),
+            inquiry=Unasked(),
             events=cast(EventRecorder, parts),
             metrics=cast(Metrics, parts),
             queues=Queues(
@@ -419,7 +424,7 @@ def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
     world.parts.stirred.clear()
     world.remove_pod("pod-a")
     assert world.parts.stirred == {("a-uid", "pod-a-uid")}
-    assert world.parts.told == {"a-uid: gone": 1}
+    assert world.parts.told == {"a-uid: gone": 1, "pod-a gone": 1}
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
 
 

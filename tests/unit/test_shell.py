@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sandboxpool import handlers
 from sandboxpool.kube.lease import LeaseTimes
 from sandboxpool.logs import JsonFormatter
+from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions
 from sandboxpool.settings import Settings, SettingsError, load
 
 
@@ -32,13 +33,65 @@ def test_kopf_is_told_to_write_nothing_and_never_to_give_up() -> None:
     assert not settings.posting.enabled
 
 
+# The one thing that nobody can choose in the operator's stead.
+IMAGE = {"SANDBOXPOOL_PROBE_IMAGE": "registry.example/probe:1"}
+
+
 def test_without_variables_the_defaults_stand() -> None:
-    assert load({}) == Settings()
+    assert load(IMAGE) == Settings(probe_image=ProbeImage("registry.example/probe:1"))
+
+
+@pytest.mark.parametrize("given", [{}, {"SANDBOXPOOL_PROBE_IMAGE": " "}])
+def test_without_a_probe_image_the_operator_does_not_start(given: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"SANDBOXPOOL_PROBE_IMAGE.*probe\.image"):
+        load(given)
+
+
+def test_what_probes_have_is_one_variable() -> None:
+    wanted = {
+        "labels": {"team": "blue"},
+        "annotations": {"a": "b"},
+        "resources": {"limits": {"cpu": "100m"}},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "priorityClassName": "probes",
+        "podSecurityContext": {"runAsUser": 1000680000},
+        "securityContext": {"runAsNonRoot": True},
+    }
+    found = load({**IMAGE, "SANDBOXPOOL_PROBE": json.dumps(wanted)})
+    assert found.probe_image.security_context == {"runAsNonRoot": True}
+    assert found.probe_options == ProbeOptions(
+        labels={"team": "blue"},
+        annotations={"a": "b"},
+        resources={"limits": {"cpu": "100m"}},
+        tolerations=({"key": "gpu", "operator": "Exists"},),
+        priority_class="probes",
+        security_context={"runAsUser": 1000680000},
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("", "SANDBOXPOOL_PROBE"),
+        ("[]", "Expected `object`"),
+        ('{"label": {}}', "unknown field `label`"),
+        ('{"labels": {"a": 1}}', r"\$\.labels"),
+        ('{"tolerations": ["all"]}', r"\$\.tolerations"),
+        ('{"priorityClassName": null}', r"\$\.priorityClassName"),
+        ('{"labels": {"sandboxpool.io/probe": "x"}}', r"probe\.labels.*the operator's own"),
+        ('{"annotations": {"runtime.sandboxpool.io/x": "x"}}', r"probe\.annotations.*leave it out"),
+    ],
+)
+def test_what_probes_cannot_have_is_named(value: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says) as caught:
+        load({**IMAGE, "SANDBOXPOOL_PROBE": value})
+    assert "SANDBOXPOOL_PROBE (Helm: probe" in str(caught.value)
 
 
 def test_variables() -> None:
     found = load(
         {
+            **IMAGE,
             "SANDBOXPOOL_LISTEN": "127.0.0.1:9000",
             "SANDBOXPOOL_HEALTH_LISTEN": "[::1]:9001",
             "SANDBOXPOOL_METRICS_AUTH": "True",
@@ -59,9 +112,9 @@ def test_variables() -> None:
 
 @pytest.mark.parametrize("listen", [":9000", "9000"])
 def test_a_port_alone_listens_on_all_addresses_of_all_families(listen: str) -> None:
-    found = load({"SANDBOXPOOL_LISTEN": listen})
+    found = load({**IMAGE, "SANDBOXPOOL_LISTEN": listen})
     assert (found.host, found.port) == (None, 9000)
-    found = load({"SANDBOXPOOL_HEALTH_LISTEN": listen})
+    found = load({**IMAGE, "SANDBOXPOOL_HEALTH_LISTEN": listen})
     assert (found.health_host, found.health_port) == (None, 9000)
 
 
@@ -77,7 +130,7 @@ def test_a_port_alone_listens_on_all_addresses_of_all_families(listen: str) -> N
     ],
 )
 def test_one_port_is_not_used_twice(metrics: str, health: str, works: bool) -> None:
-    given = {"SANDBOXPOOL_LISTEN": metrics, "SANDBOXPOOL_HEALTH_LISTEN": health}
+    given = {**IMAGE, "SANDBOXPOOL_LISTEN": metrics, "SANDBOXPOOL_HEALTH_LISTEN": health}
     if works:
         load(given)
         return
@@ -94,6 +147,7 @@ def test_one_port_is_not_used_twice(metrics: str, health: str, works: bool) -> N
         ("SANDBOXPOOL_LISTEN", "::1:9000"),
         ("SANDBOXPOOL_HEALTH_LISTEN", "somewhere"),
         ("SANDBOXPOOL_HEALTH_LISTEN", "8080"),
+        ("SANDBOXPOOL_NAMESPACE", ""),
         ("SANDBOXPOOL_METRICS_AUTH", "yes"),
         ("SANDBOXPOOL_METRICS_AUTH", ""),
         ("SANDBOXPOOL_LOG_LEVEL", "loud"),
@@ -113,7 +167,7 @@ def test_one_port_is_not_used_twice(metrics: str, health: str, works: bool) -> N
 )
 def test_a_wrong_setting_names_its_variable(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=variable):
-        load({variable: value})
+        load({**IMAGE, variable: value})
 
 
 @given(
@@ -126,13 +180,15 @@ def test_a_wrong_setting_names_its_variable(variable: str, value: str) -> None:
             "CLAIM_WORKERS",
             "POOL_WORKERS",
             "LEASE",
+            "NAMESPACE",
+            "PROBE",
         ]
     ),
     st.text(max_size=9) | st.from_regex(r"[0-9]{1,3}/[0-9]{1,3}/[0-9]{1,3}", fullmatch=True),
 )
 def test_no_value_of_a_variable_breaks_anything_else(variable: str, value: str) -> None:
     with contextlib.suppress(SettingsError):
-        load({f"SANDBOXPOOL_{variable}": value})
+        load({**IMAGE, f"SANDBOXPOOL_{variable}": value})
 
 
 def formatted(**given: object) -> dict[str, object]:

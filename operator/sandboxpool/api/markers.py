@@ -25,6 +25,14 @@ def wire_name(python_name: str) -> str:
     return first + "".join(_INITIALISMS.get(word, word.capitalize()) for word in rest)
 
 
+# An object that breaks a rule which was added or tightened later must go on: its status, its
+# metadata and what else it says can be written. The API server passes over what an update does not
+# change, but where the status is written only since Kubernetes 1.33. So each rule says it itself.
+UNCHANGED = "oldSelf.value() == self"
+# For a rule on a whole object, which is changed by whatever is written.
+AT_CREATION = "true"
+
+
 @dataclass(frozen=True, slots=True)
 class CEL:
     """One rule of `x-kubernetes-validations`, for `Annotated` or for `Model.cel_rules`.
@@ -35,9 +43,8 @@ class CEL:
         message_expression: The same as an expression; used instead of `message` where it is set.
         reason: The kind of error; the API server's default is `FieldValueInvalid`.
         field_path: The child that the error is about, where the rule stands on its parent.
-        at_creation: Judge new objects only. The API server leaves out a rule about a part of an
-            object that an update does not change, but not one on the root: metadata and status are
-            parts of that, so an object that breaks the rule could not even have its status written.
+        passes: Whether an object that is there already, as `oldSelf.value()`, is not judged.
+            Empty for a rule that compares `self` and `oldSelf` itself.
         replaces: Keywords of the JSON schema that this rule makes superfluous. The API server's
             own message for a `pattern` recites the expression and does not say what to do.
     """
@@ -47,14 +54,16 @@ class CEL:
     message_expression: str = ""
     reason: str = ""
     field_path: str = ""
-    at_creation: bool = False
+    passes: str = UNCHANGED
     replaces: tuple[str, ...] = ()
 
     def to_schema(self) -> dict[str, str | bool]:
         """Return the rule as it stands in a CRD."""
         pairs: dict[str, str | bool] = {
-            "rule": f"oldSelf.hasValue() || {self.rule}" if self.at_creation else self.rule,
-            "optionalOldSelf": self.at_creation,
+            "rule": f"oldSelf.hasValue() && {self.passes} || {self.rule}"
+            if self.passes
+            else self.rule,
+            "optionalOldSelf": bool(self.passes),
             "message": self.message,
             "messageExpression": self.message_expression,
             "reason": self.reason,
@@ -97,6 +106,7 @@ def must_not_set(name: str, cure: str) -> CEL:
         message=cure,
         reason="FieldValueForbidden",
         field_path=f".{name}",
+        passes=f"has(oldSelf.value().{name})",
     )
 
 
@@ -114,6 +124,7 @@ def immutable(name: str, cure: str) -> CEL:
         message=cure,
         reason="FieldValueForbidden",
         field_path=f".{name}",
+        passes="",
     )
 
 

@@ -8,10 +8,9 @@ older CRD raises one `ValidationError` that names the field; the caller reports 
 Everything that a CEL rule reads is bounded: the API server refuses a CRD whose rules could cost too
 much, and it reckons with the largest object that the schema allows.
 
-A rule that is added or tightened must not block what exists. The API server passes over whatever an
-update does not change (ratcheting, on by default since Kubernetes 1.30), so a rule stands on the
-smallest part that it is about. A rule on a whole object is changed by every update of its status:
-such a rule judges at creation only.
+A rule that is added or tightened must not block what exists. CEL rules pass over what an update
+does not change, and those on a whole object judge it at creation only. The API server does the same
+for the schema's own keywords, but not for a type or a `required`, and for none in a status.
 """
 
 import re
@@ -30,6 +29,7 @@ from pydantic import (
 
 from sandboxpool.api import names
 from sandboxpool.api.markers import (
+    AT_CREATION,
     CEL,
     LIST_ATOMIC,
     LIST_SET,
@@ -127,6 +127,15 @@ def _matches(pattern: str, cure: str) -> CEL:
     )
 
 
+def _each(called: str, test: str, cure: str) -> CEL:
+    """Demand something of all keys of a map or items of a list; the message names the first bad."""
+    return CEL(
+        rule=f"self.all({called}, {test})",
+        message_expression=(f"'\"' + self.filter({called}, !({test}))[0] + '\" ' + {quote(cure)}"),
+        message=f"a {called} {cure}",
+    )
+
+
 RuntimeClassName = Annotated[
     str,
     StringConstraints(pattern=_DNS_SUBDOMAIN, max_length=253),
@@ -158,11 +167,8 @@ PoolName = Annotated[
 MetadataPrefix = Annotated[
     str,
     StringConstraints(pattern=_WHOLE_DOMAIN, max_length=_MAX_DOMAIN + 1),
-    _matches(
-        _WHOLE_DOMAIN,
-        "is not a whole domain: name a DNS subdomain in lower case with a slash at its end, such"
-        " as example.com/",
-    ),
+    # The rule stands on the list: an item of a set has no former self to compare it with.
+    WithJsonSchema({"type": "string", "maxLength": _MAX_DOMAIN + 1}),
 ]
 
 Count = Annotated[int, Field(ge=0)]
@@ -190,7 +196,7 @@ def _name_fits(longest: int, why: str) -> CEL:
         # No messageExpression: the API server reckons string(number) as boundlessly long, and the
         # rule would exceed its cost budget.
         message=f"metadata.name is too long: {why}; choose a name of at most {longest} characters",
-        at_creation=True,
+        passes=AT_CREATION,
     )
 
 
@@ -441,6 +447,12 @@ class ClaimsPolicy(Model):
         tuple[MetadataPrefix, ...],
         Field(max_length=32),
         LIST_SET,
+        _each(
+            "prefix",
+            f"prefix.matches({quote(_WHOLE_DOMAIN)})",
+            "is not a whole domain: name a DNS subdomain in lower case with a slash at its end,"
+            " such as example.com/",
+        ),
         CEL(
             rule=f"!self.exists(prefix, {_reserved_key_cel('prefix')})",
             message_expression=(
@@ -496,7 +508,8 @@ class SandboxPoolSpec(Model):
     isolation_proof: IsolationProof = IsolationProof.PER_NODE
     """How much proof is wanted that the runtime isolates. Proof is that a container reads another
     boot id than its node's, for it runs on a kernel of its own. `PerNode`: a probe pod reads it on
-    each node, and again after a reboot or a change of the node's software. `PerSandbox`: an init
+    each node, and again after a reboot; after a change of the node's software too, for the
+    sandboxes that are started later. `PerSandbox`: an init
     container that the operator adds reads it in each sandbox. Without the proof a sandbox is not
     handed out. `None`: nothing is proven, which is for runtimes that share the node's kernel on
     purpose."""
@@ -526,6 +539,9 @@ class NodeCounts(Model):
     """Eligible nodes that are kept out because sandboxes failed on them."""
     not_isolating: Count = 0
     """Eligible nodes that are kept out because sandboxes were seen to share the node's kernel."""
+    unproven: Count = 0
+    """Eligible nodes that are kept out because probes get no answer there, while they do on
+    others."""
 
 
 class Issue(Model):
@@ -565,13 +581,15 @@ class PoolRuntime(Model):
 class StageTiming(Model):
     """How long a stage of the start-up takes."""
 
-    p50_milliseconds: Count
+    # Nothing is required: a status of an earlier version, under other names, could not be written.
+
+    p50_milliseconds: Count = 0
     """Half of the samples took at most so many milliseconds."""
-    p95_milliseconds: Count
+    p95_milliseconds: Count = 0
     """95 % of the samples took at most so many milliseconds."""
-    p99_milliseconds: Count
+    p99_milliseconds: Count = 0
     """99 % of the samples took at most so many milliseconds."""
-    samples: Count
+    samples: Count = 0
     """How many sandboxes were measured. Percentiles of few samples say little."""
 
 
@@ -648,22 +666,15 @@ class OnEmpty(StrEnum):
     FAIL = "Fail"
 
 
-def _each_key(test: str, cure: str) -> CEL:
-    """Demand something of every `key` of a map; the message names the first that fails."""
-    return CEL(
-        rule=f"self.all(key, {test})",
-        message_expression=f"'\"' + self.filter(key, !({test}))[0] + '\" ' + {quote(cure)}",
-        message=f"a key {cure}",
-    )
-
-
 _CLAIM_KEYS = (
-    _each_key(
+    _each(
+        "key",
         f"key.indexOf('/') <= {_MAX_DOMAIN} && key.matches({quote(_METADATA_KEY)})",
         "cannot be the key of a label or annotation: use a name of at most 63 letters, digits, '-',"
         " '_' and '.', after a domain in lower case and a slash, such as example.com/job",
     ),
-    _each_key(
+    _each(
+        "key",
         f"!({_reserved_key_cel('key')})",
         f"is never taken from a claim, for {_RESERVED_TEXT} can reconfigure the runtime: remove it,"
         " or ask the pool's owner to set it in the pool's template",
@@ -678,7 +689,8 @@ class ClaimMetadata(Model):
         dict[str, Annotated[str, Field(max_length=63)]],
         Field(max_length=32),
         *_CLAIM_KEYS,
-        _each_key(
+        _each(
+            "key",
             f"self[key].matches({quote(_LABEL_VALUE)})",
             "has a value that a label cannot have: use letters, digits, '-', '_' and '.', with a"
             " letter or digit at both ends, or put the text into annotations",

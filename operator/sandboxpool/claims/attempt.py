@@ -65,6 +65,7 @@ class Attempt:
         worded: when a condition was last written.
         started: a sandbox was started for it, and has not become its own.
         unfit_since: since when what was started for it is ready, and may not be handed out.
+        last_seen: the pod that was its own, as it was last, once it is no more.
         ends: when its sandbox ends.
         goes: when the claim, having ended, is deleted.
     """
@@ -82,6 +83,7 @@ class Attempt:
     worded: float = float("-inf")
     started: bool = False
     unfit_since: float | None = None
+    last_seen: Pod | None = None
     ends: Moment = field(default_factory=Moment)
     goes: Moment = field(default_factory=Moment)
 

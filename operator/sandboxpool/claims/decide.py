@@ -18,6 +18,7 @@ from sandboxpool.claims.claim import Claim, ClaimCondition, ClaimRuntime, ClaimS
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
+from sandboxpool.runtimes.ending import ENDINGS, Ending, ending_of, restarted_because
 from sandboxpool.runtimes.ground import Ground
 
 DEFAULT_TTL_AFTER_FINISHED_SECONDS = 3600
@@ -107,6 +108,14 @@ def ttl_seconds(claim: Claim, spec: SandboxPoolSpec | None) -> int | None:
     return wanted
 
 
+def is_edited(claim: Claim) -> bool:
+    """The ttlSeconds of a bound claim are not those that were last looked at.
+
+    Nothing else of a claim's spec can be changed.
+    """
+    return claim.status.observedGeneration != claim.metadata.generation
+
+
 def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
     """Epoch seconds at which a bound claim expires; None if it lives until it is deleted.
 
@@ -118,10 +127,8 @@ def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
     if not bound:
         return None
     promised = epoch(claim.status.expiresAt or "") or None
-    # Nothing else of a claim's spec can be changed.
-    edited = claim.status.observedGeneration != claim.metadata.generation
     wanted = claim.spec.ttlSeconds
-    if not edited or (spec is None and wanted is None):
+    if not is_edited(claim) or (spec is None and wanted is None):
         return promised
     longest = None
     if spec is not None:
@@ -172,9 +179,10 @@ def bound_status(
 
 
 def _readiness(pod: Pod, ground: Ground) -> tuple[bool, Reason, str]:
-    restarted = [c.name for c in pod.status.containerStatuses if c.restartCount > 0]
-    if pod.metadata.deletionTimestamp is not None:
-        return False, Reason.POD_NOT_READY, "the pod is being deleted"
+    restarted = [restarted_because(c) for c in pod.status.containerStatuses if c.restartCount > 0]
+    ending = ending_of(pod) if pod.metadata.deletionTimestamp is not None else None
+    if ending is not None:
+        return False, ending.reason, ending.message
     if ground.node is not None and ground.node.ready and not ground.served:
         return (
             False,
@@ -268,17 +276,14 @@ def _without_words(status: ClaimStatus) -> ClaimStatus:
     return msgspec.structs.replace(status, conditions=mute)
 
 
-def lost_because(pod: Pod | None) -> Refusal:
-    """Why a claim has lost its pod; the pod as it is now, or None if it is gone."""
-    if pod is None:
-        return Refusal(
-            Reason.POD_LOST,
-            "the pod is gone: it was deleted, evicted, or lost with its node. Its state is lost "
-            "too; create a new claim",
-        )
-    failure = diagnose(pod, None)
-    text = failure.message if failure else pod.status.phase
-    return Refusal(Reason.POD_LOST, f"the pod has ended ({text}); create a new claim")
+def ending_told(claim: Claim) -> Ending | None:
+    """Why the claim's pod goes, if the claim says so already."""
+    told = (Ending(Reason(c.reason), c.message) for c in claim.status.conditions if _tells(c))
+    return next(told, None)
+
+
+def _tells(condition: ClaimCondition) -> bool:
+    return condition.type == "Ready" and condition.status == "False" and condition.reason in ENDINGS
 
 
 def choose(claim: Claim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:

@@ -18,18 +18,21 @@ from sandboxpool.claims import decide
 from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.claims.attempt import Attempt, first_sight
 from sandboxpool.claims.claim import Claim
+from sandboxpool.claims.live import LiveReads
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.requests import ClaimRequests, Written, about
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import LONGEST_RETRY_SECONDS
-from sandboxpool.pools.members import owner_of
+from sandboxpool.pools.members import claim_uid_of, owner_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.runtimes.diagnosis import cut, diagnose
+from sandboxpool.runtimes.ending import Ending, ending_of, vanished
+from sandboxpool.runtimes.podevents import PodEvents
 from sandboxpool.versions import number_of
 
 logger = logging.getLogger(__name__)
@@ -43,12 +46,13 @@ BINDING_ATTEMPTS = 16
 KEEPING_REFUSALS = 1
 # Where only the words of a condition would change, they stand for so long.
 REWORD_SECONDS = 60.0
-# What the cache of pools does not show yet is looked for again after this many seconds.
-POOL_RECHECK_SECONDS = 1.0
+# What a cache does not show yet is looked for again after this many seconds.
+BEHIND_RECHECK_SECONDS = 1.0
 # A claim whose pods have to be told apart is looked at again after this many seconds.
 OTHERS_RECHECK_SECONDS = 2.0
 # The longest pause between two looks at a claim that wants a sandbox to be started for it.
 COLD_RECHECK_SECONDS = 30.0
+STARTING_COLD_TEXT = "no sandbox was warm: one is being started"
 
 
 class ColdStarter(Protocol):
@@ -91,8 +95,11 @@ class ClaimReconciler:
         observer: ClaimObserver,
         wall: Callable[[], float],
         clock: Callable[[], float],
+        told: Callable[[Pod], PodEvents | None] = lambda pod: None,
     ) -> None:
+        self._told = told
         self._requests = ClaimRequests(client)
+        self._live = LiveReads(client, cluster)
         self._get = get
         self._cluster = cluster
         self._pools = pools
@@ -114,6 +121,12 @@ class ClaimReconciler:
             self._step_back(gone.uid)
             if new is None:
                 self._forget(gone.uid)
+
+    def pod_gone(self, pod: Pod) -> None:
+        """A pod is no more: what it said of its end is all that its claim will ever know."""
+        attempt = self._attempts.get(claim_uid_of(pod) or "")
+        if attempt is not None:
+            attempt.last_seen = pod
 
     def _attempt(self, claim: Claim) -> Attempt:
         """What is known of a claim; it is kept for as long as the cache has the claim."""
@@ -234,14 +247,15 @@ class ClaimReconciler:
 
     async def _refuse_for_good(self, claim: Claim, left: float) -> float | None:
         """The pool will never serve the claim, says the cache: only the server's word is final."""
-        pool = await self._requests.read_pool(claim)
-        refusal = decide.refuse(claim, pool.spec) if pool is not None and pool.spec else None
+        pool = await self._live_pool(claim)
+        spec = pool.spec if pool is not None and not pool.deleting else None
+        refusal = decide.refuse(claim, spec) if spec is not None else None
         if refusal is not None:
             await self._finish(claim, "Failed", refusal.reason, refusal.message)
             return None
         if left <= 0:
             return await self._time_out(claim, pool)
-        return min(left, POOL_RECHECK_SECONDS)
+        return min(left, BEHIND_RECHECK_SECONDS)
 
     async def _put_off(self, claim: Claim, attempt: Attempt, error: ApiError) -> float | None:
         """Say that the binding is refused, and try it again ever more slowly.
@@ -266,9 +280,9 @@ class ClaimReconciler:
         return min(left, delay)
 
     async def _time_out(self, claim: Claim, pool: Pool | None) -> float | None:
-        if pool is None:
-            # Perhaps it is only the cache that lacks it.
-            pool = await self._requests.read_pool(claim)
+        if pool is None or pool.deleting or pool.spec is None:
+            # Perhaps so says only the cache.
+            pool = await self._live_pool(claim)
         await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
         return None
 
@@ -277,10 +291,10 @@ class ClaimReconciler:
     ) -> float | None:
         match claim.spec.onEmpty:
             case "Fail":
-                live = await self._requests.read_pool(claim)
-                if live is None or live.uid != pool.uid:
-                    # The cache shows a pool that is gone, and perhaps there is another one.
-                    return min(left, POOL_RECHECK_SECONDS)
+                live, is_held = self._live, self._allocator.is_held
+                if not (await live.stands(pool) and await live.shows_nothing_warm(pool, is_held)):
+                    # A cache is behind: perhaps there is a sandbox, or another pool.
+                    return min(left, BEHIND_RECHECK_SECONDS)
                 if self._allocator.request(pool.uid, claim.uid) is not None:
                     return 0.0
                 await self._finish(
@@ -305,9 +319,7 @@ class ClaimReconciler:
             attempt.started = True
             # Out of the line: a warm pod, even one that came meanwhile, would be a second one.
             self._step_back(claim.uid)
-            await self._say_pending(
-                claim, Reason.STARTING_COLD, "no sandbox was warm: one is being started"
-            )
+            await self._say_pending(claim, Reason.STARTING_COLD, STARTING_COLD_TEXT)
         else:
             if attempt.started:
                 # What was started for it is gone, perhaps because the claim itself is.
@@ -351,7 +363,7 @@ class ClaimReconciler:
             return await self._await_cold(claim, attempt, pool, pod)
         if not fit:
             # Its owner says that it was bound, which an author of pods in this namespace can say.
-            if await self._requests.is_as_seen(claim):
+            if await self._requests.is_as_seen(claim) and await self._stands(pool):
                 await self._requests.delete_pod(
                     pod, "it is not of the claim's pool, class and proof"
                 )
@@ -367,17 +379,25 @@ class ClaimReconciler:
     ) -> float | None:
         """Wait for it. What does not start the pool replaces, as it does with its own."""
         why = self._useless_because(attempt, pool, pod)
-        if why is not None and await self._requests.is_as_seen(claim):
+        if why is not None and await self._requests.is_as_seen(claim) and await self._stands(pool):
             # Never bound, so another may be made.
             if pool is not None:
                 self._cold.cold_failed(pool, f"{pod.metadata.name}: {why}")
             await self._requests.delete_pod(pod, why)
+        elif why is None and not pod.ready:
+            failure = diagnose(pod, self._cluster.events.message(pod), self._told(pod))
+            if failure is not None:
+                text = f"{pod.metadata.name}, started for this claim, is not ready: "
+                await self._say_pending(claim, failure.reason, text + failure.message)
+            elif claim.status.conditions:
+                await self._say_pending(claim, Reason.STARTING_COLD, STARTING_COLD_TEXT)
         return min(attempt.deadline - self._clock(), COLD_RECHECK_SECONDS)
 
     def _useless_because(self, attempt: Attempt, pool: Pool | None, pod: Pod) -> str | None:
         """Why a claim should not wait any longer for what was started for it."""
-        if pod.finished:
-            return decide.lost_because(pod).message
+        ending = ending_of(pod) if pod.finished else None
+        if ending is not None:
+            return ending.message
         if self._offers.is_doubtful(pod, pool):
             return "it stands where its runtime cannot be trusted, or is not of the pool's class"
         if pod.ready and pool is not None and pool.spec is not None:
@@ -387,6 +407,14 @@ class ClaimReconciler:
             if self._clock() - attempt.unfit_since > pool.spec.startup.timeout_seconds:
                 return "it is ready, and still may not be handed out"
         return None
+
+    async def _live_pool(self, claim: Claim) -> Pool | None:
+        """The claim's pool as the server has it: its cache may be behind that of claims."""
+        return await self._live.pool(claim.metadata.namespace, claim.spec.poolName)
+
+    async def _stands(self, pool: Pool | None) -> bool:
+        """Whether what the caches say of a pool and its class is so; of none they say nothing."""
+        return pool is None or await self._live.stands(pool)
 
     # --- The two writes ------------------------------------------------------------------------
 
@@ -500,7 +528,11 @@ class ClaimReconciler:
     async def _watch_over(self, claim: Claim, attempt: Attempt) -> float | None:
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         now = self._wall()
-        expires = decide.expiry(claim, pool.spec if pool is not None else None)
+        limits = pool
+        if decide.is_edited(claim):
+            # It may have been prolonged because the pool allows more now.
+            limits = await self._live_pool(claim)
+        expires = decide.expiry(claim, limits.spec if limits is not None else None)
         left = None
         if expires is not None:
             left = attempt.ends.left(expires, wall=now, clock=self._clock())
@@ -512,8 +544,9 @@ class ClaimReconciler:
         if pod is None:
             pod = await self._requests.find_pod(claim)
         if pod is None or pod.finished:
-            lost = decide.lost_because(pod)
-            await self._finish(claim, "Lost", lost.reason, lost.message)
+            lost = await self._ending(claim, attempt, pod)
+            message = f"{lost.message}. Its state is lost; create a new claim"
+            await self._finish(claim, "Lost", lost.reason, message)
             return None
         for other in self._cluster.pods.of_claim(*claim.identity):
             if other.metadata.uid != pod.metadata.uid:
@@ -539,6 +572,20 @@ class ClaimReconciler:
         attempt.worded = self._clock()
         return left
 
+    async def _ending(self, claim: Claim, attempt: Attempt, pod: Pod | None) -> Ending:
+        """Why a claim has lost its pod, by what was seen of it last."""
+        last = attempt.last_seen if pod is None else pod
+        if last is not None and last.metadata.uid == claim.status.podUID:
+            known = ending_of(last)
+            if known is not None:
+                return known
+        # Perhaps another process has seen it, and said so.
+        told = decide.ending_told(claim)
+        if told is not None:
+            return told
+        node = claim.status.nodeName or ""
+        return vanished(node, node_gone=await self._live.is_node_gone(node))
+
     def _words_stand(self, attempt: Attempt) -> float:
         """Seconds for which the words of the claim's conditions are not to be changed yet."""
         return attempt.worded + REWORD_SECONDS - self._clock()
@@ -560,6 +607,10 @@ class ClaimReconciler:
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         until = decide.outlives_until(claim, pool.spec if pool is not None else None)
         left = attempt.ends.left(until, wall=self._wall(), clock=self._clock())
+        if left <= 0:
+            live = await self._live_pool(claim)
+            until = decide.outlives_until(claim, live.spec if live is not None else None)
+            left = attempt.ends.left(until, wall=self._wall(), clock=self._clock())
         if left > 0:
             return left
         await self._expire(claim, "it was deleted, and its finalizers have kept it for too long")
@@ -594,6 +645,10 @@ class ClaimReconciler:
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         until = decide.retain_until(claim, pool.spec if pool is not None else None)
         left = attempt.goes.left(until, wall=self._wall(), clock=self._clock())
+        if left <= 0 and not claim.deleting:
+            live = await self._live_pool(claim)
+            until = decide.retain_until(claim, live.spec if live is not None else None)
+            left = attempt.goes.left(until, wall=self._wall(), clock=self._clock())
         if claim.status.phase != "Lost" or left <= 0:
             # Until then a lost claim's pod is kept: its logs say why it ended.
             for pod in self._cluster.pods.of_claim(*claim.identity):

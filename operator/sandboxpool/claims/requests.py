@@ -17,8 +17,6 @@ from sandboxpool.claims.allocator import Candidate
 from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import parse
 from sandboxpool.pools.template import handed_over
 from sandboxpool.references import Reference
 
@@ -209,14 +207,6 @@ class ClaimRequests:
         answer = await self._client.find(path)
         claim = _decode_claim(answer) if answer is not None else None
         return claim if claim is not None and claim.uid == uid else None
-
-    async def read_pool(self, claim: Claim) -> Pool | None:
-        """The claim's pool by a live read: the cache of pools may be behind that of claims."""
-        path = resource_path(
-            names.API_VERSION, names.POOLS, claim.metadata.namespace, claim.spec.poolName
-        )
-        answer = await self._client.find(path)
-        return parse(msgspec.json.decode(answer), None) if answer is not None else None
 
 
 def path_of(claim: Claim) -> str:

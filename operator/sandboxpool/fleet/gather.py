@@ -8,9 +8,10 @@ from sandboxpool.cache import Cluster
 from sandboxpool.fleet.status import FleetInput
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.pools.store import PoolStore
-from sandboxpool.runtimes.evidence import Isolation
-from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.evidence import Isolation, Kind
+from sandboxpool.runtimes.issues import IssueBook, IssueRow
 from sandboxpool.runtimes.placement import placement_of
+from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
 
 
@@ -53,7 +54,8 @@ class FleetGatherer:
             return None
         now = self._wall()
         proof_wanted = of_class.wanting_proof > 0
-        verdict, proven = Verdict(), False
+        verdict, issues, evidence = Verdict(), tuple[IssueRow, ...](), list[Kind]()
+        proven = False
         if runtime is not None:
             verdict = self._cluster.nodes.verdict(
                 runtime.handler,
@@ -61,20 +63,32 @@ class FleetGatherer:
                 proof_wanted=proof_wanted,
                 reader=("class", class_name),
             )
+            concerns = self._concerning(runtime)
+            issues = self._issues.rows(runtime.handler, now, concerns)
+            evidence = self._cluster.evidence.kinds(runtime.handler, concerns)
             proven = of_class.warm_with_proof > 0 or self._proves(verdict, runtime.handler)
         return FleetInput(
             class_name=class_name,
             runtime=runtime,
             verdict=verdict,
             now=now,
-            issues=self._issues.rows(runtime.handler, now) if runtime is not None else (),
-            evidence=self._cluster.evidence.kinds(runtime.handler) if runtime is not None else (),
+            issues=issues,
+            evidence=evidence,
             pools=list(of_class.names),
             sandboxes=dict(of_class.sandboxes),
             startup=self._startup(class_name),
             proof_wanted=proof_wanted,
             proven=proven,
         )
+
+    def _concerning(self, runtime: Runtime) -> Callable[[str], bool]:
+        """Which nodes are the class's: another class of its handler may be for others."""
+
+        def concerns(name: str) -> bool:
+            node = self._cluster.nodes.get(name)
+            return node is None or runtime.admits(node.labels)
+
+        return concerns
 
     def _proves(self, verdict: Verdict, handler: str) -> bool:
         """Whether some node that may take a sandbox now was seen to isolate."""

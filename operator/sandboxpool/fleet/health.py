@@ -9,14 +9,15 @@ and told to whom it concerns.
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Protocol
 
+from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.cache import Cluster
-from sandboxpool.fleet.prober import ProbeResult, Why, Wish, outcome_of
+from sandboxpool.fleet.prober import Pair, ProbeResult, Why, Wish, outcome_of
 from sandboxpool.fleet.records import NodeRecords
+from sandboxpool.pools.members import claim_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
@@ -26,11 +27,12 @@ from sandboxpool.runtimes.evidence import (
     Isolation,
     judge_sandbox,
     no_evidence,
+    software_of,
     uncontrolled,
 )
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.placement import PlacementError, allows, placement_of
+from sandboxpool.runtimes.placement import PlacementError, placement_of
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Answer, Verdict, answer_of
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 # Where no probe can answer, so many namespaces must have had sandboxes fail.
 WITNESSES = 2
+# A quarantine that concerns no pool is ended after so long, which is looked for so often.
+UNUSED_SECONDS = 600.0
+LOOK_FOR_UNUSED_SECONDS = 30.0
 
 
 class HealthListener(Protocol):
@@ -61,6 +66,9 @@ class HealthListener(Protocol):
 
     def probed(self, handler: str, outcome: str) -> None:
         """A probe has ended; of no handler, if it was a positive control."""
+
+    def room_changed(self, pool_uid: str) -> None:
+        """A sandbox of the pool is to give way to a probe, or its place is the pool's again."""
 
 
 class Health:
@@ -90,6 +98,9 @@ class Health:
         self._loaded: set[str] = set()
         # Nothing lacked evidence at the last look, and nothing has changed since.
         self._satisfied = False
+        # Since when nobody uses a handler on a node that is quarantined for it.
+        self._unused_since: dict[Pair, float] = {}
+        self._looked_for_unused = 0.0
 
     async def load(self) -> None:
         """Take over what an earlier process knew; to be called before anything is observed.
@@ -102,8 +113,12 @@ class Health:
             self._cluster.quarantines.load(
                 name, quarantines if isinstance(quarantines, dict) else {}
             )
-            evidence = record.get("evidence")
-            self._cluster.evidence.load(name, evidence if isinstance(evidence, dict) else {})
+            evidence, former = record.get("evidence"), record.get("former")
+            self._cluster.evidence.load(
+                name,
+                evidence if isinstance(evidence, dict) else {},
+                former if isinstance(former, dict) else {},
+            )
             self._loaded.add(name)
         for (name, handler), quarantine in self._cluster.quarantines.open():
             # What is kept out stands, whenever it was last tried.
@@ -123,8 +138,10 @@ class Health:
         for handler in self._cluster.quarantines.observe_node(name, node):
             self._issues.clear(handler, name)
             self._listener.released(name, handler)
-        self._cluster.evidence.observe_node(name, node)
+        self._cluster.evidence.observe_node(name, node, self._wall())
         if node is None:
+            for pool_uid in self._cluster.room.forget_node(name):
+                self._listener.room_changed(pool_uid)
             self._issues.forget_node(name)
             self._cluster.hints.forget_node(name)
             self._cluster.avoidance.forget_node(name)
@@ -167,6 +184,7 @@ class Health:
     def observe_probe(self, wish: Wish, result: ProbeResult) -> None:
         """A probe has ended."""
         self._listener.probed(wish.handler, outcome_of(wish, result))
+        self._take_room_back(wish, result)
         node = self._cluster.nodes.get(wish.node.name)
         if node is None or result.evidence is None:
             # What it was to tell of is no more.
@@ -192,13 +210,16 @@ class Health:
     def _work(self, node: NodeFacts, handler: str) -> None:
         if self._cluster.quarantines.work(node, handler, now=self._wall()):
             logger.info("node %s is no longer quarantined for handler %s", node.name, handler)
-            # What was mended may be another runtime than before.
-            self._cluster.evidence.forget(node.name, handler)
             self._cluster.avoidance.forget_node(node.name)
-            self._changed(node.name, handler)
-            self._listener.released(node.name, handler)
-            self._write_down(node.name)
+            self._release(node.name, handler)
         self._issues.clear(handler, node.name)
+
+    def _release(self, node: str, handler: str) -> None:
+        # What was mended may be another runtime than before.
+        self._cluster.evidence.forget(node, handler, self._wall())
+        self._changed(node, handler)
+        self._listener.released(node, handler)
+        self._write_down(node)
 
     def _quarantine(
         self,
@@ -224,30 +245,137 @@ class Health:
 
     def _ask_witnesses(self, node: NodeFacts, wish: Wish, evidence: Evidence) -> None:
         """No probe can answer: sandboxes of several namespaces may, for half of the nodes."""
-        handler, runtime = wish.handler, wish.runtime
+        handler = wish.handler
         self._issues.record(
             handler, node.name, Reason.PROBE_UNANSWERED, evidence.message, self._wall()
         )
         seen = self._cluster.hints.count_witnesses(wish.pair, self._wall())
-        if runtime is None or seen < WITNESSES:
-            return
-        # As the class's own selectors and tolerations see the fleet.
-        verdict = self._cluster.nodes.verdict(
-            handler, placement_of({}, runtime), proof_wanted=False
-        )
-        nodes = len(verdict.serving) + len(verdict.unknown) + len(verdict.quarantined)
-        if self._cluster.quarantines.count_witnessed(handler) < nodes // 2:
+        if seen >= WITNESSES and self._may_do_without(node, wish):
             text = f"sandboxes of {seen} namespaces failed, and no probe can tell: "
             self._quarantine(
                 node, handler, Reason.PROBE_UNANSWERED, text + evidence.message, witnessed=True
             )
 
+    def _may_do_without(self, node: NodeFacts, wish: Wish) -> bool:
+        """Whether each class that the node is for has half of its nodes left without this one.
+
+        As the class's own selectors and tolerations see the fleet.
+        """
+        handler = wish.handler
+        witnessed = set(self._cluster.quarantines.witnessed(handler))
+        concerned = [r for r in self._classes_in_use() if _is_for(r, handler, node)]
+        if wish.runtime is not None:
+            concerned.append(wish.runtime)
+        for runtime in concerned:
+            verdict = self._cluster.nodes.verdict(
+                handler, placement_of({}, runtime), proof_wanted=False
+            )
+            nodes = len(verdict.serving) + len(verdict.unknown) + len(verdict.quarantined)
+            if len(witnessed.intersection(verdict.quarantined)) >= nodes // 2:
+                return False
+        return True
+
+    def observe_stuck(self, pair: Pair, pod_name: str | None) -> None:
+        """A probe's pod has been Terminating for long; None: none is any more.
+
+        Nobody learns anything of the node meanwhile, so it has to be said.
+        """
+        name, handler = pair
+        node, now = self._cluster.nodes.get(name), self._wall()
+        classes = [r for r in self._classes_in_use() if handler in (CONTROL, r.handler)]
+        handlers = {r.handler for r in classes if node is None or _is_for(r, r.handler, node)}
+        if pod_name is None:
+            for known in handlers:
+                self._issues.clear(known, name, Reason.PROBE_TERMINATING)
+                self._listener.node_changed(name, known)
+            return
+        if node is None or not node.ready:
+            # That its pods stay is what is to be expected.
+            return
+        text = (
+            f"the probe pod {pod_name} stays Terminating on node {name}, which keeps other probes "
+            "from it: see that node's kubelet and container runtime, or delete the pod with --force"
+        )
+        for known in sorted(handlers):
+            self._issues.record(known, name, Reason.PROBE_TERMINATING, text, now)
+            self._listener.node_changed(name, known)
+        if handler == CONTROL:
+            self._learn_control(node, no_evidence(node, "", now, text))
+            return
+        for runtime in classes:
+            if runtime.handler in handlers and any(self._wanting(runtime)):
+                self._learn(node, handler, no_evidence(node, runtime.uid, now, text))
+
+    # --- Room for probes -----------------------------------------------------------------------
+
+    def make_room(self, wish: Wish) -> bool:
+        """A probe finds its node full: have one of the sandboxes that wait for it give way.
+
+        Returns:
+            Whether one does, so that it is worth waiting for its place.
+        """
+        if wish.why not in ("evidence", "control"):
+            return False
+        room, now, pair = self._cluster.room, self._wall(), _room_of(wish)
+        if room.is_kept(pair):
+            return True
+        software = software_of(wish.node)
+        waiting = sorted(
+            self._waiting_on(*pair), key=lambda found: found[0].metadata.creationTimestamp or ""
+        )
+        if not waiting or not room.may_ask(pair, software, now):
+            return False
+        pod, pool = waiting[-1]
+        logger.info(
+            "node %s is full: %s/%s gives way to the probe of handler %s",
+            pair[0],
+            pod.metadata.namespace,
+            pod.metadata.name,
+            pair[1],
+        )
+        room.ask(pair, software, pool.uid, pod.metadata.uid, now)
+        self._listener.room_changed(pool.uid)
+        return True
+
+    def _waiting_on(self, name: str, handler: str) -> Iterator[tuple[Pod, Pool]]:
+        """The sandboxes on a node that are kept from claims by nothing but the lack of proof."""
+        for pod in self._cluster.pods.on_node(name):
+            pool, metadata = self._pools.of(pod), pod.metadata
+            if (
+                pool is None
+                or pool.spec is None
+                or pool.spec.paused
+                or not _wants_proof(pool)
+                or not pod.ready
+                or metadata.deletionTimestamp is not None
+                or claim_uid_of(pod) is not None
+                or metadata.annotations.get(names.ANNOTATION_HANDLER) != handler
+            ):
+                continue
+            ground = self._cluster.ground(pod, pool.proof)
+            if ground.firm and not ground.proven:
+                yield pod, pool
+
+    def _take_room_back(self, wish: Wish, result: ProbeResult) -> None:
+        isolation = result.evidence.isolation if result.evidence is not None else None
+        if wish.why == "control" and isolation is Isolation.NOT_PROVEN:
+            # The place is needed for the evidence itself now.
+            return
+        if wish.why in ("evidence", "control"):
+            proven = wish.why == "evidence" and isolation is Isolation.PROVEN
+            pool_uid = self._cluster.room.end(_room_of(wish), proven=proven)
+            if pool_uid is not None:
+                self._listener.room_changed(pool_uid)
+
     # --- Learned -------------------------------------------------------------------------------
 
     def _learn(self, node: NodeFacts, handler: str, evidence: Evidence) -> None:
-        if not self._cluster.evidence.put(node.name, handler, evidence):
+        is_news = self._cluster.evidence.put(node.name, handler, evidence)
+        if is_news or evidence.isolation is Isolation.PROVEN:
+            # The next process is not to take a proof for older than it is.
+            self._write_down(node.name)
+        if not is_news:
             return
-        self._write_down(node.name)
         self._changed(node.name, handler)
         if evidence.isolation is Isolation.NOT_PROVEN:
             logger.warning("handler %s on node %s: %s", handler, node.name, evidence.message)
@@ -265,7 +393,7 @@ class Health:
             return
         logger.warning("node %s: %s", node.name, uncontrolled(evidence))
         wanted = (runtime for runtime in self._classes() if any(self._wanting(runtime)))
-        runtimes = {runtime.handler: runtime for runtime in wanted}
+        runtimes = {r.handler: r for r in wanted if _is_for(r, r.handler, node)}
         for handler, runtime in runtimes.items():
             self._learn(node, handler, _without_control(node, runtime, evidence))
         self._changed(node.name, CONTROL)
@@ -277,14 +405,17 @@ class Health:
     def _write_down(self, node: str) -> None:
         quarantines = self._cluster.quarantines.dump(node)
         evidence = self._cluster.evidence.dump(node)
+        former = self._cluster.evidence.dump_former(node)
         known = {"quarantines": quarantines, "evidence": evidence}
-        self._records.put(node, known if quarantines or evidence else None)
+        if former:
+            known["former"] = former
+        self._records.put(node, known if quarantines or evidence or former else None)
 
     def _node_of(self, pod: Pod) -> NodeFacts | None:
         return self._cluster.nodes.get(pod.spec.nodeName) if pod.spec.nodeName else None
 
     def _let_time_pass(self) -> None:
-        """What ends by itself: witnessed quarantines, and proofs that are too old."""
+        """What ends by itself: witnessed and unused quarantines, proofs that are too old."""
         now = self._wall()
         for name, handler in self._cluster.quarantines.expire(now):
             logger.info("node %s is tried again for handler %s", name, handler)
@@ -296,6 +427,27 @@ class Health:
             self.unsettle()
             self._changed(name, handler)
             self._write_down(name)
+        for pool_uid in self._cluster.room.expire(now):
+            self._listener.room_changed(pool_uid)
+        if not 0 <= now - self._looked_for_unused < LOOK_FOR_UNUSED_SECONDS:
+            self._looked_for_unused = now
+            self._end_unused(now)
+
+    def _end_unused(self, now: float) -> None:
+        """End the quarantines that no scout will ever lift, because nobody uses the node so."""
+        classes = self._classes_in_use()
+        unused = {}
+        for pair, _ in self._cluster.quarantines.open():
+            node = self._cluster.nodes.get(pair[0])
+            if node is not None and not any(_is_for(r, pair[1], node) for r in classes):
+                unused[pair] = self._unused_since.get(pair, now)
+        self._unused_since = unused
+        for (name, handler), since in unused.items():
+            if now - since >= UNUSED_SECONDS:
+                logger.info("nobody uses handler %s on node %s any more", handler, name)
+                self._cluster.quarantines.end(name, handler, now=now)
+                self._issues.clear(handler, name)
+                self._release(name, handler)
 
     # --- Wanted --------------------------------------------------------------------------------
 
@@ -310,7 +462,7 @@ class Health:
         then scouts, then all other nodes.
         """
         self._let_time_pass()
-        classes = [runtime for runtime in self._classes() if any(self._usable(runtime))]
+        classes = self._classes_in_use()
         for name, handler in self._cluster.hints.wanted(self._wall()):
             if not self._cluster.quarantines.is_open(name, handler):
                 yield from self._wish(name, handler, classes, "hint")
@@ -331,6 +483,9 @@ class Health:
     def _classes(self) -> list[Runtime]:
         return list(self._cluster.classes.values())
 
+    def _classes_in_use(self) -> list[Runtime]:
+        return [runtime for runtime in self._classes() if any(self._usable(runtime))]
+
     def _usable(self, runtime: Runtime) -> Iterator[Pool]:
         """The pools of a class that may use it."""
         pools = self._pools.of_class(runtime.class_name).pools.values()
@@ -345,15 +500,10 @@ class Health:
     ) -> Iterator[Wish]:
         """A probe of one of the handler's classes, if the pods of any may go to the node."""
         node = self._cluster.nodes.get(name)
-        if node is None or not node.usable or answer_of(node, handler) is Answer.NOT_SERVING:
+        if node is None or not node.usable:
             return
-        # Probes tolerate every taint, as templates may.
-        untainted = replace(node, taints=())
         for runtime in classes:
-            # Two classes of one handler may be for different nodes.
-            if runtime.handler == handler and allows(
-                placement_of({}, runtime), untainted, now=False
-            ):
+            if _is_for(runtime, handler, node):
                 yield Wish(node, runtime, why)
                 return
 
@@ -401,7 +551,12 @@ class Health:
                     verdict = self._cluster.verdict(pool, runtime)
                     verdicts[id(verdict)] = verdict, runtime
         for verdict, runtime in verdicts.values():
-            for name in (*verdict.serving, *verdict.unknown, *verdict.not_isolating):
+            for name in (
+                *verdict.serving,
+                *verdict.unknown,
+                *verdict.not_isolating,
+                *verdict.unproven,
+            ):
                 node = self._cluster.nodes.get(name)
                 if node is not None:
                     yield node, runtime
@@ -415,6 +570,23 @@ class Health:
             and (lacks or evidence.is_old(node.name, runtime.handler))
             and not self._cluster.quarantines.is_open(node.name, runtime.handler)
         )
+
+
+def _is_for(runtime: Runtime, handler: str, node: NodeFacts) -> bool:
+    """The class is one of the handler, which the node does not lack, and may use the node.
+
+    Two classes of one handler may be for different nodes.
+    """
+    return (
+        runtime.handler == handler
+        and runtime.admits(node.labels)
+        and answer_of(node, handler) is not Answer.NOT_SERVING
+    )
+
+
+def _room_of(wish: Wish) -> Pair:
+    """For which node and handler a probe needs room."""
+    return wish.node.name, wish.waiting or wish.handler
 
 
 def _may_use(pool: Pool, runtime: Runtime) -> bool:

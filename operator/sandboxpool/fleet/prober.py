@@ -11,8 +11,9 @@ deleted.
 import asyncio
 import contextlib
 import logging
+import re
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,6 +23,7 @@ from sandboxpool.api.core import Pod
 from sandboxpool.backoff import delay_after
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure, diagnose
 from sandboxpool.runtimes.evidence import (
@@ -34,10 +36,13 @@ from sandboxpool.runtimes.evidence import (
     software_of,
 )
 from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.podevents import PodEvents, nothing_said
 from sandboxpool.runtimes.probe import (
     ANNOTATION_NODE,
     CONTROL,
+    NO_OPTIONS,
     ProbeImage,
+    ProbeOptions,
     build_probe,
     probe_name,
 )
@@ -51,11 +56,19 @@ PLACES: dict[Why, int] = {"hint": 4, "scout": 4, "control": 6, "evidence": 10}
 PER_SECOND = 5.0
 # Virtual machines take long to start, above all many at once.
 DEADLINE_SECONDS = 120.0
-# Nothing that a probe waits for makes room on a full node.
+# Nothing that a probe waits for makes room on a full node, unless a sandbox gives way to it.
 UNSCHEDULABLE_SECONDS = 15.0
+# A pod that has been Terminating for so long will not go by itself, and that is told so often.
+STUCK_SECONDS = 120.0
+STUCK_AGAIN_SECONDS = 600.0
+# After such a pod another is made on the node once it has stayed for so long, each time longer.
+FIRST_STUCK_PAUSE_SECONDS = 900.0
+LONGEST_STUCK_PAUSE_SECONDS = 6 * 3600.0
 # A text that does not prove that the runtime is broken speaks against it once it has stood so long:
 # the kubelet has tried again by then.
 FAILING_SECONDS = 8.0
+# When the events of a probe that nothing is known of are read, each time once.
+LOOKS = {"slow": 10.0, "overdue": DEADLINE_SECONDS - 20.0}
 # Events about a probe's pod do not wake it, so it looks by itself.
 LOOK_SECONDS = 1.0
 # Wishes come with time, too.
@@ -73,6 +86,9 @@ NO_IMAGE = (
 )
 
 Pair = tuple[str, str]
+
+# As the scheduler says that a node is full.
+_FULL = re.compile(r"\bInsufficient |\bToo many pods")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +178,8 @@ class _Flight:
     pod: Pod | None = None
     gone: bool = False
     failing_since: float | None = None
+    # Whether somebody makes room for it on its node; None while nobody was asked.
+    room: bool | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -183,12 +201,17 @@ class Prober:
         client: the API client.
         namespace: the operator's own, in which probe pods are made.
         image: what they run.
+        options: what else their pods have.
         wishes: asked whenever there is room for another probe; the most urgent come first.
         nodes: the facts of a node now.
         classes: a RuntimeClass now, by name.
         sandbox_event: the last FailedCreatePodSandBox message of a pod.
+        inquiry: reads the events of probe pods that take long.
         on_taken: told of each probe that is sent.
         on_result: told of each probe's end.
+        make_room: asked once of a probe that finds its node full; whether it is worth waiting.
+        on_stuck: told of the node and handler of a probe pod, and its name, that has been
+            Terminating for long, now and then; without a name once it is gone.
         wall: seconds since the epoch.
         seed: a string that was never given before, for names.
     """
@@ -203,26 +226,37 @@ class Prober:
         nodes: Callable[[str], NodeFacts | None],
         classes: Callable[[str], Runtime | None],
         sandbox_event: Callable[[Pod], str | None],
+        inquiry: Inquiry,
         on_taken: Callable[[Wish], None],
         on_result: OnResult,
+        make_room: Callable[[Wish], bool] = lambda wish: False,
+        on_stuck: Callable[[Pair, str | None], None] = lambda pair, name: None,
         wall: Callable[[], float],
         seed: Callable[[], str],
+        options: ProbeOptions = NO_OPTIONS,
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._image = image
+        self._options = options
         self._wishes = wishes
         self._nodes = nodes
         self._classes = classes
         self._sandbox_event = sandbox_event
+        self._inquiry = inquiry
         self._on_taken = on_taken
         self._on_result = on_result
+        self._make_room = make_room
+        self._on_stuck = on_stuck
         self._wall = wall
         self._seed = seed
         self._woken = asyncio.Event()
         self._flights: dict[str, _Flight] = {}
         self._pods: dict[str, Pod] = {}
         self._deleted: set[str] = set()
+        # Since when pods are Terminating, and when that was told last, by uid.
+        self._leaving: dict[str, float] = {}
+        self._told: dict[str, float] = {}
         self._pauses: dict[tuple[Pair, Why], _Pause] = {}
 
     def wake(self) -> None:
@@ -235,15 +269,27 @@ class Prober:
         assert pod is not None, "a change has a before or an after"
         if new is not None:
             self._pods[new.metadata.uid] = new
+            if new.metadata.deletionTimestamp is not None:
+                now = asyncio.get_running_loop().time()
+                self._leaving.setdefault(new.metadata.uid, now)
         else:
-            self._pods.pop(pod.metadata.uid, None)
-            self._deleted.discard(pod.metadata.uid)
+            self._forget(pod)
+            self._inquiry.forget(pod)
         flight = self._flights.get(pod.metadata.name)
         if flight is None:
             self.wake()
         else:
             flight.pod, flight.gone = pod, new is None
             flight.changed.set()
+
+    def _forget(self, pod: Pod) -> None:
+        uid, pair = pod.metadata.uid, _pair_of(pod)
+        self._pods.pop(uid, None)
+        self._deleted.discard(uid)
+        self._leaving.pop(uid, None)
+        was_told = self._told.pop(uid, None) is not None
+        if was_told and not any(_pair_of(self._pods[told]) == pair for told in self._told):
+            self._on_stuck(pair, None)
 
     async def run(self) -> None:
         """Probe until cancelled; probes that are under way then are left to the next start."""
@@ -271,8 +317,7 @@ class Prober:
                     self._conclude(wish, ProbeResult(evidence, None, made_at))
             return None
         busy = {flight.wish.pair for flight in self._flights.values()}
-        # Those on their way out too: a node that cannot get rid of one gets no other.
-        busy |= {_pair_of(pod) for pod in self._pods.values()}
+        busy |= self._occupied()
         taken = Counter(flight.wish.why for flight in self._flights.values())
         own = {flight.wish.line for flight in self._flights.values()}
 
@@ -287,6 +332,30 @@ class Prober:
             ),
             None,
         )
+
+    def _occupied(self) -> set[Pair]:
+        """Where a probe's pod is still there, be it on its way out.
+
+        A node that cannot get rid of one gets no other for a long time, and that is told.
+        """
+        now = asyncio.get_running_loop().time()
+        occupied, stuck = set(), defaultdict[Pair, list[float]](list)
+        for uid, pod in self._pods.items():
+            since, pair = self._leaving.get(uid), _pair_of(pod)
+            if since is None or now - since < STUCK_SECONDS:
+                occupied.add(pair)
+                continue
+            stuck[pair].append(since)
+            if now - self._told.get(uid, -STUCK_AGAIN_SECONDS) >= STUCK_AGAIN_SECONDS:
+                self._told[uid] = now
+                self._on_stuck(pair, pod.metadata.name)
+        for pair, times in stuck.items():
+            pause = delay_after(
+                len(times) - 1, FIRST_STUCK_PAUSE_SECONDS, LONGEST_STUCK_PAUSE_SECONDS
+            )
+            if now - max(times) < pause:
+                occupied.add(pair)
+        return occupied
 
     def _is_held(self, wish: Wish) -> bool:
         pause = self._pauses.get((wish.pair, wish.why))
@@ -357,7 +426,9 @@ class Prober:
         """Create the pod; return why the API server refused it, if it did."""
         path = resource_path("v1", "pods", self._namespace)
         wish = flight.wish
-        body = build_probe(flight.name, self._namespace, wish.node, wish.runtime, self._image)
+        body = build_probe(
+            flight.name, self._namespace, wish.node, wish.runtime, self._image, self._options
+        )
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
                 await self._client.create(path, body)
@@ -393,7 +464,7 @@ class Prober:
             return ProbeResult(None, None, flight.made_at)
         if flight.gone:
             return self._unanswered(flight, node, "the probe pod was deleted by somebody else")
-        failure = None
+        failure, told = None, None
         if pod is not None:
             wanted = wish.runtime.class_name if wish.runtime is not None else ""
             if pod.spec.runtimeClassName != wanted:
@@ -405,7 +476,8 @@ class Prober:
             evidence = judge_probe(pod, node, self._wall())
             if evidence is not None and has_run(pod):
                 return ProbeResult(evidence, None, flight.made_at, started=True)
-            failure = diagnose(pod, self._sandbox_event(pod))
+            told = self._inquiry.told(pod)
+            failure = diagnose(pod, self._sandbox_event(pod), told)
             if evidence is not None:
                 return ProbeResult(evidence, failure, flight.made_at)
         now = asyncio.get_running_loop().time()
@@ -419,12 +491,22 @@ class Prober:
             or (flight.failing_since is not None and now - flight.failing_since >= FAILING_SECONDS)
         ):
             return self._unanswered(flight, node, f"{failure.reason}: {failure.message}", failure)
-        unschedulable = failure is not None and failure.reason is Reason.UNSCHEDULABLE
-        limit = UNSCHEDULABLE_SECONDS if unschedulable else DEADLINE_SECONDS
+        if pod is not None and pod.spec.nodeName and failure is None:
+            # Nobody has said yet what it waits for.
+            for stage, seconds in LOOKS.items():
+                if waited >= seconds:
+                    self._inquiry.ask(pod, "", stage)
+        limit = DEADLINE_SECONDS
+        if failure is not None and failure.reason is Reason.UNSCHEDULABLE:
+            if waited < UNSCHEDULABLE_SECONDS:
+                return None
+            if flight.room is None and _FULL.search(failure.message):
+                flight.room = self._make_room(wish)
+            limit = DEADLINE_SECONDS if flight.room else UNSCHEDULABLE_SECONDS
         if waited < limit:
             return None
         if failure is None and pod is not None:
-            failure = _silent(pod, node)
+            failure = _silent(pod, node, told)
         cause = f"{failure.reason}: {failure.message}" if failure else "its pod was never seen"
         return self._unanswered(flight, node, f"no answer after {limit:.0f} s: {cause}", failure)
 
@@ -474,14 +556,14 @@ def _pair_of(pod: Pod) -> Pair:
     return annotations.get(ANNOTATION_NODE, ""), annotations.get(names.ANNOTATION_HANDLER, "")
 
 
-def _silent(pod: Pod, node: NodeFacts) -> Failure:
+def _silent(pod: Pod, node: NodeFacts, told: PodEvents | None) -> Failure:
     """A probe has run out of time, and nobody has said why."""
     made = pod.condition("PodReadyToStartContainers")
     no_sandbox = made is not None and made.status == "False" and node.tells_of_sandboxes
     text = "the sandbox was not made" if no_sandbox else "no container ran"
     return Failure(
         Reason.SANDBOX_START_TIMEOUT,
-        f"{text}, and no cause was reported",
+        f"{text}, and {nothing_said(told)}",
         pod.spec.nodeName,
         # An image that is pulled slowly blames nobody; a sandbox is made before any is pulled.
         blames_runtime=no_sandbox,

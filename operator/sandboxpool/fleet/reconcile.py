@@ -100,8 +100,14 @@ class RuntimeReconciler:
         stored, given = self._stored.get(name), self._gather(name)
         if given is None:
             self._written.pop(name, None)
-            if stored is not None:
-                await self._delete(stored)
+            if stored is None:
+                return None
+            path = resource_path("node.k8s.io/v1", "runtimeclasses", name=name)
+            if await self._client.find(path) is not None:
+                # The cache of classes is behind, or cannot read it; what this says of the class
+                # cannot be had back.
+                return RESTLESS_INTERVAL_SECONDS
+            await self._delete(stored)
             return None
         if stored is None:
             wait = self._wait(name, WRITE_INTERVAL_SECONDS)

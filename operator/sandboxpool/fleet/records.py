@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # With so many each is little more than half full if 5,000 nodes have four broken handlers each.
 # They are made only when they are needed.
 SHARDS = 64
+NAMES = tuple(f"sandboxpool-nodes-{i}" for i in range(SHARDS))
 LABELS = {"app.kubernetes.io/managed-by": "sandboxpool"}
 WRITE_SECONDS = 1.0
 FIRST_RETRY_SECONDS = 1.0
@@ -105,7 +106,7 @@ class NodeRecords:
         self._client = client
         self._namespace = namespace
         self._clock = clock
-        self._shards = [_Shard(f"sandboxpool-nodes-{i}") for i in range(SHARDS)]
+        self._shards = [_Shard(name) for name in NAMES]
         self._wake = asyncio.Event()
         self._next_write = clock()
 

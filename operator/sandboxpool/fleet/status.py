@@ -87,6 +87,7 @@ def runtime_status(given: FleetInput, former: Mapping[str, Any]) -> dict[str, An
             "unknown": len(verdict.unknown),
             "quarantined": len(verdict.quarantined),
             "notIsolating": len(verdict.not_isolating),
+            "unproven": len(verdict.unproven),
         },
         "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
         "issues": _issues(given, former),

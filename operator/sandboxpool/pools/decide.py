@@ -19,6 +19,8 @@ from sandboxpool.pools.unfit import (
     doubt,
     due_at,
     faltering_members,
+    giving_way,
+    in_the_way,
     in_vain,
     nodes_to_avoid,
     of_no_use,
@@ -51,6 +53,9 @@ def decide(given: PoolInput) -> PoolPlan:
     replaceable = stuck if another_may_start(given, stuck) else []
     faltering = faltering_members(given, replaceable)
     deletions = of_no_use(given, faltering)
+    known = {deletion.member.uid for deletion in deletions}
+    waiting = [d for d in in_the_way(given) if d.member.uid not in known]
+    deletions += [d for d in giving_way(given) if d.member.uid not in known] + waiting
     left = _without(deletions, given.members)
     moved = _moved(given, left, target)
     stock = _stock(given, left)
@@ -66,13 +71,21 @@ def decide(given: PoolInput) -> PoolPlan:
 
     # Beyond the target, to take the place of what seems not to become warm.
     wanted = target + min(len(faltering), max_unavailable(spec.update, target))
-    missing = wanted - len(stock) - given.creating
+    # Whatever takes the place of one that gives way would take the probe's.
+    missing = wanted - len(stock) - given.creating - len(given.giving_way)
+    if waiting or given.held_back:
+        # There is no room for others anyway.
+        missing = 0
     cold = left.count(State.COLD) + given.creating_cold
     creation = _creatable(given, stock, faltering, missing, cold)
     failed = [deletion for deletion in deletions if deletion.failed]
     if failed:
         # Their successors wait for the delay that this failure brings.
         creation = creation.after_failures(len(failed), failed[0].reason)
+    asked_about = [m for m in given.members.of(State.FAILED) if m.uid in given.asking]
+    if asked_about:
+        # So do those of the ones that have failed and are kept until it is known why.
+        creation = creation.after_failures(len(asked_about), Reason.POD_FAILED)
     create, held = creation.stock, creation.held
     replacing = 0 < missing <= len(faltering) and not create
     if replacing and held is Reason.CLAMPED_BY_MAX_SANDBOXES:
@@ -88,6 +101,7 @@ def decide(given: PoolInput) -> PoolPlan:
         cold_held=creation.cold_held,
         stuck_nodes=frozenset(member.node_name for member in stuck),
         avoid=nodes_to_avoid(replaceable),
+        held_back=bool(waiting),
     )
 
 

@@ -14,6 +14,7 @@ from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.advice import cure
 from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.placement import wants_user_namespace
 
 MAX_EXAMPLES = 5
 
@@ -134,6 +135,9 @@ def _nodes_serving(given: PoolInput) -> Finding:
             + (f"; {_quarantined_too(given)}" if verdict.quarantined else ""),
         )
     so_many = f"{len(verdict.serving)} of {verdict.eligible} eligible nodes serve {handler!r}"
+    if verdict.unproven:
+        examples = ", ".join(verdict.unproven[:MAX_EXAMPLES])
+        so_many += f", {len(verdict.unproven)} give no proof that it isolates ({examples})"
     if verdict.quarantined:
         return Finding(
             type_,
@@ -148,7 +152,7 @@ def _nodes_serving(given: PoolInput) -> Finding:
             True,
             Reason.SOME_NODES_NOT_SERVING,
             f"{so_many}; new sandboxes keep away from those that do not ({examples}); to have the "
-            f"scheduler know it too, {cure(verdict.advice)}",
+            f"scheduler know it too, {cure(verdict.advice)}{_by_user_namespaces(given)}",
         )
     return Finding(type_, True, Reason.HANDLER_SERVED, so_many)
 
@@ -185,7 +189,18 @@ def _no_node_serves(given: PoolInput, handler: str) -> Finding:
         False,
         Reason.NO_NODE_SERVES,
         f"none of {verdict.eligible} eligible nodes lists the handler {handler!r}: configure "
-        "it in the nodes' container runtime (and restart that), or add nodes that have it",
+        "it in the nodes' container runtime (and restart that), or add nodes that have it"
+        + _by_user_namespaces(given),
+    )
+
+
+def _by_user_namespaces(given: PoolInput) -> str:
+    """What else a node must have to serve pods of this template."""
+    if not wants_user_namespace(given.spec.template.spec):
+        return ""
+    return (
+        "; spec.template.spec.hostUsers is false, so a node serves it only if its "
+        "status.runtimeHandlers does not deny the handler features.userNamespaces"
     )
 
 
@@ -228,6 +243,8 @@ def _isolation_proven(given: PoolInput) -> list[Finding]:
             f"{len(without)} ready sandboxes are not handed out, because there is no evidence of "
             f"their isolation, such as on {first.node_name}: {first.ground.evidence}"
         )
+        if given.verdict.unproven:
+            text += ". Others take their place on nodes where there is"
         return [Finding(type_, False, Reason.EVIDENCE_UNAVAILABLE, text)]
     if waiting:
         nodes = sorted({m.node_name for m in waiting})[:MAX_EXAMPLES]

@@ -10,9 +10,10 @@ from sandboxpool.api import names
 from sandboxpool.api.core import OwnerReference, Pod
 from sandboxpool.api.times import epoch
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.diagnosis import Failure, diagnose
+from sandboxpool.runtimes.diagnosis import Failure, cut, diagnose
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.podevents import PodEvents, nothing_said
 
 
 class State(Enum):
@@ -55,6 +56,8 @@ class Member:
         class_name: the RuntimeClass that it names.
         runtime_uid: the uid of the RuntimeClass that it was made from.
         exclusion: fingerprint of the nodes it keeps away from.
+        silence: that nothing is known to keep it from being ready, and what was looked at; empty if
+            something is, or if its events were not read.
         taken_up: the kubelet of its node has begun with it.
         misplaced: it is stranded, and was before it was ready for the first time: it was put where
             it could not be handed out, and so may the next one be.
@@ -77,6 +80,7 @@ class Member:
     class_name: str
     runtime_uid: str
     exclusion: str
+    silence: str = ""
     taken_up: bool = True
     misplaced: bool = False
 
@@ -157,6 +161,7 @@ def member_of(
     sandbox_event: str | None,
     deleting: bool,
     claimed: bool,
+    told: PodEvents | None = None,
     former: Member | None = None,
     clock: float = 0.0,
 ) -> Member:
@@ -168,6 +173,7 @@ def member_of(
         sandbox_event: its last FailedCreatePodSandBox message.
         deleting: we sent its DELETE and have not seen the effect yet.
         claimed: it is being handed out at this moment, though the cache does not show it.
+        told: what its events said, if they were read.
         former: as it was sorted last, if it was: no pod tells that it was ready before.
         clock: seconds of our own monotonic clock.
     """
@@ -185,9 +191,10 @@ def member_of(
     else:
         state = _stock_state(pod, ground, was_ready=was_ready)
     if state in _MAY_FAIL:
-        failure = diagnose(pod, sandbox_event)
-        if failure is None and state is State.UNREADY:
-            failure = Failure(Reason.POD_NOT_READY, UNREADY_TEXT, pod.spec.nodeName)
+        failure = diagnose(pod, sandbox_event, told)
+        if state is State.UNREADY and (failure is None or failure.told):
+            text = f"{UNREADY_TEXT}: {failure.message}" if failure is not None else UNREADY_TEXT
+            failure = Failure(Reason.POD_NOT_READY, cut(text), pod.spec.nodeName)
     if former is not None and _stands(former) == (state, pod.spec.nodeName, _waits(failure)):
         since = former.since
     else:
@@ -210,6 +217,7 @@ def member_of(
         ground=ground,
         overhead=tuple(sorted(pod.spec.overhead.items())),
         failure=failure,
+        silence=nothing_said(told) if failure is None and told is not None else "",
         revision=metadata.labels.get(names.LABEL_REVISION, ""),
         class_name=pod.spec.runtimeClassName,
         runtime_uid=metadata.annotations.get(names.ANNOTATION_RUNTIME_UID, ""),

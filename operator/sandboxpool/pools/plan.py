@@ -59,10 +59,15 @@ class PoolInput:
         line: the claims that wait, the first in line at the front: whether each wants a sandbox to
             be started for it.
         stuck_nodes: nodes on which sandboxes of this pool were stuck of late.
+        giving_way: uids of its pods that make room for a probe, or have done so: their places are
+            not to be taken yet.
+        held_back: nothing is to be made meanwhile, for it would take the place of a probe.
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
         blind: the cache of pods is too old to create anything by.
+        slow_seconds: a start that takes longer than this is slow for the pool.
+        asking: uids of the pods whose events are just being read.
         protection: what is known of the budget over its claimed sandboxes; None if it has none.
     """
 
@@ -83,6 +88,10 @@ class PoolInput:
     now: float
     clock: float
     blind: bool = False
+    slow_seconds: float = 10.0
+    asking: frozenset[str] = frozenset()
+    giving_way: frozenset[str] = frozenset()
+    held_back: bool = False
     protection: Finding | None = None
 
 
@@ -113,6 +122,7 @@ class PoolPlan:
         cold: for how many of the claims that want it a pod is to be created, the first in line.
         cold_held: why not for all of them; None if for all.
         stuck_nodes: nodes on which sandboxes of this pool are stuck now.
+        held_back: pods go that wait for room, because they would take the place of a probe.
         avoid: those of them that others shall keep away from, and why.
     """
 
@@ -125,6 +135,7 @@ class PoolPlan:
     cold_held: Reason | None = None
     stuck_nodes: frozenset[str] = frozenset()
     avoid: tuple[tuple[str, str], ...] = ()
+    held_back: bool = False
 
 
 def outdated(member: Member, given: PoolInput) -> bool:

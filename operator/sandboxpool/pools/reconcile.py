@@ -6,6 +6,7 @@ without an await, so that two decisions never count on the same room.
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sandboxpool.api import names
 from sandboxpool.api.conditions import Finding
@@ -17,11 +18,13 @@ from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import BLIND_SECONDS
+from sandboxpool.pools import looks
 from sandboxpool.pools.book import Facts
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.cold import why_held
 from sandboxpool.pools.decide import decide
 from sandboxpool.pools.disruption import Budgets
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.members import Members, State, claim_uid_of
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, TemplateVerdict
 from sandboxpool.pools.pool import Pool
@@ -46,6 +49,7 @@ Key = tuple[str, str]
 # A pool some of whose pods are just being handed out is looked at again after this many seconds.
 BINDING_RECHECK_SECONDS = 5.0
 BLIND_RECHECK_SECONDS = 10.0
+ASKING_RECHECK_SECONDS = 10.0
 
 
 class PoolReconciler:
@@ -68,6 +72,7 @@ class PoolReconciler:
         on_startup_sample: Callable[[Pool, str, float], None],
         on_start_timeout: Callable[[str], None],
         probe: ProbeImage,
+        inquiry: Inquiry,
         wall: Callable[[], float],
         clock: Callable[[], float],
         look_at: Callable[[Key], None] = lambda key: None,
@@ -87,6 +92,7 @@ class PoolReconciler:
         self._clock = clock
         self._states = PoolStates(clock)
         self._probe = probe
+        self._inquiry = inquiry
         self._guarded = guarded
         self._pods_age = pods_age
         # Pools whose creates were refused by a quota, by namespace.
@@ -197,7 +203,10 @@ class PoolReconciler:
             self._offers.refresh_pool(pool)
         line = self._in_line(pool, state)
         given = self._gather(pool, resolution, verdict, template, line, protection)
+        given = self._inquire(pool, given)
         plan = decide(given)
+        if plan.held_back:
+            self._cluster.room.hold_back(pool.uid)
         state.note_stuck(plan.stuck_nodes, self._clock())
         if plan.avoid:
             for node, why in plan.avoid:
@@ -239,7 +248,7 @@ class PoolReconciler:
         if errors:
             # Everything else is done; the queue tries the deletions again, ever more slowly.
             raise errors[0]
-        return self._next_look(pool, plan, status_due)
+        return self._next_look(pool, given, plan, status_due)
 
     def _expect(
         self,
@@ -315,12 +324,32 @@ class PoolReconciler:
             line=tuple(claim is not None for _, claim in line),
             stuck_nodes=state.stuck_nodes(clock),
             trouble=state.trouble,
+            giving_way=self._cluster.room.of(pool.uid),
+            held_back=self._cluster.room.is_held_back(pool.uid),
             guarded=self._guarded,
             blind=self._is_blind(),
+            slow_seconds=self._slow_seconds(state, members, pool.spec.startup.timeout_seconds),
             protection=protection,
             now=now,
             clock=clock,
         )
+
+    def _inquire(self, pool: Pool, given: PoolInput) -> PoolInput:
+        """Have the events of those read that are in trouble, and say of whom that is under way."""
+        pods = self._cluster.pods
+        for member, stage in looks.wanted(given):
+            pod = pods.get(member.uid)
+            if pod is not None:
+                self._inquiry.ask(pod, pool.uid, stage)
+        doubtful = given.members.of(State.STARTING, State.COLD, State.FAILED)
+        found = ((member.uid, pods.get(member.uid)) for member in doubtful)
+        asking = {uid for uid, pod in found if pod is not None and self._inquiry.is_asking(pod)}
+        return replace(given, asking=frozenset(asking)) if asking else given
+
+    def _slow_seconds(self, state: PoolState, members: Members, limit: float) -> float:
+        if not members.count(State.STARTING, State.COLD):
+            return limit
+        return looks.slow_after(state.times.p95("ready", self._clock()), limit)
 
     def _is_blind(self) -> bool:
         return self._pods_age() > BLIND_SECONDS
@@ -340,6 +369,7 @@ class PoolReconciler:
                     self._cluster.events.message(pod),
                     state.expectations.is_deleting(uid),
                     self._allocator.is_held(uid),
+                    self._inquiry.told(pod),
                 )
             )
 
@@ -362,7 +392,9 @@ class PoolReconciler:
         )
         return tuple((name, known) for name, known in found if known is not None)
 
-    def _next_look(self, pool: Pool, plan: PoolPlan, status_due: float | None) -> float | None:
+    def _next_look(
+        self, pool: Pool, given: PoolInput, plan: PoolPlan, status_due: float | None
+    ) -> float | None:
         now = self._wall()
         times = [plan.recheck - now] if plan.recheck is not None else []
         asked = self._checker.recheck_at(pool.uid)
@@ -379,6 +411,12 @@ class PoolReconciler:
             times.append(overdue)
         if status_due is not None:
             times.append(status_due)
+        slow_in = looks.next_in(given)
+        if slow_in is not None:
+            times.append(slow_in)
+        if given.asking:
+            # No answer is waited for without end.
+            times.append(ASKING_RECHECK_SECONDS)
         budget_due = self._budgets.due(pool.uid)
         if budget_due is not None:
             times.append(budget_due)

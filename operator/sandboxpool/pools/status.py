@@ -78,6 +78,7 @@ def pool_status(
                 "unknown": len(verdict.unknown),
                 "quarantined": len(verdict.quarantined),
                 "notIsolating": len(verdict.not_isolating),
+                "unproven": len(verdict.unproven),
             },
             "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
             "issues": issues[:MAX_ISSUES],

@@ -4,7 +4,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sandboxpool.api import names
 from sandboxpool.api.v1alpha1 import IsolationProof
@@ -44,6 +44,14 @@ def fingerprint(excluded: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(excluded).encode()).hexdigest()[:10]
 
 
+# Sandboxes are Linux pods, and nothing else keeps a scheduler from an untainted Windows node.
+NOT_WINDOWS: Final[Mapping[str, Any]] = {
+    "key": names.OS_LABEL,
+    "operator": "NotIn",
+    "values": ["windows"],
+}
+
+
 def build_pod(
     pool: Pool,
     runtime: Runtime,
@@ -71,9 +79,10 @@ def build_pod(
     if pool.proof is IsolationProof.PER_SANDBOX:
         resources = (spec.get("containers") or [{}])[0].get("resources")
         first = sandbox_probe_container(
-            probe.name, pull_policy=probe.pull_policy, resources=resources
+            probe, resources=resources, pod_security_context=spec.get("securityContext")
         )
         spec["initContainers"] = [first, *(spec.get("initContainers") or [])]
+    spec["affinity"] = require(spec.get("affinity"), NOT_WINDOWS)
     if verdict.excluded:
         spec["affinity"] = exclude(spec.get("affinity"), verdict.excluded)
     if verdict.preferred:
@@ -157,16 +166,24 @@ def owner_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
 def exclude(affinity: dict[str, Any] | None, hostnames: Sequence[str]) -> dict[str, Any]:
     """Keep a pod away from nodes, on top of the affinity that it has.
 
-    Terms of a node affinity are alternatives, so the exclusion goes into each of them; one without
-    requirements, which matches nothing, must not begin to match. An exclusion, not an inclusion:
-    nodes that an autoscaler may yet add stay possible.
+    An exclusion, not an inclusion: nodes that an autoscaler may yet add stay possible.
+    """
+    return require(
+        affinity, {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": list(hostnames)}
+    )
+
+
+def require(affinity: dict[str, Any] | None, requirement: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask something more of a pod's node, on top of the affinity that it has.
+
+    Terms of a node affinity are alternatives, so the requirement goes into each of them; one
+    without requirements, which matches nothing, must not begin to match.
     """
     affinity = dict(affinity or {})
     node_affinity = dict(affinity.get("nodeAffinity") or {})
     required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
-    away = {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": list(hostnames)}
     terms = [
-        {**term, "matchExpressions": [*(term.get("matchExpressions") or []), away]}
+        {**term, "matchExpressions": [*(term.get("matchExpressions") or []), dict(requirement)]}
         if term.get("matchExpressions") or term.get("matchFields") or not required
         else term
         for term in required.get("nodeSelectorTerms") or [{}]

@@ -9,6 +9,7 @@ from itertools import chain
 from sandboxpool.pools.members import Member, Members, State, oldest_first
 from sandboxpool.pools.plan import Deletion, PoolInput, foreign
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.podevents import nothing_said
 
 # A readiness probe that fails is given this long to pass again: a probe fails three times, ten
 # seconds apart, before it counts, and passes as it failed.
@@ -59,15 +60,41 @@ def faltering_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
     unready = [
         m for m in given.members.of(State.UNREADY) if given.clock - m.since > UNREADY_GRACE_SECONDS
     ]
-    return sorted([*unready, *stuck], key=oldest_first)
+    # Only while there is proof on other nodes: elsewhere another would wait as long.
+    silent = set(given.verdict.unproven)
+    unproven = [m for m in given.members.of(State.UNPROVEN) if m.node_name in silent]
+    return sorted([*unready, *unproven, *stuck], key=oldest_first)
+
+
+def giving_way(given: PoolInput) -> list[Deletion]:
+    """Those that cannot be handed out without a probe's answer, and make room for the probe."""
+    text = "it makes room for the probe of its node, which is full"
+    return [
+        Deletion(member, Reason.EVIDENCE_PENDING, text)
+        for member in (given.members.of(State.UNPROVEN) if given.giving_way else ())
+        if member.uid in given.giving_way
+    ]
+
+
+def in_the_way(given: PoolInput) -> list[Deletion]:
+    """Those that wait for room on any node, and would take the place that is made for a probe."""
+    text = "it waits for room, and a probe needs the next"
+    return [
+        Deletion(member, Reason.EVIDENCE_PENDING, text)
+        for member in (given.members.of(State.STARTING) if given.giving_way else ())
+        if not member.node_name
+        and member.failure is not None
+        and member.failure.reason is Reason.UNSCHEDULABLE
+    ]
 
 
 def _is_stuck(member: Member, given: PoolInput) -> bool:
-    """The kubelet goes on trying, and has done so for long."""
+    """The kubelet goes on trying, has done so for long, and another one may do better."""
     failure = member.failure
     return (
         failure is not None
         and failure.heals
+        and not failure.everywhere
         and failure.reason is not Reason.UNSCHEDULABLE
         and bool(member.node_name)
         and given.clock - member.since > STUCK_SECONDS
@@ -77,6 +104,9 @@ def _is_stuck(member: Member, given: PoolInput) -> bool:
 def replaced_by_another(member: Member, stock: Members) -> Deletion:
     """Another takes its place. Where none is warm that may fare the same, so it is a failure."""
     failure = member.failure
+    if member.state is State.UNPROVEN:
+        text = f"node {member.node_name} gives no proof, and others do: {member.ground.evidence}"
+        return Deletion(member, Reason.EVIDENCE_UNAVAILABLE, text)
     reason = failure.reason if failure else Reason.POD_NOT_READY
     text = failure.message if failure else "it is not ready any more"
     return Deletion(member, reason, text, failed=not stock.count(State.WARM))
@@ -103,6 +133,9 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
     if member.unclaimed and given.resolution.usable and foreign(member, given):
         return _of_another_class(member, given)
     if member.state is State.FAILED:
+        if member.uid in given.asking:
+            # Only its events may tell why it has ended.
+            return None
         reason = failure.reason if failure else Reason.POD_FAILED
         return Deletion(member, reason, failure.message if failure else "it ended", failed=True)
     if member.state is State.STRANDED:
@@ -128,9 +161,9 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
         return None
     limit = given.spec.startup.timeout_seconds
     # Without a node it does not start yet: whatever keeps it from one, another would meet the same.
-    if member.node_name and waited > limit:
+    if member.node_name and waited > limit and member.uid not in given.asking:
         reason = failure.reason if failure else Reason.SANDBOX_START_TIMEOUT
-        text = failure.message if failure else "no cause was reported"
+        text = failure.message if failure else member.silence or nothing_said(None)
         return Deletion(member, reason, f"not ready after {limit} s: {text}", failed=True)
     return None
 

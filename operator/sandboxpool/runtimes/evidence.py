@@ -2,6 +2,10 @@
 
 A container that shares the node's kernel reads the node's own boot id; the kernel of gVisor or of
 a virtual machine has another. No answer is no evidence, and never the same as a good one.
+
+A sandbox that runs keeps its kernel when the kubelet or the container runtime is upgraded below it.
+So an answer that a change of software has made void for the next sandboxes still holds for those
+that were started before, as far as that is certain.
 """
 
 import contextlib
@@ -9,7 +13,7 @@ import heapq
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -18,6 +22,7 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import ContainerStatus, Pod, Terminated
+from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.nodes import Machine, NodeFacts
 from sandboxpool.runtimes.probe import (
@@ -34,6 +39,13 @@ from sandboxpool.runtimes.probe import (
 MAX_KERNEL = 120
 MAX_KINDS = 8
 MAX_AGE_SECONDS = 86_400.0
+# A change of software was seen so long after it at most: a kubelet tells of its container runtime
+# within seconds, a watch may have stood still for two minutes, and clocks differ.
+UNSEEN_CHANGE_SECONDS = 180.0
+# A node whose probes get no answer is taken for one that gives none after so long.
+SILENT_SECONDS = 300.0
+# Start times have whole seconds.
+_GRAIN_SECONDS = 1.0
 
 _BOOT_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -97,6 +109,40 @@ class Evidence:
 def no_evidence(node: NodeFacts, class_uid: str, now: float, message: str) -> Evidence:
     """Say that the question was asked, and why there is no answer."""
     return Evidence(Isolation.UNAVAILABLE, now, software_of(node), class_uid, "", cut(message))
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """An answer about what is no more, which holds for the sandboxes that are left of it.
+
+    Attributes:
+        before: epoch seconds; it is about sandboxes that were started earlier.
+        evidence: the answer.
+    """
+
+    before: float
+    evidence: Evidence
+
+
+def refutation(handler: str) -> Isolation:
+    """Which answer speaks against a handler; a positive control must not see another kernel."""
+    return Isolation.PROVEN if handler == CONTROL else Isolation.NOT_PROVEN
+
+
+def started_at(pod: Pod) -> float | None:
+    """When a pod's sandbox was started at the latest; None if that is not certain.
+
+    A container ends with its sandbox, so the one that has run for longest tells. It is the node's
+    clock that says so; one that is behind the API server's is not believed.
+
+    Returns:
+        Epoch seconds.
+    """
+    listed = (*pod.status.initContainerStatuses, *pod.status.containerStatuses)
+    running = (status.state.running for status in listed)
+    times = [at for state in running if state is not None and (at := epoch(state.startedAt or ""))]
+    first = min(times, default=0.0)
+    return first if first + _GRAIN_SECONDS >= epoch(pod.metadata.creationTimestamp) > 0 else None
 
 
 def uncontrolled(control: Evidence) -> str:
@@ -242,6 +288,13 @@ class EvidenceBook:
         # When to look at the age of what is known of a node and handler.
         self._due: list[tuple[float, str, str]] = []
         self._old: set[tuple[str, str]] = set()
+        # Of one handler on one node at most two: what refutes sandboxes, and what proves them.
+        self._former: dict[str, dict[str, tuple[Former, ...]]] = {}
+        # Since when this process has known each node, in epoch seconds.
+        self._seen_since: dict[str, float] = {}
+        # Since when probes get no answer, and those of them for which that is long.
+        self._unanswered_since: dict[tuple[str, str], float] = {}
+        self._silent: set[tuple[str, str]] = set()
 
     def put(self, node: str, handler: str, evidence: Evidence) -> bool:
         """Take evidence in; return whether anything but its age has changed.
@@ -256,32 +309,53 @@ class EvidenceBook:
             and old.software == evidence.software
         ):
             return False
+        if evidence.isolation is refutation(handler):
+            # Whatever was known of sandboxes that run there: it speaks against all of them.
+            self._keep_former(node, handler, ())
+        elif old is not None and evidence.isolation is not Isolation.UNAVAILABLE:
+            self._retire_refutation(node, handler, old, evidence.at)
         self._keep(node, handler, evidence)
         return old is None or replace(old, at=evidence.at) != evidence
 
     def _keep(self, node: str, handler: str, evidence: Evidence) -> None:
+        key = node, handler
         self._nodes[node][handler] = evidence
-        self._old.discard((node, handler))
+        self._old.discard(key)
+        if evidence.isolation is Isolation.UNAVAILABLE:
+            if key not in self._unanswered_since:
+                self._unanswered_since[key] = evidence.at
+                heapq.heappush(self._due, (evidence.at + SILENT_SECONDS, node, handler))
+        else:
+            self._answered(key)
         if evidence.isolation is Isolation.PROVEN:
             # Each at its own time, so that a fleet is not asked all at once.
             share = zlib.crc32(f"{node} {handler}".encode()) / 2**32
             ask_at = evidence.at + self._max_age * (0.75 + 0.2 * share)
             heapq.heappush(self._due, (ask_at, node, handler))
 
-    def age(self, now: float) -> list[tuple[str, str]]:
-        """Let time pass; return the nodes and handlers whose proof is to be asked for, or is void.
+    def _answered(self, key: tuple[str, str]) -> None:
+        self._unanswered_since.pop(key, None)
+        self._silent.discard(key)
 
-        A proof that is too old is forgotten: what nobody has confirmed for so long is not known.
+    def age(self, now: float) -> list[tuple[str, str]]:
+        """Let time pass; return the nodes and handlers of which something else is known by it.
+
+        A proof is to be asked for again, or is too old and forgotten: what nobody has confirmed
+        for so long is not known. Or a node has been silent for long.
         """
         found = []
         while self._due and self._due[0][0] <= now:
             _, node, handler = heapq.heappop(self._due)
             evidence = self._nodes.get(node, {}).get(handler)
+            since = self._unanswered_since.get((node, handler))
+            if since is not None and since + SILENT_SECONDS <= now:
+                self._silent.add((node, handler))
+                found.append((node, handler))
             if evidence is None or evidence.isolation is not Isolation.PROVEN:
                 continue
             age = now - evidence.at
             if age >= self._max_age:
-                self.forget(node, handler)
+                self.forget(node, handler, now)
             elif age >= 0.75 * self._max_age:
                 self._old.add((node, handler))
                 heapq.heappush(self._due, (evidence.at + self._max_age, node, handler))
@@ -295,6 +369,10 @@ class EvidenceBook:
         """Whether a proof is to be asked for again, though it still holds."""
         return (node, handler) in self._old
 
+    def is_silent(self, node: str, handler: str) -> bool:
+        """Whether probes have got no answer for long."""
+        return (node, handler) in self._silent
+
     def is_controlled(self, node: NodeFacts) -> bool:
         """Whether a container without isolation was seen to read the node's own boot id."""
         control = self.current(node, CONTROL)
@@ -306,25 +384,115 @@ class EvidenceBook:
         evidence = records.get(handler) if records is not None else None
         return evidence if evidence is not None and evidence.software.is_on(node) else None
 
-    def observe_node(self, name: str, node: NodeFacts | None) -> None:
-        """Forget what is about other software than the node's of now; None: the node is gone."""
+    def has_former(self, node: str) -> bool:
+        """Whether sandboxes of one handler on the node may stand differently."""
+        return node in self._former
+
+    def about(self, pod: Pod, node: NodeFacts, handler: str) -> Evidence | None:
+        """What is known of the sandbox of a pod on the node, by when it was started.
+
+        Args:
+            pod: on this node.
+            node: as it is now.
+            handler: what the pod's class stood for, or the positive control.
+        """
+        current = self.current(node, handler)
+        former = self._former.get(node.name, {}).get(handler, ())
+        refuting = refutation(handler)
+        if not former or (current is not None and current.isolation is refuting):
+            return current
+        started = started_at(pod)
+        for known in former:
+            refutes = known.evidence.isolation is refuting
+            holds = started < known.before if started is not None else refutes
+            if holds and known.evidence.software.machine == node.machine:
+                return known.evidence
+        return current
+
+    def observe_node(self, name: str, node: NodeFacts | None, now: float) -> None:
+        """Take what is about other software than the node's of now for former; None: it is gone.
+
+        Args:
+            name: the node's.
+            node: as it is now.
+            now: epoch seconds.
+        """
         records = self._nodes.pop(name, None) or {}
-        left = {h: known for h, known in records.items() if node and known.software.is_on(node)}
-        self._old -= {(name, handler) for handler in records.keys() - left.keys()}
+        if node is None:
+            left: dict[str, Evidence] = {}
+            self._seen_since.pop(name, None)
+            self._former.pop(name, None)
+        else:
+            since = self._seen_since.setdefault(name, now)
+            left = {h: known for h, known in records.items() if known.software.is_on(node)}
+            stood_until = now - UNSEEN_CHANGE_SECONDS
+            for handler in records.keys() - left.keys():
+                old = records[handler]
+                # What changed while nobody watched may have done so right after the answer.
+                until = max(old.at, stood_until) if since <= stood_until else old.at
+                self._retire(name, handler, old, until=until, now=now)
+            self._drop_former_of_others(name, node.machine)
+        for handler in records.keys() - left.keys():
+            self._old.discard((name, handler))
+            self._answered((name, handler))
         if left:
             self._nodes[name] = left
 
-    def forget(self, node: str, handler: str) -> None:
-        """Ask again, as after a quarantine."""
-        self._old.discard((node, handler))
-        if node in self._nodes:
-            self._nodes[node].pop(handler, None)
+    def _retire(self, node: str, handler: str, old: Evidence, *, until: float, now: float) -> None:
+        """Other software runs from now on; the former did for certain until then."""
+        if old.isolation is Isolation.UNAVAILABLE:
+            return
+        if old.isolation is refutation(handler):
+            self._retire_refutation(node, handler, old, now)
+            return
+        known = self._former.get(node, {}).get(handler, ())
+        refuting = [one for one in known if one.evidence.isolation is refutation(handler)]
+        # A proof that is older still speaks of no other sandboxes than this one.
+        self._keep_former(node, handler, (*refuting, Former(until, old)))
 
-    def kinds(self, handler: str) -> list[Kind]:
-        """Sum up by kind of node, what is worst first, bounded."""
+    def _retire_refutation(self, node: str, handler: str, old: Evidence, now: float) -> None:
+        """Whatever was started until now was not isolated, and never will be."""
+        if old.isolation is refutation(handler):
+            self._keep_former(node, handler, (Former(now, old),))
+
+    def _keep_former(self, node: str, handler: str, former: tuple[Former, ...]) -> None:
+        known = self._former.setdefault(node, {})
+        known.pop(handler, None)
+        if former:
+            known[handler] = former
+        if not known:
+            del self._former[node]
+
+    def _drop_former_of_others(self, node: str, machine: Machine) -> None:
+        known = self._former.pop(node, {})
+        left = {
+            handler: former
+            for handler, former in known.items()
+            if former[0].evidence.software.machine == machine
+        }
+        if left:
+            self._former[node] = left
+
+    def forget(self, node: str, handler: str, now: float) -> None:
+        """Ask again, as after a quarantine; what was refuted stays so."""
+        self._old.discard((node, handler))
+        self._answered((node, handler))
+        old = self._nodes[node].pop(handler, None) if node in self._nodes else None
+        if old is not None:
+            self._retire_refutation(node, handler, old, now)
+
+    def kinds(
+        self, handler: str, concerns: Callable[[str], bool] = lambda node: True
+    ) -> list[Kind]:
+        """Sum up by kind of node, what is worst first, bounded.
+
+        Args:
+            handler: the runtime.
+            concerns: whether a node, by name, is of interest.
+        """
         groups: defaultdict[_KindKey, list[tuple[str, Evidence]]] = defaultdict(list)
         for node, records in self._nodes.items():
-            if (seen := records.get(handler)) is not None:
+            if (seen := records.get(handler)) is not None and concerns(node):
                 software = seen.software
                 key = software.container_runtime, software.kubelet, seen.isolation, seen.kernel
                 groups[key].append((node, seen))
@@ -344,10 +512,22 @@ class EvidenceBook:
             if evidence.isolation is not Isolation.UNAVAILABLE
         }
 
-    def load(self, node: str, data: Mapping[str, Any]) -> None:
-        """Take in what ``dump`` gave, where nothing is known yet; what does not fit is left out."""
+    def dump_former(self, node: str) -> dict[str, Any]:
+        """What is left of former answers about a node, as plain JSON."""
+        return {
+            handler: msgspec.to_builtins(former, order="deterministic")
+            for handler, former in sorted(self._former.get(node, {}).items())
+        }
+
+    def load(self, node: str, data: Mapping[str, Any], former: Mapping[str, Any]) -> None:
+        """Take in what was dumped, where nothing is known yet; what does not fit is left out."""
         for handler, written in data.items():
             with contextlib.suppress(msgspec.ValidationError):
                 evidence = msgspec.convert(written, Evidence)
                 if handler not in self._nodes[node]:
                     self._keep(node, handler, evidence)
+        for handler, written in former.items():
+            with contextlib.suppress(msgspec.ValidationError):
+                known = msgspec.convert(written, tuple[Former, ...])
+                if known and handler not in self._former.get(node, {}):
+                    self._keep_former(node, handler, known)

@@ -2,6 +2,7 @@
 
 import heapq
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sandboxpool.reasons import Reason
@@ -75,24 +76,33 @@ class IssueBook:
         if len(self._order) > MAX_ISSUES:
             self._remove(*next(iter(self._order)))
 
-    def clear(self, handler: str, node: str) -> None:
-        """A sandbox of this handler works on the node again."""
+    def clear(self, handler: str, node: str, only: Reason | None = None) -> None:
+        """A sandbox of this handler works on the node again, or one cause of trouble is no more."""
         for reason in list(self._issues.get(handler, {}).get(node, ())):
-            self._remove(handler, node, reason)
+            if only in (None, reason):
+                self._remove(handler, node, reason)
 
     def forget_node(self, node: str) -> None:
         """The node is gone."""
         for handler in list(self._issues):
             self.clear(handler, node)
 
-    def rows(self, handler: str, now: float) -> tuple[IssueRow, ...]:
-        """What has shown within the window and was not cleared, by cause, the worst first."""
+    def rows(
+        self, handler: str, now: float, concerns: Callable[[str], bool] = lambda node: True
+    ) -> tuple[IssueRow, ...]:
+        """What has shown within the window and was not cleared, by cause, the worst first.
+
+        Args:
+            handler: the runtime.
+            now: epoch seconds.
+            concerns: whether a node, by name, is of interest.
+        """
         groups: defaultdict[Reason, dict[str, _Issue]] = defaultdict(dict)
         for node, issues in list(self._issues.get(handler, {}).items()):
             for reason, issue in list(issues.items()):
                 if now - issue.last_seen > WINDOW_SECONDS:
                     self._remove(handler, node, reason)
-                else:
+                elif concerns(node):
                     groups[reason][node] = issue
         rows = [_row(handler, reason, by_node) for reason, by_node in groups.items()]
         return tuple(sorted(rows, key=lambda row: (-row.count, row.reason)))

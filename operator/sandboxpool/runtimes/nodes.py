@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Node, Taint
-from sandboxpool.api.names import HOSTNAME_LABEL
+from sandboxpool.api.names import HOSTNAME_LABEL, OS_LABEL
 from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.lifecycle import closed_because, leaving_because
 
@@ -42,6 +42,8 @@ class NodeFacts:
         created: epoch seconds at which it joined.
         container_runtime: name and version, such as ``containerd://2.1.4``.
         kubelet: version, such as ``v1.36.2``.
+        without_user_namespaces: the handlers of which its kubelet says that they do not support
+            user namespaces; of others it may say nothing.
     """
 
     name: str
@@ -57,6 +59,7 @@ class NodeFacts:
     created: float = 0.0
     container_runtime: str = ""
     kubelet: str = ""
+    without_user_namespaces: frozenset[str] = frozenset()
     hostname: str | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,12 @@ class NodeFacts:
         return self.ready and self.schedulable
 
 
+def runs_linux(node: Node) -> bool:
+    """Sandboxes and probes are Linux pods; a node that has not said what it runs may take them."""
+    said = node.metadata.labels.get(OS_LABEL) or node.status.nodeInfo.operatingSystem
+    return said in ("", "linux")
+
+
 def facts_of(node: Node) -> NodeFacts:
     """Take from a Node what the verdict needs."""
     ready = any(c.type == "Ready" and c.status == "True" for c in node.status.conditions)
@@ -101,4 +110,9 @@ def facts_of(node: Node) -> NodeFacts:
         created=epoch(node.metadata.creationTimestamp),
         container_runtime=node.status.nodeInfo.containerRuntimeVersion,
         kubelet=node.status.nodeInfo.kubeletVersion,
+        without_user_namespaces=frozenset(
+            handler.name
+            for handler in listed or ()
+            if handler.features is not None and handler.features.userNamespaces is False
+        ),
     )

@@ -34,6 +34,8 @@ class Placement:
     # Terms are alternatives, the requirements of a term must all hold; None: no affinity.
     terms: tuple[tuple[Requirement, ...], ...] | None = None
     tolerations: tuple[Toleration, ...] = field(default=())
+    # The handler has to support user namespaces on the node (hostUsers: false).
+    user_namespaces: bool = False
 
 
 class PlacementError(Exception):
@@ -66,7 +68,13 @@ def _merged(pod_spec: Mapping[str, Any], runtime: Runtime) -> Placement:
         selector=frozenset(selector.items()),
         terms=terms,
         tolerations=(*tolerations, *runtime.tolerations),
+        user_namespaces=wants_user_namespace(pod_spec),
     )
+
+
+def wants_user_namespace(pod_spec: Mapping[str, Any]) -> bool:
+    """Whether a pod is to have a user namespace of its own, which its handler must support."""
+    return pod_spec.get("hostUsers") is False
 
 
 def allows(placement: Placement, node: NodeFacts, *, now: bool) -> bool:

@@ -7,8 +7,8 @@ without a shared file system); the message, where it arrives, adds the kernel's 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from sandboxpool.api import names
 from sandboxpool.runtimes.nodes import NodeFacts
@@ -49,19 +49,66 @@ exit {OWN_KERNEL}
 _CARRY_ON = "exit 0\n"
 
 
+# What Pod Security's level "restricted" asks for. No uid: that of the image is used, or the one
+# that the cluster gives (OpenShift's restricted-v2 admits only those of the namespace's own range).
+SECURITY_CONTEXT: Final[Mapping[str, Any]] = {
+    "runAsNonRoot": True,
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+# Requests are what it takes from the node. The limit has to hold a virtual machine's monitor too,
+# where the class declares no overhead for it.
+RESOURCES: Final[Mapping[str, Any]] = {
+    "requests": {"cpu": "10m", "memory": "16Mi"},
+    "limits": {"memory": "256Mi"},
+}
+# A node's taints keep others away; a probe is to say what its runtimes are worth all the same.
+TOLERATIONS: Final[tuple[Mapping[str, Any], ...]] = ({"operator": "Exists"},)
+# Takes the place of root in a sandbox's init container, see `sandbox_probe_container`.
+UNPRIVILEGED_USER = 65532
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeImage:
-    """What probe pods run.
+    """What probes run, in pods of their own and in sandboxes.
 
     Attributes:
         name: the image; empty if there is none, and then there is no evidence.
         pull_policy: as in a container.
         pull_secrets: names of secrets in the operator's namespace.
+        security_context: as in a container.
     """
 
     name: str = ""
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
+    security_context: Mapping[str, Any] = field(default_factory=lambda: SECURITY_CONTEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOptions:
+    """What a cluster's policies, quotas and sidecar injectors want of probe pods.
+
+    Attributes:
+        labels: of the pod, beside the operator's own.
+        annotations: of the pod, beside the operator's own.
+        resources: of its container.
+        tolerations: of the pod.
+        priority_class: as in a pod; empty for the cluster's default.
+        security_context: of the pod, not of its container.
+    """
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=lambda: RESOURCES)
+    tolerations: tuple[Mapping[str, Any], ...] = TOLERATIONS
+    priority_class: str = ""
+    security_context: Mapping[str, Any] = field(default_factory=dict)
+
+
+NO_OPTIONS: Final = ProbeOptions()
 
 
 def probe_name(seed: str) -> str:
@@ -70,7 +117,12 @@ def probe_name(seed: str) -> str:
 
 
 def build_probe(
-    name: str, namespace: str, node: NodeFacts, runtime: Runtime | None, image: ProbeImage
+    name: str,
+    namespace: str,
+    node: NodeFacts,
+    runtime: Runtime | None,
+    image: ProbeImage,
+    options: ProbeOptions = NO_OPTIONS,
 ) -> dict[str, Any]:
     """Build a probe pod for one node and one class.
 
@@ -85,10 +137,12 @@ def build_probe(
             "name": name,
             "namespace": namespace,
             "labels": {
+                **options.labels,
                 LABEL_PROBE: _hash(node.uid, runtime.uid if runtime is not None else ""),
                 "app.kubernetes.io/managed-by": "sandboxpool",
             },
             "annotations": {
+                **options.annotations,
                 names.ANNOTATION_RUNTIME_UID: runtime.uid if runtime is not None else "",
                 names.ANNOTATION_HANDLER: runtime.handler if runtime is not None else CONTROL,
                 names.ANNOTATION_SAFE_TO_EVICT: "true",
@@ -106,7 +160,13 @@ def build_probe(
                     }
                 }
             },
-            "tolerations": [{"operator": "Exists"}],
+            "tolerations": [dict(toleration) for toleration in options.tolerations],
+            **({"priorityClassName": options.priority_class} if options.priority_class else {}),
+            **(
+                {"securityContext": dict(options.security_context)}
+                if options.security_context
+                else {}
+            ),
             "restartPolicy": "Never",
             "activeDeadlineSeconds": ACTIVE_DEADLINE_SECONDS,
             "terminationGracePeriodSeconds": 1,
@@ -116,14 +176,9 @@ def build_probe(
             "imagePullSecrets": [{"name": secret} for secret in image.pull_secrets],
             "containers": [
                 {
-                    **_container(PROBE_CONTAINER, image.name, image.pull_policy, _READ + _ANSWER),
+                    **_container(PROBE_CONTAINER, image, _READ + _ANSWER),
                     "env": [{"name": "EXPECTED_BOOT_ID", "value": node.boot_id}],
-                    # Requests are what it takes from the node. The limit has to hold a virtual
-                    # machine's monitor too, where the class declares no overhead for it.
-                    "resources": {
-                        "requests": {"cpu": "10m", "memory": "16Mi"},
-                        "limits": {"memory": "256Mi"},
-                    },
+                    "resources": dict(options.resources),
                 }
             ],
         },
@@ -131,10 +186,10 @@ def build_probe(
 
 
 def sandbox_probe_container(
-    image: str,
+    image: ProbeImage,
     *,
-    pull_policy: str = "IfNotPresent",
     resources: Mapping[str, Any] | None = None,
+    pod_security_context: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build the init container that proves a single sandbox, to be put before all others.
 
@@ -143,28 +198,27 @@ def sandbox_probe_container(
 
     Args:
         image: the probe image, which the pool's own namespace must be able to pull.
-        pull_policy: as in a container.
         resources: those of the template's first container. Init containers run before the
             others, so the pod asks for no more than it did, and its QoS class stays.
+        pod_security_context: the template's. Where that makes everything root, which the kubelet
+            would refuse together with runAsNonRoot, the probe is somebody else.
     """
-    container = _container(SANDBOX_PROBE_CONTAINER, image, pull_policy, _READ + _CARRY_ON)
+    container = _container(SANDBOX_PROBE_CONTAINER, image, _READ + _CARRY_ON)
+    security = container["securityContext"]
+    # A template holds whatever its author wrote.
+    of_pod = pod_security_context if isinstance(pod_security_context, Mapping) else {}
+    if security.get("runAsNonRoot") and of_pod.get("runAsUser") == 0:
+        security.setdefault("runAsUser", UNPRIVILEGED_USER)
     return {**container, "resources": dict(resources or {})}
 
 
-def _container(name: str, image: str, pull_policy: str, script: str) -> dict[str, Any]:
+def _container(name: str, image: ProbeImage, script: str) -> dict[str, Any]:
     return {
         "name": name,
-        "image": image,
-        "imagePullPolicy": pull_policy,
+        "image": image.name,
+        "imagePullPolicy": image.pull_policy,
         "command": ["/bin/sh", "-c", script],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 65532,
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": dict(image.security_context),
     }
 
 

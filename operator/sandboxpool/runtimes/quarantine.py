@@ -14,10 +14,11 @@ its delay, since no probe could close it.
 While a quarantine is open a probe is due now and then. Each that fails doubles the delay, up to
 half an hour. One that opens again within an hour goes on with the longer delay, so that flapping
 slows down; after an hour it is as if it had never been open.
+
+One that concerns nobody any more is ended by its caller: no probe would ever be sent there.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -100,7 +101,6 @@ class Quarantines:
         self._random = random
         self._nodes: dict[str, _Node] = {}
         self._open: dict[tuple[str, str], Quarantine] = {}
-        self._witnessed: Counter[str] = Counter()
 
     # --- What is told --------------------------------------------------------------------------
 
@@ -153,6 +153,13 @@ class Quarantines:
         self._put(node.name, handler, Quarantine(old.machine, False, now, old.tries))
         return True
 
+    def end(self, node: str, handler: str, *, now: float) -> bool:
+        """Nobody uses the handler there any more; return whether that has closed the quarantine."""
+        old = self._open.get((node, handler))
+        if old is not None:
+            self._put(node, handler, Quarantine(old.machine, False, now, old.tries))
+        return old is not None
+
     def expire(self, now: float) -> list[tuple[str, str]]:
         """Close the witnessed ones whose delay is over; return their nodes and handlers."""
         over = [
@@ -191,9 +198,9 @@ class Quarantines:
         """The open quarantines, by node and handler."""
         return iter(list(self._open.items()))
 
-    def count_witnessed(self, handler: str) -> int:
-        """How many nodes are quarantined for the handler without a probe's word."""
-        return self._witnessed[handler]
+    def witnessed(self, handler: str) -> list[str]:
+        """The nodes that are quarantined for the handler without a probe's word."""
+        return [n for (n, h), known in self._open.items() if h == handler and known.witnessed]
 
     def due(self, now: float) -> list[tuple[str, str]]:
         """Nodes and handlers that a probe may be sent to now, the longest due first."""
@@ -253,16 +260,13 @@ class Quarantines:
     def _put(self, node: str, handler: str, quarantine: Quarantine | None) -> None:
         """Replace one quarantine; every index is kept up to date here and nowhere else."""
         key = node, handler
-        old = self._open.pop(key, None)
-        if old is not None:
-            self._witnessed[handler] -= old.witnessed
+        self._open.pop(key, None)
         if quarantine is None:
             self._nodes[node].quarantines.pop(handler, None)
             return
         self._nodes[node].quarantines[handler] = quarantine
         if quarantine.open:
             self._open[key] = quarantine
-            self._witnessed[handler] += quarantine.witnessed
 
 
 def _is_over(quarantine: Quarantine, now: float) -> bool:

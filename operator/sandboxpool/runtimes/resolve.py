@@ -18,6 +18,13 @@ class Runtime:
     node_selector: tuple[tuple[str, str], ...] = ()
     tolerations: tuple[Toleration, ...] = ()
 
+    def admits(self, labels: frozenset[tuple[str, str]]) -> bool:
+        """Whether the class's own selector lets its pods go to a node with these labels.
+
+        Taints are left out: probes tolerate all of them, and templates may.
+        """
+        return labels.issuperset(self.node_selector)
+
 
 @dataclass(frozen=True, slots=True)
 class Resolution:

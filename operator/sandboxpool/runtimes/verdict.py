@@ -28,10 +28,12 @@ class Answer(Enum):
     UNKNOWN = "unknown"
     QUARANTINED = "quarantined"
     NOT_ISOLATING = "notIsolating"
+    # Its probes get no answer, and on other nodes they do.
+    UNPROVEN = "unproven"
 
 
 # Nodes with these answers are kept out, and the first of them before the last.
-KEPT_OUT = (Answer.QUARANTINED, Answer.NOT_ISOLATING, Answer.NOT_SERVING)
+KEPT_OUT = (Answer.QUARANTINED, Answer.NOT_ISOLATING, Answer.UNPROVEN, Answer.NOT_SERVING)
 
 
 def answer_of(node: NodeFacts, handler: str) -> Answer:
@@ -56,7 +58,13 @@ class Standing:
 
 
 def stand(
-    node: NodeFacts, handler: str, placement: Placement, *, quarantined: bool, not_isolating: bool
+    node: NodeFacts,
+    handler: str,
+    placement: Placement,
+    *,
+    quarantined: bool,
+    not_isolating: bool,
+    unproven: bool = False,
 ) -> Standing | None:
     """Judge one node; None if the placement rules it out for ever.
 
@@ -66,16 +74,22 @@ def stand(
         placement: what the class and the template demand of a node.
         quarantined: the quarantine of this node and handler is open.
         not_isolating: proof of isolation is wanted, and the node has shown the opposite.
+        unproven: proof is wanted, this node has given none for long, and another node has.
     """
     if not allows(placement, node, now=False):
         return None
     answer = answer_of(node, handler)
+    if placement.user_namespaces and handler in node.without_user_namespaces:
+        # Its kubelet refuses such a sandbox of this handler.
+        answer = Answer.NOT_SERVING
     if answer is not Answer.NOT_SERVING:
         # A node that does not list the handler at all has a simpler story to tell.
         if quarantined:
             answer = Answer.QUARANTINED
         elif not_isolating:
             answer = Answer.NOT_ISOLATING
+        elif unproven:
+            answer = Answer.UNPROVEN
     # What neither comes nor goes was asked for already.
     passing = node.taints or not node.usable
     return Standing(node, answer, not passing or allows(placement, node, now=True))
@@ -91,6 +105,7 @@ class Verdict:
         unknown: names of eligible nodes that cannot say.
         quarantined: names of eligible nodes on which the runtime has failed.
         not_isolating: names of eligible nodes on which the runtime was seen not to isolate.
+        unproven: names of eligible nodes whose probes have had no answer for long.
         excluded: hostname labels of the nodes that pods must keep away from, sorted. It also
             holds those not eligible at this moment: they may become so while a pod waits.
         not_excluded: how many more would be in it but for the cap.
@@ -105,6 +120,7 @@ class Verdict:
     unknown: tuple[str, ...] = ()
     quarantined: tuple[str, ...] = ()
     not_isolating: tuple[str, ...] = ()
+    unproven: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     not_excluded: int = 0
     preferred: tuple[str, ...] = ()
@@ -122,6 +138,7 @@ class Verdict:
                 self.unknown,
                 self.quarantined,
                 self.not_isolating,
+                self.unproven,
             )
         )
 
@@ -270,6 +287,7 @@ class Tally:
             unknown=self._listed[Answer.UNKNOWN].all,
             quarantined=self._listed[Answer.QUARANTINED].all,
             not_isolating=self._listed[Answer.NOT_ISOLATING].all,
+            unproven=self._listed[Answer.UNPROVEN].all,
             excluded=tuple(sorted(ranked[:EXCLUSION_CAP])),
             not_excluded=not_excluded,
             preferred=self._spread()[:EXCLUSION_CAP] if not_excluded else (),

@@ -109,7 +109,7 @@ class Controllers(Kubelets):
                 "type": "PodScheduled",
                 "status": "False",
                 "reason": "Unschedulable",
-                "message": "0/3 nodes are available",
+                "message": "0/3 nodes are available: 3 Too many pods.",
             }
             status = {**pod["status"], "conditions": [no_node]}
             self.server.update("pods", pod, "scheduler", status=status)
@@ -219,7 +219,7 @@ class Controllers(Kubelets):
     def _empty(self, name: str) -> None:
         if name in self.leaving:
             for pod in self._on(name):
-                self.server.delete("pods", pod, by="user")
+                self.disrupt(pod, "EvictionByEvictionAPI")
             self._later(5.0, 5.0, self._leave, name)
 
     def _leave(self, name: str) -> None:
@@ -233,7 +233,7 @@ class Controllers(Kubelets):
     def _forget_pods_of(self, name: str) -> None:
         if name not in self.nodes:
             for pod in self._on(name):
-                self.server.delete("pods", pod, by="node controller", grace=0)
+                self.disrupt(pod, "DeletionByPodGC", grace=0)
 
     def cordon(self, *names: str, cordoned: bool = True) -> None:
         """Cordon nodes, or end that; all there are unless named."""
@@ -269,6 +269,16 @@ class Controllers(Kubelets):
         if node is not None:
             status = with_condition(node["status"], condition, value, self._now())
             self.server.update("nodes", node, "user", status=status)
+
+    def upgrade(self, name: str, *handlers: str, **node_info: str) -> None:
+        """A node's kubelet or container runtime is replaced, or has these handlers, too."""
+        node = self.server.find("nodes", name)
+        assert node is not None
+        status = node["status"]
+        listed = [*status["runtimeHandlers"], *({"name": handler} for handler in handlers)]
+        info = {**status["nodeInfo"], **node_info}
+        status = {**status, "runtimeHandlers": listed, "nodeInfo": info}
+        self.server.update("nodes", node, "kubelet", status=status)
 
     def _set_ready(self, name: str, value: str) -> None:
         node = self.server.find("nodes", name)

@@ -21,12 +21,20 @@ KINDS = ("pods", "sandboxclaims", "sandboxpools", "runtimeclasses", "nodes", "ev
 # Of a pool beside the others, whose programs or pulls may fail on every node.
 OTHER_IMAGE = "registry.example/other:1"
 
+DISRUPTIONS = ("EvictionByEvictionAPI", "PreemptionByScheduler", "DeletionByTaintManager")
+
 Fault = Callable[[World, random.Random], None]
 
 
 def late_news(world: World, chance: random.Random) -> None:
     """The news of one kind come later than all others."""
     world.network.sight.delay[chance.choice(KINDS)] = 0.0, chance.choice((1.0, 5.0, 20.0))
+
+
+def unordered_news(world: World, chance: random.Random) -> None:
+    """The news of each kind take a time of their own, so that they come in any order."""
+    for kind in KINDS:
+        world.network.sight.delay[kind] = 0.0, chance.choice((0.0, 0.2, 1.0, 5.0, 20.0))
 
 
 def blind(world: World, chance: random.Random) -> None:
@@ -157,6 +165,17 @@ def join(world: World, chance: random.Random) -> None:
         world.nature("add_node", name)
 
 
+def ended(world: World, chance: random.Random) -> None:
+    """A sandbox that runs is ended by a controller, by its kubelet, or by itself."""
+    running = [p for p in world.pods() if p["status"]["phase"] == "Running"]
+    if not running:
+        return
+    pod = chance.choice(running)
+    how = chance.choice(("disrupt", "disrupt", "relieve", "run_out_of_memory", "end"))
+    why = [chance.choice(DISRUPTIONS), chance.choice((None, 0))] if how == "disrupt" else []
+    world.nature(how, pod, *why)
+
+
 def short_lives(world: World, chance: random.Random) -> None:
     """The other pool's programs end by themselves, or no longer do."""
     lives = world.controllers.short_lived
@@ -170,6 +189,7 @@ FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
         late_news,
+        unordered_news,
         blind,
         sees_again,
         wrong_clock,
@@ -185,6 +205,7 @@ FAULTS: dict[str, Fault] = {
         lose,
         bring_back,
         join,
+        ended,
         short_lives,
     )
 }

@@ -62,17 +62,25 @@ def merge(old: Any, patch: Any) -> Any:
 
 def selector(namespace: str, params: Mapping[str, str]) -> Callable[[Object], bool]:
     """What a list or watch lets through: the selectors that the operator uses, and no others."""
-    label = params.get("labelSelector", "")
+    label = [part for part in params.get("labelSelector", "").split(",") if part]
     fields = [part.split("=") for part in params.get("fieldSelector", "").split(",") if part]
 
     def selects(obj: Object) -> bool:
         if namespace and obj["metadata"].get("namespace", "") != namespace:
             return False
-        if label and label not in (obj["metadata"].get("labels") or {}):
+        labels = obj["metadata"].get("labels") or {}
+        if not all(_fulfils(labels, requirement) for requirement in label):
             return False
         return all(_field(obj, path) == value for path, value in fields)
 
     return selects
+
+
+def _fulfils(labels: Mapping[str, str], requirement: str) -> bool:
+    key, equals, value = requirement.partition("=")
+    if equals:
+        return labels.get(key) == value
+    return (key.removeprefix("!") in labels) != key.startswith("!")
 
 
 def _field(obj: Any, path: str) -> Any:

@@ -195,8 +195,8 @@ class Patience:
             and spec.get("replicas", 0) > 0
             and (ceiling is None or len([p for p in members if claim_uids(p)]) < ceiling)
             and self._server.find("runtimeclasses", spec["runtimeClassName"]) is not None
-            and not images & (self._kubelets.unstartable | self._kubelets.short_lived.keys())
-            and any(self._is_good(name) for name in self._kubelets.nodes)
+            and not images & self._kubelets.never_ready
+            and any(self.is_good(name) for name in self._kubelets.nodes)
         )
 
     def _note_nodes(self) -> None:
@@ -204,8 +204,10 @@ class Patience:
             if not (node.healthy and self._is_open(name)):
                 self._bad_at[name] = self._clock()
 
-    def _is_good(self, name: str) -> bool:
+    def is_good(self, name: str) -> bool:
         """A node is healthy, has been so for long, and has room."""
+        if name not in self._kubelets.nodes:
+            return False
         room = self._kubelets.nodes[name].room
         since = self._clock() - self._bad_at.get(name, float("-inf"))
         return since > TRUST_SECONDS and (room is None or room > self._kubelets.load_of(name))

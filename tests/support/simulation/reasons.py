@@ -124,6 +124,16 @@ RULES = (
     ),
     _rule("its node does not serve the handler", lambda case: case.unserved, "HandlerRemoved"),
     _rule(
+        "its node gives no proof while others do, and enough others are ready",
+        lambda case: case.within_budget and _wants_proof(case.pool),
+        "EvidenceUnavailable",
+    ),
+    _rule(
+        "the probe that it waits for finds its node full",
+        lambda case: _wants_proof(case.pool),
+        "EvidencePending",
+    ),
+    _rule(
         "it is of another RuntimeClass than the pool's",
         lambda case: case.class_changed,
         "RuntimeChanged",
@@ -133,6 +143,10 @@ RULES = (
 
 def _recreates(pool: Object | None) -> bool:
     return pool is not None and pool["spec"].get("update", {}).get("type") == "Recreate"
+
+
+def _wants_proof(pool: Object | None) -> bool:
+    return pool is not None and pool["spec"].get("isolationProof") != "None"
 
 
 def unexplained(case: Case, said: str) -> bool:

@@ -26,6 +26,9 @@ FATES = (
     Fate.CRASH_MEANWHILE,
     Fate.CRASH_MEANWHILE,
 )
+OTHER_CLASSES = ("gvisor-2", "gvisor-3")
+# What may happen to what the operator is told.
+NEWS = ("late_news", "unordered_news", "unordered_news", "sees_again")
 KINDS = ("bind", "bind", "tell", "create pods", "delete pods", "delete pods")
 
 
@@ -38,6 +41,8 @@ def storm(seed: int) -> None:
     chance = random.Random(seed)
     with World(seed) as world:
         world.weather.slow = chance.choice((0.02, 0.3))
+        if seed % 2:
+            FAULTS["unordered_news"](world, chance)
         world.make_pool(replicas=chance.randint(1, 3), maxSandboxes=chance.choice((4, 6)))
         world.run(3.0)
         for _ in range(STEPS):
@@ -132,6 +137,73 @@ def adversity(seed: int) -> None:
                 _claim(world, chance)
             world.run(chance.choice((0.1, 1.0, 5.0, 5.0, 30.0, 90.0)))
         world.converge()
+
+
+def mixed_news(seed: int) -> None:
+    """Pools change what they are, and claims assert what they are now; news come in any order.
+
+    Raises:
+        AssertionError: as for a storm.
+    """
+    chance = random.Random(seed)
+    with World(seed, replicas=chance.choice((1, 1, 2))) as world:
+        for name in OTHER_CLASSES:
+            world.make_class(name)
+        world.make_pool(replicas=chance.randint(1, 3), runtimeClassName="gvisor")
+        world.run(chance.choice((5.0, 60.0)))
+        for _ in range(STEPS):
+            chance.choice((_redefine, _assert, _assert, _assert, FAULTS["ended"]))(world, chance)
+            if chance.random() < 0.2:
+                FAULTS[chance.choice(NEWS)](world, chance)
+            world.run(chance.choice((0.0, 0.05, 0.5, 2.0, 2.0, 30.0)))
+        world.converge()
+
+
+def _redefine(world: World, chance: random.Random) -> None:
+    """Somebody changes a pool, or makes it or its class anew."""
+    pool = world.pool()
+    if pool is None:
+        world.make_pool(replicas=chance.randint(1, 3))
+        return
+    match chance.randrange(8):
+        case 0 | 1 | 2:
+            class_name = chance.choice(("gvisor", *OTHER_CLASSES))
+            world.change_pool("pool", runtimeClassName=class_name)
+        case 3:
+            world.change_pool("pool", isolationProof=chance.choice(("None", "PerNode")))
+        case 4:
+            prefixes = chance.choice(([], ["example.com/"]))
+            world.change_pool("pool", claims={"allowedMetadataPrefixes": prefixes})
+        case 5:
+            world.change_pool("pool", replicas=chance.randint(0, 4))
+        case 6:
+            world.delete("sandboxpools", pool)
+            if chance.random() < 0.7:
+                world.make_pool(replicas=2, runtimeClassName=chance.choice(OTHER_CLASSES))
+        case 7:
+            name = pool["spec"]["runtimeClassName"]
+            found = world.server.find("runtimeclasses", name)
+            if found is not None:
+                world.delete("runtimeclasses", found)
+            world.make_class(name)
+
+
+def _assert(world: World, chance: random.Random) -> None:
+    """An application comes, and mostly knows what the pool is at this moment."""
+    name, pool = chance.choice(CLAIMS), world.pool()
+    claim = world.claim(name)
+    if claim is not None:
+        world.delete("sandboxclaims", claim)
+    spec: dict[str, Any] = {"onEmpty": chance.choice(("Wait", "Create", "Fail"))}
+    if pool is not None and chance.random() < 0.6:
+        spec["runtimeClassName"] = pool["spec"]["runtimeClassName"]
+        if pool["spec"]["isolationProof"] != "None":
+            spec["isolationProof"] = "PerNode"
+        if (pool["spec"].get("claims") or {}).get("allowedMetadataPrefixes"):
+            spec["metadata"] = {"labels": {"example.com/a": "b"}}
+    elif chance.random() < 0.2:
+        spec["runtimeClassName"] = "kata"
+    world.make_claim(name, bindTimeoutSeconds=chance.choice((15, 300)), **spec)
 
 
 def _claim(world: World, chance: random.Random) -> None:

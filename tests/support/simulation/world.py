@@ -29,6 +29,7 @@ from support.simulation.people import People
 from support.simulation.process import Process
 from support.simulation.reasons import DeletionLog
 from support.simulation.sight import Sight
+from support.simulation.verdicts import Verdicts
 from support.simulation.wallclock import WallClock
 from support.simulation.watchdog import Watchdog
 from support.simulation.weather import Weather
@@ -104,7 +105,13 @@ class World(People):
             self.seconds_well,
             lambda obj: not self.watchdog.is_spoiled(obj),
         )
-        self.watchdog.judges += [self._deletions.see, self._patience.see]
+        self._verdicts = Verdicts(
+            self.server,
+            self.loop.time,
+            self._patience.is_good,
+            lambda obj: not self.watchdog.is_spoiled(obj),
+        )
+        self.watchdog.judges += [self._deletions.see, self._patience.see, self._verdicts.see]
         # By how many seconds the clocks of processes are ahead that start from now on.
         self.skew = 0.0
         self._clocks: dict[Process, WallClock] = {}
@@ -286,6 +293,7 @@ class World(People):
         self.server_clock.offset = 0.0
         self.server.admission.plugins.clear()
         self.controllers.unstartable.clear()
+        self.controllers.unmountable.clear()
         self.controllers.short_lived.clear()
         self.controllers.leaving.clear()
         for pool in self.server.all("sandboxpools"):

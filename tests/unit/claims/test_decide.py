@@ -346,12 +346,20 @@ def test_a_claim_is_told_when_its_node_has_lost_the_handler(of_node: Any, ready:
     [
         ({}, "True", "PodReady", "ready"),
         ({"ready": False}, "False", "PodNotReady", "not ready"),
-        ({"deleting": True}, "False", "PodNotReady", "being deleted"),
+        ({"deleting": True}, "False", "PodDeleted", "deleted through the API"),
         (
-            {"containerStatuses": [{"name": "main", "restartCount": 1}]},
+            {
+                "containerStatuses": [
+                    {
+                        "name": "main",
+                        "restartCount": 1,
+                        "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+                    }
+                ]
+            },
             "False",
             "PodRestarted",
-            "main was restarted",
+            "main (OOMKilled, exit code 137) was restarted",
         ),
         (
             {
@@ -403,7 +411,10 @@ def test_of_several_pods_the_named_one_is_kept_else_the_oldest_that_stays() -> N
     assert decide.choose(it, [leaving]) == (leaving, [])
 
 
-def test_a_loss_names_its_cause() -> None:
-    assert "gone" in decide.lost_because(None).message
-    evicted = pod(ready=False, phase="Failed", reason="Evicted", message="low on memory")
-    assert "Evicted" in decide.lost_because(evicted).message
+def test_what_a_claim_was_told_of_its_pods_end_is_remembered() -> None:
+    goes = bound_status(claim(), deleting=True)
+    told = decide.ending_told(claim(status=msgspec.to_builtins(goes)))
+    assert told is not None
+    assert told.reason is Reason.POD_DELETED
+    unready = bound_status(claim(), ready=False)
+    assert decide.ending_told(claim(status=msgspec.to_builtins(unready))) is None

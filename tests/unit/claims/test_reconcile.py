@@ -33,6 +33,7 @@ from support.builders import (
     pool_body,
     probed,
     runtime,
+    runtime_class,
 )
 from support.scriptedapi import BROKEN, CONFLICT, REFUSED, UNKNOWN, Call, ScriptedApi
 
@@ -40,6 +41,8 @@ pytestmark = pytest.mark.looptime
 
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 CLAIMS = f"/apis/sandboxpool.io/v1alpha1/namespaces/{NAMESPACE}/sandboxclaims"
+CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
+NODE = "/api/v1/nodes/node-1"
 POOL = f"/apis/sandboxpool.io/v1alpha1/namespaces/{NAMESPACE}/sandboxpools/pool"
 
 
@@ -114,6 +117,8 @@ class World:
         )
         self.cluster.classes["gvisor"] = runtime()
         self.cluster.nodes.put(None, node())
+        self.api.objects[NODE] = msgspec.to_builtins(node())
+        self.seeing_classes = True
         self.put_pool(**spec)
         for name in pods:
             self.put_pod(name)
@@ -140,6 +145,10 @@ class World:
     def put_pool(self, **given: Any) -> None:
         self.pools.observe(self.api.put(POOL, pool_body(**given)))
 
+    def change_pool_unseen(self, **given: Any) -> None:
+        """The pool's spec changes, and the cache of pools does not show it."""
+        self.api.put(POOL, pool_body(version=2, generation=2, **given))
+
     def put_pod(self, name: str, **given: Any) -> None:
         self.api.put(f"{PODS}/{name}", pod_body(name, **given))
 
@@ -147,6 +156,10 @@ class World:
         self.api.put(f"{CLAIMS}/{name}", claim_body(name, **given))
 
     async def reconcile(self, name: str = "claim") -> float | None:
+        if self.seeing_classes:
+            for known in self.cluster.classes.values():
+                body = runtime_class(known.class_name, known.handler, uid=known.uid)
+                self.api.objects[f"{CLASSES}/{known.class_name}"] = body
         return await self.reconciler.reconcile((NAMESPACE, name))
 
     def status(self, name: str = "claim") -> dict[str, Any]:
@@ -729,6 +742,138 @@ async def test_a_pool_that_is_made_again_during_a_binding_is_noticed() -> None:
     assert list(world.allocator._stocks) == ["pool-uid-2"]
 
 
+# --- Caches that are behind ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asserted", "now"),
+    [
+        ({"runtimeClassName": "kata"}, {"runtimeClassName": "kata"}),
+        ({"isolationProof": "PerSandbox"}, {"isolationProof": "PerSandbox"}),
+        (
+            {"metadata": {"labels": {"example.com/a": "b"}}},
+            {"claims": {"allowedMetadataPrefixes": ["example.com/"]}},
+        ),
+        ({"runtimeClassName": "kata"}, {"deleting": True}),
+    ],
+    ids=["class", "proof", "metadata", "pool that goes"],
+)
+async def test_no_claim_fails_for_what_its_pool_was(
+    asserted: dict[str, Any], now: dict[str, Any]
+) -> None:
+    world = World("pod-1")
+    world.change_pool_unseen(**now)
+    world.put_claim(**asserted)
+    assert await world.reconcile() == 1.0
+    assert not world.api.writes
+
+
+def _remake_class(world: World) -> None:
+    world.seeing_classes = False
+    world.api.objects[f"{CLASSES}/gvisor"] = runtime_class(uid="remade")
+
+
+def _make_pod(world: World) -> None:
+    world.watching = False
+    world.put_pod("pod-1", version=2)
+    world.watching = True
+
+
+def _make_ready(world: World) -> None:
+    world.put_pod("pod-1", ready=False)
+    _make_pod(world)
+
+
+def _mend_node(world: World) -> None:
+    world.cluster.nodes.put(node(), node(ready=False, version=2))
+    world.put_pod("pod-1")
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda world: world.change_pool_unseen(replicas=5),
+        _remake_class,
+        _make_pod,
+        _make_ready,
+        _mend_node,
+    ],
+    ids=["pool", "class", "pods", "readiness", "node"],
+)
+async def test_no_claim_fails_for_want_of_what_a_cache_does_not_show_yet(
+    behind: Callable[[World], object],
+) -> None:
+    world = World()
+    behind(world)
+    world.put_claim(onEmpty="Fail")
+    assert await world.reconcile() == 1.0
+    assert not world.api.writes
+
+
+@pytest.mark.parametrize(
+    "given", [{"ready": False}, {"claim": "other"}, {"deleting": True}, {"pool_uid": "other"}]
+)
+async def test_what_is_not_to_be_had_is_not_waited_for(given: dict[str, Any]) -> None:
+    world = World()
+    world.watching = False
+    world.put_pod("pod-1", **given)
+    world.watching = True
+    world.put_claim(onEmpty="Fail")
+    await world.reconcile()
+    assert world.condition() == ("False", "NoWarmSandbox")
+
+
+async def test_what_another_claim_has_reserved_is_not_waited_for() -> None:
+    world = World("pod-1")
+    world.allocator.request("pool-uid", "another")
+    world.put_claim(onEmpty="Fail")
+    await world.reconcile()
+    assert world.condition() == ("False", "NoWarmSandbox")
+
+
+@pytest.mark.parametrize("source", ["Warm", "Cold"])
+async def test_no_pod_of_a_claim_goes_for_what_its_pool_was(source: str) -> None:
+    world = World()
+    world.put_claim(onEmpty="Create")
+    world.put_pod("own", claim="claim", source=source, age=0)
+    change_the_pools_class(world)
+    # It was changed back, which the cache of pools does not show yet.
+    world.api.put(POOL, pool_body(version=3, generation=3))
+    await world.reconcile()
+    assert world.pod("own") is not None
+    assert not world.cold.failed
+
+
+async def test_a_finished_claim_is_kept_for_as_long_as_its_pool_says_now() -> None:
+    world = World(claims={"ttlSecondsAfterFinished": 10})
+    world.put_claim(status={"phase": "Failed", "finishedAt": timestamp(NOW)})
+    world.change_pool_unseen(claims={"ttlSecondsAfterFinished": 100})
+    world.now += 10
+    assert await world.reconcile() == 90
+    assert not world.api.writes
+
+
+async def test_a_claim_may_be_prolonged_as_far_as_its_pool_allows_now() -> None:
+    world = World("pod-1", claims={"maxTTLSeconds": 10})
+    world.change_pool_unseen(claims={"maxTTLSeconds": 1000})
+    prolonged = bound(expiresAt=timestamp(NOW + 10), observedGeneration=0)
+    world.put_claim(ttlSeconds=500, status=prolonged)
+    world.now += 10
+    assert await world.reconcile() == 490
+    assert world.status()["phase"] == "Bound"
+    assert world.status()["expiresAt"] == timestamp(NOW + 500)
+
+
+async def test_a_claim_that_is_kept_by_finalizers_keeps_its_pod_as_its_pool_says_now() -> None:
+    world = World(claims={"ttlSecondsAfterFinished": 10})
+    world.put_pod("pod-1", claim="claim")
+    world.put_claim(deleting=True, status=bound(observedGeneration=1))
+    world.change_pool_unseen(claims={"ttlSecondsAfterFinished": 100})
+    world.now += 10
+    assert await world.reconcile() == 90
+    assert not world.api.writes
+
+
 # --- An empty pool -------------------------------------------------------------------------------
 
 
@@ -875,7 +1020,7 @@ def pin_another(world: World) -> None:
 
 def change_the_pools_class(world: World) -> None:
     world.cluster.classes["runc"] = runtime("runc", "runc", "runc-uid")
-    world.pools.observe(pool_body(version=2, generation=2, runtimeClassName="runc"))
+    world.put_pool(version=2, generation=2, runtimeClassName="runc")
 
 
 async def test_a_cold_pod_waits_for_the_proof_that_its_pool_wants() -> None:
@@ -1118,6 +1263,82 @@ async def test_a_claim_is_lost_only_after_the_server_was_asked(another: bool) ->
     assert world.status()["podName"] == "pod-1"
 
 
+EVICTED = {
+    "type": "DisruptionTarget",
+    "status": "True",
+    "reason": "EvictionByEvictionAPI",
+    "message": "Eviction API: evicting",
+}
+
+
+def evict(world: World, *, leaving: bool = True) -> None:
+    body = pod_body("pod-1", claim="claim", ready=False, deleting=leaving)
+    body["status"]["conditions"].append(EVICTED)
+    world.api.put(f"{PODS}/pod-1", body)
+
+
+async def lose(world: World) -> None:
+    """The pod is gone, and the watch says so."""
+    last = world.cluster.pods.get("pod-1-uid")
+    world.api.remove(f"{PODS}/pod-1")
+    if last is not None:
+        world.reconciler.pod_gone(last)
+    await world.reconcile()
+
+
+async def test_what_a_pod_said_before_it_was_gone_is_why_its_claim_has_lost_it() -> None:
+    world = World()
+    world.put_pod("pod-1", claim="claim")
+    world.put_claim(status=bound())
+    evict(world)
+    # Before the claim was looked at again.
+    await lose(world)
+    assert world.condition() == ("False", "EvictionByEvictionAPI")
+    assert world.condition("Ready") == ("False", "EvictionByEvictionAPI")
+    assert world.observer.told == [("Lost", "EvictionByEvictionAPI")]
+
+
+async def test_a_claim_whose_pod_goes_says_why_and_remembers_it_for_the_next_process() -> None:
+    world = World()
+    world.put_pod("pod-1", claim="claim")
+    world.put_claim(status=bound())
+    evict(world)
+    await world.reconcile()
+    assert world.condition() == ("True", "SandboxBound")
+    assert world.condition("Ready") == ("False", "EvictionByEvictionAPI")
+    # Another process, which has never seen the pod.
+    world.watching = False
+    world.api.remove(f"{PODS}/pod-1")
+    again = World()
+    again.api.objects |= {k: v for k, v in world.api.objects.items() if "/pods/" not in k}
+    again.put_claim(status=world.status())
+    await again.reconcile()
+    assert again.condition() == ("False", "EvictionByEvictionAPI")
+
+
+@pytest.mark.parametrize(("node_gone", "reason"), [(False, "PodLost"), (True, "NodeLost")])
+async def test_of_a_loss_that_nobody_saw_the_cause_is_not_made_up(
+    node_gone: bool, reason: str
+) -> None:
+    world = World()
+    world.put_claim(status=bound(nodeName="node-1"))
+    if node_gone:
+        del world.api.objects[NODE]
+    await world.reconcile()
+    assert world.condition() == ("False", reason)
+    if not node_gone:
+        assert "the cause is not known" in world.status()["conditions"][0]["message"]
+
+
+async def test_the_end_of_another_pod_is_none_of_the_claims() -> None:
+    world = World()
+    world.put_pod("pod-1", claim="claim")
+    evict(world)
+    world.put_claim(status=bound("pod-2", nodeName="node-1"))
+    await lose(world)
+    assert world.condition() == ("False", "PodLost")
+
+
 async def test_an_unanswered_question_is_not_a_loss() -> None:
     world = World()
     world.put_claim(status=bound())
@@ -1135,7 +1356,9 @@ async def test_a_pod_that_ended_is_reported_with_its_cause_and_kept_for_its_logs
     await world.reconcile()
     await world.reconcile()
     assert world.status()["phase"] == "Lost"
-    assert "OOMKilled" in world.status()["conditions"][0]["message"]
+    assert world.condition() == ("False", "OOMKilled")
+    assert world.observer.told == [("Lost", "OOMKilled")]
+    assert world.status()["conditions"][0]["message"].endswith("create a new claim")
     assert world.pod("pod-1") is not None
 
 

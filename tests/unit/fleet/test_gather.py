@@ -16,6 +16,7 @@ from sandboxpool.pools.store import PoolStore
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.nodes import facts_of
 from support.builders import NOW, evidence, facts, node, pool_body, runtime
 
 COUNTED = {
@@ -67,6 +68,24 @@ def test_the_nodes_are_judged_by_the_class_alone(world: World) -> None:
     given = world.fleet.gather("gvisor")
     assert given is not None
     assert given.verdict.eligible == 0
+
+
+def test_what_is_known_of_nodes_of_another_class_of_the_handler_is_not_its_own(
+    world: World,
+) -> None:
+    world.cluster.classes["gvisor-x"] = runtime("gvisor-x", uid="x", selector={"zone": "x"})
+    at = node("x", labels={"zone": "x"})
+    world.cluster.nodes.put(None, at)
+    world.issues.record("runsc", "a", Reason.SHIM_MISSING, "no shim", NOW)
+    world.cluster.evidence.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
+    world.cluster.evidence.put("x", "runsc", evidence(node=facts_of(at)))
+    of_all, of_x = world.fleet.gather("gvisor"), world.fleet.gather("gvisor-x")
+    assert of_all is not None
+    assert of_x is not None
+    assert [(row.reason, row.nodes) for row in of_all.issues] == [(Reason.SHIM_MISSING, ("a",))]
+    assert of_x.issues == ()
+    assert sum(kind.nodes for kind in of_all.evidence) == 2
+    assert [kind.example for kind in of_x.evidence] == ["x"]
 
 
 @pytest.mark.parametrize(

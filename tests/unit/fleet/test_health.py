@@ -1,6 +1,7 @@
 """From what probes find, and sandboxes hint at, to what is known of nodes, and who is told."""
 
 import asyncio
+import itertools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -106,6 +107,9 @@ class Listener:
 
     def probed(self, handler: str, outcome: str) -> None:
         self.told.append(("probed", handler, outcome))
+
+    def room_changed(self, pool_uid: str) -> None:
+        self.told.append(("room changed", pool_uid))
 
     def take(self) -> list[str]:
         """What was told since the last time, in one word each."""
@@ -557,7 +561,7 @@ def test_where_no_probe_can_answer_two_namespaces_quarantine() -> None:
     world.listener.take()
     hints_unanswered(world, "node-1", "b")
     assert world.is_open()
-    assert world.cluster.quarantines.count_witnessed("runsc") == 1
+    assert len(world.cluster.quarantines.witnessed("runsc")) == 1
     assert ("quarantined", "node-1", "runsc", "ProbeUnanswered") in world.listener.told
     found = world.cluster.quarantines.get("node-1", "runsc")
     assert found is not None
@@ -618,6 +622,278 @@ def test_nodes_that_only_the_classs_own_tolerations_reach_are_counted() -> None:
             world.node(name, taints=[dedicated])
         hints_unanswered(world, "a", "x", "y")
         assert world.is_open("a") == opens
+
+
+def two_zones(**more: Any) -> World:
+    """Two classes of one handler for two zones of four nodes each, and a pool of each."""
+    pools = [pool(zone, uid=zone, runtimeClassName=f"gvisor-{zone}", **more) for zone in "ab"]
+    world = World(*pools, nodes=())
+    del world.cluster.classes["gvisor"]
+    for zone in "ab":
+        world.cluster.classes[f"gvisor-{zone}"] = runtime(
+            f"gvisor-{zone}", uid=zone, selector={"zone": zone}
+        )
+        for i in range(4):
+            world.node(f"{zone}-{i}", labels={"zone": zone})
+    return world
+
+
+def witnesses_of(world: World, name: str) -> None:
+    """Sandboxes of two namespaces fail on a node of a zone, and no probe can tell."""
+    of = world.cluster.classes[f"gvisor-{name[0]}"]
+    for namespace in ("x", "y"):
+        world.fails(
+            f"{name}-{namespace}",
+            node=name,
+            namespace=namespace,
+            class_name=of.class_name,
+            runtime_uid=of.uid,
+            pool_uid=name[0],
+        )
+        world.unanswered(name, of=of)
+
+
+def test_each_class_of_a_handler_has_half_of_its_own_nodes_left() -> None:
+    world = two_zones()
+    for name in ("a-0", "a-1", "a-2", "b-0", "b-1", "b-2"):
+        witnesses_of(world, name)
+    is_open = sorted(name for (name, _), _ in world.cluster.quarantines.open())
+    assert is_open == ["a-0", "a-1", "b-0", "b-1"]
+
+
+def test_a_class_for_many_nodes_does_not_take_all_of_those_of_another_class() -> None:
+    world = two_zones()
+    world.cluster.classes["gvisor-a"] = runtime("gvisor-a", uid="a")
+    everywhere = world.cluster.classes["gvisor-a"]
+    for i in range(4):
+        for namespace in ("x", "y"):
+            world.fails(
+                f"{i}-{namespace}",
+                node=f"b-{i}",
+                namespace=namespace,
+                class_name="gvisor-a",
+                runtime_uid="a",
+                pool_uid="a",
+            )
+            world.unanswered(f"b-{i}", of=everywhere)
+    is_open = sorted(name for (name, _), _ in world.cluster.quarantines.open())
+    assert is_open == ["b-0", "b-1"]
+
+
+def test_a_node_without_a_positive_control_is_silent_for_the_runtimes_it_is_for() -> None:
+    world = two_zones(isolationProof="PerNode")
+    world.cluster.classes["gvisor-b"] = runtime("gvisor-b", "kata", uid="b", selector={"zone": "b"})
+    world.control("a-0", isolation=Isolation.UNAVAILABLE, message="no room")
+    assert world.known("a-0") is Isolation.UNAVAILABLE
+    assert world.known("a-0", "kata") is None
+
+
+def test_a_quarantine_ends_when_nobody_has_used_it_for_a_while() -> None:
+    world = World(pool(), nodes=("node-1", "node-2"))
+    world.breaks()
+    world.breaks(of=world.cluster.classes["kata"])
+    world.health.unsettle()
+    for _ in range(30):
+        world.now += 30
+        list(world.health.wishes())
+    assert world.is_open()
+    assert not world.is_open(handler="kata"), "no pool uses it"
+    assert ("released", "node-1", "kata") in world.listener.told
+    assert world.issues.rows("kata", world.now) == ()
+    assert world.rows() == [("ShimMissing", 1)]
+    assert "open" not in world.records.kept["node-1"]["quarantines"]["handlers"]["kata"]
+
+
+@pytest.mark.parametrize("how", ["selector", "handler", "class", "comes back"])
+def test_a_quarantine_that_no_class_leads_to_any_more_ends_too(how: str) -> None:
+    world = World(pool())
+    world.breaks()
+    known = world.cluster.classes["gvisor"]
+    list(world.health.wishes())
+    if how == "handler":
+        world.node("node-1", handlers=["runc"], version=2)
+    elif how == "class":
+        del world.cluster.classes["gvisor"]
+    else:
+        world.cluster.classes["gvisor"] = runtime(selector={"zone": "x"})
+    for turn in range(30):
+        world.now += 30
+        list(world.health.wishes())
+        if how == "comes back" and turn == 15:
+            world.cluster.classes["gvisor"] = known
+    assert world.is_open() == (how == "comes back")
+
+
+# --- Probes that do not go -----------------------------------------------------------------------
+
+
+def test_a_probe_that_stays_is_told_with_its_node_and_pod_and_ends_the_waiting() -> None:
+    world = World(pool(isolationProof="PerNode"))
+    world.control()
+    world.health.observe_stuck(("node-1", "runsc"), "probe-1")
+    (row,) = world.issues.rows("runsc", world.now)
+    assert (row.reason, row.nodes) == (Reason.PROBE_TERMINATING, ("node-1",))
+    assert "probe-1" in row.message
+    assert ("changed", "node-1", "runsc") in world.listener.told
+    found = world.cluster.evidence.current(world.at(), "runsc")
+    assert found is not None
+    assert (found.isolation, "probe-1" in found.message) == (Isolation.UNAVAILABLE, True)
+    assert wanted(world) == [("node-1", "runsc", "evidence")], "it is asked as before"
+    world.health.observe_stuck(("node-1", "runsc"), None)
+    assert world.rows() == []
+
+
+def test_a_control_that_stays_is_told_of_each_runtime_that_waits_for_it() -> None:
+    world = World(
+        pool(isolationProof="PerNode"),
+        pool("kata", uid="k", runtimeClassName="kata", isolationProof="PerNode"),
+    )
+    world.health.observe_stuck(("node-1", CONTROL), "probe-1")
+    for handler in ("runsc", "kata"):
+        (row,) = world.issues.rows(handler, world.now)
+        assert row.reason is Reason.PROBE_TERMINATING
+        assert world.known(handler=handler) is Isolation.UNAVAILABLE
+    world.health.observe_stuck(("node-1", CONTROL), None)
+    assert world.rows() == []
+
+
+def test_a_proof_stands_while_a_probe_stays() -> None:
+    world = World(pool(isolationProof="PerNode"))
+    world.control()
+    world.probe()
+    world.health.observe_stuck(("node-1", "runsc"), "probe-1")
+    world.health.observe_stuck(("node-1", CONTROL), "probe-2")
+    assert world.known() is Isolation.PROVEN
+    assert world.cluster.evidence.is_controlled(world.at())
+
+
+def test_that_the_pods_of_a_lost_node_stay_is_no_news() -> None:
+    world = World(pool(isolationProof="PerNode"))
+    world.node("node-1", ready=False, version=2)
+    world.health.observe_stuck(("node-1", "runsc"), "probe-1")
+    world.health.observe_stuck(("node-9", "runsc"), "probe-2")
+    assert world.rows() == []
+
+
+# --- Room for probes -----------------------------------------------------------------------------
+
+
+def waiting_world(**of_pool: Any) -> World:
+    """Three sandboxes wait for their node's probe, the youngest is pod-3."""
+    world = World(pool(isolationProof="PerNode", **of_pool))
+    for i in range(1, 4):
+        world.pod(f"pod-{i}", age=100.0 - i)
+    return world
+
+
+def full(world: World, why: Why = "evidence") -> bool:
+    runtime_ = None if why == "control" else world.cluster.classes["gvisor"]
+    waiting = "runsc" if why == "control" else ""
+    return world.health.make_room(Wish(world.at(), runtime_, why, waiting=waiting))
+
+
+def gives_way(world: World) -> frozenset[str]:
+    return world.cluster.room.of("pool-uid")
+
+
+@pytest.mark.parametrize("why", ["evidence", "control"])
+def test_the_youngest_sandbox_that_waits_gives_way_to_a_probe(why: Why) -> None:
+    world = waiting_world()
+    world.listener.take()
+    assert full(world, why)
+    assert gives_way(world) == {"pod-3-uid"}
+    assert world.listener.take() == ["room changed"]
+    assert full(world, why)
+    assert gives_way(world) == {"pod-3-uid"}, "one is enough"
+
+
+@pytest.mark.parametrize("why", ["hint", "scout"])
+def test_nothing_gives_way_to_probes_that_nobody_waits_for(why: Why) -> None:
+    assert not full(waiting_world(), why)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"claim": "claim", "claim_uid": "c"},
+        {"ready": False},
+        {"deleting": True},
+        {"handler": "kata"},
+        {"pool_uid": "another"},
+        {"node": "node-2"},
+    ],
+)
+def test_what_is_claimed_or_does_not_wait_never_gives_way(given: Any) -> None:
+    world = World(pool(isolationProof="PerNode"), nodes=("node-1", "node-2"))
+    world.pod("pod-1", **given)
+    assert not full(world)
+    assert gives_way(world) == frozenset()
+
+
+@pytest.mark.parametrize("of_pool", [{"paused": True}, {"deleting": True}])
+def test_a_pool_that_is_left_alone_gives_nothing_up(of_pool: Any) -> None:
+    assert not full(waiting_world(**of_pool))
+    world = World(pool(isolationProof="None"))
+    world.pod("pod-1")
+    assert not full(world)
+
+
+def test_what_can_be_handed_out_never_gives_way() -> None:
+    world = waiting_world()
+    world.control()
+    world.probe()
+    assert not full(world)
+    # Nor what has kept its proof when the node's software has changed.
+    started = timestamp(NOW - 50)
+    ran = [{"name": "main", "state": {"running": {"startedAt": started}}}]
+    for i in range(1, 4):
+        world.pod(f"pod-{i}", version=2, containerStatuses=ran)
+    world.node("node-1", container_runtime="containerd://2.2.0", version=2)
+    assert world.known() is None
+    assert not full(world)
+
+
+def test_the_place_is_kept_until_the_evidence_is_there() -> None:
+    world = waiting_world()
+    assert full(world, "control")
+    world.control()
+    assert gives_way(world), "the next probe needs it, too"
+    world.listener.take()
+    world.probe()
+    assert gives_way(world) == frozenset()
+    assert "room changed" in world.listener.take()
+
+
+@pytest.mark.parametrize("why", ["evidence", "control"])
+def test_after_a_probe_that_brought_nothing_the_next_sandbox_waits_ever_longer(why: Why) -> None:
+    world = waiting_world()
+    began = world.now
+    gave: list[float] = []
+    while world.now - began < 86_400:
+        if full(world, why):
+            gave.append(world.now - began)
+            world.unanswered(why=why)
+            if why == "control":
+                world.cluster.room.end(("node-1", "runsc"), proven=False)
+        world.now += 60
+    assert len(gave) <= 9
+    waits = [later - before for before, later in itertools.pairwise(gave)]
+    assert waits[0] >= 600
+    assert waits == sorted(waits)
+    world.node("node-1", container_runtime="containerd://2.2.0", version=2)
+    assert full(world, why), "other software is another question"
+
+
+def test_a_place_is_kept_no_longer_than_a_probe_lasts() -> None:
+    world = waiting_world()
+    assert full(world)
+    world.now += 301
+    list(world.health.wishes())
+    assert gives_way(world) == frozenset()
+    world = waiting_world()
+    assert full(world)
+    world.remove("node-1")
+    assert gives_way(world) == frozenset()
 
 
 def test_a_witnessed_quarantine_ends_by_itself_and_is_told() -> None:
@@ -812,6 +1088,9 @@ def test_evidence_is_about_the_software_of_its_day() -> None:
     world.probe()
     world.node("node-1", container_runtime="containerd://2.2.0", version=2)
     assert world.known() is None
+    assert not world.records.kept["node-1"]["evidence"]
+    assert set(world.records.kept["node-1"]["former"]) == {"", "runsc"}
+    world.node("node-1", boot_id="another", version=3)
     assert "node-1" not in world.records.kept
 
 
@@ -878,7 +1157,29 @@ def test_only_what_the_next_process_should_know_is_written_down_and_only_once() 
     assert world.records.puts == 4, "released, then proven"
     world.now += 60
     world.probe()
-    assert world.records.puts == 4, "the age alone is not worth a write"
+    assert world.records.puts == 5, "a proof is as old for the next process as it is"
+    world.probe(Isolation.NOT_PROVEN)
+    world.probe(Isolation.NOT_PROVEN)
+    assert world.records.puts == 6, "the age of what is no proof is not worth a write"
+
+
+async def test_a_proof_that_was_confirmed_is_not_void_for_the_next_process() -> None:
+    day = 86_400.0
+    first = World(pool(isolationProof="PerNode"))
+    first.control()
+    first.probe()
+    for _ in range(3):
+        first.now += 0.96 * day
+        list(first.health.wishes())
+        assert wanted(first) == [("node-1", "runsc", "evidence")], "it has become old"
+        first.probe()
+    first.now += 0.96 * day
+    second = World(pool(isolationProof="PerNode"), kept=first.records.kept, nodes=())
+    await second.health.load()
+    second.now = first.now
+    second.node("node-1")
+    assert wanted(second) == [("node-1", "runsc", "evidence")], "it is known to be old"
+    assert second.known() is Isolation.PROVEN, "and it holds"
 
 
 async def test_the_next_process_knows_what_the_last_one_wrote_down() -> None:
@@ -1107,7 +1408,7 @@ def test_while_nothing_changes_nobody_looks_again_for_what_lacks_evidence() -> N
     world.control()
     world.probe()
     assert wanted(world) == []
-    world.cluster.evidence.forget("node-1", "runsc")
+    world.cluster.evidence.forget("node-1", "runsc", NOW)
     assert wanted(world) == []
     world.health.unsettle()
     assert wanted(world) == [("node-1", "runsc", "evidence")]

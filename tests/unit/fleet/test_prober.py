@@ -28,6 +28,7 @@ from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.settings import SettingsError, load
 from support.builders import NOW, evidence, facts, node, pod, pool_body, runtime
+from support.inquiries import Unasked
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi
 
 OURS = "sandboxpool-system"
@@ -67,6 +68,9 @@ class World:
         self.watching = True
         self.kubelets: tuple[int, float] | None = None
         self.asked = 0
+        self.room = False
+        self.full: list[Wish] = []
+        self.stuck: list[tuple[tuple[str, str], str | None]] = []
         seeds = itertools.count()
         self.prober = Prober(
             client=self.api,
@@ -76,11 +80,18 @@ class World:
             nodes=self.nodes.get,
             classes=self.classes.get,
             sandbox_event=lambda pod: self.events.get(pod.metadata.uid),
+            inquiry=Unasked(),
             on_taken=self.taken.append,
             on_result=self._ended,
+            make_room=self._asked_for_room,
+            on_stuck=lambda *told: self.stuck.append(told),
             wall=self.wall,
             seed=lambda: f"seed-{next(seeds)}",
         )
+
+    def _asked_for_room(self, wish: Wish) -> bool:
+        self.full.append(wish)
+        return self.room
 
     def time(self) -> float:
         return asyncio.get_running_loop().time()
@@ -365,6 +376,37 @@ async def test_a_full_node_does_not_hold_the_others_up() -> None:
         assert world.pods == []
     assert world.isolation is Isolation.UNAVAILABLE
     assert "Insufficient memory" in world.message
+
+
+@looptime
+async def test_a_probe_waits_for_the_room_that_is_made_for_it() -> None:
+    world = World()
+    world.room = True
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        world.update(path, phase="Pending", conditions=[FULL])
+        await asyncio.sleep(60)
+        assert len(world.full) == 1, "it is asked for once"
+        assert world.results == []
+        world.end(path, probe.OWN_KERNEL)
+        await asyncio.sleep(2)
+        assert world.isolation is Isolation.PROVEN
+
+
+@looptime
+async def test_no_room_is_asked_for_where_the_node_is_not_full() -> None:
+    world = World()
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(1)
+        (path,) = world.pods
+        text = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
+        world.update(path, phase="Pending", conditions=[{**FULL, "message": text}])
+        await asyncio.sleep(30)
+    assert world.full == []
+    assert world.isolation is Isolation.UNAVAILABLE
 
 
 @looptime
@@ -883,6 +925,36 @@ async def test_a_node_that_cannot_get_rid_of_a_probe_gets_no_other() -> None:
 
 
 @looptime
+async def test_a_pod_that_stays_terminating_is_told_and_seldom_another_is_tried() -> None:
+    world = World()
+    world.leftover("old", deletionTimestamp="2026-11-24T00:00:00Z")
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(prober.STUCK_SECONDS - 10)
+        assert world.stuck == []
+        await asyncio.sleep(30)
+        assert world.stuck == [(("node-1", "runsc"), "old")]
+        await asyncio.sleep(prober.STUCK_AGAIN_SECONDS)
+        assert world.stuck == [(("node-1", "runsc"), "old")] * 2
+        assert world.posted == []
+        await asyncio.sleep(prober.FIRST_STUCK_PAUSE_SECONDS - prober.STUCK_AGAIN_SECONDS - 100)
+        (call,) = world.posted
+        name = call.body["metadata"]["name"]
+        assert name != "old"
+        # It stays, too: the next one waits longer.
+        body = world.api.objects[f"{PODS}/{name}"]
+        leaving = {**body["metadata"], "deletionTimestamp": "2026-11-24T00:00:00Z"}
+        world.api.put(f"{PODS}/{name}", {**body, "metadata": {**leaving, "resourceVersion": "9"}})
+        await asyncio.sleep(1.5 * prober.FIRST_STUCK_PAUSE_SECONDS)
+        assert len(world.posted) == 1
+        world.stuck.clear()
+        world.api.remove(f"{PODS}/old")
+        assert world.stuck == [], "one is still there"
+        world.api.remove(f"{PODS}/{name}")
+        assert world.stuck == [(("node-1", "runsc"), None)]
+
+
+@looptime
 async def test_what_is_deleted_is_deleted_once_however_late_the_watch_is() -> None:
     world = World()
     world.leftover("old")
@@ -934,11 +1006,11 @@ def test_the_settings_of_probes() -> None:
             "SANDBOXPOOL_PROBE_PULL_SECRETS": "one, two,,",
         }
     )
-    assert settings.probe_image == "registry.example/probe:1"
-    assert settings.probe_pull_policy == "Always"
-    assert settings.probe_pull_secrets == ("one", "two")
+    image = settings.probe_image
+    assert image == ProbeImage("registry.example/probe:1", "Always", ("one", "two"))
+    wrong = {"SANDBOXPOOL_PROBE_IMAGE": "image", "SANDBOXPOOL_PROBE_PULL_POLICY": "Sometimes"}
     with pytest.raises(SettingsError, match="SANDBOXPOOL_PROBE_PULL_POLICY"):
-        load({"SANDBOXPOOL_PROBE_PULL_POLICY": "Sometimes"})
+        load(wrong)
 
 
 # --- Together with what wishes for them -----------------------------------------------------------
@@ -982,6 +1054,7 @@ class Fleet:
             nodes=cluster.nodes.get,
             classes=cluster.classes.get,
             sandbox_event=lambda pod: None,
+            inquiry=Unasked(),
             on_taken=self.health.observe_wish,
             on_result=self.health.observe_probe,
             wall=self.wall,

@@ -23,11 +23,13 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.issues import IssueRow
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from support.builders import runtime_class
 from support.scriptedapi import BROKEN, UNKNOWN, ScriptedApi
 
 pytestmark = pytest.mark.looptime
 
 RUNTIMES = "/apis/sandboxpool.io/v1alpha1/sandboxruntimes"
+CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
 GVISOR = f"{RUNTIMES}/gvisor"
 START = 1_700_000_000.0
 
@@ -137,6 +139,18 @@ async def test_a_class_that_is_gone_loses_its_object_once_no_pool_names_it() -> 
     assert delete.body["preconditions"] == {"uid": "gvisor-uid"}
     assert await world.reconcile() is None
     assert len(world.api.sent("DELETE")) == 1
+
+
+async def test_the_object_of_a_class_that_no_cache_shows_yet_is_kept() -> None:
+    world = World()
+    await world.settle()
+    world.api.objects[f"{CLASSES}/gvisor"] = runtime_class()
+    world.wanted = False
+    assert await world.reconcile() == RESTLESS_INTERVAL_SECONDS
+    assert GVISOR in world.api.objects
+    del world.api.objects[f"{CLASSES}/gvisor"]
+    assert await world.reconcile() is None
+    assert GVISOR not in world.api.objects
 
 
 async def test_the_object_of_somebody_else_is_not_deleted_in_its_place() -> None:

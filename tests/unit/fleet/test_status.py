@@ -107,6 +107,7 @@ def test_a_runtime_that_is_well() -> None:
             "unknown": 1,
             "quarantined": 0,
             "notIsolating": 0,
+            "unproven": 0,
         },
         "servingOfEligible": "2/3",
         "issues": [],

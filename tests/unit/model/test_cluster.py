@@ -94,9 +94,15 @@ class ClusterMachine(RuleBasedStateMachine):
         on_empty=st.sampled_from(["Wait", "Wait", "Create", "Fail"]),
         ttl=st.none() | st.sampled_from([5, 60]),
         patience=st.sampled_from([3, 300]),
+        asserts=st.booleans(),
     )
-    def claim(self, name: str, pool: str, on_empty: str, ttl: int | None, patience: int) -> None:
+    def claim(
+        self, name: str, pool: str, on_empty: str, ttl: int | None, patience: int, asserts: bool
+    ) -> None:
         spec: dict[str, Any] = {"onEmpty": on_empty, "bindTimeoutSeconds": patience}
+        there = self.world.pool(pool)
+        if asserts and there is not None:
+            spec["runtimeClassName"] = there["spec"]["runtimeClassName"]
         if ttl is not None:
             spec["ttlSeconds"] = ttl
         old = self.world.claim(name)
@@ -126,6 +132,12 @@ class ClusterMachine(RuleBasedStateMachine):
         if self.world.pool(name) is not None:
             containers = [{"name": "main", "image": f"registry.example/{image}:2"}]
             self.world.change_pool(name, template={"spec": {"containers": containers}})
+
+    @rule(name=POOLS, class_name=st.sampled_from(["gvisor", "gvisor-2"]))
+    def change_class(self, name: str, class_name: str) -> None:
+        if self.world.pool(name) is not None:
+            self.world.make_class(class_name)
+            self.world.change_pool(name, runtimeClassName=class_name)
 
     @rule(name=POOLS, paused=st.booleans())
     def pause(self, name: str, paused: bool) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from sandboxpool.claims.claim import Claim
+from sandboxpool.claims.live import LiveReads
+from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.pools.pool import Pool
 from support.invariants import overtaken, waits
 from support.simulation.footprint import footprint, growth
 from support.simulation.sight import Listing, Watching
@@ -53,6 +59,50 @@ def test_a_claim_that_waits_beside_a_warm_sandbox_is_missed(
         with pytest.raises(AssertionError, match="beside a warm sandbox"):
             world.run(20.0)
         world.watchdog.wrong.clear()
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_claim_that_fails_for_want_of_a_sandbox_that_is_there_is_missed(
+    looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none(*_: object) -> bool:
+        return True
+
+    if not looks:
+        monkeypatch.setattr(LiveReads, "shows_nothing_warm", none)
+    with World() as world:
+        world.make_pool(replicas=1)
+        world.run(60.0)
+        # A sandbox is made in the place of this one, and nobody sees that it is ready.
+        world.delete("pods", world.ready()[0], 0)
+        world.run(0.5)
+        world.network.sight.delay["pods"] = 30.0, 30.0
+        world.loop.run_until_complete(asyncio.sleep(10.0))
+        assert len(world.ready()) == 1
+        world.make_claim("claim", onEmpty="Fail")
+        world.loop.run_until_complete(asyncio.sleep(5.0))
+        assert world.phase("claim") == ("Pending" if looks else "Failed")
+        assert ("NoWarmSandbox, which never was" in wrong(world)) != looks
+        world.run(60.0)
+        assert world.phase("claim") == ("Bound" if looks else "Failed")
+
+
+def test_a_claim_that_fails_for_what_its_pool_was_is_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def cached(self: ClaimReconciler, claim: Claim) -> Pool | None:
+        return self._pools.get((claim.metadata.namespace, claim.spec.poolName))
+
+    monkeypatch.setattr(ClaimReconciler, "_live_pool", cached)
+    with World() as world:
+        world.make_class("other")
+        world.make_pool(replicas=1)
+        world.run(60.0)
+        world.network.sight.delay["sandboxpools"] = 10.0, 10.0
+        world.change_pool("pool", runtimeClassName="other")
+        world.make_claim("claim", runtimeClassName="other")
+        world.loop.run_until_complete(asyncio.sleep(5.0))
+        assert "RuntimeClassMismatch, which never was" in wrong(world)
 
 
 def test_more_than_a_pool_may_try_in_an_hour_is_missed() -> None:

@@ -9,12 +9,25 @@ from typing import Any
 
 import pytest
 
+from sandboxpool.api import core
+from sandboxpool.claims.claim import Claim
+from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.claims.requests import ClaimRequests
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.pools.expectations import Expectations
+from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.template import pod_name
+from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.ending import Ending
 from support.simulation.effort import SIMULATIONS
-from support.simulation.storm import adversity, hand_over, last_words, lost_answer, storm
+from support.simulation.storm import (
+    adversity,
+    hand_over,
+    last_words,
+    lost_answer,
+    mixed_news,
+    storm,
+)
 
 # So many at most until one shows that a guard is missing.
 ENOUGH = 60
@@ -38,6 +51,11 @@ def test_an_answer_that_is_lost_does_no_harm(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(math.ceil(SIMULATIONS / 4)))
 def test_the_operator_stands_what_goes_wrong_around_it(seed: int) -> None:
     adversity(seed)
+
+
+@pytest.mark.parametrize("seed", range(SIMULATIONS))
+def test_news_that_come_in_any_order_end_nothing_wrongly(seed: int) -> None:
+    mixed_news(seed)
 
 
 def without_the_version_of_write_1(patch: pytest.MonkeyPatch) -> None:
@@ -76,6 +94,22 @@ def without_expectations(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Expectations, "creating", lambda self, name, cold=False: None)
 
 
+def without_reading_the_pool(patch: pytest.MonkeyPatch) -> None:
+    async def cached(self: ClaimReconciler, claim: Claim) -> Pool | None:
+        return self._pools.get((claim.metadata.namespace, claim.spec.poolName))
+
+    patch.setattr(ClaimReconciler, "_live_pool", cached)
+
+
+def without_the_last_words_of_pods(patch: pytest.MonkeyPatch) -> None:
+    """Whatever has ended a pod is taken for its program's own doing."""
+
+    def exited(pod: core.Pod) -> Ending | None:
+        return Ending(Reason.CONTAINERS_EXITED, "exit code 143") if pod.finished else None
+
+    patch.setattr("sandboxpool.claims.reconcile.ending_of", exited)
+
+
 def without_the_names_of_cold_pods(patch: pytest.MonkeyPatch) -> None:
     numbers = itertools.count()
     patch.setattr(
@@ -98,6 +132,8 @@ def test_what_a_leader_has_asked_for_a_claim_is_made_once(seed: int) -> None:
         (without_the_uid_of_write_2, storm),
         (without_expectations, storm),
         (without_the_names_of_cold_pods, last_words),
+        (without_reading_the_pool, mixed_news),
+        (without_the_last_words_of_pods, mixed_news),
     ],
 )
 def test_a_missing_guard_is_missed(

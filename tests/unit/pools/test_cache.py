@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api import names
 from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod, Taint
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import IsolationProof
@@ -76,7 +77,7 @@ class Fleet:
         self.now += 10
         name = new.metadata.name
         if self.index.put(self.nodes.get(name), new):
-            self.evidence.observe_node(name, facts_of(new))
+            self.evidence.observe_node(name, facts_of(new), NOW)
             if self.quarantines.observe_node(name, facts_of(new)):
                 self.index.reconsider(name)
         self.nodes[name] = new
@@ -86,7 +87,7 @@ class Fleet:
         if old is not None:
             self.index.put(old, None)
             self.quarantines.observe_node(name, None)
-            self.evidence.observe_node(name, None)
+            self.evidence.observe_node(name, None, NOW)
 
     def strike(self, name: str, handler: str) -> None:
         self.now += 10
@@ -108,8 +109,13 @@ class Fleet:
             self.evidence.put(name, handler, evidence(isolation, known))
             self.index.reconsider(name)
 
+    def silence(self, name: str, handler: str) -> None:
+        self.learn(name, handler, Isolation.UNAVAILABLE)
+        self.evidence.age(NOW + 10_000)
+        self.index.reconsider(name)
+
     def forget(self, name: str, handler: str) -> None:
-        self.evidence.forget(name, handler)
+        self.evidence.forget(name, handler, NOW)
         self.index.reconsider(name)
 
     def truth(self, view: tuple[str, Placement, bool]) -> Verdict:
@@ -402,6 +408,63 @@ def test_without_its_positive_control_a_node_proves_nothing(
     )
     assert ground.isolation is isolation
     assert why in ground.evidence
+
+
+# --- Nodes that give no proof --------------------------------------------------------------------
+
+
+def test_a_silent_node_is_kept_out_only_while_another_that_the_pods_may_use_is_proven() -> None:
+    fleet = Fleet()
+    for name, zone in (("a", "x"), ("b", "x"), ("c", "y")):
+        fleet.put(node(name, labels={"zone": zone, names.HOSTNAME_LABEL: name}))
+    in_x, in_y = (Placement(selector=frozenset({("zone", zone)})) for zone in "xy")
+
+    def verdict(placement: Placement, wanted: bool = True) -> Verdict:
+        return fleet.index.verdict("runsc", placement, proof_wanted=wanted)
+
+    for placement in (in_x, in_y):
+        verdict(placement)
+    fleet.silence("a", "runsc")
+    fleet.silence("c", "runsc")
+    assert verdict(in_x).serving == ("a", "b")
+    fleet.learn("b", "runsc", Isolation.PROVEN)
+    assert (verdict(in_x).serving, verdict(in_x).unproven) == (("b",), ("a",))
+    assert "a" in verdict(in_x).excluded
+    assert verdict(in_x).eligible == 2
+    assert verdict(in_x, wanted=False).serving == ("a", "b")
+    assert verdict(in_y).serving == ("c",), "no better one is in its zone"
+    assert verdict(Placement()).unproven == ("a", "c")
+    # The proven one takes no more pods.
+    fleet.put(node("b", labels={"zone": "x"}, unschedulable=True, version=2))
+    assert (verdict(in_x).serving, verdict(in_x).unproven) == (("a",), ())
+    fleet.put(node("b", labels={"zone": "x"}, version=3))
+    assert verdict(in_x).unproven == ("a",)
+    fleet.learn("a", "runsc", Isolation.PROVEN)
+    fleet.remove("b")
+    assert (verdict(in_x).serving, verdict(in_x).unproven) == (("a",), ())
+
+
+def test_sandboxes_of_one_node_may_stand_differently_after_its_software_has_changed(
+    cluster: Cluster,
+) -> None:
+    known = cluster.nodes.get("node-1")
+    assert known is not None
+    cluster.evidence.put("node-1", "runsc", evidence())
+    cluster.evidence.put("node-1", CONTROL, evidence(Isolation.NOT_PROVEN))
+    new = node(version=2, container_runtime="containerd://2.2.0")
+    cluster.nodes.put(node(), new)
+    cluster.evidence.observe_node("node-1", facts_of(new), NOW + 60)
+
+    def ran(name: str, at: float) -> Pod:
+        running = {"running": {"startedAt": timestamp(at)}}
+        statuses = [{"name": "main", "state": running}]
+        read = [probed(OWN_BOOT_ID)]
+        return pod(name, containerStatuses=statuses, initContainerStatuses=read)
+
+    old, young = ran("old", NOW - 10), ran("young", NOW + 10)
+    for proof in (IsolationProof.PER_NODE, IsolationProof.PER_SANDBOX):
+        ground = cluster.grounds(proof)
+        assert [ground(it).proven for it in (old, young)] == [True, False]
 
 
 # --- What kubelets say ---------------------------------------------------------------------------

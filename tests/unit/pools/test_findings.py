@@ -124,6 +124,13 @@ def kept_out(*quarantines: tuple[str, Quarantine], **verdict: Any) -> dict[str, 
             id="one does not isolate",
         ),
         pytest.param(
+            {"verdict": Verdict(serving=("a",), unproven=("b", "c"))},
+            "True",
+            "HandlerServed",
+            ["1 of 3", "2 give no proof", "(b, c)"],
+            id="some give no proof",
+        ),
+        pytest.param(
             {
                 "verdict": Verdict(not_serving=("a",)),
                 "trouble": Trouble(1, NOW + 600, Reason.AUTOSCALER_ADDS_WRONG_NODES, "wrong"),
@@ -207,6 +214,14 @@ PROVEN = member("proven", W, isolation=Isolation.PROVEN, proof_wanted=True)
             "EvidenceUnavailable",
             ["1 ready", "on a: by y"],
             id="one will never be proven",
+        ),
+        pytest.param(
+            [unproven("y", Isolation.UNAVAILABLE), PROVEN],
+            {"verdict": Verdict(serving=("b",), unproven=("a",))},
+            "False",
+            "EvidenceUnavailable",
+            ["Others take their place"],
+            id="another node is proven",
         ),
         pytest.param(
             [unproven("y", Isolation.UNAVAILABLE), REFUTED, PROVEN],

@@ -155,18 +155,20 @@ def test_what_is_kept_out_is_counted_apart() -> None:
         unknown=("d",),
         quarantined=("q",),
         not_isolating=("u", "v"),
+        unproven=("w",),
     )
     status = computed(pool_input(stock, replicas=9, verdict=verdict))
     assert [status[k] for k in ("replicas", "warm", "unproven", "stranded")] == [7, 2, 3, 2]
     assert status["runtime"]["nodes"] == {
-        "eligible": 7,
+        "eligible": 8,
         "serving": 1,
         "notServing": 2,
         "unknown": 1,
         "quarantined": 1,
         "notIsolating": 2,
+        "unproven": 1,
     }
-    assert status["runtime"]["servingOfEligible"] == "1/7"
+    assert status["runtime"]["servingOfEligible"] == "1/8"
     assert SandboxPoolStatus.model_validate(status).unproven == 3
 
 

@@ -24,6 +24,7 @@ from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.verdict import Verdict
 from support.builders import facts, pool, runtime
 
+LINUX = {"key": "kubernetes.io/os", "operator": "NotIn", "values": ["windows"]}
 AWAY = {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": ["a", "b"]}
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 CONTAINERS = [{"name": "main", "image": "registry.example/a:1"}]
@@ -68,7 +69,7 @@ def test_a_pod_is_the_pools_and_names_what_it_was_made_from() -> None:
     assert names.ANNOTATION_DO_NOT_DISRUPT not in metadata["annotations"]
     assert made["spec"]["runtimeClassName"] == "gvisor"
     assert "overhead" not in made["spec"]
-    assert "affinity" not in made["spec"]
+    assert terms(made["spec"]) == [{"matchExpressions": [LINUX]}], "Windows runs none of them"
 
 
 def test_defaults_are_safe_and_the_template_may_say_otherwise() -> None:
@@ -94,7 +95,7 @@ def test_past_the_cap_the_scheduler_looks_at_serving_nodes_first() -> None:
         {"key": names.HOSTNAME_LABEL, "operator": "In", "values": ["c"]}
     ]
     assert (first["weight"], second) == (100, own)
-    assert terms(made) == [{"matchExpressions": [AWAY]}]
+    assert terms(made) == [{"matchExpressions": [LINUX, AWAY]}]
     assert preferred == [own], "the template is untouched"
 
 
@@ -175,15 +176,28 @@ def test_an_exclusion_goes_into_every_term() -> None:
     affinity = {"podAffinity": {}, "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [zone, named]}}}
     spec = built({"spec": {"containers": CONTAINERS, "affinity": affinity}}, ("a", "b"))["spec"]
     assert terms(spec) == [
-        {"matchExpressions": [*zone["matchExpressions"], AWAY]},
-        {"matchFields": named["matchFields"], "matchExpressions": [AWAY]},
+        {"matchExpressions": [*zone["matchExpressions"], LINUX, AWAY]},
+        {"matchFields": named["matchFields"], "matchExpressions": [LINUX, AWAY]},
     ]
     assert spec["affinity"]["podAffinity"] == {}
 
 
 def test_without_an_affinity_the_exclusion_is_all_of_it() -> None:
     spec = built({"spec": {"containers": CONTAINERS}}, ("a", "b"))["spec"]
-    assert terms(spec) == [{"matchExpressions": [AWAY]}]
+    assert terms(spec) == [{"matchExpressions": [LINUX, AWAY]}]
+
+
+@pytest.mark.parametrize(
+    ("of_pod", "user"),
+    [(None, None), ({"runAsUser": 1000}, None), ({"runAsUser": 0}, 65532), ("odd", None)],
+)
+def test_a_template_that_makes_everything_root_does_not_make_the_probe_root(
+    of_pod: Any, user: int | None
+) -> None:
+    """The kubelet starts no container that is to be root and must not be root."""
+    spec = {"containers": CONTAINERS, **({"securityContext": of_pod} if of_pod else {})}
+    made = built({"spec": spec}, isolationProof="PerSandbox")["spec"]
+    assert made["initContainers"][0]["securityContext"].get("runAsUser") == user
 
 
 def requirements() -> st.SearchStrategy[dict[str, Any]]:

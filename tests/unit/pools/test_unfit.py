@@ -1,5 +1,6 @@
 """What seems to be of no use, and what takes its place."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sandboxpool.pools.unfit import (
 )
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.verdict import Verdict
 from support.builders import facts, member, members, pool_input
 
@@ -192,3 +194,60 @@ def test_no_more_lie_on_silent_nodes_than_twice_what_may_start(state: State) -> 
 def test_what_has_ended_takes_no_room() -> None:
     plan = decide(pool_input(members(State.ENDED, 4), replicas=2, maxSandboxes=4))
     assert (plan.target, plan.create) == (2, 2)
+
+
+# --- Ready, and without proof --------------------------------------------------------------------
+
+SILENT: dict[str, Any] = {
+    "node": facts("node-9"),
+    "isolation": Isolation.UNAVAILABLE,
+    "proof_wanted": True,
+    "evidence": "no room",
+}
+ONE_SILENT = replace(SERVED, unproven=("node-9",))
+
+
+def test_what_a_silent_node_keeps_from_claims_is_replaced_one_at_a_time() -> None:
+    unproven = members(State.UNPROVEN, 3, **SILENT)
+    warm = members(State.WARM, 3)
+    plan = decide(pool_input([*unproven, *warm], replicas=6, verdict=ONE_SILENT))
+    assert (plan.create, plan.delete) == (1, ())
+    plan = decide(pool_input([*unproven, *warm, member("next")], replicas=6, verdict=ONE_SILENT))
+    (deletion,) = plan.delete
+    assert deletion.member in unproven
+    assert (deletion.reason, deletion.failed) == (Reason.EVIDENCE_UNAVAILABLE, False)
+    assert "node-9" in deletion.message
+    assert "no room" in deletion.message
+
+
+@pytest.mark.parametrize("verdict", [SERVED, replace(SERVED, unproven=("node-8",))])
+def test_where_no_other_node_is_better_what_has_no_proof_stays(verdict: Verdict) -> None:
+    unproven = members(State.UNPROVEN, 6, **SILENT)
+    plan = decide(pool_input(unproven, replicas=6, verdict=verdict))
+    assert (plan.create, plan.delete) == (0, ())
+
+
+def test_one_that_gives_way_to_a_probe_goes_and_nothing_takes_its_place_yet() -> None:
+    unproven = members(State.UNPROVEN, 3, isolation=Isolation.UNAVAILABLE, proof_wanted=True)
+    warm = members(State.WARM, 2)
+    given = pool_input([*unproven, *warm], replicas=5)
+    way = frozenset({unproven[1].uid})
+    plan = decide(replace(given, giving_way=way))
+    assert [d.member for d in plan.delete] == [unproven[1]]
+    assert plan.create == 0
+    left = pool_input([unproven[0], unproven[2], *warm], replicas=5)
+    assert decide(replace(left, giving_way=way)).create == 0, "the place is the probe's"
+    assert decide(left).create == 1
+    # What waits for room would be quicker.
+    full = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available: 3 Too many pods.", heals=True)
+    pending = members(State.STARTING, 2, failure=full)
+    crowded = replace(pool_input([*unproven, *pending], replicas=6), giving_way=way)
+    plan = decide(crowded)
+    assert [d.member for d in plan.delete] == [unproven[1], *pending]
+    assert (plan.create, plan.held_back) == (0, True)
+    left = pool_input([unproven[0], unproven[2]], replicas=6)
+    assert decide(replace(left, giving_way=way, held_back=True)).create == 0
+    assert decide(left).create == 4
+    # It has its proof meanwhile.
+    proven = frozenset({warm[0].uid})
+    assert decide(replace(given, giving_way=proven)).delete == ()

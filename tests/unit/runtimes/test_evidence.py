@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxpool.api.core import Pod
+from sandboxpool.api.times import timestamp
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import (
     MAX_AGE_SECONDS,
     MAX_KERNEL,
     MAX_KINDS,
+    SILENT_SECONDS,
+    UNSEEN_CHANGE_SECONDS,
     Evidence,
     EvidenceBook,
     Isolation,
@@ -23,6 +26,7 @@ from sandboxpool.runtimes.evidence import (
     judge_sandbox,
     no_evidence,
     software_of,
+    started_at,
     uncontrolled,
 )
 from sandboxpool.runtimes.nodes import NodeFacts
@@ -259,6 +263,44 @@ def test_a_sandbox_says_nothing_of_a_node_that_it_is_not_on() -> None:
     assert judge_sandbox(found, replace(NODE, name="node-2"), NOW) is None
 
 
+# --- When a sandbox was started ------------------------------------------------------------------
+
+
+def ran(*started: float | None, created: float = NOW, inits: tuple[float, ...] = ()) -> Pod:
+    """A pod made at that time, whose containers run since these times; None: it does not run."""
+
+    def state(at: float | None) -> dict[str, Any]:
+        return terminated(0) if at is None else {"running": {"startedAt": timestamp(at)}}
+
+    return pod(
+        age=NOW - created,
+        containerStatuses=[{"name": f"c{i}", "state": state(at)} for i, at in enumerate(started)],
+        initContainerStatuses=[{"name": f"i{i}", "state": state(at)} for i, at in enumerate(inits)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("it", "started"),
+    [
+        (ran(NOW + 5), NOW + 5),
+        # One that was restarted says nothing of the sandbox that the others still run in.
+        (ran(NOW + 900, NOW + 5, None), NOW + 5),
+        (ran(NOW + 900, inits=(NOW + 4,)), NOW + 4),
+        # All of them are new: so is the sandbox, however old the pod is.
+        (ran(NOW + 900, NOW + 901), NOW + 900),
+        (ran(None), None),
+        (ran(), None),
+        # The node's clock is behind.
+        (ran(NOW - 60), None),
+        (ran(NOW), NOW),
+    ],
+)
+def test_a_sandbox_is_no_younger_than_the_container_that_has_run_longest(
+    it: Pod, started: float | None
+) -> None:
+    assert started_at(it) == started
+
+
 # --- The book ------------------------------------------------------------------------------------
 
 
@@ -277,7 +319,7 @@ def test_evidence_is_about_the_software_that_was_there(change: dict[str, Any]) -
     book.put("node-1", "runsc", known())
     changed = replace(NODE, **change)
     assert book.current(changed, "runsc") is None
-    book.observe_node("node-1", changed)
+    book.observe_node("node-1", changed, NOW)
     assert book.current(NODE, "runsc") is None, "what is forgotten does not come back"
     assert book.kinds("runsc") == []
 
@@ -287,7 +329,7 @@ def test_what_does_not_matter_asks_nothing_anew() -> None:
     book.put("node-1", "runsc", known())
     shuffled = replace(NODE, handlers=frozenset(sorted(NODE.handlers or (), reverse=True)))
     busy = replace(shuffled, labels=frozenset(), taints=(), ready=False, schedulable=False)
-    book.observe_node("node-1", busy)
+    book.observe_node("node-1", busy, NOW)
     assert book.current(busy, "runsc") == known()
 
 
@@ -321,11 +363,11 @@ def test_what_is_forgotten_is_asked_anew() -> None:
     book = EvidenceBook()
     for handler in ("runsc", "kata"):
         book.put("node-1", handler, known())
-    book.forget("node-1", "runsc")
-    book.forget("node-9", "runsc")
+    book.forget("node-1", "runsc", NOW)
+    book.forget("node-9", "runsc", NOW)
     assert book.current(NODE, "runsc") is None
     assert book.current(NODE, "kata") is not None
-    book.observe_node("node-1", None)
+    book.observe_node("node-1", None, NOW)
     assert book.current(NODE, "kata") is None
 
 
@@ -362,7 +404,7 @@ def test_what_is_written_down_can_be_read_again() -> None:
     book.put("node-1", "runsc", known())
     book.put("node-1", "runc", known(NOT_PROVEN))
     book.put("node-1", "kata", known(UNAVAILABLE))
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
     assert other.current(NODE, "runsc") == known()
     assert other.current(NODE, "runc") == known(NOT_PROVEN)
     assert other.current(NODE, "kata") is None, "no answer is not worth keeping"
@@ -374,7 +416,7 @@ def test_a_node_that_cannot_list_handlers_survives_writing() -> None:
     silent = replace(NODE, handlers=None)
     book, other = EvidenceBook(), EvidenceBook()
     book.put("node-1", "runsc", known(node=silent))
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
     assert other.current(silent, "runsc") is not None
     assert other.current(replace(NODE, handlers=frozenset()), "runsc") is None
 
@@ -383,7 +425,7 @@ def test_what_was_written_down_takes_nothings_place() -> None:
     written, book = EvidenceBook(), EvidenceBook()
     written.put("node-1", "runsc", known())
     book.put("node-1", "runsc", known(NOT_PROVEN))
-    book.load("node-1", written.dump("node-1"))
+    book.load("node-1", written.dump("node-1"), {})
     assert book.current(NODE, "runsc") == known(NOT_PROVEN)
 
 
@@ -418,6 +460,7 @@ def test_a_proof_that_nobody_has_looked_at_in_time_is_void_all_the_same() -> Non
 def test_what_is_no_proof_never_ages_away(isolation: Isolation) -> None:
     book = EvidenceBook()
     book.put("node-1", "runsc", known(isolation))
+    book.age(NOW + SILENT_SECONDS)
     assert book.age(NOW + 100 * DAY) == []
     assert book.current(NODE, "runsc") == known(isolation)
     assert not book.is_old("node-1", "runsc")
@@ -487,7 +530,7 @@ def test_a_machine_that_goes_takes_the_age_of_its_proofs_along(node: NodeFacts |
     book = EvidenceBook()
     book.put("node-1", "runsc", known())
     book.age(NOW + 0.96 * DAY)
-    book.observe_node("node-1", node)
+    book.observe_node("node-1", node, NOW)
     assert not book.is_old("node-1", "runsc")
     assert book.age(NOW + 2 * DAY) == []
 
@@ -496,14 +539,14 @@ def test_a_node_that_changes_in_other_things_leaves_a_proof_its_age() -> None:
     book = EvidenceBook()
     book.put("node-1", "runsc", known())
     book.age(NOW + 0.96 * DAY)
-    book.observe_node("node-1", replace(NODE, ready=False))
+    book.observe_node("node-1", replace(NODE, ready=False), NOW)
     assert book.is_old("node-1", "runsc")
 
 
 def test_a_proof_that_an_earlier_process_wrote_down_goes_on_ageing() -> None:
     book, other = EvidenceBook(), EvidenceBook()
     book.put("node-1", "runsc", known())
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))))
+    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
     assert other.age(NOW + 0.74 * DAY) == []
     assert other.age(NOW + 0.96 * DAY) == [("node-1", "runsc")]
     assert other.age(NOW + DAY) == [("node-1", "runsc")]
@@ -546,7 +589,173 @@ def test_damage_is_left_out_and_the_rest_kept(data: dict[str, Any], field: str, 
     book, fresh = EvidenceBook(), EvidenceBook()
     book.put("node-1", "good", known())
     good = book.dump("node-1")["good"]
-    fresh.load("node-1", {**data, "good": good, "bad": {**good, field: value}})
+    fresh.load("node-1", {**data, "good": good, "bad": {**good, field: value}}, {})
     assert fresh.current(NODE, "good") == known()
     bad = fresh.current(NODE, "bad")
     assert bad is None or bad.isolation is PROVEN
+
+
+# --- Sandboxes that ran before something changed -------------------------------------------------
+
+UPGRADED = replace(NODE, kubelet="v1.37.0")
+LATER = NOW + 1000.0
+# Before the change without doubt, perhaps after it, and after it without doubt.
+OLD, MAYBE, NEW = (ran(at) for at in (LATER - UNSEEN_CHANGE_SECONDS - 1, LATER - 1, LATER + 1))
+
+
+def upgraded(isolation: Isolation = PROVEN, *, watched: bool = True) -> EvidenceBook:
+    """A book that saw its node get another kubelet at LATER, or finds it so when it begins."""
+    book = EvidenceBook()
+    if watched:
+        book.observe_node("node-1", NODE, NOW)
+    book.put("node-1", "runsc", known(isolation))
+    book.put("node-1", CONTROL, known(NOT_PROVEN))
+    book.observe_node("node-1", UPGRADED, LATER)
+    return book
+
+
+def stands(book: EvidenceBook, *pods: Pod, node: NodeFacts = UPGRADED) -> list[Isolation | None]:
+    found = [book.about(it, node, "runsc") for it in pods]
+    return [evidence.isolation if evidence is not None else None for evidence in found]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"container_runtime": "containerd://2.2.0"},
+        {"kubelet": "v1.37.0"},
+        {"handlers": frozenset({"runc", "runsc", "kata"})},
+    ],
+)
+def test_what_ran_before_a_change_keeps_its_proof_and_what_is_started_later_has_none(
+    change: dict[str, Any],
+) -> None:
+    book = EvidenceBook()
+    book.observe_node("node-1", NODE, NOW)
+    book.put("node-1", "runsc", known())
+    changed = replace(NODE, **change)
+    book.observe_node("node-1", changed, LATER)
+    assert stands(book, OLD, MAYBE, NEW, ran(None), node=changed) == [PROVEN, None, None, None]
+    book.put("node-1", "runsc", no_evidence(changed, CLASS_UID, LATER, "no room"))
+    assert stands(book, OLD, MAYBE, NEW, node=changed) == [PROVEN, UNAVAILABLE, UNAVAILABLE]
+    book.put("node-1", "runsc", known(node=changed, at=LATER + 60))
+    assert stands(book, OLD, MAYBE, NEW, ran(None), node=changed) == [PROVEN] * 4
+
+
+def test_however_often_it_changes_what_runs_keeps_its_proof() -> None:
+    book, node = upgraded(), UPGRADED
+    book.put("node-1", "runsc", known(node=node, at=LATER + 10))
+    for i in range(5):
+        node = replace(node, kubelet=f"v1.38.{i}")
+        book.observe_node("node-1", node, LATER + 10_000 * (i + 1))
+        assert stands(book, OLD, MAYBE, NEW, node=node) == [PROVEN] * 3
+        assert stands(book, ran(LATER + 10_000 * (i + 1)), node=node) == [None]
+    assert len(book.dump_former("node-1")["runsc"]) == 1, "what is kept is bounded"
+
+
+def test_between_two_changes_without_an_answer_nothing_is_proven_that_was_started() -> None:
+    book = upgraded()
+    again = replace(UPGRADED, kubelet="v1.38.0")
+    book.observe_node("node-1", again, LATER + 1000)
+    assert stands(book, OLD, MAYBE, NEW, node=again) == [PROVEN, None, None]
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_refutation_speaks_against_whatever_runs_on_the_machine(watched: bool) -> None:
+    book = upgraded(watched=watched)
+    book.put("node-1", "runsc", known(NOT_PROVEN, UPGRADED, at=LATER + 60))
+    assert stands(book, OLD, MAYBE, NEW) == [NOT_PROVEN] * 3
+    # What was mended since is proven only if it was started since.
+    book.put("node-1", "runsc", known(PROVEN, UPGRADED, at=LATER + 600))
+    mended = ran(LATER + 601)
+    assert stands(book, OLD, MAYBE, NEW, ran(None), mended) == [*[NOT_PROVEN] * 4, PROVEN]
+    again = replace(UPGRADED, kubelet="v1.38.0")
+    book.observe_node("node-1", again, LATER + 5000)
+    assert stands(book, OLD, NEW, mended, node=again) == [NOT_PROVEN, NOT_PROVEN, PROVEN]
+
+
+def test_what_was_refuted_before_a_change_stays_so() -> None:
+    book = upgraded(NOT_PROVEN)
+    assert stands(book, OLD, MAYBE, NEW) == [NOT_PROVEN, NOT_PROVEN, None]
+    book.put("node-1", "runsc", known(node=UPGRADED, at=LATER + 60))
+    assert stands(book, OLD, MAYBE, NEW, ran(None)) == [NOT_PROVEN, NOT_PROVEN, PROVEN, NOT_PROVEN]
+
+
+def test_what_was_refuted_before_a_quarantine_stays_so_after_it() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", known(NOT_PROVEN))
+    book.forget("node-1", "runsc", LATER)
+    assert stands(book, OLD, NEW, node=NODE) == [NOT_PROVEN, None]
+
+
+def test_a_change_that_nobody_watched_may_have_come_right_after_the_proof() -> None:
+    book = upgraded(watched=False)
+    before, after = ran(NOW - 1, created=NOW - 5), ran(NOW + 1)
+    assert stands(book, before, after, OLD, NEW) == [PROVEN, None, None, None]
+
+
+def test_a_process_that_has_just_begun_does_not_say_how_long_it_stood_before() -> None:
+    book = EvidenceBook()
+    book.load("node-1", {"runsc": msgspec.to_builtins(known())}, {})
+    book.observe_node("node-1", NODE, LATER - 10)
+    book.observe_node("node-1", UPGRADED, LATER)
+    assert stands(book, ran(NOW - 1, created=NOW - 5), OLD) == [PROVEN, None]
+
+
+@pytest.mark.parametrize("change", [{"uid": "another"}, {"boot_id": GUEST_BOOT_ID}])
+def test_another_machine_or_a_reboot_makes_everything_void(change: dict[str, Any]) -> None:
+    book = upgraded()
+    other = replace(UPGRADED, **change)
+    assert stands(book, OLD, node=other) == [None], "even before the book has been told"
+    book.observe_node("node-1", other, LATER + 60)
+    assert stands(book, OLD, node=other) == [None]
+    assert not book.has_former("node-1")
+    assert book.dump_former("node-1") == {}
+    book = upgraded()
+    book.observe_node("node-1", None, LATER + 60)
+    assert not book.has_former("node-1")
+
+
+def test_the_positive_control_of_a_sandbox_that_runs_holds_too() -> None:
+    book = upgraded()
+    assert not book.is_controlled(UPGRADED)
+    found = [book.about(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
+    assert [e.isolation if e else None for e in found] == [NOT_PROVEN, None]
+    book.put("node-1", CONTROL, known(PROVEN, UPGRADED, at=LATER + 60))
+    found = [book.about(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
+    assert [e.isolation if e else None for e in found] == [PROVEN, PROVEN], "it is made up"
+
+
+def test_the_next_process_knows_the_former_proofs() -> None:
+    book, other = upgraded(), EvidenceBook()
+    former = json.loads(json.dumps(book.dump_former("node-1")))
+    other.load("node-1", {}, {**former, "kata": [{"before": "x"}], "": 1})
+    other.observe_node("node-1", UPGRADED, LATER + 60)
+    assert stands(other, OLD, MAYBE, NEW) == [PROVEN, None, None]
+
+
+# --- Silence -------------------------------------------------------------------------------------
+
+
+def test_a_node_that_gives_no_answer_for_long_is_silent_until_it_gives_one() -> None:
+    book = EvidenceBook()
+    for at in (0.0, 30.0, 200.0):
+        book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW + at, "no room"))
+    assert book.age(NOW + SILENT_SECONDS - 1) == []
+    assert not book.is_silent("node-1", "runsc")
+    assert book.age(NOW + SILENT_SECONDS) == [("node-1", "runsc")]
+    assert book.is_silent("node-1", "runsc")
+    book.put("node-1", "runsc", known(at=NOW + 400))
+    assert not book.is_silent("node-1", "runsc")
+    assert book.age(NOW + 2 * SILENT_SECONDS) == []
+
+
+def test_other_software_is_given_time_to_answer() -> None:
+    book = EvidenceBook()
+    book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW, "no room"))
+    book.age(NOW + SILENT_SECONDS)
+    book.observe_node("node-1", UPGRADED, NOW + 400)
+    assert not book.is_silent("node-1", "runsc")
+    book.put("node-1", "runsc", no_evidence(UPGRADED, CLASS_UID, NOW + 410, "no room"))
+    assert book.age(NOW + 410 + SILENT_SECONDS - 1) == []
+    assert book.age(NOW + 410 + SILENT_SECONDS) == [("node-1", "runsc")]

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from sandboxpool.api.core import Pod
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import Evidence, EvidenceBook, Isolation, judge_probe
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.probe import ProbeImage, build_probe, probe_name, sandbox_probe_container
+from sandboxpool.runtimes.probe import (
+    ProbeImage,
+    ProbeOptions,
+    build_probe,
+    probe_name,
+    sandbox_probe_container,
+)
 from support.builders import NOW, facts, runtime
 
 IMAGE = ProbeImage("registry.example/probe:1", "Never", ("one", "two"))
@@ -48,9 +55,10 @@ def ran(shell: list[str], script: str, expected: str | None = None) -> int:
 def test_it_runs_with_no_privileges() -> None:
     spec = built()["spec"]
     (container,) = spec["containers"]
+    # And no user: OpenShift's restricted-v2 refuses any that is not of the namespace's range.
+    assert "securityContext" not in spec
     assert container["securityContext"] == {
         "runAsNonRoot": True,
-        "runAsUser": 65532,
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
@@ -97,6 +105,31 @@ def test_the_image_is_pulled_as_told() -> None:
     assert spec["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
     assert spec["containers"][0]["image"] == "registry.example/probe:1"
     assert spec["containers"][0]["imagePullPolicy"] == "Never"
+
+
+def test_it_has_what_the_clusters_policies_want() -> None:
+    options = ProbeOptions(
+        labels={"team": "blue", probe.LABEL_PROBE: "mine"},
+        annotations={"linkerd.io/inject": "disabled", probe.ANNOTATION_NODE: "another"},
+        resources={"limits": {"cpu": "50m", "memory": "64Mi"}},
+        tolerations=({"key": "gpu", "operator": "Exists"},),
+        priority_class="probes",
+        security_context={"runAsUser": 1000680000},
+    )
+    image = replace(IMAGE, security_context={"runAsNonRoot": True})
+    made = build_probe("probe-1", "ours", facts(), runtime(), image, options)
+    usual = built()
+    labels, annotations = made["metadata"]["labels"], made["metadata"]["annotations"]
+    assert labels == {**usual["metadata"]["labels"], "team": "blue"}, "what is its own stays"
+    more = {"linkerd.io/inject": "disabled"}
+    assert annotations == {**usual["metadata"]["annotations"], **more}
+    (container,) = made["spec"]["containers"]
+    assert container["resources"] == {"limits": {"cpu": "50m", "memory": "64Mi"}}
+    assert container["securityContext"] == {"runAsNonRoot": True}
+    assert made["spec"]["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    assert made["spec"]["priorityClassName"] == "probes"
+    assert made["spec"]["securityContext"] == {"runAsUser": 1000680000}
+    assert "priorityClassName" not in usual["spec"]
 
 
 def test_the_name_is_the_same_for_the_same_seed_only() -> None:
@@ -163,7 +196,7 @@ def test_what_cannot_be_read_is_no_answer(
 def test_a_sandboxs_own_probe_tells_and_never_fails(
     shell: list[str], log: str, tmp_path: Path
 ) -> None:
-    container = sandbox_probe_container("registry.example/probe:1")
+    container = sandbox_probe_container(IMAGE)
     assert ran(shell, container["command"][-1].replace(LOG, str(tmp_path / log))) == 0
     if (tmp_path / log).exists():
         assert (tmp_path / log).read_text() == f"{BOOT_ID}\n{KERNEL}\n"
@@ -171,7 +204,7 @@ def test_a_sandboxs_own_probe_tells_and_never_fails(
 
 def test_a_sandboxs_own_probe_is_as_restricted_and_takes_what_the_sandbox_takes() -> None:
     resources = {"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}
-    container = sandbox_probe_container("a", pull_policy="Never", resources=resources)
+    container = sandbox_probe_container(IMAGE, resources=resources)
     assert container["securityContext"] == built()["spec"]["containers"][0]["securityContext"]
     assert (container["imagePullPolicy"], container["resources"]) == ("Never", resources)
     assert container["name"] == probe.SANDBOX_PROBE_CONTAINER

@@ -255,11 +255,11 @@ def test_a_witnessed_one_ends_by_itself() -> None:
     assert fleet.witness()
     assert fleet.get().witnessed
     assert fleet.delay == FIRST_WITNESSED_DELAY_SECONDS
-    assert fleet.quarantines.count_witnessed(RUNSC) == 1
+    assert len(fleet.quarantines.witnessed(RUNSC)) == 1
     assert fleet.after(FIRST_WITNESSED_DELAY_SECONDS - 1).quarantines.expire(fleet.now) == []
     assert fleet.after(1).quarantines.expire(fleet.now) == [("node-1", RUNSC)]
     assert fleet.open == []
-    assert fleet.quarantines.count_witnessed(RUNSC) == 0
+    assert len(fleet.quarantines.witnessed(RUNSC)) == 0
     assert fleet.quarantines.expire(fleet.now) == []
 
 
@@ -276,7 +276,7 @@ def test_a_witnessed_one_does_not_take_a_proven_ones_place() -> None:
     before = fleet.get()
     assert not fleet.after(1).witness()
     assert fleet.get() == before
-    assert fleet.quarantines.count_witnessed(RUNSC) == 0
+    assert len(fleet.quarantines.witnessed(RUNSC)) == 0
 
 
 def test_witnesses_do_not_prolong_a_witnessed_one() -> None:
@@ -292,7 +292,7 @@ def test_a_probes_word_takes_a_witnessed_ones_place() -> None:
     fleet.witness()
     assert not fleet.after(1).fail(), "it was open before"
     assert not fleet.get().witnessed
-    assert fleet.quarantines.count_witnessed(RUNSC) == 0
+    assert len(fleet.quarantines.witnessed(RUNSC)) == 0
     assert fleet.after(100 * QUIET_SECONDS).quarantines.expire(fleet.now) == []
 
 
@@ -300,7 +300,7 @@ def test_a_probe_that_works_closes_a_witnessed_one_too() -> None:
     fleet = Fleet()
     fleet.witness()
     assert fleet.work()
-    assert fleet.quarantines.count_witnessed(RUNSC) == 0
+    assert len(fleet.quarantines.witnessed(RUNSC)) == 0
 
 
 def test_a_witnessed_one_that_comes_back_within_the_hour_lasts_longer() -> None:
@@ -320,7 +320,7 @@ def test_witnessed_ones_are_counted_by_handler() -> None:
         fleet.witness(name)
     fleet.witness("node-1", KATA)
     fleet.fail("node-3")
-    counts = [fleet.quarantines.count_witnessed(h) for h in (RUNSC, KATA, "other")]
+    counts = [len(fleet.quarantines.witnessed(h)) for h in (RUNSC, KATA, "other")]
     assert counts == [2, 1, 0]
 
 
@@ -342,7 +342,7 @@ def test_a_life_that_ends_takes_its_quarantines_along(change: dict[str, Any] | N
     now = replace(facts(), **change) if change is not None else None
     assert fleet.quarantines.observe_node("node-1", now) == ["a", RUNSC, "w"]
     assert fleet.open == []
-    assert fleet.quarantines.count_witnessed("w") == 0
+    assert len(fleet.quarantines.witnessed("w")) == 0
     assert [fleet.quarantines.get("node-1", h) for h in ("a", RUNSC, KATA)] == [None] * 3
     assert fleet.quarantines.dump("node-1") is None
     assert fleet.quarantines.observe_node("node-1", now) == []
@@ -380,7 +380,7 @@ def test_the_next_process_goes_on_where_the_last_one_was() -> None:
     for name, handler in (("node-1", RUNSC), ("node-1", KATA), ("node-2", RUNSC)):
         assert other.get(name, handler) == fleet.get(name, handler)
     assert other.open == fleet.open
-    assert other.quarantines.count_witnessed(KATA) == 1
+    assert len(other.quarantines.witnessed(KATA)) == 1
     assert other.quarantines.dump("node-1") == fleet.quarantines.dump("node-1")
     other.after(20).fail("node-2")
     assert other.get("node-2").tries == 2
@@ -414,7 +414,7 @@ def test_to_load_takes_the_place_of_all_that_was_known_of_the_node() -> None:
     other.witness("node-1", KATA)
     other.quarantines.load("node-1", record)
     assert other.open == [("node-1", RUNSC)]
-    assert other.quarantines.count_witnessed(KATA) == 0
+    assert len(other.quarantines.witnessed(KATA)) == 0
 
 
 GOOD = {"changedAt": NOW, "tries": 2, "open": True, "retryAt": NOW + 10, "reason": "ShimMissing"}

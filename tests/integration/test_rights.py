@@ -1,0 +1,274 @@
+"""What the operator sends, compared with what the chart grants it: neither is more than the other.
+
+The operator runs with the rights of the chart's own account and does all that it can do. Whoever
+gives it something new to do adds a step to the drive, a right to `sandboxpool.rights` and a rule to
+the chart; without any of these a test here or in tests/unit/test_chart.py fails.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from fakekubelet import FakeNodes, texts
+from localcluster.controlplane import ControlPlane
+from sandboxpool.kube import lease
+from sandboxpool.rights import Right
+from support import Api, chart, eventually, objects
+from support.controllers import Controllers
+from support.faultproxy import FaultProxy, Seen
+from support.operator_process import Operator
+from support.sandboxes import gvisor_class, phase, pool_status, warm_pool
+
+NAMESPACE = "chart-rights"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
+# Both are switched on, so that all rights are there.
+VALUES = ("publishOnNodes=true", "metrics.authentication=true")
+# What any account may do, by Kubernetes' own roles.
+EVERYBODY = {("authorization.k8s.io", "selfsubjectaccessreviews", "create")}
+DRIVE_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request as RBAC sees it."""
+
+    group: str
+    resource: str
+    verb: str
+    namespace: str
+    name: str
+
+    def is_covered_by(self, right: Right) -> bool:
+        """Whether this right is enough for it."""
+        return (
+            (self.group, self.resource, self.verb) == (right.group, right.resource, right.verb)
+            and (not right.own or self.namespace == NAMESPACE)
+            and (not right.names or self.name in right.names)
+        )
+
+
+def sent(seen: Seen) -> Sent | None:
+    """Read a request as the API server's authorizer does; None if it is about no resource."""
+    first, *parts = seen.path.strip("/").split("/")
+    if (first, len(parts) > 1) == ("api", True):
+        group, parts = "", parts[1:]
+    elif (first, len(parts) > 2) == ("apis", True):
+        group, parts = parts[0], parts[2:]
+    else:
+        return None
+    namespace = ""
+    if parts[0] == "namespaces" and len(parts) > 2:
+        namespace, parts = parts[1], parts[2:]
+    resource, name, subresource = (*parts, "", "")[:3]
+    verb = {"POST": "create", "PATCH": "patch", "PUT": "update"}.get(seen.method, "")
+    if seen.method == "GET":
+        verb = "get" if name else "list"
+        if "watch=" in seen.query:
+            verb = "watch"
+            name = name or seen.query.partition("metadata.name%3D")[2].partition("&")[0]
+            name = name or seen.query.partition("metadata.name=")[2].partition("&")[0]
+    elif seen.method == "DELETE":
+        verb = "delete" if name else "deletecollection"
+    return Sent(group, f"{resource}/{subresource}".rstrip("/"), verb, namespace, name)
+
+
+@dataclass
+class Drive:
+    """An operator with the chart's rights and settings, and the world around it."""
+
+    api: Api
+    plane: ControlPlane
+    proxy: FaultProxy
+    nodes: FakeNodes
+    folder: Path
+
+    def start(self, name: str) -> Operator:
+        """Starts a replica as the Deployment does."""
+        account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{chart.RELEASE}/token"
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        token = self.plane.request("POST", account, body)["status"]["token"]
+        deployment = self.api.get("Deployment", chart.RELEASE, NAMESPACE)
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        env = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+        for variable in ("SANDBOXPOOL_LISTEN", "SANDBOXPOOL_HEALTH_LISTEN"):
+            del env[variable]
+        return Operator(self.proxy.kubeconfig(token), self.folder, NAMESPACE, env, name)
+
+    def lose_an_answer(self, method: str, pattern: str) -> None:
+        """Makes the operator look after a write whose outcome it does not know."""
+        self.proxy.lose_response(method, pattern)
+
+    def seen(self, method: str, pattern: str) -> None:
+        """Waits until the operator has sent such a request."""
+        eventually(
+            lambda: bool(self.proxy.requests(method, pattern)),
+            message=f"{method} {pattern} is sent",
+            timeout=30,
+        )
+
+
+@pytest.fixture
+def drive(
+    control_plane: ControlPlane,
+    controllers: Controllers,
+    api: Api,
+    proxy: FaultProxy,
+    nodes: FakeNodes,
+    tmp_path: Path,
+) -> Iterator[Drive]:
+    del controllers  # They run.
+    with chart.installed(control_plane, tmp_path, NAMESPACE, *VALUES):
+        yield Drive(api, control_plane, proxy, nodes, tmp_path)
+    for runtime in api.list("SandboxRuntime"):
+        api.delete("SandboxRuntime", runtime["metadata"]["name"])
+
+
+# --- The steps -----------------------------------------------------------------------------------
+
+
+def prove(drive: Drive) -> None:
+    """Pools are made warm and proven; what is known is published and written down."""
+    drive.lose_an_answer("POST", r"/sandboxruntimes$")
+    blind = drive.proxy.stall_watches(r"/sandboxruntimes")
+    gvisor_class(drive.api)
+    drive.seen("GET", r"/sandboxruntimes/gvisor$")
+    blind.release()
+    warm_pool(drive.api, isolationProof="PerNode", claims={"ttlSecondsAfterFinished": 1})
+    drive.seen("DELETE", rf"/namespaces/{NAMESPACE}/pods/")
+    drive.seen("PATCH", r"/api/v1/nodes/[^/]+/status$")
+    drive.seen("POST", r"/configmaps$")
+
+
+def claim(drive: Drive) -> None:
+    """A claim is bound by a write whose answer is lost, ends, and is deleted."""
+    drive.lose_an_answer("PATCH", r"/pods/pool-")
+    drive.api.create(objects.claim(ttlSeconds=2))
+    phase(drive.api, "Bound")
+    drive.seen("DELETE", r"/sandboxclaims/claim$")
+
+
+def claim_in_vain(drive: Drive) -> None:
+    """A claim that can never be served is ended after a look at the pool itself."""
+    drive.api.create(objects.claim("wrong", runtimeClassName="another"))
+    phase(drive.api, "Failed", "wrong")
+    drive.api.delete("SandboxClaim", "wrong")
+
+
+def scale_to_nothing(drive: Drive) -> None:
+    """Sandboxes that are too many are deleted."""
+    drive.api.patch_spec("SandboxPool", "pool", replicas=0)
+    pool_status(drive.api, warm=0)
+    eventually(partial(drive.api.list, "Pod"), until=lambda pods: not pods, message="all are gone")
+
+
+def create_on_claim(drive: Drive) -> None:
+    """A sandbox is made for a claim, fails, and gives way if the claim is still there."""
+    drive.nodes.hang("runsc")
+    drive.api.create(objects.claim("cold", onEmpty="Create"))
+    (pod,) = eventually(partial(drive.api.list, "Pod"), until=bool, message="one is made")
+    drive.api.patch_status("Pod", pod["metadata"]["name"], {"phase": "Failed"})
+    drive.seen("GET", r"/sandboxclaims/cold$")
+    drive.nodes.heal("runsc")
+    phase(drive.api, "Bound", "cold")
+
+
+def break_a_runtime(drive: Drive) -> None:
+    """A node's runtime breaks: a probe finds out, and what is known changes."""
+    drive.nodes.fail("runsc", texts.SHIM_MISSING, ["gvisor-0"])
+    drive.api.create(
+        objects.pool("pinned", template=objects.pinned_template("gvisor-0"), replicas=1)
+    )
+    drive.seen("PATCH", r"/configmaps/sandboxpool-nodes-")
+    drive.api.delete("SandboxPool", "pinned")
+
+
+def remove_a_class(drive: Drive) -> None:
+    """What is told of a class goes with it."""
+    drive.api.create(objects.runtime_class("short-lived", "runsc"))
+    eventually(partial(drive.api.get, "SandboxRuntime", "short-lived"), message="it is told of")
+    drive.api.delete("RuntimeClass", "short-lived")
+    drive.seen("DELETE", r"/sandboxruntimes/short-lived$")
+
+
+STEPS: tuple[Callable[[Drive], None], ...] = (
+    prove,
+    claim,
+    claim_in_vain,
+    scale_to_nothing,
+    create_on_claim,
+    break_a_runtime,
+    remove_a_class,
+)
+
+
+def scrape(drive: Drive, operator: Operator) -> None:
+    """Metrics are read by somebody who may; the API server says so."""
+    request = urllib.request.Request(
+        f"{operator.url}/metrics", headers={"Authorization": f"Bearer {drive.plane.admin_token}"}
+    )
+    with urllib.request.urlopen(request, timeout=15) as answer:
+        assert answer.status == 200
+
+
+def change_leaders(drive: Drive, first: Operator, second: Operator) -> None:
+    """One stands by, watches the lease, and takes over."""
+
+    def holder() -> str:
+        found = drive.api.get("Lease", lease.NAME, NAMESPACE)
+        return str(found["spec"].get("holderIdentity") or "")
+
+    former = holder()
+    second.start()
+    assert first.terminate() == 0
+    eventually(holder, until=lambda now: now not in ("", former), message="the other leads")
+
+
+# --- The comparison ------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(DRIVE_SECONDS)
+def test_what_is_sent_is_granted_and_what_is_granted_is_sent(drive: Drive) -> None:
+    first, second = drive.start("first"), drive.start("second")
+    try:
+        first.start()
+        for step in STEPS:
+            step(drive)
+        scrape(drive, first)
+        change_leaders(drive, first, second)
+    finally:
+        for operator in (first, second):
+            operator.kill()
+    forbidden = [seen for seen in drive.proxy.requests() if seen.status == 403]
+    assert forbidden == []
+
+    request = drive.plane.request
+    roles = {
+        False: f"{RBAC}/clusterroles/{chart.RELEASE}",
+        True: f"{RBAC}/namespaces/{NAMESPACE}/roles/{chart.RELEASE}",
+    }
+    granted = {
+        right
+        for own, path in roles.items()
+        for right in chart.granted(request("GET", path)["rules"], own=own)
+    }
+    # A dry run asks for the same right, but what asks for a right just to see it does not need it.
+    did = [s for seen in drive.proxy.requests() if (s := sent(seen)) is not None]
+    real = {
+        s
+        for seen in drive.proxy.requests()
+        if "dryRun" not in seen.query and (s := sent(seen)) is not None
+    }
+    unasked = {
+        (s.group, s.resource, s.verb)
+        for s in did
+        if not any(s.is_covered_by(right) for right in granted)
+    }
+    assert unasked - EVERYBODY == set(), "sent and not granted"
+    unused = {right for right in granted if not any(s.is_covered_by(right) for s in real)}
+    assert {str(right) for right in unused} == set(), "granted and never used"

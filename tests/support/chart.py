@@ -1,0 +1,69 @@
+"""The chart on a real API server: installed by Helm, and the rights that it grants."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from localcluster import paths, tools
+from localcluster.controlplane import ControlPlane
+from sandboxpool.rights import Right
+
+CHART = paths.REPOSITORY / "charts" / "sandboxpool"
+RELEASE = "sandboxpool"
+
+_HELM_SECONDS = 100
+
+
+@contextmanager
+def installed(plane: ControlPlane, home: Path, namespace: str, *values: str) -> Iterator[None]:
+    """Installs the chart in a new namespace that admits restricted pods only, and removes it.
+
+    Args:
+        plane: Where.
+        home: A directory for Helm's own files.
+        namespace: Its name.
+        values: `key=value` as for `--set`.
+    """
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    metadata = {"name": namespace, "labels": labels}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+    plane.request("POST", "/api/v1/namespaces", body)
+    chosen = [word for value in values for word in ("--set", value)]
+    _helm(plane, home, "install", RELEASE, str(CHART), "--namespace", namespace, *chosen)
+    yield
+    _helm(plane, home, "uninstall", RELEASE, "--namespace", namespace)
+
+
+def _helm(plane: ControlPlane, home: Path, *arguments: str) -> None:
+    environment = {
+        **os.environ,
+        "KUBECONFIG": str(plane.kubeconfig),
+        "HELM_CACHE_HOME": str(home / "cache"),
+        "HELM_CONFIG_HOME": str(home / "config"),
+        "HELM_DATA_HOME": str(home / "data"),
+    }
+    answer = subprocess.run(
+        [str(tools.path("helm")), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_HELM_SECONDS,
+        env=environment,
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def granted(rules: Iterable[dict[str, Any]], *, own: bool) -> set[Right]:
+    """The rules of a role as the operator's own code knows them."""
+    return {
+        Right(group, resource, verb, own=own, names=tuple(rule.get("resourceNames", ())))
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }

@@ -56,8 +56,17 @@ def test_a_pool_that_allows_disruption_asks_for_nothing() -> None:
         assert (budget(world), said(world), requests(world)) == (None, None, [])
 
 
-def test_it_is_kept_while_it_is_wanted_and_costs_claims_nothing() -> None:
+def test_it_is_kept_while_it_is_wanted_and_costs_claims_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with World(seed=1) as world:
+        handle, looks = type(world.server).handle, []
+
+        def count(server: Any, request: Request, **how: Any) -> bytes:
+            looks.extend(["GET"] * (request.method == "GET" and request.resource == BUDGETS))
+            return handle(server, request, **how)
+
+        monkeypatch.setattr(type(world.server), "handle", count)
         world.make_pool("pool", 2, **PROTECT)
         world.run(10)
         assert said(world) == ("True", "DisruptionBudgetKept")
@@ -65,6 +74,7 @@ def test_it_is_kept_while_it_is_wanted_and_costs_claims_nothing() -> None:
             world.make_claim(f"claim-{index}")
             world.run(20)
         assert [r.method for r in requests(world)] == ["POST"]
+        assert len(looks) <= 3, "one a minute, however much the pool has to do"
 
         # Somebody deletes it, or has it let go.
         made = budget(world)

@@ -197,21 +197,21 @@ def test_what_has_ended_takes_no_room() -> None:
 
 # --- Ready, and without proof --------------------------------------------------------------------
 
-SILENT: dict[str, Any] = {
+UNANSWERED: dict[str, Any] = {
     "node": facts("node-9"),
     "isolation": Isolation.UNAVAILABLE,
     "proof_wanted": True,
     "evidence": "no room",
 }
-ONE_SILENT = replace(SERVED, unproven=("node-9",))
+WITHOUT_PROOF = replace(SERVED, unproven=("node-9",))
 
 
 def test_what_a_silent_node_keeps_from_claims_is_replaced_one_at_a_time() -> None:
-    unproven = members(State.UNPROVEN, 3, **SILENT)
+    unproven = members(State.UNPROVEN, 3, **UNANSWERED)
     warm = members(State.WARM, 3)
-    plan = decide(pool_input([*unproven, *warm], replicas=6, verdict=ONE_SILENT))
+    plan = decide(pool_input([*unproven, *warm], replicas=6, verdict=WITHOUT_PROOF))
     assert (plan.create, plan.delete) == (1, ())
-    plan = decide(pool_input([*unproven, *warm, member("next")], replicas=6, verdict=ONE_SILENT))
+    plan = decide(pool_input([*unproven, *warm, member("next")], replicas=6, verdict=WITHOUT_PROOF))
     (deletion,) = plan.delete
     assert deletion.member in unproven
     assert (deletion.reason, deletion.failed) == (Reason.EVIDENCE_UNAVAILABLE, False)
@@ -221,7 +221,7 @@ def test_what_a_silent_node_keeps_from_claims_is_replaced_one_at_a_time() -> Non
 
 @pytest.mark.parametrize("verdict", [SERVED, replace(SERVED, unproven=("node-8",))])
 def test_where_no_other_node_is_better_what_has_no_proof_stays(verdict: Verdict) -> None:
-    unproven = members(State.UNPROVEN, 6, **SILENT)
+    unproven = members(State.UNPROVEN, 6, **UNANSWERED)
     plan = decide(pool_input(unproven, replicas=6, verdict=verdict))
     assert (plan.create, plan.delete) == (0, ())
 

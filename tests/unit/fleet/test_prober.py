@@ -986,17 +986,25 @@ async def test_a_pod_that_stays_terminating_is_told_and_seldom_another_is_tried(
         (call,) = world.posted
         name = call.body["metadata"]["name"]
         assert name != "old"
-        # It stays, too: the next one waits longer.
-        body = world.api.objects[f"{PODS}/{name}"]
-        leaving = {**body["metadata"], "deletionTimestamp": "2026-11-24T00:00:00Z"}
-        world.api.put(f"{PODS}/{name}", {**body, "metadata": {**leaving, "resourceVersion": "9"}})
-        await asyncio.sleep(1.5 * prober.FIRST_STUCK_PAUSE_SECONDS)
+        world.stuck.clear()
+        world.api.remove(f"{PODS}/old")
+        assert world.stuck == [(("node-1", "runsc"), None)]
+
+
+@looptime
+async def test_the_more_pods_stay_the_later_another_is_tried() -> None:
+    world = World()
+    for name in ("old", "second"):
+        world.leftover(name, deletionTimestamp="2026-11-24T00:00:00Z")
+    world.want("node-1")
+    async with world.running():
+        await asyncio.sleep(2 * prober.FIRST_STUCK_PAUSE_SECONDS - 10)
+        assert world.posted == []
+        await asyncio.sleep(30)
         assert len(world.posted) == 1
         world.stuck.clear()
         world.api.remove(f"{PODS}/old")
         assert world.stuck == [], "one is still there"
-        world.api.remove(f"{PODS}/{name}")
-        assert world.stuck == [(("node-1", "runsc"), None)]
 
 
 @looptime

@@ -204,15 +204,15 @@ UNANSWERED: dict[str, Any] = {
     "proof_wanted": True,
     "evidence": "no room",
 }
-ONE_SILENT = replace(SERVED, unproven=("node-9",))
+WITHOUT_PROOF = replace(SERVED, unproven=("node-9",))
 
 
 def test_what_a_silent_node_keeps_from_claims_is_replaced_one_at_a_time() -> None:
     unproven = members(State.UNPROVEN, 3, **UNANSWERED)
     warm = members(State.WARM, 3)
-    plan = decide(pool_input([*unproven, *warm], replicas=6, verdict=ONE_SILENT))
+    plan = decide(pool_input([*unproven, *warm], replicas=6, verdict=WITHOUT_PROOF))
     assert (plan.create, plan.delete) == (1, ())
-    plan = decide(pool_input([*unproven, *warm, member("next")], replicas=6, verdict=ONE_SILENT))
+    plan = decide(pool_input([*unproven, *warm, member("next")], replicas=6, verdict=WITHOUT_PROOF))
     (deletion,) = plan.delete
     assert deletion.member in unproven
     assert (deletion.reason, deletion.failed) == (Reason.EVIDENCE_UNAVAILABLE, False)

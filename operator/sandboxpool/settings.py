@@ -52,6 +52,10 @@ class Settings:
     """Whether nodes get labels and conditions that say what is known of their runtimes
     (SANDBOXPOOL_PUBLISH_ON_NODES, true or false)."""
 
+    exclusion_labels: bool = True
+    """Whether nodes that sandboxes must keep away from are labelled so; else sandboxes name their
+    hostnames (SANDBOXPOOL_EXCLUSION_LABELS, true or false)."""
+
     probe_image: str = ""
     """Image whose /bin/sh proves isolation; empty: there is no evidence
     (SANDBOXPOOL_PROBE_IMAGE)."""
@@ -120,6 +124,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             1000,
         ),
         publish_on_nodes=_flag("SANDBOXPOOL_PUBLISH_ON_NODES", environ),
+        exclusion_labels=_flag("SANDBOXPOOL_EXCLUSION_LABELS", environ, default="true"),
         probe_image=environ.get("SANDBOXPOOL_PROBE_IMAGE", default.probe_image).strip(),
         probe_pull_policy=pull_policy,
         proof_max_age=_number(
@@ -159,8 +164,8 @@ def _address(variable: str, environ: Mapping[str, str], port: int) -> tuple[str 
     return host or None, _number(variable, number, 0, 65535)
 
 
-def _flag(variable: str, environ: Mapping[str, str]) -> bool:
-    text = environ.get(variable, "false").lower()
+def _flag(variable: str, environ: Mapping[str, str], default: str = "false") -> bool:
+    text = environ.get(variable, default).lower()
     if text not in ("true", "false"):
         raise SettingsError(f"{variable}={text}: use true or false")
     return text == "true"

@@ -11,6 +11,7 @@ from sandboxpool.claims.decide import Refusal
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.advice import labels_awaited
 
 
 @dataclass
@@ -106,6 +107,8 @@ def why_held(given: PoolInput, plan: PoolPlan, pool: str) -> Refusal | None:
         text = given.template.message
     elif not given.resolution.usable:
         text = given.resolution.message
+    elif reason is Reason.EXCLUSION_PENDING:
+        text = f"sandboxes of pool {pool!r} {labels_awaited(given.verdict.unmarked)}"
     elif not given.verdict.hopeful:
         text = f"no node can take a sandbox of pool {pool!r}, and one waits for such a node already"
     else:

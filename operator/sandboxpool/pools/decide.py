@@ -243,7 +243,10 @@ def _blocked(given: PoolInput) -> Reason | None:
         return given.resolution.reason
     if given.template.state is not TemplateState.ACCEPTED:
         return given.template.reason
-    return given.trouble.reason if _held_off(given) else None
+    if _held_off(given):
+        return given.trouble.reason
+    # For the moment until the last node that would take a pod, and must not, has its label.
+    return Reason.EXCLUSION_PENDING if given.verdict.unmarked else None
 
 
 def _creatable(

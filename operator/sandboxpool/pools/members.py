@@ -54,7 +54,6 @@ class Member:
         revision: the template revision that it was made from.
         class_name: the RuntimeClass that it names.
         runtime_uid: the uid of the RuntimeClass that it was made from.
-        exclusion: fingerprint of the nodes it keeps away from.
     """
 
     name: str
@@ -73,7 +72,6 @@ class Member:
     revision: str
     class_name: str
     runtime_uid: str
-    exclusion: str
 
     @property
     def node(self) -> NodeFacts | None:
@@ -207,7 +205,6 @@ def member_of(
         revision=metadata.labels.get(names.LABEL_REVISION, ""),
         class_name=pod.spec.runtimeClassName,
         runtime_uid=metadata.annotations.get(names.ANNOTATION_RUNTIME_UID, ""),
-        exclusion=metadata.annotations.get(names.ANNOTATION_EXCLUSION, ""),
     )
 
 

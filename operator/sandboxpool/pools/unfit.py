@@ -9,6 +9,7 @@ from itertools import chain
 from sandboxpool.pools.members import Member, Members, State, oldest_first
 from sandboxpool.pools.plan import Deletion, PoolInput, foreign
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 
 # A readiness probe that fails is given this long to pass again: a probe fails three times, ten
 # seconds apart, before it counts, and passes as it failed.
@@ -17,12 +18,8 @@ UNREADY_GRACE_SECONDS = 60.0
 STUCK_SECONDS = 60.0
 # A node that is not known, though a pod is on it, counts as gone once the pod is this old.
 NEW_NODE_SECONDS = 60.0
-# An unschedulable pod whose exclusion is out of date is replaced after this many seconds, so
-# that a node that flaps does not cause churn.
-STALE_EXCLUSION_SECONDS = 10.0
-# Runtimes are installed after a node is Ready: so long after it joined, a node that still does not
-# serve the handler never will by itself.
-INSTALL_GRACE_SECONDS = 300.0
+# An unschedulable pod that names hostnames which are out of date is replaced after so long.
+STALE_HOSTNAMES_SECONDS = 300.0
 # What may have to go for its own sake.
 _PERISHABLE = (State.FAILED, State.STRANDED, State.STARTING, State.COLD)
 
@@ -111,8 +108,8 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
             return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
         # Where no node is hopeful another pod would fare no better, and would seem to have been
         # made after the nodes that joined for this one.
-        stale = member.exclusion != given.exclusion and given.verdict.hopeful
-        if stale and waited > STALE_EXCLUSION_SECONDS:
+        stale = member.created < given.hostnames_since and given.verdict.hopeful
+        if stale and waited > STALE_HOSTNAMES_SECONDS:
             text = "the nodes that serve its runtime have changed"
             return Deletion(member, Reason.SANDBOX_REPLACED, text)
         return None
@@ -156,7 +153,10 @@ def wrong_nodes_join(member: Member, given: PoolInput) -> bool:
 
 
 def waits_for_installer(member: Member, given: PoolInput) -> bool:
-    """It has come to a node that joined for it, on which its runtime may yet be installed."""
+    """It has come to a node that joined for it, on which its runtime may yet be installed.
+
+    One that was made after the node has come to it, too, for no other node takes it.
+    """
     node = member.node
     return (
         member.state is State.STRANDED
@@ -165,7 +165,7 @@ def waits_for_installer(member: Member, given: PoolInput) -> bool:
         and node is not None
         and node.usable
         and not member.ground.served
-        and node.created > member.created
+        and (node.created > member.created or given.now - node.created <= INSTALL_GRACE_SECONDS)
     )
 
 
@@ -231,7 +231,7 @@ def due_at(member: Member, given: PoolInput) -> float | None:
     if failure.reason is not Reason.UNSCHEDULABLE:
         return since + STUCK_SECONDS
     if verdict.hopeful:
-        stale = member.exclusion != given.exclusion
-        return since + STALE_EXCLUSION_SECONDS if stale else None
+        stale = member.created < given.hostnames_since
+        return since + STALE_HOSTNAMES_SECONDS if stale else None
     joined = verdict.newest_not_serving
     return joined + INSTALL_GRACE_SECONDS if joined > member.created else None

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Node, Taint
-from sandboxpool.api.names import HOSTNAME_LABEL
+from sandboxpool.api.names import EXCLUSION_PREFIX, HOSTNAME_LABEL
 from sandboxpool.api.times import epoch
 
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
@@ -36,10 +36,12 @@ class NodeFacts:
         ready: its Ready condition is True; only then is its list to be trusted.
         schedulable: neither cordoned nor about to be removed.
         leaving: about to be removed.
+        cordoned: it is marked as unschedulable.
         hostname: the value of the hostname label, which can differ from the node's name.
         created: epoch seconds at which it joined.
         container_runtime: name and version, such as ``containerd://2.1.4``.
         kubelet: version, such as ``v1.36.2``.
+        exclusions: those of its labels that keep pods away.
     """
 
     name: str
@@ -51,15 +53,19 @@ class NodeFacts:
     handlers: frozenset[str] | None
     boot_id: str
     leaving: bool = False
+    cordoned: bool = False
     created: float = 0.0
     container_runtime: str = ""
     kubelet: str = ""
     hostname: str | None = field(init=False, compare=False)
+    exclusions: dict[str, str] = field(init=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
-        """Look for the one label that is asked for all the time."""
+        """Look for the labels that are asked for all the time."""
         hostname = next((value for key, value in self.labels if key == HOSTNAME_LABEL), None)
         object.__setattr__(self, "hostname", hostname)
+        ours = {key: value for key, value in self.labels if key.startswith(EXCLUSION_PREFIX)}
+        object.__setattr__(self, "exclusions", ours)
 
     @property
     def tells_of_sandboxes(self) -> bool:
@@ -93,6 +99,7 @@ def facts_of(node: Node) -> NodeFacts:
         ready=ready,
         schedulable=not node.spec.unschedulable and not leaving,
         leaving=leaving,
+        cordoned=node.spec.unschedulable,
         handlers=None if listed is None else frozenset(handler.name for handler in listed),
         boot_id=node.status.nodeInfo.bootID,
         created=epoch(node.metadata.creationTimestamp),

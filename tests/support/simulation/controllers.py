@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sandboxpool.api import names
 from support.simulation.apiserver import Change, Object, owners
 from support.simulation.kubelets import NO_SHIM as NO_SHIM
 from support.simulation.kubelets import Kubelets
@@ -133,7 +134,10 @@ class Controllers(Kubelets):
 
     def _fits(self, pod: Object, name: str) -> bool:
         node = self.server.find("nodes", name)
-        if node is None or not is_true(node, "Ready"):
+        if node is None:
+            return False
+        anywhere = {"operator": "Exists"} in pod["spec"].get("tolerations", [])
+        if not is_true(node, "Ready") and not anywhere:
             return False
         room = self.nodes[name].room
         if room is not None and self.load_of(name) >= room:
@@ -147,7 +151,7 @@ class Controllers(Kubelets):
             .get("requiredDuringSchedulingIgnoredDuringExecution", {})
         )
         terms = required.get("nodeSelectorTerms", [])
-        return not terms or any(_matches(term, name) for term in terms)
+        return not terms or any(_matches(term, node) for term in terms)
 
     # --- Nodes -----------------------------------------------------------------------------------
 
@@ -253,9 +257,14 @@ class Controllers(Kubelets):
             self.server.update("nodes", node, "node controller", status=status)
 
 
-def _matches(term: Object, name: str) -> bool:
+def _matches(term: Object, node: Object) -> bool:
+    name = node["metadata"]["name"]
+    labels = {names.HOSTNAME_LABEL: name, **node["metadata"].get("labels", {})}
     for requirement in (*term.get("matchExpressions", ()), *term.get("matchFields", ())):
-        inside = name in requirement["values"]
-        if inside != (requirement["operator"] == "In"):
+        value = (
+            name if requirement in term.get("matchFields", ()) else labels.get(requirement["key"])
+        )
+        inside = value is not None and value in requirement.get("values", [value])
+        if inside != (requirement["operator"] in ("In", "Exists")):
             return False
     return True

@@ -29,9 +29,9 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import BINDING_RECHECK_SECONDS, PoolReconciler
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef, pod_name
-from sandboxpool.pools.unfit import INSTALL_GRACE_SECONDS
 from sandboxpool.pools.writer import WRITES_AT_ONCE
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.probe import ProbeImage
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
 from support.scriptedapi import BROKEN, CONFLICT, QUOTA, REFUSED, UNDECIDED, UNKNOWN, ScriptedApi

@@ -43,7 +43,7 @@ PAUSE_SECONDS = 0.01
 DENIED_SECONDS = 300.0
 
 
-class _Metadata(msgspec.Struct):
+class _Metadata(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
 
 

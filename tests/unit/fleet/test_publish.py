@@ -276,7 +276,7 @@ async def test_what_one_pool_keeps_away_from_has_that_pools_label() -> None:
 
 
 async def test_pods_wait_until_the_label_is_seen() -> None:
-    world = Excluding(node(handlers=["runc"]))
+    world = Excluding(node(handlers=["runc"]), isolationProof="PerNode")
     world.cluster.nodes.put(None, node("node-2"))
     assert world.judge().unmarked == 1
     world.show(node(handlers=["runc"], labels={EXCLUDED: "NotIsolating"}))

@@ -18,7 +18,8 @@ from sandboxpool.pools.state import (
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import Failure
-from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS, NEW_NODE_SECONDS
+from sandboxpool.pools.unfit import NEW_NODE_SECONDS
+from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.verdict import Verdict, judge, stand

@@ -101,14 +101,14 @@ def test_each_node_that_takes_pods_now_has_exactly_one_answer(fleet: list[NodeFa
 @given(fleets())
 def test_a_node_without_a_list_is_never_said_not_to_serve(fleet: list[NodeFacts]) -> None:
     verdict = verdict_of(Placement(), fleet)
-    silent = {n for n in fleet if n.handlers is None}
+    silent = {n for n in fleet if n.handlers is None and n.usable}
     assert not {n.name for n in silent} & {*verdict.serving, *verdict.not_serving}
     assert not {n.hostname for n in silent} & set(verdict.excluded)
 
 
 @moderate
 @given(fleets())
-def test_the_exclusion_holds_every_candidate_known_not_to_serve_and_no_other(
+def test_the_hostnames_are_those_of_every_candidate_that_must_not_be_used_and_of_no_other(
     fleet: list[NodeFacts],
 ) -> None:
     verdict = verdict_of(PLACEMENT, fleet)
@@ -116,7 +116,10 @@ def test_the_exclusion_holds_every_candidate_known_not_to_serve_and_no_other(
         n.hostname
         for n in fleet
         if allows(PLACEMENT, n, now=False)
-        and answer_of(n, "runsc") is Answer.NOT_SERVING
+        and (
+            answer_of(n, "runsc") is Answer.NOT_SERVING
+            or (not n.usable and allows(PLACEMENT, n, now=True))
+        )
         and n.hostname is not None
     }
     assert set(verdict.excluded) == wanted
@@ -252,7 +255,10 @@ ANYWHERE = placement_of({"tolerations": [{"operator": "Exists"}]}, runtime())
 LOST = [Taint("node.kubernetes.io/unreachable", e) for e in ("NoSchedule", "NoExecute")]
 
 
-def tally_of(*fleet: NodeFacts, placement: Placement = Placement(), **known: Any) -> Tally:
+PLAIN = Placement()
+
+
+def tally_of(*fleet: NodeFacts, placement: Placement = PLAIN, **known: Any) -> Tally:
     tally = Tally()
     how = {"quarantined": False, "not_isolating": False, **known}
     for n in fleet:

@@ -54,6 +54,9 @@ BINARIES = {
             )
         ),
         Binary("pause", "pause", "."),
+        # No parts of a cluster: what others' schedulers say of our pods.
+        Binary("karpenter-check", "karpenter-check", "."),
+        Binary("scheduler-check", "scheduler-check", "."),
         Binary("kind", "kind", "sigs.k8s.io/kind"),
         Binary("runsc", "gvisor", "gvisor.dev/gvisor/runsc"),
         Binary("containerd-shim-runsc-v1", "gvisor", "gvisor.dev/gvisor/shim"),

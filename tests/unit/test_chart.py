@@ -124,7 +124,7 @@ def test_the_operator_may_do_no_more_than_it_needs(render: Render) -> None:
         *grant(f"{group}/sandboxruntimes", "get list watch create patch update delete"),
         *grant(f"{group}/sandboxruntimes/status", "get patch update"),
         *grant("pods", "get list watch create patch delete"),
-        *grant("nodes", "get list watch"),
+        *grant("nodes", "get list watch patch"),
         *grant("events", "get list watch create patch"),
         *grant("namespaces", "get list watch"),
         *grant("node.k8s.io/runtimeclasses", "get list watch"),
@@ -132,15 +132,21 @@ def test_the_operator_may_do_no_more_than_it_needs(render: Render) -> None:
 
 
 def test_nodes_are_written_only_where_that_is_wanted(render: Render) -> None:
-    plain, wanted = render(), render("--set", "publishOnNodes=true")
-    more = rights(only(wanted, "ClusterRole", RELEASE)) - rights(
-        only(plain, "ClusterRole", RELEASE)
-    )
-    assert more == {*grant("nodes", "patch"), *grant("nodes/status", "patch")}
-    for manifests, value in ((plain, "false"), (wanted, "true")):
+    off = ("--set", "nodes.exclusionLabels=false")
+    published = ("--set", "publishOnNodes=true")
+    for values, verbs, labels, publishes in (
+        ((), {"nodes"}, "true", "false"),
+        (published, {"nodes", "nodes/status"}, "true", "true"),
+        (off, set(), "false", "false"),
+        ((*off, *published), {"nodes", "nodes/status"}, "false", "true"),
+    ):
+        manifests = render(*values)
+        granted = rights(only(manifests, "ClusterRole", RELEASE))
+        assert {what for what, verb in granted if verb == "patch" and "nodes" in what} == verbs
         container = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
         env = {variable["name"]: variable.get("value") for variable in container["env"]}
-        assert env["SANDBOXPOOL_PUBLISH_ON_NODES"] == value
+        assert env["SANDBOXPOOL_EXCLUSION_LABELS"] == labels
+        assert env["SANDBOXPOOL_PUBLISH_ON_NODES"] == publishes
 
 
 def test_in_its_own_namespace_it_probes_and_remembers(render: Render) -> None:
@@ -451,11 +457,29 @@ def texts(policy: Manifest) -> str:
     ("arguments", "expected", "told"),
     [
         ((), set(), "false"),
-        (SERVED, {"sandboxpool-pods", "sandboxpool-templates"}, "true"),
-        (ADMISSION, {"sandboxpool-pods", "sandboxpool-templates"}, "true"),
+        (SERVED, {"sandboxpool-nodes", "sandboxpool-pods", "sandboxpool-templates"}, "true"),
+        (ADMISSION, {"sandboxpool-nodes", "sandboxpool-pods", "sandboxpool-templates"}, "true"),
         ((*SERVED, "--set", "admission.enabled=false"), set(), "false"),
-        ((*SERVED, "--set", "admission.pods.enabled=false"), {"sandboxpool-templates"}, "false"),
-        ((*SERVED, "--set", "admission.templates.enabled=false"), {"sandboxpool-pods"}, "true"),
+        (
+            (*SERVED, "--set", "admission.pods.enabled=false"),
+            {"sandboxpool-nodes", "sandboxpool-templates"},
+            "false",
+        ),
+        (
+            (*SERVED, "--set", "admission.nodes.enabled=false"),
+            {"sandboxpool-pods", "sandboxpool-templates"},
+            "true",
+        ),
+        (
+            (*SERVED, "--set", "nodes.exclusionLabels=false"),
+            {"sandboxpool-pods", "sandboxpool-templates"},
+            "true",
+        ),
+        (
+            (*SERVED, "--set", "admission.templates.enabled=false"),
+            {"sandboxpool-nodes", "sandboxpool-pods"},
+            "true",
+        ),
     ],
 )
 def test_policies_are_there_where_they_are_served_and_wanted(

@@ -144,6 +144,9 @@ class Controllers(Kubelets):
             return False
         if node["spec"].get("unschedulable") and not pod["spec"].get("tolerations"):
             return False
+        node_labels = node["metadata"].get("labels", {})
+        if not pod["spec"].get("nodeSelector", {}).items() <= node_labels.items():
+            return False
         required = (
             pod["spec"]
             .get("affinity", {})

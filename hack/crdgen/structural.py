@@ -11,6 +11,7 @@ Schema = dict[str, Any]
 
 VALIDATIONS = "x-kubernetes-validations"
 PRESERVE_UNKNOWN = "x-kubernetes-preserve-unknown-fields"
+INT_OR_STRING = "x-kubernetes-int-or-string"
 
 # Keywords of a CRD, in the order in which a reader wants them.
 _ORDER = (
@@ -30,7 +31,7 @@ _ORDER = (
     "maxProperties",
     "required",
     PRESERVE_UNKNOWN,
-    "x-kubernetes-int-or-string",
+    INT_OR_STRING,
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
     "x-kubernetes-map-type",
@@ -141,9 +142,9 @@ def _convert_additional(
 
 
 def _check_type(schema: Schema, path: str) -> None:
-    """Every node of a structural schema has one type, unless it takes anything."""
+    """Every node of a structural schema has one type, unless it takes anything, or just two."""
     kind = schema.get("type")
-    if kind is None and not schema.get(PRESERVE_UNKNOWN):
+    if kind is None and not schema.get(PRESERVE_UNKNOWN) and not schema.get(INT_OR_STRING):
         raise UnsupportedSchemaError(f"{path}: no type")
     if kind is not None and not isinstance(kind, str):
         raise UnsupportedSchemaError(f"{path}: several types, {kind!r}")

@@ -53,6 +53,8 @@ BINARIES = {
                 "kubeadm",
             )
         ),
+        # The oldest version that the chart takes, for what must hold there too.
+        Binary("kube-apiserver-oldest", "kubernetes-oldest", f"{_KUBERNETES}/kube-apiserver"),
         Binary("pause", "pause", "."),
         # No parts of a cluster: what others' schedulers say of our pods.
         Binary("karpenter-check", "karpenter-check", "."),
@@ -82,15 +84,15 @@ def module_version(family: str, module: str) -> str:
     return match.group(1)
 
 
-def kubernetes_version() -> str:
+def kubernetes_version(family: str = "kubernetes") -> str:
     """Return the version of Kubernetes, such as v1.36.3."""
-    return module_version("kubernetes", "k8s.io/kubernetes")
+    return module_version(family, "k8s.io/kubernetes")
 
 
 def _ldflags(family: str) -> str:
-    if family != "kubernetes":
+    if not family.startswith("kubernetes"):
         return "-s -w"
-    version = kubernetes_version()
+    version = kubernetes_version(family)
     major, minor = version.removeprefix("v").split(".")[:2]
     at = "k8s.io/component-base/version"
     return f"-s -w -X {at}.gitVersion={version} -X {at}.gitMajor={major} -X {at}.gitMinor={minor}"

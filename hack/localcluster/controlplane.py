@@ -62,6 +62,7 @@ class ControlPlane:
         apiserver_args: Sequence[str] = (),
         etcd_args: Sequence[str] = (),
         ready_seconds: float = READY_SECONDS,
+        apiserver: str = "kube-apiserver",
     ) -> None:
         """Prepare a control plane; nothing runs before `start`.
 
@@ -70,6 +71,7 @@ class ControlPlane:
             apiserver_args: Further flags of kube-apiserver; a later flag wins.
             etcd_args: Further flags of etcd.
             ready_seconds: How long the start may take.
+            apiserver: Which binary: `kube-apiserver`, or `kube-apiserver-oldest`.
         """
         self.url = ""
         self.admin_token = secrets.token_hex(16)
@@ -82,6 +84,7 @@ class ControlPlane:
         self._apiserver_args = list(apiserver_args)
         self._etcd_args = list(etcd_args)
         self._ready_seconds = ready_seconds
+        self._binary = apiserver
         self._etcd: subprocess.Popen[bytes] | None = None
         self._apiserver: subprocess.Popen[bytes] | None = None
         self._etcd_url = ""
@@ -110,7 +113,7 @@ class ControlPlane:
         if self._apiserver is not None:
             raise RuntimeError("this control plane has been started already")
         host.ensure_commands({"setpriv": "util-linux", "openssl": "openssl"})
-        binaries = builds.ensure(["etcd", "kube-apiserver"])
+        binaries = builds.ensure(["etcd", self._binary])
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 self._prepare()
@@ -156,7 +159,7 @@ class ControlPlane:
 
     def start_apiserver(self) -> None:
         """Start the API server that `stop_apiserver` stopped, and wait until it is ready."""
-        binary = builds.location("kube-apiserver")
+        binary = builds.location(self._binary)
         log = self.directory / "kube-apiserver.log"
         key = self.directory / "service-account.key"
         self._apiserver = process.spawn(

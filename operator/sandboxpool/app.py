@@ -41,6 +41,7 @@ from sandboxpool.kube.lease import Elector, boot_clock
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.listing import take_list
 from sandboxpool.metrics import ClusterCollector, Metrics
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.store import PoolStore
@@ -169,6 +170,7 @@ class Operator:
             settings.probe_image, settings.probe_pull_policy, settings.probe_pull_secrets
         )
         self._records = NodeRecords(self._client, settings.namespace, clock)
+        self._inquiry = Inquiry(self._client, lambda pod: self._reactions.told(pod))
         self._pool_reconciler = PoolReconciler(
             client=self._client,
             cluster=self._cluster,
@@ -182,6 +184,7 @@ class Operator:
             look_at=self._queues.pools.add,
             wake_claim=lambda claim: self._reactions.wake_claim(claim),
             probe=probe,
+            inquiry=self._inquiry,
             guarded=settings.admission_policy,
             pods_age=lambda: self._pods.age(),
             wall=wall,
@@ -200,6 +203,7 @@ class Operator:
             cold=self._pool_reconciler,
             events=self._events,
             observer=self._metrics,
+            told=self._inquiry.told,
             wall=wall,
             clock=clock,
         )
@@ -211,6 +215,7 @@ class Operator:
             nodes=self._cluster.nodes.get,
             classes=self._cluster.classes.get,
             sandbox_event=self._cluster.events.message,
+            inquiry=self._inquiry,
             on_taken=lambda wish: self._health.observe_wish(wish),
             on_result=lambda *result: self._health.observe_probe(*result),
             wall=wall,
@@ -225,6 +230,7 @@ class Operator:
             claim_reconciler=self._claim_reconciler,
             health=lambda: self._health,
             prober=self._prober,
+            inquiry=self._inquiry,
             events=self._events,
             metrics=self._metrics,
             queues=self._queues,
@@ -479,6 +485,7 @@ class Operator:
             "pools": lambda: queues.pools.work(self._pool_reconciler.reconcile),
             "runtimes": lambda: queues.runtimes.work(self._runtime_reconciler.reconcile),
             "prober": self._prober.run,
+            "inquiry": self._inquiry.run,
             "records": self._records.run,
             "sweep": self._sweep,
             "kopf": self._kopf,

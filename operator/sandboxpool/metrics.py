@@ -406,7 +406,7 @@ class ClusterCollector(Collector):
         def facts_of(uid: str) -> Facts | None:
             pod = pods.get(uid)
             held = self._allocator.is_held(uid)
-            return None if pod is None else (pod, ground(pod), None, False, held)
+            return None if pod is None else (pod, ground(pod), None, False, held, None)
 
         for uid in uids:
             book.stir(uid)

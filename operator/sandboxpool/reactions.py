@@ -19,6 +19,7 @@ from sandboxpool.fleet.prober import Prober
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.metrics import Metrics
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.members import claim_uid_of
 from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import PoolReconciler
@@ -69,6 +70,7 @@ class Reactions:
     # Each of the two tells the other.
     health: Callable[[], Health]
     prober: Prober
+    inquiry: Inquiry
     events: EventRecorder
     metrics: Metrics
     queues: Queues
@@ -102,6 +104,9 @@ class Reactions:
                 self._wake_claims_bound_to(old.metadata.uid)
             self.allocator.release(old.metadata.uid)
             self.cluster.events.forget(old)
+        if new is None or (new.ready and (old is None or not old.ready)):
+            # There is nothing to be asked about any more.
+            self.inquiry.forget(new or old)  # type: ignore[arg-type]
         for state in (old, new):
             if state is not None:
                 self._wake_owner(state)
@@ -151,6 +156,16 @@ class Reactions:
         self.pool_reconciler.stir(pool.uid, pod.metadata.uid)
         if is_news:
             self.queues.pools.add(pool.key)
+            self._wake_owner(pod)
+
+    def told(self, pod: Pod) -> None:
+        """What a pod's events say was read."""
+        pool = self.pools.of(pod)
+        if pool is None:
+            return
+        self.pool_reconciler.stir(pool.uid, pod.metadata.uid)
+        self.queues.pools.add(pool.key)
+        self._wake_owner(pod)
 
     def claim(self, old: Claim | None, new: Claim | None) -> None:
         """A claim has changed."""

@@ -117,7 +117,7 @@ def test_a_broken_runtime_is_diagnosed_by_name_and_node_and_quarantined(
     assert containerd.KATA_SHIM in issue["message"]
     assert status["nodes"]["quarantined"] == 1
     assert status["servingOfEligible"] == "0/3"
-    assert reason_of(status, "Working") == ("False", "ShimMissing")
+    assert reason_of(status, "Ready") == ("False", "ShimMissing")
     assert deployed.metric(QUARANTINED, handler=KATA) == 1
     for about, reason in (
         (created, "ShimMissing"),
@@ -149,7 +149,7 @@ def test_a_mended_runtime_is_used_again_by_itself_and_believed_only_with_proof(
     pool_says(api, "Ready", "True", "SandboxWarm", name="starts", timeout=RECOVERED_SECONDS)
     status = runtime_says(api, class_name, lambda s: not s["issues"], "no issue is left")
     assert (status["nodes"]["quarantined"], status["nodes"]["serving"]) == (0, 1)
-    assert reason_of(status, "Working")[0] == "True"
+    assert reason_of(status, "Ready")[0] == "True"
     assert deployed.metric(QUARANTINED, handler=KATA) == 0
     lifted = event_about(api, api.get("Node", WITH_BROKEN_KATA), "QuarantineLifted")
     assert KATA in lifted["message"]
@@ -184,7 +184,7 @@ def test_what_is_known_of_a_broken_node_outlives_the_operators_pod(
     status = runtime_says(
         api, class_name, lambda s: s["nodes"]["quarantined"] == 1 and s["issues"], "it knows"
     )
-    assert reason_of(status, "Working") == ("False", "ShimMissing")
+    assert reason_of(status, "Ready") == ("False", "ShimMissing")
     assert status["issues"][0]["nodes"] == [WITH_BROKEN_KATA]
 
     # Nor does a pool made now begin with a sandbox on that node.
@@ -222,7 +222,7 @@ def test_sandboxes_move_away_from_a_node_whose_shim_is_gone_and_come_back(
     (issue,) = status["issues"]
     assert (issue["reason"], issue["nodes"]) == ("ShimMissing", [WITH_BROKEN_KATA])
     assert "containerd-shim-runsc-v1" in issue["message"]
-    assert reason_of(status, "Working")[0] == "True"
+    assert reason_of(status, "Ready")[0] == "True"
     assert reason_of(status, "Healthy") == ("False", "NodeQuarantined")
 
     pool_status(api, warm=4, timeout=60)

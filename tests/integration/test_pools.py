@@ -128,7 +128,7 @@ def test_pods_keep_away_from_nodes_that_lack_the_handler(api: Api, operator: Ope
         "notServing": 2,
         "unknown": 0,
         "quarantined": 0,
-        "unproven": 0,
+        "notIsolating": 0,
     }
     for pod in api.list("Pod"):
         assert pod["spec"]["nodeName"].startswith("gvisor-")

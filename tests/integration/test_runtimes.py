@@ -402,12 +402,12 @@ def test_a_label_that_tells_serving_nodes_apart_is_named_and_does_what_was_promi
     message = pool_says(api, "NodesServing", "True", "SomeNodesNotServing")
     assert "example.com/gvisor: 'installed'" in message
     assert "scheduling.nodeSelector" in message
-    seen = runtime_says(api, "Working", "True", "SomeNodesNotServing")
+    seen = runtime_says(api, "Ready", "True", "SomeNodesNotServing")
     assert seen["advice"] == {"nodeSelector": label}
 
     api.patch("RuntimeClass", "gvisor", {"scheduling": {"nodeSelector": label}})
     pool_says(api, "NodesServing", "True", "HandlerServed")
-    seen = runtime_says(api, "Working", "True", "HandlerServed")
+    seen = runtime_says(api, "Ready", "True", "HandlerServed")
     assert "advice" not in seen
     assert seen["servingOfEligible"] == "3/3"
 
@@ -453,7 +453,7 @@ def test_a_sandboxruntime_comes_and_goes_with_its_class_and_the_pools_that_name_
     claim = claim_pod(api)
     pool_status(api, warm=1, claimed=1)
     api.delete("RuntimeClass", "gvisor")
-    missing = runtime_says(api, "Working", "False", "RuntimeClassNotFound")
+    missing = runtime_says(api, "Ready", "False", "RuntimeClassNotFound")
     assert missing["exists"] is False
     assert missing["handler"] == "runsc"
     assert "/pool" in missing["said"]

@@ -204,6 +204,8 @@ def member(
     revision: str = REVISION,
     class_name: str = "gvisor",
     runtime_uid: str = CLASS_UID,
+    taken_up: bool = True,
+    misplaced: bool = False,
 ) -> Member:
     """A pool's pod after sorting; `ready` follows the state, and it stands as it does since it was
     made, unless given."""
@@ -229,6 +231,8 @@ def member(
         revision=revision,
         class_name=class_name,
         runtime_uid=runtime_uid,
+        taken_up=taken_up,
+        misplaced=misplaced,
     )
 
 

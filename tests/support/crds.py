@@ -7,15 +7,16 @@ from pathlib import Path
 
 import yaml
 
-from support.api import Api, is_true
+from support.api import Api, Objects, is_true
 from support.waiting import eventually
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
 
 
-def apply_crds(api: Api) -> None:
-    """Creates the CRDs and waits until they are served."""
-    crds = [yaml.safe_load(path.read_text()) for path in sorted(CRDS.glob("*.yaml"))]
+def apply_crds(api: Api, crds: Objects | None = None) -> None:
+    """Creates the CRDs, or others in their place, and waits until they are served."""
+    if crds is None:
+        crds = [yaml.safe_load(path.read_text()) for path in sorted(CRDS.glob("*.yaml"))]
     for crd in crds:
         api.create(crd)
     for crd in crds:

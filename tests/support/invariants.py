@@ -100,7 +100,7 @@ def _unsettled_pool(pool: Object, pods: list[Object]) -> list[str]:
         "warm": sum(map(_is_warm, stock)),
         "claimed": len(pods) - len(stock) - ended,
         "ended": ended,
-        **dict.fromkeys(("starting", "stopping", "failed", "unproven", "unready"), 0),
+        **dict.fromkeys(("starting", "stopping", "failed", "unproven", "unready", "stranded"), 0),
     }
     wrong = [
         f"pool {full_name(pool)} says {key}={status.get(key)}, in truth it is {value}"

@@ -48,12 +48,18 @@ def claim(**spec: Any) -> SandboxClaim:
         ("pod_uid", "podUID"),
         ("pod_ip", "podIP"),
         ("pod_ips", "podIPs"),
-        ("p50_seconds", "p50Seconds"),
+        ("p50_milliseconds", "p50Milliseconds"),
         ("runtime_class_name", "runtimeClassName"),
     ],
 )
 def test_fields_are_spelt_as_kubernetes_does(python: str, wire: str) -> None:
     assert wire_name(python) == wire
+
+
+NO_MAX_UNAVAILABLE: tuple[Any, ...] = (
+    *(0, 10001, 1.5, True, None, []),
+    *("5", "0%", "101%", "05%", "5%\n", "-5%"),
+)
 
 
 def test_a_minimal_pool_gets_the_defaults() -> None:
@@ -96,7 +102,10 @@ def test_fields_of_a_newer_version_are_ignored() -> None:
         ({"startup": {"timeoutSeconds": 0}}, "spec.startup.timeoutSeconds"),
         ({"startup": {"maxStarting": 1001}}, "spec.startup.maxStarting"),
         ({"update": {"type": "Sometimes"}}, "spec.update.type"),
-        ({"update": {"maxUnavailable": 0}}, "spec.update.maxUnavailable"),
+        *(
+            ({"update": {"maxUnavailable": value}}, "spec.update.maxUnavailable")
+            for value in NO_MAX_UNAVAILABLE
+        ),
         ({"placement": "packed"}, "spec.placement"),
         ({"maxAgeSeconds": 59}, "spec.maxAgeSeconds"),
         ({"isolationProof": "Never"}, "spec.isolationProof"),
@@ -123,7 +132,7 @@ def test_a_damaged_pool_raises_one_error_that_names_the_field(
     ("spec", "field"),
     [
         ({"poolName": ""}, "spec.poolName"),
-        ({"poolName": "a" * 64}, "spec.poolName"),
+        ({"poolName": "a" * 53}, "spec.poolName"),
         ({"ttlSeconds": 0}, "spec.ttlSeconds"),
         ({"bindTimeoutSeconds": 86401}, "spec.bindTimeoutSeconds"),
         ({"onEmpty": "Block"}, "spec.onEmpty"),

@@ -11,7 +11,7 @@ from crdgen.__main__ import REPOSITORY, main
 from crdgen.crd import custom_resource_definition
 from crdgen.output import DIRECTORIES, render, stale, write
 from crdgen.structural import VALIDATIONS, Schema, UnsupportedSchemaError, structural
-from sandboxpool.api.markers import CEL, LIST_SET, Model, immutable, must_set
+from sandboxpool.api.markers import CEL, LIST_SET, Model, immutable
 from sandboxpool.api.v1alpha1 import KINDS, SandboxClaim, SandboxPool, SandboxRuntime
 
 
@@ -116,20 +116,16 @@ def test_rules_of_a_model_and_of_the_field_that_holds_it_both_count() -> None:
     assert [rule["message"] for rule in rules] == ["inner", "outer"]
 
 
-def test_a_required_field_with_a_cure_is_required_by_its_rule() -> None:
+def test_a_rule_passes_over_what_an_update_leaves_as_it_is() -> None:
     class Sample(Model):
-        cel_rules: ClassVar[tuple[CEL, ...]] = (must_set("first", "write it"),)
-        first: int
-        second: int
+        cel_rules: ClassVar[tuple[CEL, ...]] = (CEL("self.a > 0", message="m"),)
+        a: int
 
-    schema = convert(Sample)
-    assert schema["required"] == ["second"]
-    assert schema[VALIDATIONS] == [
+    assert convert(Sample)[VALIDATIONS] == [
         {
-            "rule": "has(self.first)",
-            "message": "write it",
-            "reason": "FieldValueRequired",
-            "fieldPath": ".first",
+            "rule": "oldSelf.hasValue() && oldSelf.value() == self || self.a > 0",
+            "optionalOldSelf": True,
+            "message": "m",
         }
     ]
 
@@ -142,7 +138,7 @@ def test_a_rule_can_stand_in_for_a_pattern() -> None:
 
     schema = convert(Sample)["properties"]["name"]
     assert "pattern" not in schema
-    assert schema[VALIDATIONS] == [{"rule": "self.matches('^a$')"}]
+    assert len(schema[VALIDATIONS]) == 1
 
 
 def test_lists_and_maps() -> None:
@@ -245,6 +241,58 @@ def test_every_rule_has_a_message(model: Any) -> None:
 
 
 @pytest.mark.parametrize("model", KINDS)
+def test_a_rule_on_a_whole_object_judges_it_at_creation_only(model: Any) -> None:
+    """Each update of a status changes the whole: existing objects could not be updated."""
+    rules = [rule["rule"] for rule in root(model).get(VALIDATIONS, [])]
+    assert [rule for rule in rules if not rule.startswith("oldSelf.hasValue() && true ||")] == []
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_every_rule_knows_what_was_there_before(model: Any) -> None:
+    """By itself or as a comparison: before Kubernetes 1.33 nothing else spares existing objects."""
+    for path, schema in nodes(root(model)):
+        for rule in schema.get(VALIDATIONS, []):
+            assert "oldSelf" in rule["rule"], path
+
+
+def test_no_former_name_of_a_figure_blocks_a_status() -> None:
+    """In a status nothing is spared before Kubernetes 1.33, and figures go on from what is there."""
+    for model in (SandboxPool, SandboxRuntime):
+        startup = root(model)["properties"]["status"]["properties"]["startup"]
+        assert [path for path, schema in nodes(startup) if "required" in schema] == []
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_there_are_no_floats(model: Any) -> None:
+    assert [path for path, schema in nodes(root(model)) if schema.get("type") == "number"] == []
+    columns = [column.name for column in model.resource.columns if column.type == "number"]
+    assert columns == []
+
+
+@pytest.mark.parametrize("model", [SandboxPool, SandboxClaim])
+def test_the_schema_says_what_is_required(model: Any) -> None:
+    required = {
+        f"{path}.{name}".removeprefix(".")
+        for path, schema in nodes(root(model))
+        for name in schema.get("required", [])
+        if not path.startswith((".status", "status"))
+    }
+    assert (
+        required
+        == {
+            SandboxPool: {
+                "spec",
+                "spec.runtimeClassName",
+                "spec.template",
+                "spec.template.spec",
+                "spec.template.spec.containers",
+            },
+            SandboxClaim: {"spec", "spec.poolName"},
+        }[model]
+    )
+
+
+@pytest.mark.parametrize("model", KINDS)
 def test_a_status_has_no_defaults_but_that_of_a_new_object(model: Any) -> None:
     status = dict(root(model)["properties"]["status"])
     assert status.pop("default", None) == model.resource.first_status
@@ -253,7 +301,7 @@ def test_a_status_has_no_defaults_but_that_of_a_new_object(model: Any) -> None:
 
 def test_all_of_a_claim_but_its_lifetime_is_immutable() -> None:
     spec = root(SandboxClaim)["properties"]["spec"]
-    guarded = {rule["fieldPath"][1:] for rule in spec[VALIDATIONS] if "oldSelf" in rule["rule"]}
+    guarded = {rule["fieldPath"][1:] for rule in spec[VALIDATIONS] if "oldSelf." in rule["rule"]}
     assert guarded == set(spec["properties"]) - {"ttlSeconds"}
 
 
@@ -295,9 +343,10 @@ def test_an_sre_sees_at_once_how_a_runtime_stands() -> None:
         "Quarantined",
         "Pools",
         "Warm",
-        "P50 Ready (s)",
-        "Working",
+        "P50 Ready (ms)",
+        "Ready",
         "Reason",
+        "Healthy",
         "Evidence",
         "Age",
     ]

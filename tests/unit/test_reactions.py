@@ -45,6 +45,7 @@ from support.builders import (
     runtime,
     runtime_class,
 )
+from support.inquiries import Unasked
 from support.lists import replace
 
 NO_SHIM = 'binary not installed "containerd-shim-runsc-v1": file does not exist'
@@ -145,6 +146,7 @@ class World:
             claim_reconciler=cast(ClaimReconciler, parts),
             health=lambda: self.health,
             prober=cast(Prober, parts),
+            inquiry=Unasked(),
             events=cast(EventRecorder, parts),
             metrics=cast(Metrics, parts),
             queues=Queues(

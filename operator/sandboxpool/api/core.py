@@ -66,6 +66,9 @@ class ContainerState(msgspec.Struct, frozen=True):
 class ContainerStatus(msgspec.Struct, frozen=True):
     name: str
     restartCount: int = 0
+    ready: bool = False
+    # None from kubelets that have not looked yet.
+    started: bool | None = None
     state: ContainerState = ContainerState()
 
 
@@ -73,11 +76,16 @@ class PodIP(msgspec.Struct, frozen=True, gc=False):
     ip: str
 
 
+class SchedulingGate(msgspec.Struct, frozen=True, gc=False):
+    name: str = ""
+
+
 class PodSpec(msgspec.Struct, frozen=True):
     nodeName: str = ""
     runtimeClassName: str = ""
     # What admission took over from the class.
     overhead: dict[str, str] = {}
+    schedulingGates: list[SchedulingGate] = []
 
 
 class PodStatus(msgspec.Struct, frozen=True):
@@ -129,8 +137,13 @@ class NodeSpec(msgspec.Struct, frozen=True):
     taints: list[Taint] = []
 
 
-class RuntimeHandler(msgspec.Struct, frozen=True, gc=False):
+class HandlerFeatures(msgspec.Struct, frozen=True, gc=False):
+    userNamespaces: bool | None = None
+
+
+class RuntimeHandler(msgspec.Struct, frozen=True):
     name: str = ""
+    features: HandlerFeatures | None = None
 
 
 class NodeInfo(msgspec.Struct, frozen=True, gc=False):
@@ -157,10 +170,12 @@ class InvolvedObject(msgspec.Struct, frozen=True, gc=False):
     namespace: str = ""
     name: str = ""
     uid: str = ""
+    fieldPath: str = ""
 
 
 class EventSource(msgspec.Struct, frozen=True, gc=False):
     host: str = ""
+    component: str = ""
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -170,6 +185,7 @@ class Event(msgspec.Struct, frozen=True):
     message: str = ""
     source: EventSource = EventSource()
     reportingInstance: str = ""
+    reportingComponent: str = ""
     lastTimestamp: str | None = None
 
 

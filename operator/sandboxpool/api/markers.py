@@ -25,6 +25,14 @@ def wire_name(python_name: str) -> str:
     return first + "".join(_INITIALISMS.get(word, word.capitalize()) for word in rest)
 
 
+# An object that breaks a rule which was added or tightened later must go on: its status, its
+# metadata and what else it says can be written. The API server passes over what an update does not
+# change, but where the status is written only since Kubernetes 1.33. So each rule says it itself.
+UNCHANGED = "oldSelf.value() == self"
+# For a rule on a whole object, which is changed by whatever is written.
+AT_CREATION = "true"
+
+
 @dataclass(frozen=True, slots=True)
 class CEL:
     """One rule of `x-kubernetes-validations`, for `Annotated` or for `Model.cel_rules`.
@@ -35,10 +43,10 @@ class CEL:
         message_expression: The same as an expression; used instead of `message` where it is set.
         reason: The kind of error; the API server's default is `FieldValueInvalid`.
         field_path: The child that the error is about, where the rule stands on its parent.
+        passes: Whether an object that is there already, as `oldSelf.value()`, is not judged.
+            Empty for a rule that compares `self` and `oldSelf` itself.
         replaces: Keywords of the JSON schema that this rule makes superfluous. The API server's
             own message for a `pattern` recites the expression and does not say what to do.
-        requires: The property that is required by this rule. It leaves the schema's `required`,
-            because a missing required property keeps the API server from evaluating any rule.
     """
 
     rule: str
@@ -46,13 +54,16 @@ class CEL:
     message_expression: str = ""
     reason: str = ""
     field_path: str = ""
+    passes: str = UNCHANGED
     replaces: tuple[str, ...] = ()
-    requires: str = ""
 
-    def to_schema(self) -> dict[str, str]:
+    def to_schema(self) -> dict[str, str | bool]:
         """Return the rule as it stands in a CRD."""
-        pairs = {
-            "rule": self.rule,
+        pairs: dict[str, str | bool] = {
+            "rule": f"oldSelf.hasValue() && {self.passes} || {self.rule}"
+            if self.passes
+            else self.rule,
+            "optionalOldSelf": bool(self.passes),
             "message": self.message,
             "messageExpression": self.message_expression,
             "reason": self.reason,
@@ -64,11 +75,6 @@ class CEL:
         """Add the rule to a JSON schema."""
         for keyword in self.replaces:
             schema.pop(keyword, None)
-        if self.requires:
-            required = [name for name in schema.get("required", []) if name != self.requires]
-            schema.pop("required", None)
-            if required:
-                schema["required"] = required
         schema[VALIDATIONS] = [*schema.get(VALIDATIONS, []), self.to_schema()]
 
     def __get_pydantic_json_schema__(
@@ -93,17 +99,6 @@ class SchemaKeywords:
         return schema
 
 
-def must_set(name: str, cure: str) -> CEL:
-    """Require a property, with a message that says what to write there."""
-    return CEL(
-        rule=f"has(self.{name})",
-        message=cure,
-        reason="FieldValueRequired",
-        field_path=f".{name}",
-        requires=name,
-    )
-
-
 def must_not_set(name: str, cure: str) -> CEL:
     """Refuse a property that belongs to somebody else."""
     return CEL(
@@ -111,6 +106,7 @@ def must_not_set(name: str, cure: str) -> CEL:
         message=cure,
         reason="FieldValueForbidden",
         field_path=f".{name}",
+        passes=f"has(oldSelf.value().{name})",
     )
 
 
@@ -128,6 +124,7 @@ def immutable(name: str, cure: str) -> CEL:
         message=cure,
         reason="FieldValueForbidden",
         field_path=f".{name}",
+        passes="",
     )
 
 

@@ -25,6 +25,7 @@ ANNOTATION_RUNTIME_UID = f"{GROUP}/runtime-class-uid"
 ANNOTATION_HANDLER = f"{GROUP}/handler"
 ANNOTATION_SOURCE = f"{GROUP}/source"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 # Labels of nodes that are not to be used, for a handler or by a pool.
@@ -32,3 +33,6 @@ EXCLUSION_PREFIX = f"excluded.{GROUP}/"
 
 # What a label's value can hold; names of pools and claims become label values.
 MAX_LABEL_VALUE = 63
+# A pod is named after its pool, and its name is its hostname, which holds 63 characters.
+POD_SUFFIX_LENGTH = 10
+MAX_POOL_NAME = 63 - 1 - POD_SUFFIX_LENGTH

@@ -7,16 +7,29 @@ older CRD raises one `ValidationError` that names the field; the caller reports 
 
 Everything that a CEL rule reads is bounded: the API server refuses a CRD whose rules could cost too
 much, and it reckons with the largest object that the schema allows.
+
+A rule that is added or tightened must not block what exists. CEL rules pass over what an update
+does not change, and those on a whole object judge it at creation only. The API server does the same
+for the schema's own keywords, but not for a type or a `required`, and for none in a status.
 """
 
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AwareDatetime, Field, PlainSerializer, StringConstraints, WithJsonSchema
+from pydantic import (
+    AwareDatetime,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 from sandboxpool.api import names
 from sandboxpool.api.markers import (
+    AT_CREATION,
     CEL,
     LIST_ATOMIC,
     LIST_SET,
@@ -28,7 +41,6 @@ from sandboxpool.api.markers import (
     immutable,
     list_map,
     must_not_set,
-    must_set,
     quote,
 )
 
@@ -115,6 +127,15 @@ def _matches(pattern: str, cure: str) -> CEL:
     )
 
 
+def _each(called: str, test: str, cure: str) -> CEL:
+    """Demand something of all keys of a map or items of a list; the message names the first bad."""
+    return CEL(
+        rule=f"self.all({called}, {test})",
+        message_expression=(f"'\"' + self.filter({called}, !({test}))[0] + '\" ' + {quote(cure)}"),
+        message=f"a {called} {cure}",
+    )
+
+
 RuntimeClassName = Annotated[
     str,
     StringConstraints(pattern=_DNS_SUBDOMAIN, max_length=253),
@@ -136,7 +157,7 @@ HandlerName = Annotated[
 ]
 PoolName = Annotated[
     str,
-    StringConstraints(pattern=_DNS_SUBDOMAIN, max_length=names.MAX_LABEL_VALUE),
+    StringConstraints(pattern=_DNS_SUBDOMAIN, max_length=names.MAX_POOL_NAME),
     _matches(
         _DNS_SUBDOMAIN,
         "cannot be the name of a SandboxPool: use lower-case letters, digits, '-' and '.', with a"
@@ -146,15 +167,11 @@ PoolName = Annotated[
 MetadataPrefix = Annotated[
     str,
     StringConstraints(pattern=_WHOLE_DOMAIN, max_length=_MAX_DOMAIN + 1),
-    _matches(
-        _WHOLE_DOMAIN,
-        "is not a whole domain: name a DNS subdomain in lower case with a slash at its end, such"
-        " as example.com/",
-    ),
+    # The rule stands on the list: an item of a set has no former self to compare it with.
+    WithJsonSchema({"type": "string", "maxLength": _MAX_DOMAIN + 1}),
 ]
 
 Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
 LifetimeSeconds = Annotated[int, Field(ge=1, le=YEAR_SECONDS)]
 
 
@@ -172,16 +189,14 @@ Timestamp = Annotated[
 ]
 
 
-def _fits_a_label(kind: str) -> CEL:
-    """Refuse names that could not stand in the labels of the pods."""
+def _name_fits(longest: int, why: str) -> CEL:
+    """Refuse names that the pods could not carry."""
     return CEL(
-        rule=f"size(self.metadata.name) <= {names.MAX_LABEL_VALUE}",
+        rule=f"size(self.metadata.name) <= {longest}",
         # No messageExpression: the API server reckons string(number) as boundlessly long, and the
         # rule would exceed its cost budget.
-        message=(
-            f"metadata.name is too long: the name of a {kind} becomes a label of its pods, which"
-            f" holds {names.MAX_LABEL_VALUE} characters; choose a shorter name"
-        ),
+        message=f"metadata.name is too long: {why}; choose a name of at most {longest} characters",
+        passes=AT_CREATION,
     )
 
 
@@ -265,6 +280,7 @@ _POD_SPEC_SCHEMA = SchemaKeywords(
             "containers": {
                 "type": "array",
                 "description": "The containers of the sandbox, at least one.",
+                "minItems": 1,
                 "items": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
                 "x-kubernetes-list-type": "atomic",
             },
@@ -282,19 +298,13 @@ _POD_SPEC_SCHEMA = SchemaKeywords(
                 "description": "Not allowed here: the scheduler chooses the node.",
             },
         },
+        "required": ["containers"],
     }
 )
 
 PodSpec = Annotated[
     dict[str, Any],
     _POD_SPEC_SCHEMA,
-    CEL(
-        rule="has(self.containers) && size(self.containers) > 0",
-        message="the template has no containers: a sandbox needs at least one, so add a container"
-        " with a name and an image",
-        reason="FieldValueRequired",
-        field_path=".containers",
-    ),
     must_not_set(
         "runtimeClassName",
         "a template may not choose the runtime, the pool does: remove the field here and set"
@@ -316,17 +326,10 @@ PodSpec = Annotated[
 class PodTemplate(Model):
     """The pod that every sandbox of the pool is made from."""
 
-    cel_rules: ClassVar[tuple[CEL, ...]] = (
-        must_set(
-            "spec",
-            "the template has no pod spec: add one with at least one container",
-        ),
-    )
-
     metadata: TemplateMetadata = TemplateMetadata()
     """Labels and annotations of every pod of the pool."""
     spec: PodSpec
-    """Required. The pod's spec, as in a Deployment. `runtimeClassName`, `overhead` and `nodeName`
+    """The pod's spec, as in a Deployment. `runtimeClassName`, `overhead` and `nodeName`
     are refused. The operator submits the finished pod as a server-side dry run, with strict field
     validation, and reports the verdict as the condition `TemplateAccepted`. Unless set here,
     `automountServiceAccountToken` and `enableServiceLinks` are false and `restartPolicy` is Never:
@@ -353,6 +356,36 @@ class UpdateType(StrEnum):
     RECREATE = "Recreate"
 
 
+_PERCENT = "^([1-9]|[1-9][0-9]|100)%$"
+MAX_UNAVAILABLE = 10_000
+
+
+def _int_or_percent(value: Any) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_UNAVAILABLE:
+        return value
+    if isinstance(value, str) and re.fullmatch(_PERCENT, value):
+        return value
+    raise ValueError(f"{value!r} is neither a number from 1 to {MAX_UNAVAILABLE} nor 1% to 100%")
+
+
+IntOrPercent = Annotated[
+    int | str,
+    PlainValidator(_int_or_percent),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "minimum": 1,
+            "maximum": MAX_UNAVAILABLE,
+            "maxLength": 4,
+        }
+    ),
+    CEL(
+        rule=f"type(self) != string || self.matches({quote(_PERCENT)})",
+        message="must be a number, such as 5, or a percentage from 1% to 100%, such as 25%",
+    ),
+]
+
+
 class Update(Model):
     """How warm sandboxes follow a change of the template or the runtime. Claimed ones never do."""
 
@@ -360,9 +393,9 @@ class Update(Model):
     """`RollingUpdate` replaces outdated warm sandboxes a few at a time. `OnClaim` keeps them and
     hands them out; new sandboxes are of the new revision. `Recreate` deletes all outdated warm
     sandboxes at once. Warm sandboxes of another runtime than the pool's are always replaced."""
-    max_unavailable: Annotated[int, Field(ge=1, le=10000)] = 1
-    """For `RollingUpdate`: how many warm sandboxes may be missing from the target while
-    replacing."""
+    max_unavailable: IntOrPercent = 1
+    """How many warm sandboxes may be missing from the target while they are replaced: a number, or
+    a percentage of `status.target`, rounded down to a whole number and never to less than one."""
 
 
 class Placement(StrEnum):
@@ -378,6 +411,13 @@ class IsolationProof(StrEnum):
     NONE = "None"
     PER_NODE = "PerNode"
     PER_SANDBOX = "PerSandbox"
+
+
+class Disruption(StrEnum):
+    """Whether claimed sandboxes may be evicted, such as by a drain."""
+
+    ALLOW = "Allow"
+    PROTECT = "Protect"
 
 
 class ClaimsPolicy(Model):
@@ -407,6 +447,12 @@ class ClaimsPolicy(Model):
         tuple[MetadataPrefix, ...],
         Field(max_length=32),
         LIST_SET,
+        _each(
+            "prefix",
+            f"prefix.matches({quote(_WHOLE_DOMAIN)})",
+            "is not a whole domain: name a DNS subdomain in lower case with a slash at its end,"
+            " such as example.com/",
+        ),
         CEL(
             rule=f"!self.exists(prefix, {_reserved_key_cel('prefix')})",
             message_expression=(
@@ -425,27 +471,19 @@ class ClaimsPolicy(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
     """Seconds for which a finished claim (`Failed`, `Expired`, `Lost`) is kept before the operator
     deletes it. The default leaves time to read what happened; 0 deletes at once."""
+    disruption: Disruption = Disruption.ALLOW
+    """Whether claimed sandboxes may be evicted, such as by `kubectl drain`. `Allow`: yes, and the
+    claim is `Lost` then. `Protect`: evictions are refused until the claim ends, by a
+    PodDisruptionBudget that the operator keeps over them. A drain waits for so long, which
+    `maxTTLSeconds` bounds."""
 
 
 class SandboxPoolSpec(Model):
     """What the pool's owner wants."""
 
-    cel_rules: ClassVar[tuple[CEL, ...]] = (
-        must_set(
-            "runtimeClassName",
-            "a pool must name the RuntimeClass of its sandboxes: set spec.runtimeClassName to one"
-            " of those that `kubectl get runtimeclass` lists",
-        ),
-        must_set(
-            "template",
-            "a pool must say which pod a sandbox is: set spec.template.spec with at least one"
-            " container",
-        ),
-    )
-
     runtime_class_name: RuntimeClassName
-    """Required. The RuntimeClass of every sandbox of the pool. Changing it replaces the warm
-    sandboxes and leaves the claimed ones alone."""
+    """The RuntimeClass of every sandbox of the pool, one of those that `kubectl get runtimeclass`
+    lists. Changing it replaces the warm sandboxes and leaves the claimed ones alone."""
     expected_handler: HandlerName | None = None
     """The handler that the RuntimeClass must resolve to. While it resolves to another, the pool
     creates nothing and says `HandlerMismatch`. Unset: any handler."""
@@ -457,7 +495,7 @@ class SandboxPoolSpec(Model):
     whose containers have ended. `replicas` beyond it is clamped and reported, not refused. Unset:
     no ceiling."""
     template: PodTemplate
-    """Required. The pod that every sandbox of the pool is made from."""
+    """The pod that every sandbox of the pool is made from."""
     startup: Startup = Startup()
     """How sandboxes are started."""
     update: Update = Update()
@@ -539,13 +577,15 @@ class PoolRuntime(Model):
 class StageTiming(Model):
     """How long a stage of the start-up takes."""
 
-    p50_seconds: Seconds
-    """Half of the samples took at most so many seconds."""
-    p95_seconds: Seconds
-    """95 % of the samples took at most so many seconds."""
-    p99_seconds: Seconds
-    """99 % of the samples took at most so many seconds."""
-    samples: Count
+    # Nothing is required: a status of an earlier version, under other names, could not be written.
+
+    p50_milliseconds: Count = 0
+    """Half of the samples took at most so many milliseconds."""
+    p95_milliseconds: Count = 0
+    """95 % of the samples took at most so many milliseconds."""
+    p99_milliseconds: Count = 0
+    """99 % of the samples took at most so many milliseconds."""
+    samples: Count = 0
     """How many sandboxes were measured. Percentiles of few samples say little."""
 
 
@@ -553,7 +593,7 @@ class PoolStartup(Model):
     """Measured start-up times of the pool's sandboxes."""
 
     stages: Annotated[dict[str, StageTiming], Field(max_length=16)] = Field(default_factory=dict)
-    """Seconds from the pod's creation to the end of each stage: `scheduled`, `sandbox`, `started`,
+    """Times from the pod's creation to the end of each stage: `scheduled`, `sandbox`, `started`,
     `ready`."""
     window_seconds: Count = 0
     """How far back the samples reach, in seconds."""
@@ -565,7 +605,8 @@ class SandboxPoolStatus(Model):
     observed_generation: Count = 0
     """The `metadata.generation` that this status was computed from."""
     replicas: Count = 0
-    """How many unclaimed sandboxes exist; read by `/scale`."""
+    """How many unclaimed sandboxes exist: the sum of `warm`, `starting`, `unproven`, `unready`,
+    `stranded` and `failed`. Read by `/scale`."""
     selector: str = ""
     """Label selector of the unclaimed sandboxes; read by `/scale`."""
     target: Count = 0
@@ -578,6 +619,15 @@ class SandboxPoolStatus(Model):
     """Ready sandboxes that lack the proof of isolation that the pool wants: not handed out."""
     unready: Count = 0
     """Unclaimed sandboxes that were ready and are not now: not handed out before they are again."""
+    stranded: Count = 0
+    """Unclaimed sandboxes that cannot be handed out where they are: their node is lost, cordoned or
+    quarantined, its runtime does not serve or does not isolate, or they are of another runtime than
+    the pool's."""
+    failed: Count = 0
+    """Unclaimed sandboxes that failed and are not yet removed."""
+    outdated: Count = 0
+    """Of the unclaimed sandboxes, in whatever state, those of an older template or another
+    runtime."""
     claimed: Count = 0
     """Sandboxes that belong to a claim, those that are being started for one included."""
     ended: Count = 0
@@ -585,10 +635,6 @@ class SandboxPoolStatus(Model):
     room under `spec.maxSandboxes`."""
     stopping: Count = 0
     """Sandboxes that are terminating."""
-    outdated: Count = 0
-    """Unclaimed sandboxes of an older template or another runtime."""
-    failed: Count = 0
-    """Unclaimed sandboxes that failed and are not yet removed."""
     runtime: PoolRuntime | None = None
     """The runtime that the pool's RuntimeClass stands for."""
     startup: PoolStartup | None = None
@@ -616,22 +662,15 @@ class OnEmpty(StrEnum):
     FAIL = "Fail"
 
 
-def _each_key(test: str, cure: str) -> CEL:
-    """Demand something of every `key` of a map; the message names the first that fails."""
-    return CEL(
-        rule=f"self.all(key, {test})",
-        message_expression=f"'\"' + self.filter(key, !({test}))[0] + '\" ' + {quote(cure)}",
-        message=f"a key {cure}",
-    )
-
-
 _CLAIM_KEYS = (
-    _each_key(
+    _each(
+        "key",
         f"key.indexOf('/') <= {_MAX_DOMAIN} && key.matches({quote(_METADATA_KEY)})",
         "cannot be the key of a label or annotation: use a name of at most 63 letters, digits, '-',"
         " '_' and '.', after a domain in lower case and a slash, such as example.com/job",
     ),
-    _each_key(
+    _each(
+        "key",
         f"!({_reserved_key_cel('key')})",
         f"is never taken from a claim, for {_RESERVED_TEXT} can reconfigure the runtime: remove it,"
         " or ask the pool's owner to set it in the pool's template",
@@ -646,7 +685,8 @@ class ClaimMetadata(Model):
         dict[str, Annotated[str, Field(max_length=63)]],
         Field(max_length=32),
         *_CLAIM_KEYS,
-        _each_key(
+        _each(
+            "key",
             f"self[key].matches({quote(_LABEL_VALUE)})",
             "has a value that a label cannot have: use letters, digits, '-', '_' and '.', with a"
             " letter or digit at both ends, or put the text into annotations",
@@ -673,11 +713,6 @@ class SandboxClaimSpec(Model):
     """Which sandbox an application wants. Only `ttlSeconds` can be changed after creation."""
 
     cel_rules: ClassVar[tuple[CEL, ...]] = (
-        must_set(
-            "poolName",
-            "a claim must name its pool: set spec.poolName to a SandboxPool of this namespace, as"
-            " listed by `kubectl get sbp`",
-        ),
         *(
             immutable(name, f"spec.{name}{_NEW_CLAIM}")
             for name in (
@@ -692,7 +727,8 @@ class SandboxClaimSpec(Model):
     )
 
     pool_name: PoolName
-    """Required. The SandboxPool to take a sandbox from, in the claim's own namespace."""
+    """The SandboxPool to take a sandbox from, in the claim's own namespace; `kubectl get sbp` lists
+    them."""
     runtime_class_name: RuntimeClassName | None = None
     """An assertion, not a choice: when the pool's RuntimeClass is another, the claim fails rather
     than be given another runtime. Unset: whatever the pool has."""
@@ -814,8 +850,9 @@ class SandboxCounts(Model):
     unready: Count = 0
     """Unclaimed sandboxes that were ready and are not now."""
     stranded: Count = 0
-    """Unclaimed sandboxes that their node keeps from being handed out: it is lost, cordoned or
-    quarantined, or its runtime does not serve or does not isolate."""
+    """Unclaimed sandboxes that cannot be handed out where they are: their node is lost, cordoned or
+    quarantined, its runtime does not serve or does not isolate, or they are of another runtime than
+    their pool's."""
     failed: Count = 0
     """Unclaimed sandboxes that failed and are not yet removed."""
     claimed: Count = 0
@@ -887,8 +924,9 @@ class SandboxRuntimeStatus(Model):
     advice: RuntimeAdvice | None = None
     """What to change in the RuntimeClass, if a label separates the nodes that serve it."""
     conditions: Conditions = ()
-    """`Working`: sandboxes can be started somewhere. `Healthy`: and nothing speaks against it
-    anywhere. `IsolationProven`: they were seen to have kernels of their own."""
+    """`Ready`: some node can take a sandbox that may be handed out, with the proof that pools of
+    the class want. `Healthy`: and nothing speaks against the runtime anywhere. `IsolationProven`:
+    sandboxes were seen to have kernels of their own."""
 
 
 # --- The kinds -----------------------------------------------------------------------------------
@@ -935,8 +973,10 @@ class SandboxPool(Model):
         ),
     )
     cel_rules: ClassVar[tuple[CEL, ...]] = (
-        _fits_a_label(names.POOL_KIND),
-        must_set("spec", "a pool needs a spec with runtimeClassName and template"),
+        _name_fits(
+            names.MAX_POOL_NAME,
+            "the pods of a SandboxPool are named after it, and their names are hostnames",
+        ),
     )
 
     api_version: Literal["sandboxpool.io/v1alpha1"] = "sandboxpool.io/v1alpha1"
@@ -970,8 +1010,7 @@ class SandboxClaim(Model):
         first_status={"phase": "Pending"},
     )
     cel_rules: ClassVar[tuple[CEL, ...]] = (
-        _fits_a_label(names.CLAIM_KIND),
-        must_set("spec", "a claim needs a spec with poolName"),
+        _name_fits(names.MAX_LABEL_VALUE, "the name of a SandboxClaim becomes a label of its pod"),
     )
 
     api_version: Literal["sandboxpool.io/v1alpha1"] = "sandboxpool.io/v1alpha1"
@@ -1013,20 +1052,21 @@ class SandboxRuntime(Model):
                 "Warm", ".status.sandboxes.warm", type="integer", description="Ready to be claimed"
             ),
             Column(
-                "P50 Ready (s)",
-                ".status.startup.stages.ready.p50Seconds",
-                type="number",
-                description="Seconds within which half of the sandboxes are ready",
+                "P50 Ready (ms)",
+                ".status.startup.stages.ready.p50Milliseconds",
+                type="integer",
+                description="Milliseconds within which half of the sandboxes are ready",
             ),
             Column(
-                "Working",
-                f"{_condition('Working')}.status",
-                description="Whether sandboxes can be started somewhere",
+                "Ready",
+                f"{_READY}.status",
+                description="Whether some node can take a sandbox that may be handed out",
             ),
+            Column("Reason", f"{_READY}.reason", description="Why the runtime is ready or not"),
             Column(
-                "Reason",
-                f"{_condition('Healthy')}.reason",
-                description="What speaks against the runtime, if anything does",
+                "Healthy",
+                f"{_condition('Healthy')}.status",
+                description="Whether nothing speaks against the runtime on any node",
             ),
             Column(
                 "Evidence",

@@ -29,7 +29,8 @@ from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.store import PoolStore
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.runtimes.diagnosis import cut, diagnose
+from sandboxpool.runtimes.podevents import PodEvents
 from sandboxpool.versions import number_of
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ POOL_RECHECK_SECONDS = 1.0
 OTHERS_RECHECK_SECONDS = 2.0
 # The longest pause between two looks at a claim that wants a sandbox to be started for it.
 COLD_RECHECK_SECONDS = 30.0
+STARTING_COLD_TEXT = "no sandbox was warm: one is being started"
 
 
 class ColdStarter(Protocol):
@@ -91,7 +93,9 @@ class ClaimReconciler:
         observer: ClaimObserver,
         wall: Callable[[], float],
         clock: Callable[[], float],
+        told: Callable[[Pod], PodEvents | None] = lambda pod: None,
     ) -> None:
+        self._told = told
         self._requests = ClaimRequests(client)
         self._get = get
         self._cluster = cluster
@@ -305,9 +309,7 @@ class ClaimReconciler:
             attempt.started = True
             # Out of the line: a warm pod, even one that came meanwhile, would be a second one.
             self._step_back(claim.uid)
-            await self._say_pending(
-                claim, Reason.STARTING_COLD, "no sandbox was warm: one is being started"
-            )
+            await self._say_pending(claim, Reason.STARTING_COLD, STARTING_COLD_TEXT)
         else:
             if attempt.started:
                 # What was started for it is gone, perhaps because the claim itself is.
@@ -372,6 +374,13 @@ class ClaimReconciler:
             if pool is not None:
                 self._cold.cold_failed(pool, f"{pod.metadata.name}: {why}")
             await self._requests.delete_pod(pod, why)
+        elif why is None and not pod.ready:
+            failure = diagnose(pod, self._cluster.events.message(pod), self._told(pod))
+            if failure is not None:
+                text = f"{pod.metadata.name}, started for this claim, is not ready: "
+                await self._say_pending(claim, failure.reason, text + failure.message)
+            elif claim.status.conditions:
+                await self._say_pending(claim, Reason.STARTING_COLD, STARTING_COLD_TEXT)
         return min(attempt.deadline - self._clock(), COLD_RECHECK_SECONDS)
 
     def _useless_because(self, attempt: Attempt, pool: Pool | None, pod: Pod) -> str | None:

@@ -8,6 +8,7 @@ from sandboxpool.cache import Cluster
 from sandboxpool.fleet.status import FleetInput
 from sandboxpool.pools.startup import StartupTimes
 from sandboxpool.pools.store import PoolStore
+from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.placement import placement_of
 from sandboxpool.runtimes.verdict import Verdict
@@ -52,7 +53,7 @@ class FleetGatherer:
             return None
         now = self._wall()
         proof_wanted = of_class.wanting_proof > 0
-        verdict = Verdict()
+        verdict, proven = Verdict(), False
         if runtime is not None:
             verdict = self._cluster.nodes.verdict(
                 runtime.handler,
@@ -60,6 +61,7 @@ class FleetGatherer:
                 proof_wanted=proof_wanted,
                 reader=("class", class_name),
             )
+            proven = of_class.warm_with_proof > 0 or self._proves(verdict, runtime.handler)
         return FleetInput(
             class_name=class_name,
             runtime=runtime,
@@ -71,7 +73,17 @@ class FleetGatherer:
             sandboxes=dict(of_class.sandboxes),
             startup=self._startup(class_name),
             proof_wanted=proof_wanted,
+            proven=proven,
         )
+
+    def _proves(self, verdict: Verdict, handler: str) -> bool:
+        """Whether some node that may take a sandbox now was seen to isolate."""
+        for name in (*verdict.serving, *verdict.unknown):
+            node = self._cluster.nodes.get(name)
+            seen = self._cluster.evidence.current(node, handler) if node is not None else None
+            if seen is not None and seen.isolation is Isolation.PROVEN:
+                return True
+        return False
 
     def _startup(self, class_name: str) -> dict[str, Any] | None:
         times = self._startups.get(class_name)

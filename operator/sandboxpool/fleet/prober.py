@@ -22,6 +22,7 @@ from sandboxpool.api.core import Pod
 from sandboxpool.backoff import delay_after
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure, diagnose
 from sandboxpool.runtimes.evidence import (
@@ -34,6 +35,7 @@ from sandboxpool.runtimes.evidence import (
     software_of,
 )
 from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.podevents import PodEvents, nothing_said
 from sandboxpool.runtimes.probe import (
     ANNOTATION_NODE,
     CONTROL,
@@ -56,6 +58,8 @@ UNSCHEDULABLE_SECONDS = 15.0
 # A text that does not prove that the runtime is broken speaks against it once it has stood so long:
 # the kubelet has tried again by then.
 FAILING_SECONDS = 8.0
+# When the events of a probe that nothing is known of are read, each time once.
+LOOKS = {"slow": 10.0, "overdue": DEADLINE_SECONDS - 20.0}
 # Events about a probe's pod do not wake it, so it looks by itself.
 LOOK_SECONDS = 1.0
 # Wishes come with time, too.
@@ -187,6 +191,7 @@ class Prober:
         nodes: the facts of a node now.
         classes: a RuntimeClass now, by name.
         sandbox_event: the last FailedCreatePodSandBox message of a pod.
+        inquiry: reads the events of probe pods that take long.
         on_taken: told of each probe that is sent.
         on_result: told of each probe's end.
         wall: seconds since the epoch.
@@ -203,6 +208,7 @@ class Prober:
         nodes: Callable[[str], NodeFacts | None],
         classes: Callable[[str], Runtime | None],
         sandbox_event: Callable[[Pod], str | None],
+        inquiry: Inquiry,
         on_taken: Callable[[Wish], None],
         on_result: OnResult,
         wall: Callable[[], float],
@@ -215,6 +221,7 @@ class Prober:
         self._nodes = nodes
         self._classes = classes
         self._sandbox_event = sandbox_event
+        self._inquiry = inquiry
         self._on_taken = on_taken
         self._on_result = on_result
         self._wall = wall
@@ -238,6 +245,7 @@ class Prober:
         else:
             self._pods.pop(pod.metadata.uid, None)
             self._deleted.discard(pod.metadata.uid)
+            self._inquiry.forget(pod)
         flight = self._flights.get(pod.metadata.name)
         if flight is None:
             self.wake()
@@ -393,7 +401,7 @@ class Prober:
             return ProbeResult(None, None, flight.made_at)
         if flight.gone:
             return self._unanswered(flight, node, "the probe pod was deleted by somebody else")
-        failure = None
+        failure, told = None, None
         if pod is not None:
             wanted = wish.runtime.class_name if wish.runtime is not None else ""
             if pod.spec.runtimeClassName != wanted:
@@ -405,7 +413,8 @@ class Prober:
             evidence = judge_probe(pod, node, self._wall())
             if evidence is not None and has_run(pod):
                 return ProbeResult(evidence, None, flight.made_at, started=True)
-            failure = diagnose(pod, self._sandbox_event(pod))
+            told = self._inquiry.told(pod)
+            failure = diagnose(pod, self._sandbox_event(pod), told)
             if evidence is not None:
                 return ProbeResult(evidence, failure, flight.made_at)
         now = asyncio.get_running_loop().time()
@@ -421,10 +430,15 @@ class Prober:
             return self._unanswered(flight, node, f"{failure.reason}: {failure.message}", failure)
         unschedulable = failure is not None and failure.reason is Reason.UNSCHEDULABLE
         limit = UNSCHEDULABLE_SECONDS if unschedulable else DEADLINE_SECONDS
+        if pod is not None and pod.spec.nodeName and failure is None:
+            # Nobody has said yet what it waits for.
+            for stage, seconds in LOOKS.items():
+                if waited >= seconds:
+                    self._inquiry.ask(pod, "", stage)
         if waited < limit:
             return None
         if failure is None and pod is not None:
-            failure = _silent(pod, node)
+            failure = _silent(pod, node, told)
         cause = f"{failure.reason}: {failure.message}" if failure else "its pod was never seen"
         return self._unanswered(flight, node, f"no answer after {limit:.0f} s: {cause}", failure)
 
@@ -474,14 +488,14 @@ def _pair_of(pod: Pod) -> Pair:
     return annotations.get(ANNOTATION_NODE, ""), annotations.get(names.ANNOTATION_HANDLER, "")
 
 
-def _silent(pod: Pod, node: NodeFacts) -> Failure:
+def _silent(pod: Pod, node: NodeFacts, told: PodEvents | None) -> Failure:
     """A probe has run out of time, and nobody has said why."""
     made = pod.condition("PodReadyToStartContainers")
     no_sandbox = made is not None and made.status == "False" and node.tells_of_sandboxes
     text = "the sandbox was not made" if no_sandbox else "no container ran"
     return Failure(
         Reason.SANDBOX_START_TIMEOUT,
-        f"{text}, and no cause was reported",
+        f"{text}, and {nothing_said(told)}",
         pod.spec.nodeName,
         # An image that is pulled slowly blames nobody; a sandbox is made before any is pulled.
         blames_runtime=no_sandbox,

@@ -27,6 +27,7 @@ MAX_EVIDENCE_TEXT = 256
 # Nothing that counts as a change of the object's content but its status: it is never edited.
 GENERATION = 1
 
+_NOTHING_PROVEN = "no node that can take a sandbox was seen to isolate"
 _MEND_ISOLATION = (
     "Mend the handler's configuration there, or, if that is what is wanted, set "
     "spec.isolationProof of its pools to None"
@@ -46,6 +47,7 @@ class FleetInput:
         sandboxes: how many sandboxes these pools have in each state.
         startup: the start-up times of these sandboxes as the API has them; None without samples.
         proof_wanted: some pool wants proof of isolation.
+        proven: some sandbox may be handed out with that proof, or could be on some node.
         now: seconds since the epoch.
     """
 
@@ -59,6 +61,7 @@ class FleetInput:
     sandboxes: Mapping[State, int] = field(default_factory=dict)
     startup: Mapping[str, Any] | None = None
     proof_wanted: bool = False
+    proven: bool = False
 
     @property
     def handler(self) -> str:
@@ -201,13 +204,27 @@ def _named(some: Sequence[str], count: int) -> str:
 
 
 def _findings(given: FleetInput) -> list[Finding]:
-    working, isolation = _working(given), _isolation_proven(given)
-    return [working, _healthy(given, working, isolation), isolation]
+    ready, isolation = _ready(given), _isolation_proven(given)
+    return [ready, _healthy(given, ready, isolation), isolation]
 
 
-def _working(given: FleetInput) -> Finding:
-    """Whether sandboxes can be started somewhere."""
-    verdict, type_ = given.verdict, "Working"
+def _ready(given: FleetInput) -> Finding:
+    """Whether some node can take a sandbox that may be handed out."""
+    startable = _startable(given)
+    if startable.holds is False or not given.proof_wanted or given.proven:
+        return startable
+    # Where nothing is proven, nothing is handed out.
+    silent = next((k for k in given.evidence if k.isolation is Isolation.UNAVAILABLE), None)
+    if silent is not None:
+        text = f"{_NOTHING_PROVEN}: there is no evidence {_on(given, silent)}"
+        return Finding(startable.type, False, Reason.EVIDENCE_UNAVAILABLE, text)
+    text = f"{_NOTHING_PROVEN} yet: probes are on their way"
+    return Finding(startable.type, None, Reason.EVIDENCE_PENDING, text)
+
+
+def _startable(given: FleetInput) -> Finding:
+    """Whether sandboxes can be started somewhere, whatever is known of their isolation."""
+    verdict, type_ = given.verdict, "Ready"
     if given.runtime is None:
         pools = _named(sorted(given.pools), len(given.pools))
         return Finding(
@@ -247,12 +264,12 @@ def _so_far(given: FleetInput) -> str:
 
 
 def _none_serves(given: FleetInput) -> Finding:
-    verdict, type_, handler = given.verdict, "Working", given.handler
+    verdict, type_, handler = given.verdict, "Ready", given.handler
     if verdict.unknown:
         running = sum(given.sandboxes.get(state, 0) for state in (State.WARM, State.CLAIMED))
         return Finding(
             type_,
-            True if running else None,
+            True if running or given.proven else None,
             Reason.HANDLERS_UNKNOWN,
             f"no eligible node reports that it serves {handler!r}, and {len(verdict.unknown)} of "
             f"{verdict.eligible} report no handlers, which needs Kubernetes 1.31 with containerd "
@@ -284,17 +301,19 @@ def _none_serves(given: FleetInput) -> Finding:
     )
 
 
-def _healthy(given: FleetInput, working: Finding, isolation: Finding) -> Finding:
+def _healthy(given: FleetInput, ready: Finding, isolation: Finding) -> Finding:
     """Whether nothing speaks against the runtime, anywhere."""
     type_, verdict = "Healthy", given.verdict
-    if working.holds is not True:
-        return Finding(type_, working.holds, working.reason, working.message)
+    if ready.holds is False:
+        return Finding(type_, False, ready.reason, ready.message)
     if isolation.holds is False:
         return Finding(type_, False, isolation.reason, isolation.message)
     if verdict.quarantined:
         return Finding(type_, False, Reason.NODE_QUARANTINED, _quarantine(given))
     if given.issues:
         return Finding(type_, False, given.issues[0].reason, _worst(given.issues[0]))
+    if ready.holds is None:
+        return Finding(type_, None, ready.reason, ready.message)
     return Finding(type_, True, Reason.OK, "no trouble was seen within the hour")
 
 
@@ -316,8 +335,7 @@ def _isolation_proven(given: FleetInput) -> Finding:
     worst = next(iter(given.evidence), None)
     if worst is None:
         return Finding(type_, None, Reason.EVIDENCE_PENDING, "no node has been probed yet")
-    nodes = sum(kind.nodes for kind in given.evidence if kind.isolation is worst.isolation)
-    seen = f"on {_named([worst.example], nodes)}: {worst.message}"
+    seen = _on(given, worst)
     if worst.isolation is Isolation.NOT_PROVEN:
         text = f"{seen}. Such sandboxes are not handed out. {_MEND_ISOLATION}"
         return Finding(type_, False, Reason.ISOLATION_NOT_PROVEN, text)
@@ -325,3 +343,9 @@ def _isolation_proven(given: FleetInput) -> Finding:
         text = f"there is no evidence {seen}"
         return Finding(type_, False, Reason.EVIDENCE_UNAVAILABLE, text)
     return Finding(type_, True, Reason.ISOLATION_PROVEN, seen)
+
+
+def _on(given: FleetInput, kind: Kind) -> str:
+    """What was seen, and on how many nodes."""
+    nodes = sum(other.nodes for other in given.evidence if other.isolation is kind.isolation)
+    return f"on {_named([kind.example], nodes)}: {kind.message}"

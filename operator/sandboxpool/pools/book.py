@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterable
 from sandboxpool.api.core import Pod
 from sandboxpool.pools.members import Member, Members, member_of
 from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.podevents import PodEvents
 
 # What a member is made of: the arguments of member_of, in order.
-Facts = tuple[Pod, Ground, str | None, bool, bool]
+Facts = tuple[Pod, Ground, str | None, bool, bool, PodEvents | None]
 
 
 class MemberBook:
@@ -60,13 +61,14 @@ class MemberBook:
             self._members.remove(entry[1])
             del self._known[uid]
         if facts is not None:
-            pod, ground, sandbox_event, deleting, claimed = facts
+            pod, ground, sandbox_event, deleting, claimed, told = facts
             member = member_of(
                 pod,
                 ground=ground,
                 sandbox_event=sandbox_event,
                 deleting=deleting,
                 claimed=claimed,
+                told=told,
                 former=entry[1] if entry is not None else None,
                 clock=clock,
             )

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from sandboxpool.api import names
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.backoff import delay_after, spread
 from sandboxpool.kube.client import ApiClient, resource_path
@@ -31,7 +32,7 @@ from sandboxpool.pools.refusals import (
     is_at_quota,
     is_missing,
 )
-from sandboxpool.pools.template import LONGEST_POOL_NAME, build_pod, pod_name
+from sandboxpool.pools.template import build_pod, pod_name
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.placement import admitted_placement
@@ -163,12 +164,12 @@ class TemplateChecker:
 
     async def check(self, pool: Pool, runtime: Runtime | None) -> TemplateVerdict:
         """Give the verdict for a pool's template, from memory where it still holds."""
-        if len(pool.name) > LONGEST_POOL_NAME:
+        if len(pool.name) > names.MAX_POOL_NAME:
             return TemplateVerdict(
                 TemplateState.REJECTED,
                 Reason.POD_NAME_TOO_LONG,
                 f"metadata.name has {len(pool.name)} characters, and the names of its pods, which "
-                f"are hostnames, leave room for {LONGEST_POOL_NAME}: make the pool again under a "
+                f"are hostnames, leave room for {names.MAX_POOL_NAME}: make the pool again under a "
                 "shorter name",
             )
         if pool.proof is IsolationProof.PER_SANDBOX and not self._probe.name:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from sandboxpool.claims.decide import Refusal
+from sandboxpool.pools.findings import HELD_BY_LOST_NODES
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
@@ -103,6 +104,8 @@ def why_held(given: PoolInput, plan: PoolPlan, pool: str) -> Refusal | None:
         )
     elif reason is Reason.CACHE_STALE:
         text = f"nothing is started in pool {pool!r} while the operator's watch of pods is stale"
+    elif reason is Reason.HELD_BY_LOST_NODES:
+        text = f"pool {pool!r}: {HELD_BY_LOST_NODES}"
     elif reason is given.template.reason:
         text = given.template.message
     elif not given.resolution.usable:

@@ -11,16 +11,19 @@ from itertools import dropwhile, islice, takewhile
 from sandboxpool.api.v1alpha1 import IsolationProof, UpdateType
 from sandboxpool.pools.members import STOCK, Member, Members, State, oldest_first
 from sandboxpool.pools.plan import Deletion, PoolInput, PoolPlan, TemplateState, outdated
+from sandboxpool.pools.unavailable import max_unavailable
 from sandboxpool.pools.unfit import (
+    MAX_ROUNDS_IN_VAIN,
     another_may_start,
+    counts_as_starting,
     doubt,
     due_at,
     faltering_members,
+    in_vain,
     nodes_to_avoid,
     of_no_use,
     replaced_by_another,
     stuck_members,
-    waits_for_installer,
 )
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.verdict import Verdict
@@ -61,7 +64,8 @@ def decide(given: PoolInput) -> PoolPlan:
     faltering = [member for member in faltering if member.uid not in going]
     deletions += moved + rolled + surplus
 
-    wanted = target + min(len(faltering), _replaced_at_once(given))
+    # Beyond the target, to take the place of what seems not to become warm.
+    wanted = target + min(len(faltering), max_unavailable(spec.update, target))
     missing = wanted - len(stock) - given.creating
     cold = left.count(State.COLD) + given.creating_cold
     creation = _creatable(given, stock, faltering, missing, cold)
@@ -69,6 +73,10 @@ def decide(given: PoolInput) -> PoolPlan:
     if failed:
         # Their successors wait for the delay that this failure brings.
         creation = creation.after_failures(len(failed), failed[0].reason)
+    asked_about = [m for m in given.members.of(State.FAILED) if m.uid in given.asking]
+    if asked_about:
+        # So do those of the ones that have failed and are kept until it is known why.
+        creation = creation.after_failures(len(asked_about), Reason.POD_FAILED)
     create, held = creation.stock, creation.held
     replacing = 0 < missing <= len(faltering) and not create
     if replacing and held is Reason.CLAMPED_BY_MAX_SANDBOXES:
@@ -95,14 +103,9 @@ def _stock(given: PoolInput, members: Members) -> Members:
     """Those that count towards the target: they are warm, or may yet become so."""
     stock = members.only(*STOCK)
     for member in members.of(State.STRANDED):
-        if waits_for_installer(member, given):
+        if counts_as_starting(member, given):
             stock.put(member)
     return stock
-
-
-def _replaced_at_once(given: PoolInput) -> int:
-    """How many are made beyond the target to take the place of what seems not to become warm."""
-    return max(1, given.spec.update.max_unavailable)
 
 
 def _replaceable(given: PoolInput) -> bool:
@@ -124,9 +127,11 @@ def _moved(given: PoolInput, left: Members, target: int) -> list[Deletion]:
             # What stays and cannot be handed out leaves no room to make others first.
             staying = left.count(State.CLAIMED, State.COLD, State.UNPROVEN, State.STRANDED)
             floor = min(floor, ceiling - (staying - len(doubtful)))
-        floor -= given.spec.update.max_unavailable
+        floor -= max_unavailable(given.spec.update, target)
     budget = max(0, left.count(State.WARM) + len(doubtful) - max(0, floor))
-    return [Deletion(member, *doubt(member)) for member in doubtful[:budget]]
+    # Where one was put on such a node, the next may be: were that no failure, it would never end.
+    failed = any(member.misplaced for member in doubtful)
+    return [Deletion(member, *doubt(member), failed=failed) for member in doubtful[:budget]]
 
 
 def _doubtful(member: Member) -> bool:
@@ -160,7 +165,7 @@ def _superseded(given: PoolInput, stock: Members, target: int) -> list[Deletion]
         rolls = False
     found = [Deletion(m, Reason.ROLLING, text) for m in sorted(useless, key=oldest_first)]
     warm = stock.count(State.WARM)
-    budget = max(0, warm - max(0, target - update.max_unavailable))
+    budget = max(0, warm - max(0, target - max_unavailable(update, target)))
     # Of a large pool no more are looked at than may go: the oldest are the first in any case.
     some = rolls and any(stock.where(lambda m: m.state is State.WARM and outdated(m, given)))
     by_age = stock.warm_by_age() if some else iter(())
@@ -193,7 +198,7 @@ def _surplus(
         # Those that are to take their place may start.
         given_up = {member.uid for member in faltering}
         starting = [m for m in stock.of(State.STARTING) if m.uid not in given_up]
-        starting = sorted(starting, key=oldest_first)[: _replaced_at_once(given)]
+        starting = sorted(starting, key=oldest_first)[: max_unavailable(given.spec.update, target)]
         kept = {member.uid for member in starting}
         excess -= len(kept)
     if excess <= 0:
@@ -260,6 +265,10 @@ def _creatable(
     if blocked is not None:
         return _Creation(held=blocked if missing else None, cold_held=blocked if demand else None)
     members, spec = given.members, given.spec
+    lie_in_vain = sum(map(in_vain, members.of(State.STRANDED, State.COLD, State.STOPPING)))
+    if lie_in_vain >= MAX_ROUNDS_IN_VAIN * spec.startup.max_starting:
+        lost = Reason.HELD_BY_LOST_NODES
+        return _Creation(held=lost if missing else None, cold_held=lost if demand else None)
     room = missing + demand
     if spec.max_sandboxes is not None:
         taken = len(members) - members.count(*_ROOMLESS)

@@ -14,8 +14,15 @@ from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.advice import cure, hostnames_cost, labels_awaited
 from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.placement import wants_user_namespace
 
 MAX_EXAMPLES = 5
+
+HELD_BY_LOST_NODES = (
+    "no more are made while so many lie on nodes that are not Ready, put there because they "
+    "tolerate that: delete the Node objects of machines that are lost, and name the taints that "
+    "are meant in the tolerations of the template and its RuntimeClass"
+)
 
 
 def findings(
@@ -53,6 +60,7 @@ def findings(
         warm,
         up_to_date,
         _guarded(given),
+        *([] if given.protection is None else [given.protection]),
     ]
 
 
@@ -136,7 +144,7 @@ def _nodes_serving(given: PoolInput) -> Finding:
             True,
             Reason.SOME_NODES_NOT_SERVING,
             f"{so_many}; new sandboxes keep away from those that do not ({examples}); to have the "
-            f"scheduler know it too, {cure(verdict.advice)}",
+            f"scheduler know it too, {cure(verdict.advice)}{_by_user_namespaces(given)}",
         )
     return Finding(type_, True, Reason.HANDLER_SERVED, so_many)
 
@@ -173,7 +181,18 @@ def _no_node_serves(given: PoolInput, handler: str) -> Finding:
         False,
         Reason.NO_NODE_SERVES,
         f"none of {verdict.eligible} eligible nodes lists the handler {handler!r}: configure "
-        "it in the nodes' container runtime (and restart that), or add nodes that have it",
+        "it in the nodes' container runtime (and restart that), or add nodes that have it"
+        + _by_user_namespaces(given),
+    )
+
+
+def _by_user_namespaces(given: PoolInput) -> str:
+    """What else a node must have to serve pods of this template."""
+    if not wants_user_namespace(given.spec.template.spec):
+        return ""
+    return (
+        "; spec.template.spec.hostUsers is false, so a node serves it only if its "
+        "status.runtimeHandlers does not deny the handler features.userNamespaces"
     )
 
 
@@ -246,6 +265,8 @@ def _warm(
             "log, and whether it can list pods"
         )
         return Finding("Warm", False, Reason.CACHE_STALE, text)
+    if plan.held is Reason.HELD_BY_LOST_NODES:
+        return Finding("Warm", False, plan.held, f"{so_far}; {HELD_BY_LOST_NODES}")
     if given.resolution.usable and given.template.state is TemplateState.ACCEPTED:
         if issues:
             worst = issues[0]

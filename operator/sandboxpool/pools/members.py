@@ -10,9 +10,10 @@ from sandboxpool.api import names
 from sandboxpool.api.core import OwnerReference, Pod
 from sandboxpool.api.times import epoch
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.diagnosis import Failure, diagnose
+from sandboxpool.runtimes.diagnosis import Failure, cut, diagnose
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.podevents import PodEvents, nothing_said
 
 
 class State(Enum):
@@ -24,8 +25,8 @@ class State(Enum):
     UNREADY = "unready"
     # Ready, but the proof of isolation that the pool wants is not there yet: not handed out.
     UNPROVEN = "unproven"
-    # Its node is lost, cordoned, quarantined, or no longer serves the handler, or the runtime does
-    # not isolate there: never handed out.
+    # Its node is lost, cordoned, leaving, quarantined, or no longer serves the handler, or the
+    # runtime does not isolate there: never handed out.
     STRANDED = "stranded"
     FAILED = "failed"
     # Being started for one claim.
@@ -54,6 +55,11 @@ class Member:
         revision: the template revision that it was made from.
         class_name: the RuntimeClass that it names.
         runtime_uid: the uid of the RuntimeClass that it was made from.
+        silence: that nothing is known to keep it from being ready, and what was looked at; empty if
+            something is, or if its events were not read.
+        taken_up: the kubelet of its node has begun with it.
+        misplaced: it is stranded, and was before it was ready for the first time: it was put where
+            it could not be handed out, and so may the next one be.
     """
 
     name: str
@@ -72,6 +78,9 @@ class Member:
     revision: str
     class_name: str
     runtime_uid: str
+    silence: str = ""
+    taken_up: bool = True
+    misplaced: bool = False
 
     @property
     def node(self) -> NodeFacts | None:
@@ -150,6 +159,7 @@ def member_of(
     sandbox_event: str | None,
     deleting: bool,
     claimed: bool,
+    told: PodEvents | None = None,
     former: Member | None = None,
     clock: float = 0.0,
 ) -> Member:
@@ -161,11 +171,13 @@ def member_of(
         sandbox_event: its last FailedCreatePodSandBox message.
         deleting: we sent its DELETE and have not seen the effect yet.
         claimed: it is being handed out at this moment, though the cache does not show it.
+        told: what its events said, if they were read.
         former: as it was sorted last, if it was: no pod tells that it was ready before.
         clock: seconds of our own monotonic clock.
     """
     metadata = pod.metadata
     was_ready = pod.ready or (former is not None and former.was_ready)
+    ready_before = former.was_ready if former is not None else pod.ready
     failure = None
     if pod.finished and (deleting or metadata.deletionTimestamp is not None):
         # Its node has freed what it held, whatever keeps the object.
@@ -177,9 +189,10 @@ def member_of(
     else:
         state = _stock_state(pod, ground, was_ready=was_ready)
     if state in _MAY_FAIL:
-        failure = diagnose(pod, sandbox_event)
-        if failure is None and state is State.UNREADY:
-            failure = Failure(Reason.POD_NOT_READY, UNREADY_TEXT, pod.spec.nodeName)
+        failure = diagnose(pod, sandbox_event, told)
+        if state is State.UNREADY and (failure is None or failure.told):
+            text = f"{UNREADY_TEXT}: {failure.message}" if failure is not None else UNREADY_TEXT
+            failure = Failure(Reason.POD_NOT_READY, cut(text), pod.spec.nodeName)
     if former is not None and _stands(former) == (state, pod.spec.nodeName, _waits(failure)):
         since = former.since
     else:
@@ -202,13 +215,22 @@ def member_of(
         ground=ground,
         overhead=tuple(sorted(pod.spec.overhead.items())),
         failure=failure,
+        silence=nothing_said(told) if failure is None and told is not None else "",
         revision=metadata.labels.get(names.LABEL_REVISION, ""),
         class_name=pod.spec.runtimeClassName,
         runtime_uid=metadata.annotations.get(names.ANNOTATION_RUNTIME_UID, ""),
+        taken_up=_is_taken_up(pod),
+        misplaced=state is State.STRANDED
+        and (not ready_before or (former is not None and former.misplaced)),
     )
 
 
 _MAY_FAIL = (State.STARTING, State.UNREADY, State.STRANDED, State.FAILED, State.COLD)
+
+
+def _is_taken_up(pod: Pod) -> bool:
+    status = pod.status
+    return bool(status.podIP or status.containerStatuses or status.initContainerStatuses)
 
 
 def _waits(failure: Failure | None) -> bool:

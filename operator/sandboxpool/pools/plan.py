@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sandboxpool.api.conditions import Finding
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.pools.members import Member, Members
 from sandboxpool.reasons import Reason
@@ -69,6 +70,9 @@ class PoolInput:
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
         blind: the cache of pods is too old to create anything by.
+        slow_seconds: a start that takes longer than this is slow for the pool.
+        asking: uids of the pods whose events are just being read.
+        protection: what is known of the budget over its claimed sandboxes; None if it has none.
     """
 
     spec: SandboxPoolSpec
@@ -88,6 +92,9 @@ class PoolInput:
     now: float
     clock: float
     blind: bool = False
+    slow_seconds: float = 10.0
+    asking: frozenset[str] = frozenset()
+    protection: Finding | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ _QUIET = frozenset(
         Reason.WAITING_FOR_CLAIMS,
         Reason.TEMPLATE_NOT_CHECKED,
         Reason.EVIDENCE_PENDING,
+        Reason.BUDGET_PENDING,
         # Announced when the class's uid changes, with both handlers.
         Reason.RUNTIME_CHANGED,
     }

@@ -6,8 +6,10 @@ without an await, so that two decisions never count on the same room.
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sandboxpool.api import names
+from sandboxpool.api.conditions import Finding
 from sandboxpool.api.core import Pod
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
@@ -16,10 +18,13 @@ from sandboxpool.claims.offers import Offers
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import BLIND_SECONDS
+from sandboxpool.pools import looks
 from sandboxpool.pools.book import Facts
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.cold import why_held
 from sandboxpool.pools.decide import decide
+from sandboxpool.pools.disruption import Budgets
+from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.pools.members import Members, State, claim_uid_of
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, TemplateVerdict
 from sandboxpool.pools.pool import Pool
@@ -44,6 +49,7 @@ Key = tuple[str, str]
 # A pool some of whose pods are just being handed out is looked at again after this many seconds.
 BINDING_RECHECK_SECONDS = 5.0
 BLIND_RECHECK_SECONDS = 10.0
+ASKING_RECHECK_SECONDS = 10.0
 
 
 class PoolReconciler:
@@ -66,6 +72,7 @@ class PoolReconciler:
         on_startup_sample: Callable[[Pool, str, float], None],
         on_start_timeout: Callable[[str], None],
         probe: ProbeImage,
+        inquiry: Inquiry,
         wall: Callable[[], float],
         clock: Callable[[], float],
         look_at: Callable[[Key], None] = lambda key: None,
@@ -85,12 +92,14 @@ class PoolReconciler:
         self._clock = clock
         self._states = PoolStates(clock)
         self._probe = probe
+        self._inquiry = inquiry
         self._guarded = guarded
         self._pods_age = pods_age
         # Pools whose creates were refused by a quota, by namespace.
         self._at_quota: dict[str, set[str]] = {}
         self._checker = TemplateChecker(client, probe, clock, look_at)
         self._unseen = UnseenPods(client, cluster, offers, wall)
+        self._budgets = Budgets(client, clock)
         self._tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
         self._writer = PodWriter(
@@ -152,6 +161,7 @@ class PoolReconciler:
             waiting.discard(pool_uid)
         self._cluster.avoidance.forget_pool(pool_uid)
         self._checker.forget(pool_uid)
+        self._budgets.forget(pool_uid)
         self._publisher.forget(pool_uid)
 
     def close(self) -> None:
@@ -178,6 +188,7 @@ class PoolReconciler:
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
         await self._unseen.look(pool, self._states[pool.uid])
+        protection = await self._budgets.keep(pool)
         template = await self._checker.check(pool, usable)
         if self._pools.get(key) is not pool:
             # It has changed, or gone, while the API server was asked: start anew.
@@ -193,7 +204,8 @@ class PoolReconciler:
             state.was_hopeful = verdict.hopeful
             self._offers.refresh_pool(pool)
         line = self._in_line(pool, state)
-        given = self._gather(pool, resolution, verdict, template, line)
+        given = self._gather(pool, resolution, verdict, template, line, protection)
+        given = self._inquire(pool, given)
         plan = decide(given)
         state.note_stuck(plan.stuck_nodes, self._clock())
         if plan.avoid:
@@ -236,7 +248,7 @@ class PoolReconciler:
         if errors:
             # Everything else is done; the queue tries the deletions again, ever more slowly.
             raise errors[0]
-        return self._next_look(pool, plan, status_due)
+        return self._next_look(pool, given, plan, status_due)
 
     def _expect(
         self,
@@ -289,6 +301,7 @@ class PoolReconciler:
         verdict: Verdict,
         template: TemplateVerdict,
         line: Sequence[tuple[str, ClaimRef | None]],
+        protection: Finding | None,
     ) -> PoolInput:
         assert pool.spec is not None, "asked before"
         state = self._states[pool.uid]
@@ -315,9 +328,28 @@ class PoolReconciler:
             trouble=state.trouble,
             guarded=self._guarded,
             blind=self._is_blind(),
+            slow_seconds=self._slow_seconds(state, members, pool.spec.startup.timeout_seconds),
+            protection=protection,
             now=now,
             clock=clock,
         )
+
+    def _inquire(self, pool: Pool, given: PoolInput) -> PoolInput:
+        """Have the events of those read that are in trouble, and say of whom that is under way."""
+        pods = self._cluster.pods
+        for member, stage in looks.wanted(given):
+            pod = pods.get(member.uid)
+            if pod is not None:
+                self._inquiry.ask(pod, pool.uid, stage)
+        doubtful = given.members.of(State.STARTING, State.COLD, State.FAILED)
+        found = ((member.uid, pods.get(member.uid)) for member in doubtful)
+        asking = {uid for uid, pod in found if pod is not None and self._inquiry.is_asking(pod)}
+        return replace(given, asking=frozenset(asking)) if asking else given
+
+    def _slow_seconds(self, state: PoolState, members: Members, limit: float) -> float:
+        if not members.count(State.STARTING, State.COLD):
+            return limit
+        return looks.slow_after(state.times.p95("ready", self._clock()), limit)
 
     def _is_blind(self) -> bool:
         return self._pods_age() > BLIND_SECONDS
@@ -337,6 +369,7 @@ class PoolReconciler:
                     self._cluster.events.message(pod),
                     state.expectations.is_deleting(uid),
                     self._allocator.is_held(uid),
+                    self._inquiry.told(pod),
                 )
             )
 
@@ -359,7 +392,9 @@ class PoolReconciler:
         )
         return tuple((name, known) for name, known in found if known is not None)
 
-    def _next_look(self, pool: Pool, plan: PoolPlan, status_due: float | None) -> float | None:
+    def _next_look(
+        self, pool: Pool, given: PoolInput, plan: PoolPlan, status_due: float | None
+    ) -> float | None:
         now = self._wall()
         times = [plan.recheck - now] if plan.recheck is not None else []
         asked = self._checker.recheck_at(pool.uid)
@@ -379,6 +414,15 @@ class PoolReconciler:
             times.append(overdue)
         if status_due is not None:
             times.append(status_due)
+        slow_in = looks.next_in(given)
+        if slow_in is not None:
+            times.append(slow_in)
+        if given.asking:
+            # No answer is waited for without end.
+            times.append(ASKING_RECHECK_SECONDS)
+        budget_due = self._budgets.due(pool.uid)
+        if budget_due is not None:
+            times.append(budget_due)
         if self._is_blind():
             # Its recovery need not change any pod.
             times.append(BLIND_RECHECK_SECONDS)

@@ -43,27 +43,36 @@ class StartupTimes:
         """Take one sample, measured at ``now``."""
         self._samples[stage].append((now, seconds))
 
+    def p95(self, stage: str, now: float) -> float | None:
+        """What 95 of 100 of the window's samples do not exceed, in seconds; None without any."""
+        values = self._values(stage, now)
+        return _percentile(values, 95) / 1000 if values else None
+
     def summary(self, now: float) -> dict[str, Any] | None:
         """Percentiles as the API has them, over the window; None without samples."""
         stages = {}
-        for stage, samples in self._samples.items():
-            while samples and now - samples[0][0] > WINDOW_SECONDS:
-                samples.popleft()
-            values = sorted(seconds for _, seconds in samples)
+        for stage in self._samples:
+            values = self._values(stage, now)
             if values:
                 stages[stage] = {
-                    "p50Seconds": _percentile(values, 50),
-                    "p95Seconds": _percentile(values, 95),
-                    "p99Seconds": _percentile(values, 99),
+                    "p50Milliseconds": _percentile(values, 50),
+                    "p95Milliseconds": _percentile(values, 95),
+                    "p99Milliseconds": _percentile(values, 99),
                     "samples": len(values),
                 }
         return {"stages": stages, "windowSeconds": WINDOW_SECONDS} if stages else None
 
+    def _values(self, stage: str, now: float) -> list[float]:
+        samples = self._samples[stage]
+        while samples and now - samples[0][0] > WINDOW_SECONDS:
+            samples.popleft()
+        return sorted(seconds for _, seconds in samples)
 
-def _percentile(values: list[float], percent: int) -> float:
-    """The smallest value that so many percent of the sorted values do not exceed."""
+
+def _percentile(values: list[float], percent: int) -> int:
+    """The smallest value, in milliseconds, that so many percent of the sorted seconds keep to."""
     rank = -(-len(values) * percent // 100)
-    return round(values[rank - 1], 3)
+    return round(values[rank - 1] * 1000)
 
 
 class StartupTracker:

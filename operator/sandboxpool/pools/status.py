@@ -63,11 +63,12 @@ def pool_status(
         "starting": counts[State.STARTING],
         "unproven": counts[State.UNPROVEN],
         "unready": counts[State.UNREADY],
+        "stranded": counts[State.STRANDED],
+        "failed": counts[State.FAILED],
+        "outdated": sum(1 for _ in superseded),
         "claimed": counts[State.CLAIMED] + counts[State.COLD],
         "ended": counts[State.ENDED],
         "stopping": counts[State.STOPPING],
-        "outdated": sum(1 for _ in superseded),
-        "failed": counts[State.FAILED],
         "runtime": {
             **_identity(pool, given),
             "nodes": {

@@ -30,21 +30,26 @@ class ClassPools:
         names: namespace/name, sorted.
         sandboxes: how many the pools have counted in each state.
         wanting_proof: how many of the pools want proof of isolation.
+        warm_with_proof: how many sandboxes these have counted as warm.
     """
 
     pools: dict[str, Pool] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     sandboxes: Counter[State] = field(default_factory=Counter)
     wanting_proof: int = 0
+    warm_with_proof: int = 0
 
     def change(self, old: Pool | None, new: Pool | None) -> None:
         """A pool of the class comes, changes or goes; the cost is that of one pool."""
-        if old is not None:
-            self.sandboxes.subtract(sandboxes_of(old))
-            self.wanting_proof -= old.proof is not IsolationProof.NONE
-        if new is not None:
-            self.sandboxes.update(sandboxes_of(new))
-            self.wanting_proof += new.proof is not IsolationProof.NONE
+        for pool, sign in ((old, -1), (new, 1)):
+            if pool is None:
+                continue
+            counts = sandboxes_of(pool)
+            for state, count in counts.items():
+                self.sandboxes[state] += sign * count
+            if pool.proof is not IsolationProof.NONE:
+                self.wanting_proof += sign
+                self.warm_with_proof += sign * counts[State.WARM]
         if old is not None and (new is None or old.uid != new.uid):
             del self.pools[old.uid]
             del self.names[bisect_left(self.names, _name_of(old))]
@@ -212,10 +217,7 @@ def _name_of(pool: Pool) -> str:
 
 def sandboxes_of(pool: Pool) -> dict[State, int]:
     """How many sandboxes a pool has in each state, by its own count: made when its pods changed."""
-    counts = {state: _count(pool, state.value) for state in State}
-    known = (State.WARM, State.STARTING, State.UNREADY, State.UNPROVEN, State.FAILED)
-    counts[State.STRANDED] = _count(pool, "replicas") - sum(counts[state] for state in known)
-    return {state: max(0, count) for state, count in counts.items()}
+    return {state: max(0, _count(pool, state.value)) for state in State}
 
 
 def _count(pool: Pool, key: str) -> int:

@@ -14,10 +14,6 @@ from sandboxpool.runtimes.probe import ProbeImage, sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
 
-SUFFIX_LENGTH = 10
-# A pod's name is its hostname, which holds 63 characters.
-LONGEST_POOL_NAME = 63 - 1 - SUFFIX_LENGTH
-
 # A sandbox whose code is not trusted gets no token and no list of services; one that is
 # restarted has lost its state, perhaps under another handler.
 DEFAULTS: dict[str, Any] = {
@@ -39,7 +35,7 @@ class ClaimRef:
 
 def pod_name(pool_name: str, seed: str) -> str:
     """Name a pod. The same seed gives the same name, so a repeated create cannot double it."""
-    return f"{pool_name}-{hashlib.sha256(seed.encode()).hexdigest()[:SUFFIX_LENGTH]}"
+    return f"{pool_name}-{hashlib.sha256(seed.encode()).hexdigest()[: names.POD_SUFFIX_LENGTH]}"
 
 
 def build_pod(
@@ -134,7 +130,9 @@ def handed_over(
         },
         "annotations": {
             **{key: value for key, value in claim.annotations if key not in (annotations or {})},
+            # The one means by which autoscalers can be told; each knows its own.
             names.ANNOTATION_SAFE_TO_EVICT: "false",
+            names.ANNOTATION_DO_NOT_DISRUPT: "true",
         },
         "ownerReferences": [owner_reference(names.CLAIM_KIND, claim.name, claim.uid)],
     }

@@ -10,16 +10,27 @@ from sandboxpool.pools.members import Member, Members, State, oldest_first
 from sandboxpool.pools.plan import Deletion, PoolInput, foreign
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
+from sandboxpool.runtimes.podevents import nothing_said
 
 # A readiness probe that fails is given this long to pass again: a probe fails three times, ten
 # seconds apart, before it counts, and passes as it failed.
 UNREADY_GRACE_SECONDS = 60.0
 # What waits for the kubelet for this long, for an image or a ConfigMap, is tried on another node.
 STUCK_SECONDS = 60.0
+# What its node's kubelet has not taken up within this many seconds of standing there, because the
+# node is not Ready, is tried again.
+NOT_TAKEN_UP_SECONDS = 60.0
+# Not more sandboxes than so many times `maxStarting` lie on nodes whose kubelets are silent: those
+# that were starting when it fell silent, and as many that were tried again.
+MAX_ROUNDS_IN_VAIN = 2
 # A node that is not known, though a pod is on it, counts as gone once the pod is this old.
 NEW_NODE_SECONDS = 60.0
 # An unschedulable pod that names hostnames which are out of date is replaced after so long.
 STALE_HOSTNAMES_SECONDS = 300.0
+_PUT_THERE = (
+    "if others are put there again, tolerations of the template or its RuntimeClass let them be, "
+    "such as `operator: Exists` without a key: name the taints that are meant"
+)
 # What may have to go for its own sake.
 _PERISHABLE = (State.FAILED, State.STRANDED, State.STARTING, State.COLD)
 
@@ -50,11 +61,12 @@ def faltering_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
 
 
 def _is_stuck(member: Member, given: PoolInput) -> bool:
-    """The kubelet goes on trying, and has done so for long."""
+    """The kubelet goes on trying, has done so for long, and another one may do better."""
     failure = member.failure
     return (
         failure is not None
         and failure.heals
+        and not failure.everywhere
         and failure.reason is not Reason.UNSCHEDULABLE
         and bool(member.node_name)
         and given.clock - member.since > STUCK_SECONDS
@@ -90,6 +102,9 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
     if member.unclaimed and given.resolution.usable and foreign(member, given):
         return _of_another_class(member, given)
     if member.state is State.FAILED:
+        if member.uid in given.asking:
+            # Only its events may tell why it has ended.
+            return None
         reason = failure.reason if failure else Reason.POD_FAILED
         return Deletion(member, reason, failure.message if failure else "it ended", failed=True)
     if member.state is State.STRANDED:
@@ -115,9 +130,9 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
         return None
     limit = given.spec.startup.timeout_seconds
     # Without a node it does not start yet: whatever keeps it from one, another would meet the same.
-    if member.node_name and waited > limit:
+    if member.node_name and waited > limit and member.uid not in given.asking:
         reason = failure.reason if failure else Reason.SANDBOX_START_TIMEOUT
-        text = failure.message if failure else "no cause was reported"
+        text = failure.message if failure else member.silence or nothing_said(None)
         return Deletion(member, reason, f"not ready after {limit} s: {text}", failed=True)
     return None
 
@@ -126,7 +141,8 @@ def _node_lost(member: Member, given: PoolInput) -> Deletion | None:
     if given.clock - member.since < NEW_NODE_SECONDS:
         # Pods and nodes are watched apart: one that has just joined may not be seen yet.
         return None
-    return Deletion(member, Reason.NODE_LOST, f"node {member.node_name} is gone")
+    text = f"node {member.node_name} is gone"
+    return Deletion(member, Reason.NODE_LOST, text, failed=in_vain(member))
 
 
 def _of_another_class(member: Member, given: PoolInput) -> Deletion:
@@ -169,21 +185,55 @@ def waits_for_installer(member: Member, given: PoolInput) -> bool:
     )
 
 
+def in_vain(member: Member) -> bool:
+    """It lies on a node whose kubelet is silent and has never taken it up.
+
+    It was put there because it tolerates that, and even its deletion waits for the kubelet.
+    """
+    silent = member.node is None or not member.node.ready
+    return bool(member.node_name) and silent and not member.taken_up and not member.was_ready
+
+
+def counts_as_starting(member: Member, given: PoolInput) -> bool:
+    """It has come to where it cannot be handed out, and for a while none is made in its place.
+
+    Its node may yet be well again, and the next one might only be put there, too.
+    """
+    if member.state is not State.STRANDED or member.was_ready:
+        return False
+    if waits_for_installer(member, given):
+        return True
+    node, waited = member.node, given.clock - member.since
+    if node is None or not node.ready:
+        return not member.taken_up and waited <= NOT_TAKEN_UP_SECONDS
+    return not node.schedulable and waited <= given.spec.startup.timeout_seconds
+
+
 def _stranded(member: Member, given: PoolInput) -> Deletion | None:
     node, ground = member.node, member.ground
     if node is None:
         return _node_lost(member, given)
+    waited = given.clock - member.since
     if not node.ready:
+        if in_vain(member) and waited > NOT_TAKEN_UP_SECONDS:
+            text = f"node {node.name} is not Ready and has not taken it up; {_PUT_THERE}"
+            return Deletion(member, Reason.PUT_ON_LOST_NODE, text, failed=True)
         # A node that comes back brings its pods back; until then a replacement stands in.
         return None
     lost_it = member.was_ready and not member.ready
-    if lost_it and given.clock - member.since <= UNREADY_GRACE_SECONDS:
+    if lost_it and waited <= UNREADY_GRACE_SECONDS:
         return None
     if not node.schedulable and ground.served:
-        if member.ready or not given.verdict.hopeful:
-            # It goes when another has taken its place, and may be all that there is until then.
+        # It goes when another has taken its place, and may be all that there is until then.
+        if member.ready:
             return None
-        return Deletion(member, *doubt(member))
+        late = not member.was_ready and waited > given.spec.startup.timeout_seconds
+        if not given.verdict.hopeful and not late:
+            return None
+        reason, text = doubt(member)
+        if member.was_ready:
+            return Deletion(member, reason, text)
+        return Deletion(member, reason, f"{text}; {_PUT_THERE}", failed=True)
     if waits_for_installer(member, given):
         if given.now - node.created <= INSTALL_GRACE_SECONDS:
             return None
@@ -205,8 +255,7 @@ def _stranded(member: Member, given: PoolInput) -> Deletion | None:
 def doubt(member: Member) -> tuple[Reason, str]:
     """Why the node of a member is not to be trusted with it."""
     if member.node is not None and not member.node.schedulable:
-        text = f"node {member.node_name} is cordoned or being drained"
-        return Reason.SANDBOX_REPLACED, text
+        return Reason.SANDBOX_REPLACED, f"node {member.node_name} {member.node.notice}"
     if member.ground.quarantined:
         return Reason.NODE_QUARANTINED, f"node {member.node_name} is quarantined"
     text = f"the runtime does not isolate on node {member.node_name}"
@@ -225,6 +274,10 @@ def due_at(member: Member, given: PoolInput) -> float | None:
     if member.state is State.STRANDED:
         if member.was_ready and not member.ready:
             return since + UNREADY_GRACE_SECONDS
+        if member.node is not None and not member.node.ready:
+            return since + NOT_TAKEN_UP_SECONDS
+        if member.node is not None and not member.node.schedulable:
+            return since + given.spec.startup.timeout_seconds
         return member.node.created + INSTALL_GRACE_SECONDS if member.node is not None else None
     if failure is None or not failure.heals:
         return since + given.spec.startup.timeout_seconds if member.node_name else None

@@ -45,11 +45,11 @@ class Ground:
         return not self.proof_wanted or self.isolation is Isolation.PROVEN
 
     def uncordoned(self) -> "Ground":
-        """As it would be if its node were not cordoned; a node that is about to go stays out."""
+        """As if its node were neither cordoned nor to be maintained; one about to go stays out."""
         node = self.node
         if node is None or node.schedulable or node.leaving:
             return self
-        return replace(self, node=replace(node, schedulable=True))
+        return replace(self, node=replace(node, schedulable=True, notice=""))
 
     @property
     def firm(self) -> bool:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from sandboxpool.api.core import Node, Taint
 from sandboxpool.api.names import EXCLUSION_PREFIX, HOSTNAME_LABEL
 from sandboxpool.api.times import epoch
+from sandboxpool.runtimes.lifecycle import closed_because, leaving_because
 
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 # Set and removed by Kubernetes itself as a node's state comes and goes.
 TRANSIENT_TAINT_PREFIX = "node.kubernetes.io/"
-AUTOSCALER_REMOVAL_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 _VERSION = re.compile(r"v([0-9]{1,4})\.([0-9]{1,4})")
 
@@ -34,14 +34,18 @@ class NodeFacts:
     Attributes:
         handlers: the names it lists; None if it cannot say (containerd before 2.0).
         ready: its Ready condition is True; only then is its list to be trusted.
-        schedulable: neither cordoned nor about to be removed.
-        leaving: about to be removed.
+        schedulable: nothing keeps new sandboxes away: it is neither cordoned, nor to be maintained,
+            nor about to go.
+        leaving: about to go, and its pods with it.
         cordoned: it is marked as unschedulable.
+        notice: why it is not schedulable, in words that follow its name; empty if it is.
         hostname: the value of the hostname label, which can differ from the node's name.
         created: epoch seconds at which it joined.
         container_runtime: name and version, such as ``containerd://2.1.4``.
         kubelet: version, such as ``v1.36.2``.
         exclusions: those of its labels that keep pods away.
+        without_user_namespaces: the handlers of which its kubelet says that they do not support
+            user namespaces; of others it may say nothing.
     """
 
     name: str
@@ -54,9 +58,11 @@ class NodeFacts:
     boot_id: str
     leaving: bool = False
     cordoned: bool = False
+    notice: str = ""
     created: float = 0.0
     container_runtime: str = ""
     kubelet: str = ""
+    without_user_namespaces: frozenset[str] = frozenset()
     hostname: str | None = field(init=False, compare=False)
     exclusions: dict[str, str] = field(init=False, compare=False, hash=False)
 
@@ -87,9 +93,8 @@ class NodeFacts:
 def facts_of(node: Node) -> NodeFacts:
     """Take from a Node what the verdict needs."""
     ready = any(c.type == "Ready" and c.status == "True" for c in node.status.conditions)
-    leaving = node.metadata.deletionTimestamp is not None or any(
-        taint.key == AUTOSCALER_REMOVAL_TAINT for taint in node.spec.taints
-    )
+    leaving = leaving_because(node)
+    notice = leaving or closed_because(node)
     listed = node.status.runtimeHandlers
     return NodeFacts(
         name=node.metadata.name,
@@ -97,12 +102,18 @@ def facts_of(node: Node) -> NodeFacts:
         labels=frozenset(node.metadata.labels.items()),
         taints=tuple(sorted(node.spec.taints, key=lambda t: (t.key, t.value, t.effect))),
         ready=ready,
-        schedulable=not node.spec.unschedulable and not leaving,
-        leaving=leaving,
+        schedulable=not notice,
+        leaving=bool(leaving),
+        notice=notice,
         cordoned=node.spec.unschedulable,
         handlers=None if listed is None else frozenset(handler.name for handler in listed),
         boot_id=node.status.nodeInfo.bootID,
         created=epoch(node.metadata.creationTimestamp),
         container_runtime=node.status.nodeInfo.containerRuntimeVersion,
         kubelet=node.status.nodeInfo.kubeletVersion,
+        without_user_namespaces=frozenset(
+            handler.name
+            for handler in listed or ()
+            if handler.features is not None and handler.features.userNamespaces is False
+        ),
     )

@@ -1,7 +1,7 @@
 """What kubelets, container runtimes, shims and VMMs say when a sandbox cannot be made.
 
 One table. No row is a guess: the tests hold, for each, the very texts that it was taken from and
-where those were seen. What no row knows stays a raw text. To add a row, first get a sample.
+where those were seen. What no row knows is read by ``structure``. To add a row, first get a sample.
 
 The order matters, the first row that matches counts. What comes from outside the node's runtime
 (the kubelet itself, network plugins, registries) is told apart first, because its words can be
@@ -55,9 +55,14 @@ class Pattern:
     cause: Cause
 
 
+def searched(text: str) -> str:
+    """Give the part of a text that is looked at, with all white space made single blanks."""
+    return " ".join(text[:MAX_SEARCHED].split())
+
+
 def match(text: str) -> Pattern | None:
     """Find the row that knows a text, if one does."""
-    said = " ".join(text[:MAX_SEARCHED].split())
+    said = searched(text)
     return next((row for row in TABLE if row.text.search(said)), None)
 
 

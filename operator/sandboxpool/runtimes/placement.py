@@ -43,6 +43,8 @@ class Placement:
     # Terms are alternatives, the requirements of a term must all hold; None: no affinity.
     terms: tuple[tuple[Requirement, ...], ...] | None = None
     tolerations: tuple[Toleration, ...] = field(default=())
+    # The handler has to support user namespaces on the node (hostUsers: false).
+    user_namespaces: bool = False
 
 
 class PlacementError(Exception):
@@ -85,6 +87,7 @@ def admitted_placement(answer: bytes) -> Placement:
         selector=frozenset(spec.nodeSelector.items()),
         terms=None if terms is None else tuple(map(_not_ours, terms)),
         tolerations=_needed(spec.tolerations),
+        user_namespaces=spec.hostUsers is False,
     )
 
 
@@ -122,7 +125,13 @@ def _merged(pod_spec: Mapping[str, Any], runtime: Runtime) -> Placement:
         selector=frozenset(selector.items()),
         terms=terms,
         tolerations=_needed([*tolerations, *runtime.tolerations]),
+        user_namespaces=wants_user_namespace(pod_spec),
     )
+
+
+def wants_user_namespace(pod_spec: Mapping[str, Any]) -> bool:
+    """Whether a pod is to have a user namespace of its own, which its handler must support."""
+    return pod_spec.get("hostUsers") is False
 
 
 def allows(placement: Placement, node: NodeFacts, *, now: bool) -> bool:
@@ -225,6 +234,7 @@ class _AdmittedSpec(msgspec.Struct):
     nodeSelector: dict[str, str] = {}
     affinity: _Affinity | None = None
     tolerations: list[Toleration] = []
+    hostUsers: bool | None = None
 
 
 class _Admitted(msgspec.Struct):

@@ -102,6 +102,9 @@ def stand(
     if not allows(placement, node, now=False):
         return None
     answer = answer_of(node, handler)
+    if placement.user_namespaces and handler in node.without_user_namespaces:
+        # Its kubelet refuses such a sandbox of this handler.
+        answer = Answer.NOT_SERVING
     if answer is not Answer.NOT_SERVING:
         # A node that does not list the handler at all has a simpler story to tell.
         if quarantined:

@@ -26,6 +26,7 @@ NO_SHIM = (
     "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to start sandbox: "
     "failed to create containerd task: failed to start shim: start failed: exit status 1"
 )
+NO_SECRET = 'MountVolume.SetUp failed for volume "key" : secret "absent" not found'
 NO_IMAGE = "Back-off pulling image: dial tcp: lookup registry.example: no such host"
 
 
@@ -35,6 +36,7 @@ class Kubelets:
 
     Attributes:
         unstartable: images whose sandboxes the runtime fails on every node, whoever asks.
+        unmountable: images whose pods name a Secret that does not exist.
         short_lived: images whose program ends by itself, and so many seconds after it was ready,
             at least and at most.
     """
@@ -43,9 +45,15 @@ class Kubelets:
     random: random.Random
     wall: Callable[[], float]
     unstartable: set[str] = field(default_factory=set)
+    unmountable: set[str] = field(default_factory=set)
     short_lived: dict[str, tuple[float, float]] = field(default_factory=dict)
     nodes: dict[str, FakeNode] = field(default_factory=dict)
     _addresses: int = 0
+
+    @property
+    def never_ready(self) -> set[str]:
+        """The images whose sandboxes do not become ready, or not for long, wherever they are."""
+        return self.unstartable | self.unmountable | self.short_lived.keys()
 
     def _later(self, least: float, most: float, act: Callable[..., None], *args: Any) -> None:
         asyncio.get_running_loop().call_later(self.random.uniform(least, most), act, *args)
@@ -73,6 +81,10 @@ class Kubelets:
             self._later(RETRY_SECONDS, RETRY_SECONDS * 1.5, self._try, uid, name)
             return
         images = images_of(pod)
+        if images & self.unmountable:
+            self._say(pod, name, NO_SECRET, "FailedMount")
+            self._later(RETRY_SECONDS, RETRY_SECONDS * 1.5, self._try, uid, name)
+            return
         hopeless = not self._serves(pod, name) or bool(images & self.unstartable)
         if node.starts is Start.FAILS or hopeless:
             self._say(pod, name, NO_SHIM)
@@ -130,9 +142,11 @@ class Kubelets:
         statuses = [{"name": n, "restartCount": 0, "state": {"waiting": waiting}} for n in names]
         return {**pod["status"], "containerStatuses": statuses}
 
-    def _say(self, pod: Object, node: str, message: str) -> None:
+    def _say(
+        self, pod: Object, node: str, message: str, reason: str = "FailedCreatePodSandBox"
+    ) -> None:
         now = self._now()
-        name, metadata = f"{pod['metadata']['name']}.sandbox", pod["metadata"]
+        name, metadata = f"{pod['metadata']['name']}.{reason.lower()}", pod["metadata"]
         old = self.server.find("events", name, metadata["namespace"])
         if old is not None:
             self.server.update("events", old, "kubelet", lastTimestamp=now, message=message)
@@ -145,9 +159,9 @@ class Kubelets:
                 "name": metadata["name"],
                 "uid": metadata["uid"],
             },
-            "reason": "FailedCreatePodSandBox",
+            "reason": reason,
             "message": message,
-            "source": {"host": node},
+            "source": {"component": "kubelet", "host": node},
             "lastTimestamp": now,
         }
         self.server.create("events", body, by="kubelet")

@@ -195,7 +195,7 @@ class Patience:
             and spec.get("replicas", 0) > 0
             and (ceiling is None or len([p for p in members if claim_uids(p)]) < ceiling)
             and self._server.find("runtimeclasses", spec["runtimeClassName"]) is not None
-            and not images & (self._kubelets.unstartable | self._kubelets.short_lived.keys())
+            and not images & self._kubelets.never_ready
             and any(self._is_good(name) for name in self._kubelets.nodes)
         )
 

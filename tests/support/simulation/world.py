@@ -69,6 +69,7 @@ def _timeless(members: Members) -> dict[str, Member]:
             since=0.0,
             ready_since=None,
             was_ready=False,
+            misplaced=False,
         )
         for m in members
     }
@@ -285,6 +286,7 @@ class World(People):
         self.server_clock.offset = 0.0
         self.server.admission.plugins.clear()
         self.controllers.unstartable.clear()
+        self.controllers.unmountable.clear()
         self.controllers.short_lived.clear()
         self.controllers.leaving.clear()
         for pool in self.server.all("sandboxpools"):

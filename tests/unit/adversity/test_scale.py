@@ -272,6 +272,8 @@ def test_what_the_pools_of_a_class_say_is_summed_up_as_it_changes() -> None:
         assert set(told.pools) == {p.uid for p in known}
         assert told.names == sorted(f"{p.namespace}/{p.name}" for p in known)
         assert told.wanting_proof == sum(p.proof is not IsolationProof.NONE for p in known)
+        wanting = [p for p in known if p.proof is not IsolationProof.NONE]
+        assert told.warm_with_proof == sum(p.status["warm"] for p in wanting)
         for state in State:
             assert told.sandboxes[state] == sum(store.sandboxes_of(p)[state] for p in known)
 

@@ -25,6 +25,7 @@ COUNTED = {
     "unready": 1,
     "unproven": 1,
     "failed": 1,
+    "stranded": 2,
     "claimed": 5,
     "ended": 1,
 }
@@ -85,6 +86,35 @@ def test_proof_is_wanted_if_any_pool_wants_it(
     assert [kind.isolation for kind in given.evidence] == [Isolation.NOT_PROVEN]
 
 
+@pytest.mark.parametrize(
+    ("isolation", "node_name", "pool", "proven"),
+    [
+        (Isolation.PROVEN, "a", {}, True),
+        (Isolation.NOT_PROVEN, "a", {}, False),
+        (Isolation.UNAVAILABLE, "a", {}, False),
+        # It lists no such handler, whatever was seen there before.
+        (Isolation.PROVEN, "b", {}, False),
+        # A sandbox that has proven itself, where no probe of the node has answered.
+        (None, "a", {"isolationProof": "PerSandbox", "status": {"warm": 1}}, True),
+        (None, "a", {"isolationProof": "PerSandbox", "status": {"unproven": 1}}, False),
+        # One of a pool that wants no proof says nothing.
+        (None, "a", {"isolationProof": "None", "status": {"warm": 1}}, False),
+    ],
+)
+def test_whether_some_sandbox_may_be_handed_out_with_proof(
+    world: World, isolation: Isolation | None, node_name: str, pool: dict[str, Any], proven: bool
+) -> None:
+    if isolation is not None:
+        handlers = ["runc"] if node_name == "b" else None
+        seen = facts(node_name, handlers=handlers) if handlers else facts(node_name)
+        world.cluster.evidence.put(node_name, "runsc", evidence(isolation, seen))
+    world.pool("wanting")
+    world.pool("pool", **pool)
+    given = world.fleet.gather("gvisor")
+    assert given is not None
+    assert given.proven == proven
+
+
 def test_only_pools_that_name_the_class_are_its_pools(world: World) -> None:
     world.pool("one", status={"warm": 1, "replicas": 1})
     world.pool("two", status={"warm": 2, "replicas": 2})
@@ -111,7 +141,6 @@ def test_sandboxes_are_counted_as_their_pools_have_counted_them(world: World) ->
         State.CLAIMED: 5,
         State.ENDED: 1,
         State.STOPPING: 4,
-        # The rest of those that no claim has.
         State.STRANDED: 2,
     }
 
@@ -147,7 +176,7 @@ def test_start_up_times_go_with_their_class_and_with_time(world: World) -> None:
     given = world.fleet.gather("gvisor")
     assert given is not None
     assert given.startup is not None
-    assert given.startup["stages"]["ready"]["p50Seconds"] == 1.5
+    assert given.startup["stages"]["ready"]["p50Milliseconds"] == 1500
     world.clock += WINDOW_SECONDS + 1
     later = world.fleet.gather("gvisor")
     assert later is not None

@@ -28,6 +28,7 @@ from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.settings import SettingsError, load
 from support.builders import NOW, evidence, facts, node, pod, pool_body, runtime
+from support.inquiries import Unasked
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi
 
 OURS = "sandboxpool-system"
@@ -76,6 +77,7 @@ class World:
             nodes=self.nodes.get,
             classes=self.classes.get,
             sandbox_event=lambda pod: self.events.get(pod.metadata.uid),
+            inquiry=Unasked(),
             on_taken=self.taken.append,
             on_result=self._ended,
             wall=self.wall,
@@ -982,6 +984,7 @@ class Fleet:
             nodes=cluster.nodes.get,
             classes=cluster.classes.get,
             sandbox_event=lambda pod: None,
+            inquiry=Unasked(),
             on_taken=self.health.observe_wish,
             on_result=self.health.observe_probe,
             wall=self.wall,

@@ -106,7 +106,7 @@ def trouble(at: float) -> dict[str, Any]:
 async def test_a_class_gets_its_object_and_is_then_left_alone() -> None:
     world = World()
     assert await world.reconcile() is None
-    assert (world.status["handler"], world.condition("Working")[0]) == ("runsc", "True")
+    assert (world.status["handler"], world.condition("Ready")[0]) == ("runsc", "True")
     assert [call.method for call in world.api.writes] == ["POST", "PATCH"]
     calls = len(world.api.calls)
     for _ in range(3):
@@ -129,7 +129,7 @@ async def test_a_class_that_is_gone_loses_its_object_once_no_pool_names_it() -> 
     await asyncio.sleep(5)
     await world.settle()
     assert (world.status["exists"], world.status["handler"]) == (False, "runsc")
-    assert world.condition("Working") == ("False", "RuntimeClassNotFound")
+    assert world.condition("Ready") == ("False", "RuntimeClassNotFound")
     world.wanted = False
     assert await world.reconcile() is None
     assert world.api.objects == {}
@@ -174,7 +174,7 @@ async def test_what_changes_all_the_time_is_written_now_and_then() -> None:
         world.known |= trouble(START + i)
         world.known |= {
             "sandboxes": {State.WARM: i},
-            "startup": {"stages": {"ready": {"p50Seconds": i / 1000}}, "windowSeconds": 3600},
+            "startup": {"stages": {"ready": {"p50Milliseconds": i}}, "windowSeconds": 3600},
         }
         await world.reconcile()
         await asyncio.sleep(1)
@@ -234,7 +234,7 @@ async def test_what_others_delete_is_made_again() -> None:
     assert await world.reconcile() == pytest.approx(WRITE_INTERVAL_SECONDS)
     await asyncio.sleep(WRITE_INTERVAL_SECONDS)
     assert await world.reconcile() is None
-    assert world.condition("Working") == ("True", "HandlerServed")
+    assert world.condition("Ready") == ("True", "HandlerServed")
 
 
 async def test_a_deletion_that_was_not_seen_is_met_by_the_next_try() -> None:
@@ -257,7 +257,7 @@ async def test_an_object_that_is_there_already_is_taken_over() -> None:
     world.api.put(GVISOR, body)
     assert await world.reconcile() is None
     assert world.api.objects[GVISOR]["metadata"]["uid"] == "old"
-    assert world.condition("Working") == ("True", "HandlerServed")
+    assert world.condition("Ready") == ("True", "HandlerServed")
 
 
 async def test_our_own_writes_are_no_news() -> None:
@@ -299,7 +299,7 @@ async def test_a_write_that_fails_is_made_good(
     with pytest.raises(KubeError):
         await world.reconcile()
     await world.settle()
-    assert world.condition("Working") == ("True", "HandlerServed")
+    assert world.condition("Ready") == ("True", "HandlerServed")
     assert len([path for path in world.api.objects if path.startswith(RUNTIMES)]) == 1
 
 
@@ -370,7 +370,7 @@ async def test_no_event_is_posted_about_a_class_that_nobody_uses() -> None:
     world = World()
     world.known |= {"pools": (), "verdict": Verdict(not_serving=("a",))}
     await world.settle()
-    assert world.condition("Working") == ("False", "NoNodeServes")
+    assert world.condition("Ready") == ("False", "NoNodeServes")
     assert await world.posted() == []
 
 

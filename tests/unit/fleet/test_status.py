@@ -22,7 +22,12 @@ from support.builders import NOW
 RUNTIME = Runtime("gvisor", "class-uid", "runsc", overhead=(("memory", "20Mi"),))
 STARTUP: dict[str, Any] = {
     "stages": {
-        "ready": {"p50Seconds": 0.3, "p95Seconds": 0.5, "p99Seconds": 0.9, "samples": 7},
+        "ready": {
+            "p50Milliseconds": 300,
+            "p95Milliseconds": 500,
+            "p99Milliseconds": 900,
+            "samples": 7,
+        },
     },
     "windowSeconds": 3600,
 }
@@ -85,6 +90,7 @@ def test_a_runtime_that_is_well() -> None:
             startup=STARTUP,
             evidence=[kind()],
             proof_wanted=True,
+            proven=True,
         ),
         {},
     )
@@ -132,7 +138,7 @@ def test_a_runtime_that_is_well() -> None:
         ],
     }
     assert [(c["type"], c["status"], c["reason"]) for c in conditions] == [
-        ("Working", "True", "HandlerServed"),
+        ("Ready", "True", "HandlerServed"),
         ("Healthy", "True", "AsExpected"),
         ("IsolationProven", "True", "IsolationProven"),
     ]
@@ -144,7 +150,7 @@ def test_every_state_of_a_sandbox_has_a_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "working", "healthy"),
+    ("given", "ready", "healthy"),
     [
         (
             fleet(Verdict(), runtime=None),
@@ -206,9 +212,38 @@ def test_every_state_of_a_sandbox_has_a_field() -> None:
             ("False", "ShimMissing"),
         ),
         (
-            fleet(evidence=[kind(Isolation.NOT_PROVEN)], issues=[issue()], proof_wanted=True),
+            fleet(
+                Verdict(serving=("a",), not_isolating=("b",)),
+                evidence=[kind(Isolation.NOT_PROVEN), kind()],
+                issues=[issue()],
+                proof_wanted=True,
+                proven=True,
+            ),
             ("True", "HandlerServed"),
             ("False", "IsolationNotProven"),
+        ),
+        (
+            # Sandboxes start, and none of them is handed out.
+            fleet(evidence=[kind(Isolation.UNAVAILABLE)], proof_wanted=True),
+            ("False", "EvidenceUnavailable"),
+            ("False", "EvidenceUnavailable"),
+        ),
+        (fleet(proof_wanted=True), ("Unknown", "EvidencePending"), ("Unknown", "EvidencePending")),
+        (
+            # What was seen elsewhere says nothing of the nodes that may take one now.
+            fleet(evidence=[kind()], proof_wanted=True),
+            ("Unknown", "EvidencePending"),
+            ("Unknown", "EvidencePending"),
+        ),
+        (
+            fleet(Verdict(serving=("a",), quarantined=("b",)), issues=[issue()], proof_wanted=True),
+            ("Unknown", "EvidencePending"),
+            ("False", "NodeQuarantined"),
+        ),
+        (
+            fleet(Verdict(unknown=("b",)), evidence=[kind()], proof_wanted=True, proven=True),
+            ("True", "HandlersUnknown"),
+            ("True", "AsExpected"),
         ),
         (
             fleet(evidence=[kind(Isolation.NOT_PROVEN)]),
@@ -217,10 +252,10 @@ def test_every_state_of_a_sandbox_has_a_field() -> None:
         ),
     ],
 )
-def test_whether_it_works_and_is_well(
-    given: FleetInput, working: tuple[str, str], healthy: tuple[str, str]
+def test_whether_it_is_ready_and_well(
+    given: FleetInput, ready: tuple[str, str], healthy: tuple[str, str]
 ) -> None:
-    assert says(given, "Working") == working
+    assert says(given, "Ready") == ready
     assert says(given, "Healthy") == healthy
 
 
@@ -246,12 +281,12 @@ def test_messages_name_cause_place_and_cure() -> None:
     def message(given: FleetInput, type_: str) -> str:
         return str(condition(runtime_status(given, {}), type_)["message"])
 
-    missing = message(fleet(Verdict(), runtime=None, pools=("b/y", "a/x")), "Working")
+    missing = message(fleet(Verdict(), runtime=None, pools=("b/y", "a/x")), "Ready")
     assert "'gvisor' does not exist, but pools name it (a/x, b/y): create it" in missing
     unequal = Verdict(serving=("a",), not_serving=("b",), advice=("example.com/gvisor", "yes"))
-    assert "1 of 2 eligible nodes" in message(fleet(unequal), "Working")
+    assert "1 of 2 eligible nodes" in message(fleet(unequal), "Ready")
     assert "scheduling.nodeSelector of the RuntimeClass to {example.com/gvisor: 'yes'}" in message(
-        fleet(unequal), "Working"
+        fleet(unequal), "Ready"
     )
     broken = fleet(Verdict(serving=("a",), quarantined=("c", "d")), issues=[issue(count=4)])
     assert message(broken, "Healthy") == (
@@ -299,7 +334,7 @@ def test_trouble_that_comes_back_begins_anew() -> None:
         {"issues": 3, "conditions": "x", "handler": None, "classUID": 7},
         {"issues": [None, {}, {"handler": "runsc", "reason": "ShimMissing", "firstSeen": 5}]},
         {"issues": [{"handler": "runsc", "reason": "ShimMissing", "firstSeen": "soon"}]},
-        {"conditions": [{}, None, {"type": "Working"}]},
+        {"conditions": [{}, None, {"type": "Ready"}]},
     ],
 )
 def test_a_damaged_status_is_no_obstacle(former: dict[str, Any]) -> None:
@@ -420,6 +455,7 @@ _ISSUES = st.lists(
         sandboxes=st.dictionaries(st.sampled_from(State), st.integers(0, 9)),
         startup=st.none() | st.just(STARTUP),
         proof_wanted=st.booleans(),
+        proven=st.booleans(),
     )
 )
 def test_it_always_fits_the_api_and_stands_still(given: FleetInput) -> None:
@@ -428,5 +464,9 @@ def test_it_always_fits_the_api_and_stands_still(given: FleetInput) -> None:
     assert runtime_status(given, status) == status
     nodes = dict(status["nodes"])
     assert nodes.pop("eligible") == sum(nodes.values())
-    working, healthy = (condition(status, type_)["status"] for type_ in ("Working", "Healthy"))
-    assert working == "True" or healthy == working
+    ready, healthy = (condition(status, type_)["status"] for type_ in ("Ready", "Healthy"))
+    assert healthy in {"True": ("True", "False"), "Unknown": ("Unknown", "False")}.get(
+        ready, ("False",)
+    )
+    if given.proof_wanted and not given.proven:
+        assert ready != "True"

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan
+from sandboxpool.pools.unavailable import max_unavailable
 from sandboxpool.pools.unfit import STUCK_SECONDS, UNREADY_GRACE_SECONDS
 from sandboxpool.reasons import Reason
 from support.simulation.effort import SIMULATIONS
@@ -54,7 +55,7 @@ class DecideMachine(RuleBasedStateMachine):
         ceiling=st.none() | st.integers(1, 8),
         at_once=st.integers(1, 4),
         update=st.sampled_from(["RollingUpdate", "RollingUpdate", "OnClaim", "Recreate"]),
-        missing=st.integers(1, 3),
+        missing=st.integers(1, 3) | st.sampled_from(["40%", "100%"]),
         proof=st.sampled_from(["None", "None", "PerSandbox"]),
         starts=st.sampled_from(Start),
         seconds=st.sampled_from([0, 10, 10]),
@@ -65,7 +66,7 @@ class DecideMachine(RuleBasedStateMachine):
         ceiling: int | None,
         at_once: int,
         update: str,
-        missing: int,
+        missing: int | str,
         proof: str,
         starts: Start,
         seconds: int,
@@ -124,16 +125,18 @@ class DecideMachine(RuleBasedStateMachine):
             assert len(there) - len(chosen) >= floor, "more than is replaced"
             return
         if any(d.reason is not Reason.AT_TARGET for d in plan.delete if d.member in chosen):
-            floor -= spec.update.max_unavailable
+            floor -= max_unavailable(spec.update, plan.target)
         if spec.max_sandboxes is not None and not all(map(self.is_usable, chosen)):
             # Where what stays holds all the room, what is of no use goes before others are made.
             staying = [m for m in given.members if m.state.value in self.STAYING]
             held = sum(not self.is_available(m) or m.state.value == "claimed" for m in staying)
-            floor = min(floor, spec.max_sandboxes - held - spec.update.max_unavailable)
+            floor = min(
+                floor, spec.max_sandboxes - held - max_unavailable(spec.update, plan.target)
+            )
         assert len(there) - len(chosen) >= floor, "more than may be missing"
         if any(map(self.is_usable, chosen)):
             left = [m for m in there if m.uid not in going and self.is_usable(m)]
-            assert len(left) >= plan.target - spec.update.max_unavailable
+            assert len(left) >= plan.target - max_unavailable(spec.update, plan.target)
 
     STAYING = frozenset({"claimed", "unproven", "stranded"})
 
@@ -183,7 +186,7 @@ class DecideMachine(RuleBasedStateMachine):
         stock = [p for p in world.pods.values() if not p.claimed and not p.leaving and not p.ended]
         good = [p for p in stock if not p.node or self.is_trusted(p.node)]
         useless = sum(self.seems_useless(p) for p in good)
-        spare = min(useless, max(1, spec.update.max_unavailable))
+        spare = min(useless, max(1, max_unavailable(spec.update, plan.target)))
         assert len(good) <= plan.target + spare, "more than the target"
         cold = [p for p in world.pods.values() if p.cold and not p.leaving and not p.ended]
         starting = sum(not p.started for p in (*good, *cold)) - useless

@@ -36,7 +36,7 @@ class Book:
         found = self.pods.get(uid)
         if found is None:
             return None
-        return found, self.ground, self.event, self.deleting, self.claimed
+        return found, self.ground, self.event, self.deleting, self.claimed, None
 
     def put(self, pod: Pod) -> None:
         self.pods[pod.metadata.uid] = pod

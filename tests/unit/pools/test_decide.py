@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sandboxpool.pools.decide import CAUTIOUS_AFTER_FAILURES, decide
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan, Trouble, foreign, outdated
+from sandboxpool.pools.unavailable import max_unavailable
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
@@ -449,7 +450,7 @@ def any_input(draw: st.DrawFn) -> PoolInput:
         startup={"timeoutSeconds": 100, "maxStarting": draw(st.integers(1, 5))},
         update={
             "type": draw(st.sampled_from(["RollingUpdate", "OnClaim", "Recreate"])),
-            "maxUnavailable": draw(st.integers(1, 4)),
+            "maxUnavailable": draw(st.integers(1, 4) | st.sampled_from(["25%", "60%", "100%"])),
         },
         maxAgeSeconds=draw(st.sampled_from([None, 60, 600])),
     )
@@ -503,7 +504,7 @@ def test_no_move_takes_more_than_may_be_missing(pool: PoolInput) -> None:
     nowhere = (
         not pool.verdict.hopeful or not pool.resolution.usable or pool.template is not ACCEPTED
     )
-    floor = plan.target - (0 if nowhere else pool.spec.update.max_unavailable)
+    floor = plan.target - (0 if nowhere else max_unavailable(pool.spec.update, plan.target))
     waiting = [m for m in kept(pool, plan, STRANDED) if doubted(m)]
     usable = pool.resolution.usable
     warm = [m for m in pool.members if m.state is W and not (usable and foreign(m, pool))]
@@ -528,7 +529,9 @@ def test_a_rollout_itself_leaves_at_most_max_unavailable_missing(pool: PoolInput
     plan = decide(pool)
     rolled = [d for d in plan.delete if d.reason is Reason.ROLLING and d.member.state is W]
     if rolled and pool.spec.update.type != "Recreate":
-        assert len(kept(pool, plan, W)) >= plan.target - pool.spec.update.max_unavailable
+        assert len(kept(pool, plan, W)) >= plan.target - max_unavailable(
+            pool.spec.update, plan.target
+        )
     if pool.spec.update.type == "OnClaim":
         for_age = [d for d in plan.delete if "revision" in d.message]
         assert {d.member.state for d in for_age} <= {UNPROVEN}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan, Trouble
+from sandboxpool.pools.unavailable import max_unavailable
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
@@ -314,7 +315,7 @@ def half_broken(draw: st.DrawFn) -> PoolInput:
         stock,
         replicas=replicas,
         maxSandboxes=ceiling,
-        update={"maxUnavailable": draw(st.integers(1, 3))},
+        update={"maxUnavailable": draw(st.integers(1, 3) | st.sampled_from(["30%", "50%"]))},
         startup={"maxStarting": draw(st.integers(1, 5))},
     )
 
@@ -327,7 +328,9 @@ def test_every_move_comes_to_its_end_within_its_budget(given: PoolInput) -> None
         before = fleet.ready
         plan = fleet.step()
         if any(d.reason is not Reason.AT_TARGET for d in plan.delete):
-            assert fleet.ready >= min(before, plan.target - given.spec.update.max_unavailable)
+            assert fleet.ready >= min(
+                before, plan.target - max_unavailable(given.spec.update, plan.target)
+            )
         if fleet.at_rest:
             break
     else:
@@ -347,7 +350,7 @@ def test_while_no_successor_becomes_warm_only_what_may_be_missing_is_given_up(
 ) -> None:
     fleet = Fleet(given, never_warm=True)
     first = decide(given)
-    floor = max(0, first.target - given.spec.update.max_unavailable)
+    floor = max(0, first.target - max_unavailable(given.spec.update, first.target))
     for _ in range(20):
         fleet.step()
     assert fleet.ready >= min(Fleet(given).ready, floor)

@@ -336,13 +336,13 @@ def test_percentiles_of_a_window() -> None:
     times = StartupTimes()
     assert times.summary(0.0) is None
     for i in range(1, 101):
-        times.add("ready", float(i), 0.0)
+        times.add("ready", i / 1000, 0.0)
     found = times.summary(10.0)
     assert found is not None
     assert found["stages"]["ready"] == {
-        "p50Seconds": 50.0,
-        "p95Seconds": 95.0,
-        "p99Seconds": 99.0,
+        "p50Milliseconds": 50,
+        "p95Milliseconds": 95,
+        "p99Milliseconds": 99,
         "samples": 100,
     }
     assert times.summary(WINDOW_SECONDS + 1.0) is None

@@ -34,6 +34,7 @@ from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.probe import ProbeImage
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
+from support.inquiries import Unasked
 from support.scriptedapi import BROKEN, CONFLICT, QUOTA, REFUSED, UNDECIDED, UNKNOWN, ScriptedApi
 
 pytestmark = pytest.mark.looptime
@@ -87,6 +88,7 @@ class World:
             observer=self.observer,
             on_start_timeout=self.given_up.append,
             probe=ProbeImage("registry.example/probe:1"),
+            inquiry=Unasked(),
             on_startup_sample=lambda pool, stage, seconds: None,
             wall=self.wall,
             clock=lambda: asyncio.get_running_loop().time(),

@@ -13,20 +13,24 @@ from sandboxpool.pools.decide import decide
 from sandboxpool.pools.members import Member, State
 from sandboxpool.pools.plan import PoolInput, Trouble
 from sandboxpool.pools.status import invalid_status, pool_status
+from sandboxpool.pools.store import parse, sandboxes_of
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.resolve import resolve
 from sandboxpool.runtimes.verdict import Verdict
 from support.builders import (
+    CLASS_UID,
     MISMATCH,
     MISSING,
     NOT_CHECKED,
     NOW,
     REJECTED,
+    REVISION,
     facts,
     member,
     members,
     pool,
+    pool_body,
     pool_input,
     runtime,
 )
@@ -155,7 +159,7 @@ def test_what_is_kept_out_is_counted_apart() -> None:
         not_isolating=("u", "v"),
     )
     status = computed(pool_input(stock, replicas=9, verdict=verdict))
-    assert [status[key] for key in ("replicas", "warm", "unproven")] == [7, 2, 3]
+    assert [status[k] for k in ("replicas", "warm", "unproven", "stranded")] == [7, 2, 3, 2]
     assert status["runtime"]["nodes"] == {
         "eligible": 7,
         "serving": 1,
@@ -224,6 +228,41 @@ def test_a_class_made_again_is_said_while_its_former_sandboxes_live() -> None:
 def test_sandboxes_that_no_claim_may_have_do_not_make_a_paused_pool_ready() -> None:
     given = pool_input([member(runtime_uid="former")], paused=True)
     assert brief(computed(given), "Ready")[0] == "False"
+
+
+UNCLAIMED = ("warm", "starting", "unproven", "unready", "stranded", "failed")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(State),
+            st.sampled_from(["old", REVISION]),
+            st.sampled_from(["former", CLASS_UID]),
+        ),
+        max_size=12,
+    )
+)
+def test_the_counts_add_up(kinds: list[tuple[State, str, str]]) -> None:
+    stock = [
+        member(
+            f"m{number}",
+            state,
+            revision=revision,
+            runtime_uid=runtime_uid,
+        )
+        for number, (state, revision, runtime_uid) in enumerate(kinds)
+    ]
+    status = computed(pool_input(stock, replicas=5))
+    assert status["replicas"] == sum(status[key] for key in UNCLAIMED)
+    others = sum(status[key] for key in ("claimed", "ended", "stopping"))
+    assert status["replicas"] + others == len(stock)
+    assert status["outdated"] <= status["replicas"]
+    # What is shown of the class says the same, in the same words.
+    pool = parse(pool_body(status=status), None)
+    shown = sandboxes_of(pool)
+    assert {key: shown[State(key)] for key in UNCLAIMED} == {k: status[k] for k in UNCLAIMED}
+    assert sum(shown.values()) == len(stock)
 
 
 def test_sandboxes_of_another_runtime_count_as_outdated() -> None:

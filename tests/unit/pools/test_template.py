@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sandboxpool.api import names
 from sandboxpool.pools.pool import revision_of
 from sandboxpool.pools.template import (
-    LONGEST_POOL_NAME,
     ClaimRef,
     build_pod,
     handed_over,
@@ -232,7 +231,7 @@ def test_the_template_itself_is_never_changed(cold: bool) -> None:
 def test_a_seed_names_one_pod_for_ever() -> None:
     assert pod_name("pool", "seed") == "pool-19b25856e1"
     assert pod_name("pool", "seed") != pod_name("pool", "other")
-    assert len(pod_name("p" * LONGEST_POOL_NAME, "seed")) == 63
+    assert len(pod_name("p" * names.MAX_POOL_NAME, "seed")) == 63
 
 
 @pytest.mark.parametrize("hostnames", [None, (), ("a",)])

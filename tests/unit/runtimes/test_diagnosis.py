@@ -8,12 +8,14 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from sandboxpool.api.core import Pod
+from sandboxpool.api.core import Pod, SchedulingGate
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes import diagnosis
+from sandboxpool.runtimes import diagnosis, podevents
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY, Failure, cut, diagnose
 from sandboxpool.runtimes.patterns import TABLE
+from sandboxpool.runtimes.structure import REASONS
 from support.builders import pod, pod_body
 
 PREFIX = "Failed to create pod sandbox: "
@@ -88,8 +90,8 @@ def test_a_long_text_is_cut_and_its_cure_is_not(text: str) -> None:
 
 def test_lines_become_one() -> None:
     text = 'Others("failed to handle it\n\nCaused by:\n    0: init runtime\n    1: start it")'
-    assert found(starting(), PREFIX + text).message == (
-        'Others("failed to handle it Caused by: 0: init runtime 1: start it")'
+    assert found(starting(), PREFIX + RPC + text).message == (
+        f'{RPC}Others("failed to handle it Caused by: 0: init runtime 1: start it")'
     )
 
 
@@ -137,8 +139,14 @@ def test_the_schedulers_words_are_kept_and_it_goes_on_trying() -> None:
     assert failure.message == "0/3 nodes are available: 3 node(s) didn't match"
 
 
-def test_a_gated_pod_is_not_unschedulable() -> None:
-    assert diagnose(unscheduled("SchedulingGated"), None) is None
+def test_a_gated_pod_is_held_and_its_gates_are_named() -> None:
+    gated = unscheduled("SchedulingGated")
+    gates = [SchedulingGate("example.com/quota"), SchedulingGate("example.com/other")]
+    gated = replace(gated, spec=replace(gated.spec, schedulingGates=gates))
+    failure = found(gated)
+    assert failure.reason is Reason.SCHEDULING_GATED
+    assert (failure.heals, failure.everywhere, failure.node) == (True, True, "")
+    assert failure.message.endswith(": example.com/quota, example.com/other")
 
 
 @pytest.mark.parametrize(
@@ -149,9 +157,10 @@ def test_a_gated_pod_is_not_unschedulable() -> None:
         ("ErrImageNeverPull", Reason.IMAGE_PULL_FAILED, True),
         ("InvalidImageName", Reason.IMAGE_PULL_FAILED, True),
         ("CreateContainerConfigError", Reason.CONTAINER_CONFIG_ERROR, True),
-        ("CreateContainerError", Reason.CONTAINER_FAILED, False),
+        ("CreateContainerError", Reason.CONTAINER_START_ERROR, False),
+        ("RunContainerError", Reason.CONTAINER_START_ERROR, False),
+        ("PreStartHookError", Reason.CONTAINER_START_ERROR, False),
         ("CrashLoopBackOff", Reason.CONTAINER_FAILED, False),
-        ("RunContainerError", Reason.CONTAINER_FAILED, False),
     ],
 )
 @pytest.mark.parametrize("kind", ["containerStatuses", "initContainerStatuses"])
@@ -185,7 +194,7 @@ def ended(code: int, reason: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"reason": "NodeShutdown", "message": "Pod was terminated"}, "NodeShutdown"),
+        ({"reason": "DeadlineExceeded", "message": "Pod was active"}, "DeadlineExceeded"),
         ({"containerStatuses": [ended(3, "Error")]}, "exit code 3"),
         ({"containerStatuses": [ended(0, "Completed"), ended(3, "Error")]}, "exit code 3"),
         ({"initContainerStatuses": [ended(9, "Error")]}, "exit code 9"),
@@ -238,7 +247,8 @@ def test_a_handler_taken_away_under_a_sandbox_is_the_runtimes_fault() -> None:
 )
 def test_other_words_of_a_container_do_not_blame_the_runtime(reason: str, message: str) -> None:
     failure = found(pod(ready=False, containerStatuses=[waiting(reason, message)]))
-    assert (failure.reason, failure.blames_runtime) == (Reason.CONTAINER_FAILED, False)
+    assert not failure.blames_runtime
+    assert failure.reason in (Reason.CONTAINER_FAILED, Reason.CONTAINER_START_ERROR)
 
 
 def test_an_applications_last_message_is_never_looked_up() -> None:
@@ -255,6 +265,7 @@ def test_an_applications_last_message_is_never_looked_up() -> None:
 def test_every_reason_of_a_failure_has_its_place_in_the_order_of_severity() -> None:
     """Whoever sorts by it must not stumble over a reason that it does not know."""
     code = inspect.getsource(diagnosis).split("_IMAGE_REASONS = ", 1)[1]
+    code += inspect.getsource(podevents)
     used = {Reason[name] for name in re.findall(r"Reason\.([A-Z_]+)", code)}
     assert used >= {Reason.SANDBOX_CREATE_FAILED, Reason.EVICTED, Reason.UNSCHEDULABLE}
     assert len(set(SEVERITY)) == len(SEVERITY)
@@ -262,5 +273,6 @@ def test_every_reason_of_a_failure_has_its_place_in_the_order_of_severity() -> N
     assert set(SEVERITY) == (
         used
         | {row.cause.reason for row in TABLE}
+        | REASONS
         | {Reason.SANDBOX_START_TIMEOUT, Reason.POD_NOT_READY}
     )

@@ -241,7 +241,12 @@ class NodeIndex:
     def _is_marked(self, node: NodeFacts, view: _View) -> bool:
         if self.by_hostname or node.name in self._unlabelled:
             return True
-        return keeps_away(node.exclusions, view.handler, proof_wanted=view.proof_wanted)
+        return bool(node.exclusions) and keeps_away(
+            node.exclusions,
+            view.handler,
+            proof_wanted=view.proof_wanted,
+            user_namespaces=view.placement.user_namespaces,
+        )
 
     def _mark(self, nodes: Iterable[str]) -> None:
         for name in nodes:

@@ -135,7 +135,7 @@ def test_pods_land_where_kube_scheduler_lets_them_and_on_no_node_that_is_kept_ou
         )
         node = facts_of(msgspec.convert(body, Node))
         kept_out = pool_key(POOL_UID) in node.exclusions or keeps_away(
-            node.exclusions, "runsc", proof_wanted=proof == "PerNode"
+            node.exclusions, "runsc", proof_wanted=proof == "PerNode", user_namespaces=False
         )
         ours.append(allows(placement_of(spec, runtime()), node, now=True) and not kept_out)
         questions.append({"pod": {"spec": made["spec"]}, "node": body})

@@ -10,6 +10,7 @@ from sandboxpool.api import names
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.pool import Pool
 from sandboxpool.runtimes.exclusion import by_hostname, by_label, require
+from sandboxpool.runtimes.placement import wants_user_namespace
 from sandboxpool.runtimes.probe import ProbeImage, sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
@@ -71,7 +72,12 @@ def build_pod(
     requirements = (
         by_hostname(verdict.excluded)
         if verdict.by_hostname
-        else by_label(runtime.handler, pool.uid, proof_wanted=pool.proof is not IsolationProof.NONE)
+        else by_label(
+            runtime.handler,
+            pool.uid,
+            proof_wanted=pool.proof is not IsolationProof.NONE,
+            user_namespaces=wants_user_namespace(spec),
+        )
     )
     if requirements:
         spec["affinity"] = require(spec.get("affinity"), requirements)

@@ -23,17 +23,18 @@ INSTALL_GRACE_SECONDS = 300.0
 class Why(StrEnum):
     """Why a node is not to be used for a handler: the label's value, the first before the last.
 
-    The last, which only some pools mind, must never hide another.
+    Those that only some pools mind never hide another.
     """
 
     NOT_SERVING = "NotServing"
     QUARANTINED = "Quarantined"
     UNAVAILABLE = "Unavailable"
+    NEITHER = "NotIsolatingNoUserNamespaces"
     NOT_ISOLATING = "NotIsolating"
+    NO_USER_NAMESPACES = "NoUserNamespaces"
 
 
-# What pools mind that want no proof of isolation.
-_ALWAYS = tuple(why.value for why in Why if why is not Why.NOT_ISOLATING)
+_OF_SOME = frozenset({Why.NOT_ISOLATING, Why.NO_USER_NAMESPACES})
 _RANK = {why: rank for rank, why in enumerate(Why)}
 
 
@@ -48,28 +49,45 @@ def pool_key(pool_uid: str) -> str:
 
 
 def worst(why: Why, other: Why | None) -> Why:
-    """The one of two that the label is to say."""
+    """What the label is to say of two."""
+    if {why, other} == _OF_SOME:
+        return Why.NEITHER
     return min(why, other or why, key=_RANK.__getitem__)
 
 
-def keeps_away(node: Mapping[str, str], handler: str, *, proof_wanted: bool) -> bool:
+def _minded(*, proof_wanted: bool, user_namespaces: bool) -> list[str]:
+    """The values that a pool minds."""
+    spared = {Why.NEITHER, *_OF_SOME}
+    if proof_wanted:
+        spared -= {Why.NEITHER, Why.NOT_ISOLATING}
+    if user_namespaces:
+        spared -= {Why.NEITHER, Why.NO_USER_NAMESPACES}
+    return [why.value for why in Why if why not in spared]
+
+
+def keeps_away(
+    node: Mapping[str, str], handler: str, *, proof_wanted: bool, user_namespaces: bool
+) -> bool:
     """Whether these exclusion labels of a node keep a pool's pods away from it.
 
     Args:
         node: the node's labels under `PREFIX`.
         handler: the pods' handler.
         proof_wanted: the pool wants proof of isolation.
+        user_namespaces: its pods want user namespaces of their own.
     """
     value = node.get(handler_key(handler))
-    return value is not None and (proof_wanted or value in _ALWAYS)
+    return value is not None and value in _minded(
+        proof_wanted=proof_wanted, user_namespaces=user_namespaces
+    )
 
 
-def by_label(handler: str, pool_uid: str, *, proof_wanted: bool) -> list[dict[str, Any]]:
+def by_label(
+    handler: str, pool_uid: str, *, proof_wanted: bool, user_namespaces: bool
+) -> list[dict[str, Any]]:
     """What every pod of a pool requires of its node's labels."""
-    key = handler_key(handler)
-    of_handler: dict[str, Any] = {"key": key, "operator": "DoesNotExist"}
-    if not proof_wanted:
-        of_handler = {"key": key, "operator": "NotIn", "values": list(_ALWAYS)}
+    values = _minded(proof_wanted=proof_wanted, user_namespaces=user_namespaces)
+    of_handler = {"key": handler_key(handler), "operator": "NotIn", "values": values}
     return [of_handler, {"key": pool_key(pool_uid), "operator": "DoesNotExist"}]
 
 

@@ -36,7 +36,13 @@ _KEPT_OUT = {
     Answer.NOT_ISOLATING: Why.NOT_ISOLATING,
 }
 # Whom to name first, where not all can be named.
-_NAMED_FIRST = (Why.QUARANTINED, Why.NOT_ISOLATING, Why.UNAVAILABLE, Why.NOT_SERVING)
+_NAMED_FIRST = (
+    Why.QUARANTINED,
+    Why.NOT_ISOLATING,
+    Why.UNAVAILABLE,
+    Why.NOT_SERVING,
+    Why.NO_USER_NAMESPACES,
+)
 
 
 def answer_of(node: NodeFacts, handler: str) -> Answer:
@@ -55,6 +61,7 @@ class Standing:
         lands: the scheduler may put a pod on it at this moment, by its labels and taints.
         marked: its exclusion labels keep the pods away, or it cannot be labelled.
         young: it joined a moment ago, so that its runtimes may yet be installed.
+        listed: it lists the handler, so that it may serve others.
     """
 
     node: NodeFacts
@@ -62,6 +69,7 @@ class Standing:
     lands: bool
     marked: bool = True
     young: bool = False
+    listed: bool = False
 
     @property
     def eligible(self) -> bool:
@@ -71,10 +79,13 @@ class Standing:
     @property
     def why(self) -> Why | None:
         """Why pods must keep away from it, if they must."""
-        if self.answer in (Answer.NOT_SERVING, Answer.QUARANTINED):
+        unsupported = self.answer is Answer.NOT_SERVING and self.listed
+        if self.answer in (Answer.NOT_SERVING, Answer.QUARANTINED) and not unsupported:
             return _KEPT_OUT[self.answer]
         if self.lands and not self.node.usable:
             return Why.UNAVAILABLE
+        if unsupported:
+            return Why.NO_USER_NAMESPACES
         return _KEPT_OUT.get(self.answer)
 
 
@@ -114,7 +125,8 @@ def stand(
     # What neither comes nor goes was asked for already.
     passing = node.taints or not node.usable
     lands = not passing or allows(placement, node, now=True)
-    return Standing(node, answer, lands, marked, young)
+    listed = node.handlers is not None and handler in node.handlers
+    return Standing(node, answer, lands, marked, young, listed)
 
 
 @dataclass(frozen=True, slots=True)

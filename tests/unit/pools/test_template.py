@@ -163,20 +163,29 @@ def test_without_an_affinity_the_exclusion_is_all_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("proof", "of_handler"),
+    ("proof", "limits", "minds"),
     [
-        ("PerNode", {"operator": "DoesNotExist"}),
-        ("PerSandbox", {"operator": "DoesNotExist"}),
-        ("None", {"operator": "NotIn", "values": ["NotServing", "Quarantined", "Unavailable"]}),
+        ("PerNode", {}, ["NotIsolatingNoUserNamespaces", "NotIsolating"]),
+        ("PerSandbox", {"hostUsers": True}, ["NotIsolatingNoUserNamespaces", "NotIsolating"]),
+        ("None", {}, []),
+        ("None", {"hostUsers": False}, ["NotIsolatingNoUserNamespaces", "NoUserNamespaces"]),
+        (
+            "PerNode",
+            {"hostUsers": False},
+            ["NotIsolatingNoUserNamespaces", "NotIsolating", "NoUserNamespaces"],
+        ),
     ],
 )
-def test_pods_keep_away_from_labelled_nodes(proof: str, of_handler: dict[str, Any]) -> None:
+def test_pods_keep_away_from_labelled_nodes(
+    proof: str, limits: dict[str, Any], minds: list[str]
+) -> None:
     """Who wants no proof may use nodes on which the runtime does not isolate."""
-    spec = built({"spec": {"containers": CONTAINERS}}, isolationProof=proof)["spec"]
+    spec = built({"spec": {"containers": CONTAINERS, **limits}}, isolationProof=proof)["spec"]
+    values = ["NotServing", "Quarantined", "Unavailable", *minds]
     assert terms(spec) == [
         {
             "matchExpressions": [
-                {"key": "excluded.sandboxpool.io/runsc", **of_handler},
+                {"key": "excluded.sandboxpool.io/runsc", "operator": "NotIn", "values": values},
                 {"key": "excluded.sandboxpool.io/pool-pool-uid", "operator": "DoesNotExist"},
             ]
         }

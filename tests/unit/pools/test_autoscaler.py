@@ -15,10 +15,10 @@ from sandboxpool.pools.state import (
     LONGEST_AUTOSCALER_BACKOFF_SECONDS,
     PoolState,
 )
+from sandboxpool.pools.unfit import NEW_NODE_SECONDS
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import Failure
-from sandboxpool.pools.unfit import NEW_NODE_SECONDS
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement

@@ -56,6 +56,9 @@ BINARIES = {
         # The oldest version that the chart takes, for what must hold there too.
         Binary("kube-apiserver-oldest", "kubernetes-oldest", f"{_KUBERNETES}/kube-apiserver"),
         Binary("pause", "pause", "."),
+        # No parts of a cluster: what others' schedulers say of our pods.
+        Binary("karpenter-check", "karpenter-check", "."),
+        Binary("scheduler-check", "scheduler-check", "."),
         Binary("kind", "kind", "sigs.k8s.io/kind"),
         Binary("runsc", "gvisor", "gvisor.dev/gvisor/runsc"),
         Binary("containerd-shim-runsc-v1", "gvisor", "gvisor.dev/gvisor/shim"),

@@ -57,6 +57,9 @@ from sandboxpool.webauth import Reviewer
 logger = logging.getLogger(__name__)
 
 LIST_SECONDS = 60.0
+# A new leader labels no node before it has looked at all pools; it asks so often, and goes on then.
+FIRST_LOOKS = 300
+FIRST_LOOK_SECONDS = 0.2
 SWEEP_SECONDS = 60.0
 LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
@@ -128,7 +131,9 @@ class Operator:
             wall=wall,
             unfit=lambda: "; ".join(self._blind()),
         )
-        self._cluster = Cluster(settings.proof_max_age)
+        self._cluster = Cluster(settings.proof_max_age, wall)
+        self._cluster.nodes.on_mark = lambda node: self._reactions.mark(node)
+        self._cluster.nodes.name_hostnames(not settings.exclusion_labels)
         self._allocator = Allocator(lambda *held: self._reactions.held(*held))
         self._queues = Queues(
             pools=WorkQueue("pools", self._metrics.queue("pools"), places=settings.pool_workers),
@@ -137,7 +142,7 @@ class Operator:
             ),
             runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes"), places=1),
             nodes=WorkQueue("nodes", self._metrics.queue("nodes"), places=1)
-            if settings.publish_on_nodes
+            if settings.publish_on_nodes or settings.exclusion_labels
             else None,
         )
         # What the parts call when something has changed; each call comes long after this line.
@@ -268,6 +273,10 @@ class Operator:
             cluster=self._cluster,
             get=lambda name: self._nodes.get("", name),
             wall=wall,
+            clock=clock,
+            exclude=settings.exclusion_labels,
+            publish=settings.publish_on_nodes,
+            on_change=self._reactions.labels_changed,
         )
         self._sandbox_events = self._informer(
             "v1",
@@ -482,10 +491,18 @@ class Operator:
             "kopf": self._kopf,
         }
         if (nodes := queues.nodes) is not None:
-            running["nodes"] = lambda: nodes.work(self._publisher.reconcile)
+            running["nodes"] = lambda: self._keep_nodes(nodes)
         async with asyncio.TaskGroup() as parts:
             for name, part in running.items():
                 parts.create_task(self._survive(name, part))
+
+    async def _keep_nodes(self, nodes: WorkQueue[str]) -> None:
+        """Keep what is ours on nodes, once every pool was looked at: none of it goes by mistake."""
+        for _ in range(FIRST_LOOKS):
+            if not any(map(self._cluster.is_unjudged, self._pools)):
+                break
+            await asyncio.sleep(FIRST_LOOK_SECONDS)
+        await nodes.work(self._publisher.reconcile)
 
     async def run(self) -> None:
         """Run until a signal comes, or the lease is lost.

@@ -5,8 +5,9 @@ is kept up to date by the change itself, so no reader ever scans what is not its
 """
 
 import random
+import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.members import claim_uid_of, pool_uid_of
 from sandboxpool.pools.pool import Pool
-from sandboxpool.runtimes.avoidance import Avoidance, keep_away
+from sandboxpool.runtimes.avoidance import Avoidance, chosen, keep_away
 from sandboxpool.runtimes.evidence import (
     MAX_AGE_SECONDS,
     Evidence,
@@ -25,6 +26,15 @@ from sandboxpool.runtimes.evidence import (
     judge_sandbox,
     no_evidence,
     uncontrolled,
+)
+from sandboxpool.runtimes.exclusion import (
+    AVOIDED,
+    INSTALL_GRACE_SECONDS,
+    Why,
+    handler_key,
+    keeps_away,
+    pool_key,
+    worst,
 )
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.hints import Hints
@@ -126,6 +136,7 @@ class _View:
         self.silent: set[str] = set()
         # A set that keeps an order.
         self.readers: dict[Reader, None] = {}
+        self.pools = 0
         self.read = True
 
     def is_of(self, handler: str, proof_wanted: bool) -> bool:
@@ -138,11 +149,25 @@ class NodeIndex:
     A change of one node costs one look at it for each view, however large the fleet is, and
     concerns only those who have read a verdict that it has changed. Whoever stands alike to all
     nodes shares a view: tolerations of what no node has are left out.
+
+    ``on_mark`` is told the name of a node whose exclusion labels may have to be others, unless it
+    is the node's own change that says so.
     """
 
-    def __init__(self, quarantines: Quarantines, evidence: EvidenceBook) -> None:
+    def __init__(
+        self,
+        quarantines: Quarantines,
+        evidence: EvidenceBook,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._quarantines = quarantines
         self._evidence = evidence
+        self._wall = wall
+        self.on_mark: Callable[[str], None] = lambda name: None
+        self.by_hostname = False
+        # Nodes that cannot be labelled, and those that have joined a moment ago.
+        self._unlabelled: frozenset[str] = frozenset()
+        self._young: set[str] = set()
         self._facts: dict[str, NodeFacts] = {}
         self._views: dict[tuple[str, Placement, bool], _View] = {}
         self._readers: dict[Reader, tuple[Placement, _View]] = {}
@@ -172,8 +197,12 @@ class NodeIndex:
             return False
         if after is None:
             del self._facts[name]
+            self._young.discard(name)
+            self._unlabelled -= {name}
         else:
             self._facts[name] = after
+            if self.seconds_young(after) > 0:
+                self._young.add(name)
         self._lengthen(
             self._taints.change(before.taints if before else (), after.taints if after else ())
         )
@@ -185,10 +214,18 @@ class NodeIndex:
 
     def reconsider(self, name: str) -> bool:
         """A node has changed, or what is known of it; return whether any verdict has."""
-        changed = [view for view in self._views.values() if self._stand(view, name)]
-        for view in changed:
+        if name in self._young and self.seconds_young(self._facts[name]) <= 0:
+            self._young.discard(name)
+        changed = False
+        for view in self._views.values():
+            hopeful = view.tally.hopeful
+            if not self._stand(view, name):
+                continue
+            changed = True
             self._changed |= view.readers
-        return bool(changed)
+            if view.pools and view.tally.hopeful is not hopeful:
+                self._mark(view.tally.spared())
+        return changed
 
     def _stand(self, view: _View, name: str) -> bool:
         had_proof = bool(view.proven)
@@ -214,6 +251,8 @@ class NodeIndex:
                 quarantined=self._quarantines.is_open(name, view.handler),
                 not_isolating=isolation is Isolation.NOT_PROVEN,
                 unproven=silent and bool(view.proven),
+                marked=self._is_marked(node, view),
+                young=name in self._young,
             )
         proven = (
             isolation is Isolation.PROVEN
@@ -224,6 +263,58 @@ class NodeIndex:
         for names_of, holds in ((view.proven, proven), (view.silent, silent)):
             (names_of.add if holds else names_of.discard)(name)
         return view.tally.put(name, standing)
+
+    # --- Exclusion labels ------------------------------------------------------------------------
+
+    def _is_marked(self, node: NodeFacts, view: _View) -> bool:
+        if self.by_hostname or node.name in self._unlabelled:
+            return True
+        return bool(node.exclusions) and keeps_away(
+            node.exclusions,
+            view.handler,
+            proof_wanted=view.proof_wanted,
+            user_namespaces=view.placement.user_namespaces,
+        )
+
+    def _mark(self, nodes: Iterable[str]) -> None:
+        for name in nodes:
+            self.on_mark(name)
+
+    def marks(self, name: str) -> dict[str, Why]:
+        """The handlers of pools that a node is not to be used for, and why."""
+        found: dict[str, Why] = {}
+        for view in self._views.values():
+            why = view.tally.why(name) if view.pools else None
+            if why is not None:
+                found[view.handler] = worst(why, found.get(view.handler))
+        return found
+
+    @property
+    def unlabelled(self) -> frozenset[str]:
+        """The names of nodes that cannot be labelled."""
+        return self._unlabelled
+
+    def note_labelled(self, name: str, possible: bool) -> None:
+        """Whether the labels of a node can be written; pods wait for no label that cannot."""
+        if possible is (name in self._unlabelled):
+            self._unlabelled ^= {name}
+            self.reconsider(name)
+
+    def name_hostnames(self, by_hostname: bool) -> None:
+        """Whether pods have to name the hostnames that they keep away from."""
+        if self.by_hostname is by_hostname:
+            return
+        self.by_hostname = by_hostname
+        for view in self._views.values():
+            view.tally.name_hostnames(by_hostname)
+            self._changed |= view.readers
+            for name in self._facts:
+                self._stand(view, name)
+
+    def seconds_young(self, node: NodeFacts) -> float:
+        """For how long a node's runtimes may yet be installed."""
+        age = self._wall() - node.created
+        return max(0.0, INSTALL_GRACE_SECONDS - max(0.0, age))
 
     def verdict(
         self,
@@ -250,6 +341,7 @@ class NodeIndex:
         view = self._views.get(key)
         if view is None:
             view = self._views[key] = _View(handler, needed, proof_wanted=proof_wanted)
+            view.tally.name_hostnames(self.by_hostname)
             for name in self._facts:
                 self._stand(view, name)
         view.read = True
@@ -257,6 +349,10 @@ class NodeIndex:
             self.forget(reader)
             self._readers[reader] = placement, view
             view.readers[reader] = None
+            if reader[0] == "pool":
+                view.pools += 1
+                if view.pools == 1:
+                    self._mark(view.tally.kept_out())
         return view.tally.verdict
 
     def take_changed(self) -> list[Reader]:
@@ -267,8 +363,18 @@ class NodeIndex:
     def forget(self, reader: Reader) -> None:
         """A reader is gone, or asks for something else."""
         known = self._readers.pop(reader, None)
-        if known is not None:
-            del known[1].readers[reader]
+        if known is None:
+            return
+        view = known[1]
+        del view.readers[reader]
+        if reader[0] == "pool":
+            view.pools -= 1
+            if not view.pools:
+                self._mark(view.tally.kept_out())
+
+    def is_read_by(self, reader: Reader) -> bool:
+        """Whether a reader has asked for a verdict."""
+        return reader in self._readers
 
     # --- Tolerations -----------------------------------------------------------------------------
 
@@ -386,21 +492,28 @@ class Cluster:
 
     Args:
         max_proof_age: seconds after which a proof of isolation is none any more.
+        wall: seconds since the epoch.
     """
 
-    def __init__(self, max_proof_age: float = MAX_AGE_SECONDS) -> None:
+    def __init__(
+        self, max_proof_age: float = MAX_AGE_SECONDS, wall: Callable[[], float] = time.time
+    ) -> None:
         self.pods = PodIndex()
         self.quarantines = Quarantines(random.random)
         self.evidence = EvidenceBook(max_proof_age)
         self.hints = Hints()
         self.avoidance = Avoidance()
         self.room = Room()
-        self.nodes = NodeIndex(self.quarantines, self.evidence)
+        self.nodes = NodeIndex(self.quarantines, self.evidence, wall)
         self.events = SandboxEvents()
         self.classes: dict[str, Runtime] = {}
         self._grounds: dict[tuple[str, str, IsolationProof], Ground] = {}
         # By the pool's uid, with what they were made of.
         self._placements: dict[str, tuple[Mapping[str, Any], Runtime, Placement]] = {}
+        # What the dry run has shown, by the pool's uid, with the revision and class of it.
+        self._admitted: dict[str, tuple[str, Runtime, Placement]] = {}
+        # The names of the nodes that each pool keeps away from, where it does so.
+        self._kept_away: dict[str, tuple[str, ...]] = {}
 
     def resolution(self, pool: Pool) -> Resolution | None:
         """What the pool's class stands for now; None for a pool that does not fit the API."""
@@ -420,11 +533,43 @@ class Cluster:
             proof_wanted=pool.proof is not IsolationProof.NONE,
             reader=("pool", pool.uid),
         )
-        avoided = (self.nodes.get(name) for name in self.avoidance.of(pool.uid))
-        nodes = [node for node in avoided if node is not None]
-        return keep_away(verdict, nodes) if nodes else verdict
+        avoided = self.avoidance.of(pool.uid)
+        if not avoided and pool.uid not in self._kept_away:
+            return verdict
+        found = (self.nodes.get(name) for name in avoided)
+        nodes = chosen(verdict, [node for node in found if node is not None])
+        self._keep_away(pool.uid, tuple(sorted(node.name for node in nodes)))
+        return keep_away(verdict, nodes, pool.uid, self.nodes.unlabelled) if nodes else verdict
+
+    def _keep_away(self, pool_uid: str, nodes: tuple[str, ...]) -> None:
+        before = self._kept_away.pop(pool_uid, ())
+        if nodes:
+            self._kept_away[pool_uid] = nodes
+        for name in set(before) ^ set(nodes):
+            self.nodes.on_mark(name)
+
+    def pools_keeping_away(self, node: str) -> list[str]:
+        """The uids of the pools that keep away from a node by themselves."""
+        return [uid for uid, nodes in self._kept_away.items() if node in nodes]
+
+    def exclusion_labels(self, node: str) -> dict[str, str]:
+        """The labels that keep pods off a node."""
+        handlers = {runtime.handler for runtime in self.classes.values()}
+        marks = self.nodes.marks(node)
+        labels = {handler_key(h): str(why) for h, why in marks.items() if h in handlers}
+        return labels | {pool_key(uid): AVOIDED for uid in self.pools_keeping_away(node)}
+
+    def note_admitted(self, pool: Pool, runtime: Runtime, placement: Placement | None) -> None:
+        """What limits the nodes of a pool's pods, as admission leaves them; None: not known."""
+        if placement is None:
+            self._admitted.pop(pool.uid, None)
+        elif self._admitted.get(pool.uid) != (pool.revision, runtime, placement):
+            self._admitted[pool.uid] = pool.revision, runtime, placement
 
     def _placement(self, pool: Pool, runtime: Runtime) -> Placement:
+        admitted = self._admitted.get(pool.uid)
+        if admitted is not None and admitted[:2] == (pool.revision, runtime):
+            return admitted[2]
         known = self._placements.get(pool.uid)
         # A template stays the same object for as long as nobody edits it.
         if known is not None and known[0] is pool.template and known[1] is runtime:
@@ -433,9 +578,21 @@ class Cluster:
         self._placements[pool.uid] = pool.template, runtime, placement
         return placement
 
+    def is_unjudged(self, pool: Pool) -> bool:
+        """Whether a pool that may make sandboxes has not been looked at yet."""
+        resolution = self.resolution(pool)
+        return (
+            not pool.deleting
+            and resolution is not None
+            and resolution.runtime is not None
+            and not self.nodes.is_read_by(("pool", pool.uid))
+        )
+
     def forget_pool(self, uid: str) -> None:
         """The pool is gone, so that no verdict concerns it."""
         self._placements.pop(uid, None)
+        self._admitted.pop(uid, None)
+        self._keep_away(uid, ())
         self.nodes.forget(("pool", uid))
 
     def runtime_of(self, pod: Pod) -> Runtime | None:

@@ -233,7 +233,11 @@ class _Review(msgspec.Struct):
 
 
 async def _rights(client: ApiClient, settings: Settings) -> str | None:
-    wanted = [right for right in RIGHTS if not right.purpose or getattr(settings, right.purpose)]
+    wanted = [
+        right
+        for right in RIGHTS
+        if not right.purpose or (getattr(settings, right.purpose) and not right.dispensable)
+    ]
     answers = await asyncio.gather(*(_may(client, r, settings.namespace) for r in wanted))
     missing = [str(right) for right, allowed in zip(wanted, answers, strict=True) if not allowed]
     if not missing:

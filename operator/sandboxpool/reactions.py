@@ -47,7 +47,7 @@ class Queues:
     pools: WorkQueue[Key]
     claims: WorkQueue[Key]
     runtimes: WorkQueue[str]
-    # Nodes to publish on; None if that is not wanted.
+    # Nodes to label, or to publish on; None if neither is wanted.
     nodes: WorkQueue[str] | None
 
     def close(self) -> None:
@@ -133,7 +133,12 @@ class Reactions:
                 self.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
         if changed or verdicts_changed:
             self._look_for_wishes()
-        self._publish_on(name)
+        for pool_uid in self.cluster.pools_keeping_away(name):
+            # They may have waited for the node's label.
+            pool = self.pools.by_uid(pool_uid)
+            if pool is not None:
+                self.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
+        self.mark(name)
 
     def sandbox_event(self, old: Event | None, new: Event | None) -> None:
         """The kubelet has said why a sandbox could not be made."""
@@ -205,7 +210,7 @@ class Reactions:
             self.queues.pools.add(pool.key)
         self.queues.runtimes.add(name)
         for node in self.cluster.nodes:
-            self._publish_on(node.name)
+            self.mark(node.name)
         self._look_for_wishes()
 
     def granted(self, claim_uid: str) -> None:
@@ -233,7 +238,7 @@ class Reactions:
         for runtime in self.cluster.classes.values():
             if runtime.handler == handler:
                 self.queues.runtimes.add_after(runtime.class_name, NODE_BURST_SECONDS)
-        self._publish_on(node)
+        self.mark(node)
         self._look_for_wishes()
 
     def hinted(self) -> None:
@@ -267,6 +272,10 @@ class Reactions:
         if pool is not None:
             self.queues.pools.add(pool.key)
 
+    def labels_changed(self) -> None:
+        """Which nodes can be labelled has changed, and so perhaps have verdicts."""
+        self._wake_readers()
+
     # --- Small things ----------------------------------------------------------------------------
 
     def _wake_readers(self) -> bool:
@@ -288,7 +297,8 @@ class Reactions:
         self.health().unsettle()
         self.prober.wake()
 
-    def _publish_on(self, node: str) -> None:
+    def mark(self, node: str) -> None:
+        """What stands on a node of ours may have to be something else."""
         if self.queues.nodes is not None:
             self.queues.nodes.add_after(node, NODE_BURST_SECONDS)
 

@@ -11,7 +11,7 @@ from sandboxpool.fleet import records
 from sandboxpool.kube import lease
 
 # What a right is for, beside what every installation needs: see the settings of the same names.
-Purpose = Literal["", "publish_on_nodes", "metrics_auth"]
+Purpose = Literal["", "exclusion_labels", "publish_on_nodes", "metrics_auth"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,6 +33,11 @@ class Right:
     own: bool = False
     names: tuple[str, ...] = ()
     purpose: Purpose = ""
+
+    @property
+    def dispensable(self) -> bool:
+        """Without it the operator works otherwise, and conditions of pools say what that costs."""
+        return self.purpose == "exclusion_labels"
 
     def __str__(self) -> str:
         resource = f"{self.resource}.{self.group}" if self.group else self.resource
@@ -66,6 +71,7 @@ RIGHTS: tuple[Right, ...] = (
     *_rights("node.k8s.io", "runtimeclasses", "get list watch"),
     *_own_rights("", "configmaps", "get create patch", records.NAMES),
     *_own_rights("coordination.k8s.io", "leases", "get watch create patch", (lease.NAME,)),
+    *_rights("", "nodes", "patch", purpose="exclusion_labels"),
     *_rights("", "nodes", "patch", purpose="publish_on_nodes"),
     *_rights("", "nodes/status", "patch", purpose="publish_on_nodes"),
     *_rights("authentication.k8s.io", "tokenreviews", "create", purpose="metrics_auth"),

@@ -63,6 +63,10 @@ class Settings:
     """Whether nodes get labels and conditions that say what is known of their runtimes
     (SANDBOXPOOL_PUBLISH_ON_NODES, true or false)."""
 
+    exclusion_labels: bool = True
+    """Whether nodes that sandboxes must keep away from are labelled so; else sandboxes name their
+    hostnames (SANDBOXPOOL_EXCLUSION_LABELS, true or false)."""
+
     probe_image: ProbeImage = field(default_factory=ProbeImage)
     """Image whose /bin/sh proves isolation (SANDBOXPOOL_PROBE_IMAGE), how it is pulled
     (SANDBOXPOOL_PROBE_PULL_POLICY: Always, IfNotPresent or Never; SANDBOXPOOL_PROBE_PULL_SECRETS:
@@ -131,6 +135,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
             1000,
         ),
         publish_on_nodes=_flag("SANDBOXPOOL_PUBLISH_ON_NODES", environ),
+        exclusion_labels=_flag("SANDBOXPOOL_EXCLUSION_LABELS", environ, default="true"),
         probe_image=image,
         probe_options=options,
         proof_max_age=_number(
@@ -229,8 +234,8 @@ def _address(variable: str, environ: Mapping[str, str], port: int) -> tuple[str 
     return host or None, _number(variable, number, 0, 65535)
 
 
-def _flag(variable: str, environ: Mapping[str, str]) -> bool:
-    text = environ.get(variable, "false").lower()
+def _flag(variable: str, environ: Mapping[str, str], default: str = "false") -> bool:
+    text = environ.get(variable, default).lower()
     if text not in ("true", "false"):
         raise SettingsError(f"{variable}={text}: use true or false")
     return text == "true"

@@ -6,6 +6,7 @@ Everybody acts with all rights here, as far as RBAC is concerned: only the polic
 import copy
 import json
 import os
+import re
 import ssl
 import subprocess
 import urllib.error
@@ -185,7 +186,7 @@ def refused(answer: tuple[int, Body], *says: str) -> bool:
     status, body = answer
     if status in (200, 201):
         return False
-    assert status == 403, body
+    assert status == 403, body["message"]
     assert [text for text in says if text not in body["message"]] == [], body["message"]
     return True
 
@@ -527,3 +528,117 @@ def test_without_the_policies_everything_is_as_it_was(cluster: Cluster) -> None:
     finally:
         cluster.upgrade(STRICT)
         strict(cluster)
+
+
+# --- Nodes ---------------------------------------------------------------------------------------
+
+NODE_PATH = "/api/v1/nodes/node-1"
+
+
+@pytest.fixture
+def node(cluster: Cluster) -> Iterator[str]:
+    """A node with labels of others, and somebody's taint."""
+    body = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "node-1", "labels": {"zone": "a"}, "annotations": {"a": "b"}},
+        "spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]},
+    }
+    assert cluster.send("POST", "/api/v1/nodes", body)[0] == 201
+    yield NODE_PATH
+    assert cluster.send("DELETE", NODE_PATH)[0] == 200
+
+
+def labelled(**labels: str | None) -> Body:
+    return {"metadata": {"labels": labels}}
+
+
+EXCLUDED = "excluded.sandboxpool.io/runsc"
+PUBLISHED = "runtime.sandboxpool.io/runsc"
+CONDITION = {"type": "sandboxpool.io/runsc", "status": "True"}
+FOREIGN_CHANGES: list[tuple[str, Body, str]] = [
+    ("", labelled(zone="b"), "metadata.labels: "),
+    ("", labelled(zone=None), "metadata.labels: "),
+    ("", labelled(**{"node-role.kubernetes.io/control-plane": ""}), "metadata.labels: "),
+    ("", labelled(**{"excluded.sandboxpool.io.evil/x": ""}), "metadata.labels: "),
+    ("", {"metadata": {"annotations": {"a": "c"}}}, "metadata: "),
+    ("", {"metadata": {"finalizers": ["example.com/hold"]}}, "metadata: "),
+    ("", {"spec": {"unschedulable": True}}, "spec: "),
+    ("", {"spec": {"taints": []}}, "spec: "),
+    ("/status", labelled(zone="b"), "metadata.labels: "),
+    ("/status", {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}, "status"),
+    ("/status", {"status": {"capacity": {"cpu": "100"}}}, "status"),
+    ("/status", {"status": {"runtimeHandlers": [{"name": "runsc"}]}}, "status"),
+]
+
+
+def test_the_operator_changes_nothing_on_nodes_but_its_own_labels(
+    cluster: Cluster, node: str
+) -> None:
+    for subresource, change, says in FOREIGN_CHANGES:
+        answer = cluster.send("PATCH", node + subresource + DRY, change, user=OPERATOR)
+        assert refused(answer, says, "the operator of SandboxPools"), change
+        assert accepted(cluster.send("PATCH", node + subresource + DRY, change)), "nobody else is"
+    for value in ("NotServing", "Quarantined", None):
+        change = labelled(**{EXCLUDED: value})
+        assert accepted(cluster.send("PATCH", node, change, user=OPERATOR))
+    own_condition = {"status": {"conditions": [CONDITION]}}
+    for path, change in (
+        (node, labelled(**{PUBLISHED: "true"})),
+        (f"{node}/status", own_condition),
+    ):
+        answer = cluster.send("PATCH", path + DRY, change, user=OPERATOR)
+        assert refused(answer), "only where it publishes on nodes"
+
+
+def test_an_operator_that_publishes_on_nodes_changes_its_own_conditions_too(
+    cluster: Cluster, node: str
+) -> None:
+    cluster.upgrade({"publishOnNodes": True})
+    try:
+        published = labelled(**{PUBLISHED: "true", EXCLUDED: "NotServing"})
+        eventually(
+            lambda: accepted(cluster.send("PATCH", node + DRY, published, user=OPERATOR)),
+            timeout=60,
+            message="publishing is allowed",
+        )
+        change = {"status": {"conditions": [CONDITION]}}
+        assert accepted(cluster.send("PATCH", f"{node}/status", change, user=OPERATOR))
+        for subresource, change, says in FOREIGN_CHANGES:
+            answer = cluster.send("PATCH", node + subresource + DRY, change, user=OPERATOR)
+            assert refused(answer, says), change
+    finally:
+        cluster.upgrade(STRICT)
+        strict(cluster)
+
+
+def test_the_documented_command_removes_the_labels_of_all_nodes(
+    cluster: Cluster, node: str
+) -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    (command,) = re.findall(r"```sh\n(kubectl get nodes -o go-template=.*?)```", text, re.DOTALL)
+    labels = {EXCLUDED: "NotServing", "excluded.sandboxpool.io/pool-x": "Avoided", "zone": "a"}
+    assert accepted(cluster.send("PATCH", node, labelled(**labels)))
+    other = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-2", "labels": labels}}
+    assert cluster.send("POST", "/api/v1/nodes", other)[0] == 201
+    try:
+        answer = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            env={
+                **os.environ,
+                "KUBECONFIG": str(cluster.plane.kubeconfig),
+                "PATH": f"{tools.path('kubectl').parent}:{os.environ['PATH']}",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert answer.returncode == 0, answer.stderr
+        for name in ("node-1", "node-2"):
+            _, body = cluster.send("GET", f"/api/v1/nodes/{name}")
+            left = body["metadata"]["labels"]
+            assert left["zone"] == "a"
+            assert not [key for key in left if key.startswith("excluded.")]
+    finally:
+        cluster.send("DELETE", "/api/v1/nodes/node-2")

@@ -204,7 +204,6 @@ def member(
     revision: str = REVISION,
     class_name: str = "gvisor",
     runtime_uid: str = CLASS_UID,
-    exclusion: str = "",
     taken_up: bool = True,
     misplaced: bool = False,
 ) -> Member:
@@ -232,7 +231,6 @@ def member(
         revision=revision,
         class_name=class_name,
         runtime_uid=runtime_uid,
-        exclusion=exclusion,
         taken_up=taken_up,
         misplaced=misplaced,
     )
@@ -252,7 +250,7 @@ def pool_input(
     resolution: Resolution = FOUND,
     verdict: Verdict = SERVED,
     template: TemplateVerdict = ACCEPTED,
-    exclusion: str = "",
+    hostnames_since: float = 0.0,
     quarantines: Iterable[tuple[str, Quarantine]] = (),
     creating: int = 0,
     creating_cold: int = 0,
@@ -269,7 +267,7 @@ def pool_input(
         revision=REVISION,
         resolution=resolution,
         verdict=verdict,
-        exclusion=exclusion,
+        hostnames_since=hostnames_since,
         template=template,
         members=Members(stock),
         quarantines=tuple(quarantines),
@@ -345,7 +343,6 @@ def pod_body(
     class_name: str = "gvisor",
     runtime_uid: str = CLASS_UID,
     handler: str = "runsc",
-    exclusion: str | None = None,
     overhead: Mapping[str, str] | None = None,
     source: str | None = None,
     conditions: Mapping[str, str] | None = None,
@@ -358,8 +355,6 @@ def pod_body(
         names.LABEL_REVISION: revision,
     }
     annotations = {names.ANNOTATION_RUNTIME_UID: runtime_uid, names.ANNOTATION_HANDLER: handler}
-    if exclusion is not None:
-        annotations[names.ANNOTATION_EXCLUSION] = exclusion
     if source is not None:
         annotations[names.ANNOTATION_SOURCE] = source
     owner = {"kind": names.POOL_KIND, "name": "pool", "uid": pool_uid}

@@ -121,33 +121,40 @@ def test_the_package_holds_the_crds(helm: Helm, tmp_path: Path) -> None:
     assert sorted(shown, key=key) == sorted(checked_in, key=key)
 
 
-@pytest.mark.parametrize("purpose", ["", "publish_on_nodes", "metrics_auth"])
+@pytest.mark.parametrize("purpose", ["", "exclusion_labels", "publish_on_nodes", "metrics_auth"])
 def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(
     render: Render, purpose: str
 ) -> None:
     """What it asks for is compared with what it sends on a real API server."""
     values = {
         "": (),
+        "exclusion_labels": ("--set", "nodes.exclusionLabels=true"),
         "publish_on_nodes": ("--set", "publishOnNodes=true"),
         "metrics_auth": ("--set", "metrics.authentication=true"),
     }[purpose]
     wanted = {replace(r, purpose="") for r in RIGHTS if r.purpose in ("", purpose)}
-    manifests = render(*values)
+    manifests = render("--set", "nodes.exclusionLabels=false", *values)
     found = granted(only(manifests, "ClusterRole", RELEASE)["rules"], own=False)
     found |= granted(only(manifests, "Role")["rules"], own=True)
     assert (found - wanted, wanted - found) == (set(), set())
 
 
 def test_nodes_are_written_only_where_that_is_wanted(render: Render) -> None:
-    plain, wanted = render(), render("--set", "publishOnNodes=true")
-    more = rights(only(wanted, "ClusterRole", RELEASE)) - rights(
-        only(plain, "ClusterRole", RELEASE)
-    )
-    assert more == {*grant("nodes", "patch"), *grant("nodes/status", "patch")}
-    for manifests, value in ((plain, "false"), (wanted, "true")):
+    off = ("--set", "nodes.exclusionLabels=false")
+    published = ("--set", "publishOnNodes=true")
+    for values, verbs, labels, publishes in (
+        ((), {"nodes"}, "true", "false"),
+        (published, {"nodes", "nodes/status"}, "true", "true"),
+        (off, set(), "false", "false"),
+        ((*off, *published), {"nodes", "nodes/status"}, "false", "true"),
+    ):
+        manifests = render(*values)
+        granted = rights(only(manifests, "ClusterRole", RELEASE))
+        assert {what for what, verb in granted if verb == "patch" and "nodes" in what} == verbs
         container = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
         env = {variable["name"]: variable.get("value") for variable in container["env"]}
-        assert env["SANDBOXPOOL_PUBLISH_ON_NODES"] == value
+        assert env["SANDBOXPOOL_EXCLUSION_LABELS"] == labels
+        assert env["SANDBOXPOOL_PUBLISH_ON_NODES"] == publishes
 
 
 @pytest.mark.parametrize("scope", ["Cluster", ""])
@@ -554,11 +561,29 @@ def texts(policy: Manifest) -> str:
     ("arguments", "expected", "told"),
     [
         ((), set(), "false"),
-        (SERVED, {"sandboxpool-pods", "sandboxpool-templates"}, "true"),
-        (ADMISSION, {"sandboxpool-pods", "sandboxpool-templates"}, "true"),
+        (SERVED, {"sandboxpool-nodes", "sandboxpool-pods", "sandboxpool-templates"}, "true"),
+        (ADMISSION, {"sandboxpool-nodes", "sandboxpool-pods", "sandboxpool-templates"}, "true"),
         ((*SERVED, "--set", "admission.enabled=false"), set(), "false"),
-        ((*SERVED, "--set", "admission.pods.enabled=false"), {"sandboxpool-templates"}, "false"),
-        ((*SERVED, "--set", "admission.templates.enabled=false"), {"sandboxpool-pods"}, "true"),
+        (
+            (*SERVED, "--set", "admission.pods.enabled=false"),
+            {"sandboxpool-nodes", "sandboxpool-templates"},
+            "false",
+        ),
+        (
+            (*SERVED, "--set", "admission.nodes.enabled=false"),
+            {"sandboxpool-pods", "sandboxpool-templates"},
+            "true",
+        ),
+        (
+            (*SERVED, "--set", "nodes.exclusionLabels=false"),
+            {"sandboxpool-pods", "sandboxpool-templates"},
+            "true",
+        ),
+        (
+            (*SERVED, "--set", "admission.templates.enabled=false"),
+            {"sandboxpool-nodes", "sandboxpool-pods"},
+            "true",
+        ),
     ],
 )
 def test_policies_are_there_where_they_are_served_and_wanted(

@@ -51,6 +51,12 @@ true
 {{- end -}}
 {{- end -}}
 
+{{- define "sandboxpool.admissionOfNodes" -}}
+{{- if .Values.admission.nodes.enabled -}}
+{{- include "sandboxpool.admission" . -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "sandboxpool.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}

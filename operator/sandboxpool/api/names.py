@@ -23,13 +23,14 @@ LABEL_CLAIM_UID = f"{GROUP}/claim-uid"
 
 ANNOTATION_RUNTIME_UID = f"{GROUP}/runtime-class-uid"
 ANNOTATION_HANDLER = f"{GROUP}/handler"
-ANNOTATION_EXCLUSION = f"{GROUP}/excluded-nodes"
 ANNOTATION_SOURCE = f"{GROUP}/source"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 OS_LABEL = "kubernetes.io/os"
+# Labels of nodes that are not to be used, for a handler or by a pool.
+EXCLUSION_PREFIX = f"excluded.{GROUP}/"
 
 # What a label's value can hold; names of pools and claims become label values.
 MAX_LABEL_VALUE = 63

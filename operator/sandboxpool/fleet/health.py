@@ -376,6 +376,9 @@ class Health:
             self._write_down(node.name)
         if not is_news:
             return
+        if evidence.isolation is Isolation.PROVEN:
+            # Pools keep away from nodes that give no proof.
+            self._cluster.avoidance.forget_node(node.name)
         self._changed(node.name, handler)
         if evidence.isolation is Isolation.NOT_PROVEN:
             logger.warning("handler %s on node %s: %s", handler, node.name, evidence.message)

@@ -1,43 +1,68 @@
 """Tells the rest of the cluster, on the nodes themselves, what is known of their runtimes.
 
-For each handler that a RuntimeClass names a node gets a *label* if its container runtime lists the
+What a node must not be used for is said by *exclusion labels*, which pods require not to be there;
+they are kept on every node, whatever state it is in. The rest is told only where that is wanted:
+for each handler that a RuntimeClass names a node gets a *label* if its container runtime lists the
 handler, and a *condition* that says whether it works there. The label is what a RuntimeClass's
 ``scheduling.nodeSelector`` can select by; it says nothing of failures, because a probe has to obey
 that selector too, and could never find out that a node works again. The condition is for rules that
 taint nodes by it, which probes tolerate.
 """
 
+import asyncio
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.conditions import Finding, conditions
 from sandboxpool.api.core import Node
 from sandboxpool.cache import Cluster
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError
+from sandboxpool.kube.errors import UNREADABLE, ApiError
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.exclusion import PREFIX
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.verdict import Answer, answer_of
+
+logger = logging.getLogger(__name__)
 
 LABEL_PREFIX = f"runtime.{names.GROUP}/"
 CONDITION_PREFIX = f"{names.GROUP}/"
 
-# What somebody else changes in our conditions, perhaps a former leader by a late write, is no news
+# What somebody else changes in what is ours, perhaps a former leader by a late write, is no news
 # of the node: it is put right when the node is looked at again. Each has a time of its own.
 LOOK_AGAIN_SECONDS = (300.0, 900.0)
+# A large fleet's labels leave the API server room for claims.
+PAUSE_SECONDS = 0.01
+# Where nodes may not be patched it is tried again after so long.
+DENIED_SECONDS = 300.0
 
 
-def handler_labels(node: NodeFacts, handlers: set[str]) -> dict[str, str | None]:
-    """The changes that the node's labels need; None removes one."""
-    wanted = {
+class _Metadata(msgspec.Struct, frozen=True):
+    labels: dict[str, str] = {}
+
+
+class _Patched(msgspec.Struct):
+    metadata: _Metadata = _Metadata()
+
+
+def handler_labels(node: NodeFacts, handlers: set[str]) -> dict[str, str]:
+    """The labels that say which handlers a node lists."""
+    return {
         LABEL_PREFIX + handler: "true"
         for handler in handlers
         if answer_of(node, handler) is Answer.SERVING
     }
-    present = {key: value for key, value in node.labels if key.startswith(LABEL_PREFIX)}
+
+
+def label_changes(node: NodeFacts, prefix: str, wanted: Mapping[str, str]) -> dict[str, str | None]:
+    """The changes that a node's labels under a prefix need; None removes one."""
+    present = {key: value for key, value in node.labels if key.startswith(prefix)}
     changes: dict[str, str | None] = {k: v for k, v in wanted.items() if present.get(k) != v}
     return changes | dict.fromkeys(present.keys() - wanted.keys())
 
@@ -48,6 +73,10 @@ class NodePublisher:
     Args:
         get: the Node of this name as the API server has it.
         wall: seconds since the epoch.
+        clock: seconds of a monotonic clock.
+        exclude: whether exclusion labels are wanted.
+        publish: whether the other labels and the conditions are.
+        on_change: told that what nodes can be labelled with may have changed verdicts.
     """
 
     def __init__(
@@ -57,25 +86,43 @@ class NodePublisher:
         cluster: Cluster,
         get: Callable[[str], Node | None],
         wall: Callable[[], float],
+        clock: Callable[[], float],
+        exclude: bool,
+        publish: bool,
+        on_change: Callable[[], None],
     ) -> None:
         self._client = client
         self._cluster = cluster
         self._get = get
         self._wall = wall
+        self._clock = clock
+        self._exclude = exclude
+        self._publish = publish
+        self._on_change = on_change
+        # By the clock; None as long as nodes may be patched, for all we know.
+        self._denied_until: float | None = None
 
     async def reconcile(self, name: str) -> float | None:
         """Bring one node's labels and conditions up to date; return when to look again."""
         node, facts = self._get(name), self._cluster.nodes.get(name)
-        if node is None or facts is None or not facts.ready:
-            # A node that is not Ready is not believed, and keeps what was last known of it.
+        if node is None or facts is None:
             return None
+        # That it joined a moment ago may be over.
+        if self._cluster.nodes.reconsider(name):
+            self._on_change()
         handlers = {runtime.handler for runtime in self._cluster.classes.values()}
+        # A node that is not Ready is not believed, and keeps what was last known of it.
+        tells = self._publish and facts.ready
         path = resource_path("v1", "nodes", name=name)
+        labels: dict[str, str | None] = {}
+        if self._exclude:
+            labels |= label_changes(facts, PREFIX, self._cluster.exclusion_labels(name))
+        if tells:
+            labels |= label_changes(facts, LABEL_PREFIX, handler_labels(facts, handlers))
         try:
-            labels = handler_labels(facts, handlers)
             if labels:
-                await self._client.merge_patch(path, {"metadata": {"labels": labels}})
-            changed = self._changed_conditions(node, facts, handlers)
+                await self._label(name, path, labels)
+            changed = self._changed_conditions(node, facts, handlers) if tells else []
             if changed:
                 await self._client.strategic_patch(
                     path + "/status", {"status": {"conditions": changed}}
@@ -84,7 +131,66 @@ class NodePublisher:
             if not error.not_found:
                 raise
             return None
-        return random.uniform(*LOOK_AGAIN_SECONDS)  # noqa: S311 - no secret
+        pause = random.uniform(*LOOK_AGAIN_SECONDS)  # noqa: S311 - no secret
+        young = self._cluster.nodes.seconds_young(facts)
+        return min(pause, young + 1.0) if young and self._exclude else pause
+
+    async def _label(self, name: str, path: str, labels: Mapping[str, str | None]) -> None:
+        if self._denied_until is not None and self._clock() < self._denied_until:
+            return
+        try:
+            answer = await self._client.merge_patch(path, {"metadata": {"labels": labels}})
+        except ApiError as error:
+            if _is_denied(error):
+                self._denied(error)
+            elif error.refused:
+                self._note(name, str(error))
+                raise
+            else:
+                raise
+            return
+        self._permitted()
+        try:
+            left = msgspec.json.decode(answer, type=_Patched).metadata.labels
+        except UNREADABLE as error:
+            self._note(name, f"no node came back: {error}")
+            return
+        lost = sorted(key for key, value in labels.items() if left.get(key) != value)
+        self._note(name, f"an admission plugin changes {', '.join(lost)}" if lost else "")
+        await asyncio.sleep(PAUSE_SECONDS)
+
+    def _denied(self, error: ApiError) -> None:
+        self._denied_until = self._clock() + DENIED_SECONDS
+        if self._exclude and not self._cluster.nodes.by_hostname:
+            logger.warning(
+                "sandboxes name the hostnames of nodes to keep away from, because nodes may not be "
+                "labelled: give the operator the right to patch nodes, or set "
+                "SANDBOXPOOL_EXCLUSION_LABELS to false (nodes.exclusionLabels of the chart): %s",
+                error,
+            )
+            self._cluster.nodes.name_hostnames(True)
+            self._on_change()
+
+    def _permitted(self) -> None:
+        if self._denied_until is None:
+            return
+        self._denied_until = None
+        if self._exclude:
+            logger.info("nodes may be labelled again")
+            self._cluster.nodes.name_hostnames(False)
+            for node in self._cluster.nodes:
+                self._cluster.nodes.on_mark(node.name)
+            self._on_change()
+
+    def _note(self, name: str, trouble: str) -> None:
+        """A node has its labels, or does not get them: then no pool waits for that."""
+        if trouble:
+            logger.warning(
+                "node %s is not labelled, so that sandboxes may be put on it: %s", name, trouble
+            )
+        if self._exclude:
+            self._cluster.nodes.note_labelled(name, not trouble)
+            self._on_change()
 
     def _changed_conditions(
         self, node: Node, facts: NodeFacts, handlers: set[str]
@@ -135,3 +241,8 @@ class NodePublisher:
         }
         holds, reason = reasons[evidence.isolation]
         return Finding(type_, holds, reason, evidence.message)
+
+
+def _is_denied(error: ApiError) -> bool:
+    """Whether no node may be patched, not this one alone."""
+    return error.status == 403 and 'cannot patch resource "nodes"' in error.message

@@ -245,14 +245,6 @@ def _startable(given: FleetInput) -> Finding:
         )
     if not verdict.serving:
         return _none_serves(given)
-    if verdict.not_excluded:
-        return Finding(
-            type_,
-            True,
-            Reason.EXCLUSION_CAP_EXCEEDED,
-            f"{_so_far(given)}, and {verdict.not_excluded} more do not than a pod can be told to "
-            f"avoid: {cure(verdict.advice)}",
-        )
     if verdict.not_serving:
         return Finding(
             type_,
@@ -321,8 +313,6 @@ def _healthy(given: FleetInput, ready: Finding, isolation: Finding) -> Finding:
         return Finding(type_, False, Reason.NODE_QUARANTINED, _quarantine(given))
     if given.issues:
         return Finding(type_, False, given.issues[0].reason, _worst(given.issues[0]))
-    if verdict.not_excluded:
-        return Finding(type_, False, ready.reason, ready.message)
     if ready.holds is None:
         return Finding(type_, None, ready.reason, ready.message)
     return Finding(type_, True, Reason.OK, "no trouble was seen within the hour")

@@ -1,9 +1,11 @@
 """Asking the API server whether it would take the pod that we would really make.
 
-A server-side dry run gives every admission plugin its say. It runs when the template or the class
-changes; a refusal is asked about again, soon at first and then ever more seldom, because what was
-missing may have come and the policy behind it may have changed, and a pool must not need a touch
-to recover.
+A server-side dry run gives every admission plugin its say, and shows where the pods may go as it
+has left them. It runs when the template or the class changes; a refusal is asked about again, soon
+at first and then ever more seldom, because what was missing may have come and the policy behind it
+may have changed, and a pool must not need a touch to recover. What was accepted is asked about
+again now and then, and when a pod comes back with other limits than the dry run's, because the
+namespace's node selector may have changed.
 
 The answer is waited for beside the reconcile, for a webhook may hang: meanwhile the former answer
 stands, if it was about the same template and class.
@@ -12,7 +14,7 @@ stands, if it was about the same template and class.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from sandboxpool.api import names
@@ -33,6 +35,7 @@ from sandboxpool.pools.refusals import (
 from sandboxpool.pools.template import build_pod, pod_name
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.runtimes.placement import admitted_placement
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
@@ -49,6 +52,10 @@ ANSWER_SECONDS = 25.0
 FIRST_REFUSED_SECONDS = 1.0
 FIRST_UNANSWERED_SECONDS = 5.0
 LONGEST_RECHECK_SECONDS = 300.0
+# What was accepted is asked about again after so long, each pool at a time of its own; and after a
+# pod has come back otherwise not before so long after the last time, for a webhook may be fickle.
+ACCEPTED_RECHECK_SECONDS = 900.0
+OTHERWISE_SECONDS = 60.0
 CHECKS_AT_ONCE = 4
 
 ACCEPTED = TemplateVerdict(
@@ -73,20 +80,24 @@ class _Question:
     """What is known of one pool's template.
 
     Attributes:
-        about: the revision and the class's uid.
+        about: the revision and the class.
         verdict: the last answer.
         again_at: when to ask again, by the clock; None for never.
         failures: answers in a row that were no acceptance.
         asking: the request under way.
         awaited: a reconcile waits for its answer at this moment.
+        doubted: the acceptance has turned out to be none.
+        answered_at: when the last answer came, by the clock.
     """
 
-    about: tuple[str, str]
+    about: tuple[str, Runtime]
     verdict: TemplateVerdict = AWAITED
     again_at: float | None = 0.0
     failures: int = 0
     asking: asyncio.Task[_Answer] | None = None
     awaited: bool = False
+    doubted: bool = False
+    answered_at: float = 0.0
 
 
 class TemplateChecker:
@@ -129,6 +140,20 @@ class TemplateChecker:
         question = self._questions.get(pool_uid)
         if question is not None and question.verdict.state is TemplateState.ACCEPTED:
             question.again_at = self._clock()
+            question.doubted = True
+
+    def observe(self, pool_uid: str, answer: bytes) -> None:
+        """A pod was made: if other nodes are open to it than was known, ask again.
+
+        Raises:
+            msgspec.DecodeError: the answer is no pod. Also the other errors of unreadable bytes.
+        """
+        question = self._questions.get(pool_uid)
+        if question is None or question.verdict.placement is None:
+            return
+        if admitted_placement(answer) != question.verdict.placement:
+            soon = max(self._clock(), question.answered_at + OTHERWISE_SECONDS)
+            question.again_at = min(soon, question.again_at or soon)
 
     def recheck_at(self, pool_uid: str) -> float | None:
         """When the verdict should be asked for again, by the clock; None for not by time alone."""
@@ -162,7 +187,7 @@ class TemplateChecker:
                 Reason.TEMPLATE_NOT_CHECKED,
                 "a template can only be checked together with its RuntimeClass",
             )
-        about = pool.revision, runtime.uid
+        about = pool.revision, runtime
         question = self._questions.get(pool.uid)
         if question is None or question.about != about:
             self.forget(pool.uid)
@@ -190,9 +215,17 @@ class TemplateChecker:
             answer = _unanswered(repr(error))
         else:
             answer = asking.result()
-        question.verdict, first = answer
-        if question.verdict.state is TemplateState.ACCEPTED:
-            question.again_at, question.failures = None, 0
+        verdict, first = answer
+        was_accepted = question.verdict.state is TemplateState.ACCEPTED and not question.doubted
+        if was_accepted and verdict.state is TemplateState.NOT_CHECKED:
+            # Nobody has said otherwise, and nobody had to ask.
+            verdict = question.verdict
+        elif verdict.state is TemplateState.ACCEPTED and verdict.placement is None:
+            verdict = replace(verdict, placement=question.verdict.placement)
+        question.verdict, question.answered_at, question.doubted = verdict, self._clock(), False
+        if verdict.state is TemplateState.ACCEPTED:
+            question.again_at = self._clock() + spread(ACCEPTED_RECHECK_SECONDS)
+            question.failures = 0
         else:
             pause = spread(delay_after(question.failures, first, LONGEST_RECHECK_SECONDS))
             question.again_at = self._clock() + pause
@@ -209,6 +242,7 @@ class TemplateChecker:
             async with self._lanes.take(pool.uid), asyncio.timeout(ANSWER_SECONDS):
                 answer = await self._client.create(path, body, how)
             altered = alteration(body, answer)
+            placement = admitted_placement(answer)
         except ApiError as error:
             return verdict_of(error), _first_pause(error)
         except TimeoutError:
@@ -219,7 +253,7 @@ class TemplateChecker:
         if altered:
             verdict = TemplateVerdict(TemplateState.REJECTED, Reason.POD_ALTERED, altered)
             return verdict, FIRST_REFUSED_SECONDS
-        return ACCEPTED, 0.0
+        return replace(ACCEPTED, placement=placement), 0.0
 
 
 def _unanswered(cause: str) -> _Answer:

@@ -12,6 +12,7 @@ from sandboxpool.pools.findings import HELD_BY_LOST_NODES
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.template import ClaimRef
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.advice import labels_awaited
 
 
 @dataclass
@@ -109,6 +110,8 @@ def why_held(given: PoolInput, plan: PoolPlan, pool: str) -> Refusal | None:
         text = given.template.message
     elif not given.resolution.usable:
         text = given.resolution.message
+    elif reason is Reason.EXCLUSION_PENDING:
+        text = f"sandboxes of pool {pool!r} {labels_awaited(given.verdict.unmarked)}"
     elif not given.verdict.hopeful:
         text = f"no node can take a sandbox of pool {pool!r}, and one waits for such a node already"
     else:

@@ -52,6 +52,7 @@ def decide(given: PoolInput) -> PoolPlan:
     stuck = stuck_members(given)
     replaceable = stuck if another_may_start(given, stuck) else []
     faltering = faltering_members(given, replaceable)
+    avoid = nodes_to_avoid(replaceable, faltering)
     deletions = of_no_use(given, faltering)
     known = {deletion.member.uid for deletion in deletions}
     waiting = [d for d in in_the_way(given) if d.member.uid not in known]
@@ -100,7 +101,7 @@ def decide(given: PoolInput) -> PoolPlan:
         cold=creation.cold,
         cold_held=creation.cold_held,
         stuck_nodes=frozenset(member.node_name for member in stuck),
-        avoid=nodes_to_avoid(replaceable),
+        avoid=avoid,
         held_back=bool(waiting),
     )
 
@@ -258,7 +259,10 @@ def _blocked(given: PoolInput) -> Reason | None:
         return given.resolution.reason
     if given.template.state is not TemplateState.ACCEPTED:
         return given.template.reason
-    return given.trouble.reason if _held_off(given) else None
+    if _held_off(given):
+        return given.trouble.reason
+    # For the moment until the last node that would take a pod, and must not, has its label.
+    return Reason.EXCLUSION_PENDING if given.verdict.unmarked else None
 
 
 def _creatable(

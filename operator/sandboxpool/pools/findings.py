@@ -12,7 +12,7 @@ from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.members import State
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.advice import cure
+from sandboxpool.runtimes.advice import cure, hostnames_cost, labels_awaited
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.placement import wants_user_namespace
 
@@ -116,14 +116,6 @@ def _nodes_serving(given: PoolInput) -> Finding:
         )
     if not verdict.hopeful:
         return _no_node_serves(given, handler)
-    if verdict.not_excluded:
-        return Finding(
-            type_,
-            bool(verdict.serving),
-            Reason.EXCLUSION_CAP_EXCEEDED,
-            f"{verdict.not_excluded} more nodes do not serve the handler {handler!r} than a pod "
-            f"can be told to avoid: {cure(verdict.advice)}",
-        )
     if not verdict.serving:
         return Finding(
             type_,
@@ -138,13 +130,16 @@ def _nodes_serving(given: PoolInput) -> Finding:
     if verdict.unproven:
         examples = ", ".join(verdict.unproven[:MAX_EXAMPLES])
         so_many += f", {len(verdict.unproven)} give no proof that it isolates ({examples})"
+    cost = f"; {hostnames_cost(len(verdict.excluded))}" if verdict.excluded else ""
     if verdict.quarantined:
         return Finding(
             type_,
             True,
             Reason.NODE_QUARANTINED,
-            f"{so_many}; {_quarantined_too(given)}",
+            f"{so_many}; {_quarantined_too(given)}{cost}",
         )
+    if cost:
+        return Finding(type_, True, Reason.EXCLUDED_BY_HOSTNAME, so_many + cost)
     if verdict.not_serving:
         examples = ", ".join(verdict.not_serving[:MAX_EXAMPLES])
         return Finding(
@@ -322,6 +317,8 @@ def _why_held(given: PoolInput, plan: PoolPlan) -> str:
     failed = next((d for d in plan.delete if d.failed and d.reason is held), None)
     if failed is not None:
         return f"{failed.member.name} is given up: {failed.message}"
+    if held is Reason.EXCLUSION_PENDING:
+        return f"sandboxes {labels_awaited(given.verdict.unmarked)}"
     if not given.verdict.hopeful:
         return "one sandbox stays pending until a node can take it"
     if held is Reason.CEILING_HELD_BY_LOST_NODE:

@@ -55,7 +55,6 @@ class Member:
         revision: the template revision that it was made from.
         class_name: the RuntimeClass that it names.
         runtime_uid: the uid of the RuntimeClass that it was made from.
-        exclusion: fingerprint of the nodes it keeps away from.
         silence: that nothing is known to keep it from being ready, and what was looked at; empty if
             something is, or if its events were not read.
         taken_up: the kubelet of its node has begun with it.
@@ -79,7 +78,6 @@ class Member:
     revision: str
     class_name: str
     runtime_uid: str
-    exclusion: str
     silence: str = ""
     taken_up: bool = True
     misplaced: bool = False
@@ -221,7 +219,6 @@ def member_of(
         revision=metadata.labels.get(names.LABEL_REVISION, ""),
         class_name=pod.spec.runtimeClassName,
         runtime_uid=metadata.annotations.get(names.ANNOTATION_RUNTIME_UID, ""),
-        exclusion=metadata.annotations.get(names.ANNOTATION_EXCLUSION, ""),
         taken_up=_is_taken_up(pod),
         misplaced=state is State.STRANDED
         and (not ready_before or (former is not None and former.misplaced)),

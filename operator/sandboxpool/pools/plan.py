@@ -1,12 +1,13 @@
 """What a pool's decision depends on, and what it says. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from sandboxpool.api.conditions import Finding
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.pools.members import Member, Members
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
@@ -22,11 +23,16 @@ class TemplateState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TemplateVerdict:
-    """The dry run's outcome, for the template and class of this moment."""
+    """The dry run's outcome, for the template and class of this moment.
+
+    Attributes:
+        placement: what limits the nodes of the pods that came back; None if none did.
+    """
 
     state: TemplateState
     reason: Reason
     message: str
+    placement: Placement | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,8 @@ class PoolInput:
 
     Attributes:
         revision: the template's revision now.
-        exclusion: fingerprint of the nodes to keep away from now.
+        hostnames_since: epoch seconds since when pods name the hostnames that they name now; 0
+            where they name none, because nodes are labelled.
         quarantines: the quarantines of the nodes that the verdict calls quarantined.
         creating: pods that were asked for and are not yet seen.
         creating_cold: the same, for claims: they are not of the stock.
@@ -75,7 +82,7 @@ class PoolInput:
     revision: str
     resolution: Resolution
     verdict: Verdict
-    exclusion: str
+    hostnames_since: float
     template: TemplateVerdict
     members: Members
     quarantines: tuple[tuple[str, Quarantine], ...]

@@ -33,7 +33,7 @@ from sandboxpool.pools.startup import StartupTracker
 from sandboxpool.pools.state import LASTING_SECONDS, PoolState, PoolStates
 from sandboxpool.pools.status import invalid_status, pool_status
 from sandboxpool.pools.store import PoolStore
-from sandboxpool.pools.template import ClaimRef, build_pod, fingerprint, pod_name
+from sandboxpool.pools.template import ClaimRef, build_pod, pod_name
 from sandboxpool.pools.unseen import UnseenPods
 from sandboxpool.pools.writer import FailureObserver, PodWriter
 from sandboxpool.reasons import Reason
@@ -194,6 +194,8 @@ class PoolReconciler:
             # It has changed, or gone, while the API server was asked: start anew.
             return 0.0
 
+        if usable is not None:
+            self._cluster.note_admitted(pool, usable, template.placement)
         self._cluster.avoidance.expire(pool.uid, self._wall())
         verdict, template = self._judge(pool, resolution, template)
         state = self._states[pool.uid]
@@ -315,7 +317,9 @@ class PoolReconciler:
             revision=pool.revision,
             resolution=resolution,
             verdict=verdict,
-            exclusion=fingerprint(verdict.excluded),
+            hostnames_since=state.note_hostnames(verdict.excluded, now)
+            if verdict.by_hostname
+            else 0.0,
             template=template,
             members=members,
             quarantines=self._quarantines(resolution, verdict),
@@ -403,6 +407,9 @@ class PoolReconciler:
         state = self._states[pool.uid]
         if state.trouble.until > now:
             times.append(state.trouble.until - now)
+        avoided = self._cluster.avoidance.next_expiry(pool.uid)
+        if avoided is not None:
+            times.append(avoided - now)
         if state.trouble.failures:
             # What is ready may have lasted long enough by then.
             times.append(LASTING_SECONDS)

@@ -50,6 +50,8 @@ class PoolState:
         failed_at: epoch seconds of the last failure.
         cold: the claims that want a sandbox to be started for them.
         was_hopeful: whether some node could take a pod at the last look.
+        hostnames: what pods have to name that keep away from nodes by hostname, and since when, in
+            epoch seconds; None as long as nobody has asked.
     """
 
     expectations: Expectations
@@ -58,6 +60,7 @@ class PoolState:
     trouble: Trouble = field(default_factory=Trouble)
     failed_at: float = 0.0
     cold: ColdDemand = field(default_factory=ColdDemand)
+    hostnames: tuple[tuple[str, ...], float] | None = None
     was_hopeful: bool | None = None
     _stuck: dict[str, float] = field(default_factory=dict)
     _sorted_for: tuple[IsolationProof, float] | None = None
@@ -94,6 +97,12 @@ class PoolState:
         self.failed_at = now
         self.trouble = Trouble(failures, now + delay, reason, cut(message))
         self._held_off[buys] = self.trouble
+
+    def note_hostnames(self, hostnames: tuple[str, ...], now: float) -> float:
+        """The hostnames that pods have to name now; return since when that is so."""
+        if self.hostnames is None or self.hostnames[0] != hostnames:
+            self.hostnames = hostnames, now
+        return self.hostnames[1]
 
     def note_failure(self, reason: Reason, message: str, now: float) -> None:
         """Something has failed beside the rounds: several at once are one failure."""

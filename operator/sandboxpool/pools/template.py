@@ -2,13 +2,15 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sandboxpool.api import names
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.pools.pool import Pool
+from sandboxpool.runtimes.exclusion import by_hostname, by_label, require
+from sandboxpool.runtimes.placement import wants_user_namespace
 from sandboxpool.runtimes.probe import ProbeImage, sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
@@ -37,13 +39,6 @@ def pod_name(pool_name: str, seed: str) -> str:
     return f"{pool_name}-{hashlib.sha256(seed.encode()).hexdigest()[: names.POD_SUFFIX_LENGTH]}"
 
 
-def fingerprint(excluded: Sequence[str]) -> str:
-    """Short name for a set of excluded nodes; empty if there is none."""
-    if not excluded:
-        return ""
-    return hashlib.sha256("\n".join(excluded).encode()).hexdigest()[:10]
-
-
 # Sandboxes are Linux pods, and nothing else keeps a scheduler from an untainted Windows node.
 NOT_WINDOWS: Final[Mapping[str, Any]] = {
     "key": names.OS_LABEL,
@@ -66,7 +61,7 @@ def build_pod(
     Args:
         pool: the pool.
         runtime: the class that it resolved to.
-        verdict: which nodes to keep away from, and perhaps which to prefer.
+        verdict: how its pods are kept off nodes, by label or by these hostnames.
         name: the pod's name.
         probe: what proves the isolation of each sandbox, where the pool wants that.
         claim: the claim that it is made for, if it is a cold one; else the pool owns it.
@@ -82,11 +77,17 @@ def build_pod(
             probe, resources=resources, pod_security_context=spec.get("securityContext")
         )
         spec["initContainers"] = [first, *(spec.get("initContainers") or [])]
-    spec["affinity"] = require(spec.get("affinity"), NOT_WINDOWS)
-    if verdict.excluded:
-        spec["affinity"] = exclude(spec.get("affinity"), verdict.excluded)
-    if verdict.preferred:
-        spec["affinity"] = prefer(spec.get("affinity"), verdict.preferred)
+    away = (
+        by_hostname(verdict.excluded)
+        if verdict.by_hostname
+        else by_label(
+            runtime.handler,
+            pool.uid,
+            proof_wanted=pool.proof is not IsolationProof.NONE,
+            user_namespaces=wants_user_namespace(spec),
+        )
+    )
+    spec["affinity"] = require(spec.get("affinity"), [NOT_WINDOWS, *away])
     labels = {
         **(metadata.get("labels") or {}),
         names.LABEL_POOL: pool.name,
@@ -97,7 +98,6 @@ def build_pod(
         **(metadata.get("annotations") or {}),
         names.ANNOTATION_RUNTIME_UID: runtime.uid,
         names.ANNOTATION_HANDLER: runtime.handler,
-        names.ANNOTATION_EXCLUSION: fingerprint(verdict.excluded),
         names.ANNOTATION_SAFE_TO_EVICT: "true",
     }
     owner = owner_reference(names.POOL_KIND, pool.name, pool.uid)
@@ -161,45 +161,3 @@ def owner_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
         "controller": True,
         "blockOwnerDeletion": False,
     }
-
-
-def exclude(affinity: dict[str, Any] | None, hostnames: Sequence[str]) -> dict[str, Any]:
-    """Keep a pod away from nodes, on top of the affinity that it has.
-
-    An exclusion, not an inclusion: nodes that an autoscaler may yet add stay possible.
-    """
-    return require(
-        affinity, {"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": list(hostnames)}
-    )
-
-
-def require(affinity: dict[str, Any] | None, requirement: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask something more of a pod's node, on top of the affinity that it has.
-
-    Terms of a node affinity are alternatives, so the requirement goes into each of them; one
-    without requirements, which matches nothing, must not begin to match.
-    """
-    affinity = dict(affinity or {})
-    node_affinity = dict(affinity.get("nodeAffinity") or {})
-    required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
-    terms = [
-        {**term, "matchExpressions": [*(term.get("matchExpressions") or []), dict(requirement)]}
-        if term.get("matchExpressions") or term.get("matchFields") or not required
-        else term
-        for term in required.get("nodeSelectorTerms") or [{}]
-    ]
-    node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": terms}
-    affinity["nodeAffinity"] = node_affinity
-    return affinity
-
-
-def prefer(affinity: dict[str, Any] | None, hostnames: Sequence[str]) -> dict[str, Any]:
-    """Have the scheduler look at some nodes first, before all that the affinity prefers itself."""
-    affinity = dict(affinity or {})
-    node_affinity = dict(affinity.get("nodeAffinity") or {})
-    key = "preferredDuringSchedulingIgnoredDuringExecution"
-    there = {"key": names.HOSTNAME_LABEL, "operator": "In", "values": list(hostnames)}
-    first = {"weight": 100, "preference": {"matchExpressions": [there]}}
-    node_affinity[key] = [first, *(node_affinity.get(key) or [])]
-    affinity["nodeAffinity"] = node_affinity
-    return affinity

@@ -9,6 +9,7 @@ from itertools import chain
 from sandboxpool.pools.members import Member, Members, State, oldest_first
 from sandboxpool.pools.plan import Deletion, PoolInput, foreign
 from sandboxpool.reasons import Reason
+from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.podevents import nothing_said
 
 # A readiness probe that fails is given this long to pass again: a probe fails three times, ten
@@ -24,12 +25,8 @@ NOT_TAKEN_UP_SECONDS = 60.0
 MAX_ROUNDS_IN_VAIN = 2
 # A node that is not known, though a pod is on it, counts as gone once the pod is this old.
 NEW_NODE_SECONDS = 60.0
-# An unschedulable pod whose exclusion is out of date is replaced after this many seconds, so
-# that a node that flaps does not cause churn.
-STALE_EXCLUSION_SECONDS = 10.0
-# Runtimes are installed after a node is Ready: so long after it joined, a node that still does not
-# serve the handler never will by itself.
-INSTALL_GRACE_SECONDS = 300.0
+# An unschedulable pod that names hostnames which are out of date is replaced after so long.
+STALE_HOSTNAMES_SECONDS = 300.0
 _PUT_THERE = (
     "if others are put there again, tolerations of the template or its RuntimeClass let them be, "
     "such as `operator: Exists` without a key: name the taints that are meant"
@@ -49,9 +46,11 @@ def another_may_start(given: PoolInput, stuck: list[Member]) -> bool:
     return bool({*given.verdict.serving, *given.verdict.unknown} - bad)
 
 
-def nodes_to_avoid(stuck: list[Member]) -> tuple[tuple[str, str], ...]:
-    """The nodes on which these are stuck, and why; sorted."""
+def nodes_to_avoid(stuck: list[Member], faltering: list[Member]) -> tuple[tuple[str, str], ...]:
+    """The nodes on which others may be stuck too, or get no proof, and why; sorted."""
     found = {m.node_name: m.failure.message for m in stuck if m.failure is not None}
+    silent = (m for m in faltering if m.state is State.UNPROVEN)
+    found |= {m.node_name: f"no probe gives proof there: {m.ground.evidence}" for m in silent}
     return tuple(sorted(found.items()))
 
 
@@ -154,8 +153,8 @@ def _hopeless_one(member: Member, given: PoolInput) -> Deletion | None:
             return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
         # Where no node is hopeful another pod would fare no better, and would seem to have been
         # made after the nodes that joined for this one.
-        stale = member.exclusion != given.exclusion and given.verdict.hopeful
-        if stale and waited > STALE_EXCLUSION_SECONDS:
+        stale = member.created < given.hostnames_since and given.verdict.hopeful
+        if stale and waited > STALE_HOSTNAMES_SECONDS:
             text = "the nodes that serve its runtime have changed"
             return Deletion(member, Reason.SANDBOX_REPLACED, text)
         return None
@@ -200,7 +199,10 @@ def wrong_nodes_join(member: Member, given: PoolInput) -> bool:
 
 
 def waits_for_installer(member: Member, given: PoolInput) -> bool:
-    """It has come to a node that joined for it, on which its runtime may yet be installed."""
+    """It has come to a node that joined for it, on which its runtime may yet be installed.
+
+    One that was made after the node has come to it, too, for no other node takes it.
+    """
     node = member.node
     return (
         member.state is State.STRANDED
@@ -209,7 +211,7 @@ def waits_for_installer(member: Member, given: PoolInput) -> bool:
         and node is not None
         and node.usable
         and not member.ground.served
-        and node.created > member.created
+        and (node.created > member.created or given.now - node.created <= INSTALL_GRACE_SECONDS)
     )
 
 
@@ -312,7 +314,7 @@ def due_at(member: Member, given: PoolInput) -> float | None:
     if failure.reason is not Reason.UNSCHEDULABLE:
         return since + STUCK_SECONDS
     if verdict.hopeful:
-        stale = member.exclusion != given.exclusion
-        return since + STALE_EXCLUSION_SECONDS if stale else None
+        stale = member.created < given.hostnames_since
+        return since + STALE_HOSTNAMES_SECONDS if stale else None
     joined = verdict.newest_not_serving
     return joined + INSTALL_GRACE_SECONDS if joined > member.created else None

@@ -262,6 +262,7 @@ class PodWriter:
         try:
             created = msgspec.json.decode(answer, type=Pod)
             altered = alteration(body, answer)
+            self._checker.observe(pool.uid, answer)
         except UNREADABLE as error:
             # Something between us and the API server answered in its place.
             state.expectations.doubt(name)

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from sandboxpool.api.names import HOSTNAME_LABEL
+from sandboxpool.api.names import EXCLUSION_PREFIX, HOSTNAME_LABEL
 from sandboxpool.runtimes.nodes import NodeFacts
 
 Label = tuple[str, str]
@@ -40,7 +40,11 @@ def separating_label(serving: Iterable[NodeFacts], others: Iterable[NodeFacts]) 
             shared &= node.labels
     for node in others:
         shared -= node.labels
-    candidates = {label for label in shared if label[0] != HOSTNAME_LABEL}
+    candidates = {
+        label
+        for label in shared
+        if label[0] != HOSTNAME_LABEL and not label[0].startswith(EXCLUSION_PREFIX)
+    }
     if len(serving) == 1:
         # What several nodes share belongs to none; what one has may be its own.
         candidates -= _ids(candidates, serving[0], others)
@@ -62,6 +66,23 @@ def cure(label: Label | None) -> str:
     return (
         f"set scheduling.nodeSelector of the RuntimeClass to {{{key}: {value!r}}}, a label that "
         "exactly the serving nodes carry"
+    )
+
+
+def labels_awaited(nodes: int) -> str:
+    """Why sandboxes are not made yet, as the end of a sentence that begins with them."""
+    return (
+        f"wait for a moment: {nodes} nodes that they must keep away from are yet to be labelled so"
+    )
+
+
+def hostnames_cost(hostnames: int) -> str:
+    """What it costs that pods name hostnames, and what to do about it."""
+    return (
+        f"the operator may not label nodes, so that new sandboxes name the {hostnames} hostnames "
+        "that they keep away from: an autoscaler such as Karpenter makes no node for such a pod, "
+        "and nodes whose kubernetes.io/hostname is missing or not their own are not told apart. "
+        "Give the operator the right to patch nodes (nodes.exclusionLabels of the chart)"
     )
 
 

@@ -1,14 +1,17 @@
-"""Nodes that one pool keeps away from by itself, because the runtime fails its sandboxes there.
+"""Nodes that one pool keeps away from by itself, because its sandboxes fail or wait there.
 
 A runtime can work on a node and yet fail some sandboxes: those that are too large, or ask for
 devices. The operator's probe passes, so the node is nobody else's concern. The pool whose sandboxes
 fail makes its next ones elsewhere; never so that it avoids more than half of the nodes that it
-could use, and never for longer than half an hour.
+could use, and never for longer than half an hour. The same goes for nodes on which its sandboxes
+wait for a proof that no probe gives.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from sandboxpool.runtimes.exclusion import pool_key
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -53,15 +56,41 @@ class Avoidance:
         """The nodes that a pool keeps away from, the latest first."""
         return list(reversed(self._pools.get(pool, ())))
 
+    def next_expiry(self, pool: str) -> float | None:
+        """When the first of a pool's is over, in epoch seconds."""
+        return min(self._pools.get(pool, {}).values(), default=None)
+
     def _remove(self, pool: str, node: str) -> None:
         del self._pools[pool][node]
         if not self._pools[pool]:
             del self._pools[pool]
 
 
-def keep_away(verdict: Verdict, nodes: list[NodeFacts]) -> Verdict:
-    """Exclude these nodes too, as far as half of those that can be used are left."""
+def chosen(verdict: Verdict, nodes: Iterable[NodeFacts]) -> list[NodeFacts]:
+    """Which of these nodes to keep away from: half of those that can be used are left.
+
+    Those that give no proof are none that can be used, as long as others give it.
+    """
     usable = {*verdict.serving, *verdict.unknown}
-    hosts = [node.hostname for node in nodes if node.name in usable and node.hostname is not None]
-    kept_away = hosts[: len(usable) // 2]
-    return replace(verdict, excluded=tuple(sorted({*verdict.excluded, *kept_away})))
+    nodes = list(nodes)
+    left = [node for node in nodes if node.name in usable][: len(usable) // 2]
+    return left + [node for node in nodes if node.name in verdict.unproven]
+
+
+def keep_away(
+    verdict: Verdict, nodes: Sequence[NodeFacts], pool: str, cannot_be_labelled: frozenset[str]
+) -> Verdict:
+    """Exclude these nodes too.
+
+    Args:
+        verdict: how the fleet stands.
+        nodes: the nodes that were chosen.
+        pool: the uid of the pool that keeps away from them.
+        cannot_be_labelled: the names of nodes for whose label nobody shall wait.
+    """
+    if verdict.by_hostname:
+        hosts = {node.hostname for node in nodes if node.hostname is not None}
+        return replace(verdict, excluded=tuple(sorted(hosts.union(verdict.excluded))))
+    key = pool_key(pool)
+    unmarked = [n for n in nodes if key not in n.exclusions and n.name not in cannot_be_labelled]
+    return replace(verdict, unmarked=verdict.unmarked + len(unmarked)) if unmarked else verdict

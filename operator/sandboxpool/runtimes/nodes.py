@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Node, Taint
-from sandboxpool.api.names import HOSTNAME_LABEL, OS_LABEL
+from sandboxpool.api.names import EXCLUSION_PREFIX, HOSTNAME_LABEL, OS_LABEL
 from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.lifecycle import closed_because, leaving_because
 
@@ -37,11 +37,13 @@ class NodeFacts:
         schedulable: nothing keeps new sandboxes away: it is neither cordoned, nor to be maintained,
             nor about to go.
         leaving: about to go, and its pods with it.
+        cordoned: it is marked as unschedulable.
         notice: why it is not schedulable, in words that follow its name; empty if it is.
         hostname: the value of the hostname label, which can differ from the node's name.
         created: epoch seconds at which it joined.
         container_runtime: name and version, such as ``containerd://2.1.4``.
         kubelet: version, such as ``v1.36.2``.
+        exclusions: those of its labels that keep pods away.
         without_user_namespaces: the handlers of which its kubelet says that they do not support
             user namespaces; of others it may say nothing.
     """
@@ -55,17 +57,21 @@ class NodeFacts:
     handlers: frozenset[str] | None
     boot_id: str
     leaving: bool = False
+    cordoned: bool = False
     notice: str = ""
     created: float = 0.0
     container_runtime: str = ""
     kubelet: str = ""
     without_user_namespaces: frozenset[str] = frozenset()
     hostname: str | None = field(init=False, compare=False)
+    exclusions: dict[str, str] = field(init=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
-        """Look for the one label that is asked for all the time."""
+        """Look for the labels that are asked for all the time."""
         hostname = next((value for key, value in self.labels if key == HOSTNAME_LABEL), None)
         object.__setattr__(self, "hostname", hostname)
+        ours = {key: value for key, value in self.labels if key.startswith(EXCLUSION_PREFIX)}
+        object.__setattr__(self, "exclusions", ours)
 
     @property
     def tells_of_sandboxes(self) -> bool:
@@ -105,6 +111,7 @@ def facts_of(node: Node) -> NodeFacts:
         schedulable=not notice,
         leaving=bool(leaving),
         notice=notice,
+        cordoned=node.spec.unschedulable,
         handlers=None if listed is None else frozenset(handler.name for handler in listed),
         boot_id=node.status.nodeInfo.bootID,
         created=epoch(node.metadata.creationTimestamp),

@@ -4,16 +4,25 @@ Only what decides about a node for ever is looked at: selectors, required node a
 taints. Resources, ports and topology come and go; they are the scheduler's business.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from sandboxpool.api.core import Taint, Toleration
+from sandboxpool.api.names import EXCLUSION_PREFIX
 from sandboxpool.runtimes.nodes import CORDON_TAINT, TRANSIENT_TAINT_PREFIX, NodeFacts
 from sandboxpool.runtimes.resolve import Runtime
+
+_CORDON = Taint(key=CORDON_TAINT, effect="NoSchedule")
+# The plugin DefaultTolerationSeconds has every pod tolerate these for a while, once it runs.
+_DEFAULT_TOLERATED = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+# What Go's strconv.ParseInt takes.
+_NUMBER = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
+_INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,7 @@ class PlacementError(Exception):
 
 
 def placement_of(pod_spec: Mapping[str, Any], runtime: Runtime) -> Placement:
-    """Merge a template's constraints with those of the class, as admission will.
+    """Merge a template's constraints with those of the class, as admission most likely will.
 
     Raises:
         PlacementError: the template's constraints are not of the API's form; the API server's dry
@@ -53,6 +62,54 @@ def placement_of(pod_spec: Mapping[str, Any], runtime: Runtime) -> Placement:
         return _merged(pod_spec, runtime)
     except (msgspec.ValidationError, AttributeError, TypeError, ValueError) as error:
         raise PlacementError(str(error)) from error
+
+
+def admitted_placement(answer: bytes) -> Placement:
+    """What limits the nodes of a pod as admission has left it.
+
+    A namespace's node selector, webhooks and the class's own scheduling are in it by then. What
+    keeps its pods off nodes is left out: that a node is kept out must not make it a stranger.
+
+    Args:
+        answer: the pod that came back.
+
+    Raises:
+        msgspec.DecodeError: the answer is no pod. Also the other errors of unreadable bytes.
+    """
+    spec = msgspec.json.decode(answer, type=_Admitted).spec
+    affinity = spec.affinity.nodeAffinity if spec.affinity is not None else None
+    required = affinity.requiredDuringSchedulingIgnoredDuringExecution if affinity else None
+    terms = None if required is None else tuple(map(_requirements, required.nodeSelectorTerms))
+    if any(term and not _not_ours(term) for term in terms or ()):
+        # A term of ours alone stands for every node.
+        terms = None
+    return Placement(
+        selector=frozenset(spec.nodeSelector.items()),
+        terms=None if terms is None else tuple(map(_not_ours, terms)),
+        tolerations=_needed(spec.tolerations),
+        user_namespaces=spec.hostUsers is False,
+    )
+
+
+def _not_ours(term: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
+    return tuple(r for r in term if not r.key.startswith(EXCLUSION_PREFIX))
+
+
+def _needed(tolerations: Sequence[Toleration]) -> tuple[Toleration, ...]:
+    """Tolerations in one order, each once, without those that every pod is given.
+
+    A node that is not Ready has a taint that forbids new pods beside the one that ends old ones, so
+    whoever does not tolerate the former need not tolerate the latter.
+    """
+    rest = [t for t in tolerations if not _is_default(t)]
+    forbidding = [Taint(key, "NoSchedule") for key in _DEFAULT_TOLERATED]
+    if any(_tolerates_any(rest, taint) for taint in forbidding):
+        rest = list(tolerations)
+    return tuple(sorted(set(rest), key=lambda t: (t.key, t.operator, t.value, t.effect)))
+
+
+def _is_default(toleration: Toleration) -> bool:
+    return toleration.effect == "NoExecute" and toleration.key in _DEFAULT_TOLERATED
 
 
 def _merged(pod_spec: Mapping[str, Any], runtime: Runtime) -> Placement:
@@ -67,7 +124,7 @@ def _merged(pod_spec: Mapping[str, Any], runtime: Runtime) -> Placement:
     return Placement(
         selector=frozenset(selector.items()),
         terms=terms,
-        tolerations=(*tolerations, *runtime.tolerations),
+        tolerations=_needed([*tolerations, *runtime.tolerations]),
         user_namespaces=wants_user_namespace(pod_spec),
     )
 
@@ -83,8 +140,9 @@ def allows(placement: Placement, node: NodeFacts, *, now: bool) -> bool:
     Args:
         placement: the constraints.
         node: the node.
-        now: also ask that the node takes pods at this moment (Ready, not cordoned, none of the
-            taints that come and go); False asks whether it could, once it is well.
+        now: as the node is at this moment (cordoned, with taints that come and go); False asks
+            whether it may once it is well. Whether it is Ready the scheduler does not ask: only
+            taints keep a pod away, and what tolerates them goes to a node that is not.
     """
     if not placement.selector <= node.labels:
         return False
@@ -101,17 +159,9 @@ def allows(placement: Placement, node: NodeFacts, *, now: bool) -> bool:
         if taint.effect in ("NoSchedule", "NoExecute")
         and (now or not taint.key.startswith(TRANSIENT_TAINT_PREFIX))
     ]
-    if now:
-        if not node.ready:
-            return False
-        if not node.schedulable:
-            cordon = Taint(key=CORDON_TAINT, effect="NoSchedule")
-            if not any(_tolerates(toleration, cordon) for toleration in placement.tolerations):
-                return False
-    return not taints or all(
-        any(_tolerates(toleration, taint) for toleration in placement.tolerations)
-        for taint in taints
-    )
+    if now and node.cordoned and not _tolerates_any(placement.tolerations, _CORDON):
+        return False
+    return all(_tolerates_any(placement.tolerations, taint) for taint in taints)
 
 
 # Key and value of a taint, or of what tolerates it; None stands for every value.
@@ -126,7 +176,7 @@ class Taints:
 
     def __init__(self) -> None:
         # A cordon is none of a node's own taints, and can come at any time.
-        self._marks: Counter[Mark] = Counter(_marks_of([Taint(CORDON_TAINT, "NoSchedule")]))
+        self._marks: Counter[Mark] = Counter(_marks_of([_CORDON]))
 
     def change(self, before: Iterable[Taint], after: Iterable[Taint]) -> set[Mark]:
         """A node has other taints; return the marks that no node has had before."""
@@ -144,7 +194,8 @@ class Taints:
         needed: dict[Toleration, None] = {}
         unneeded = set()
         for toleration in placement.tolerations:
-            mark = toleration.key, None if toleration.operator == "Exists" else toleration.value
+            by_value = toleration.operator in ("Equal", "")
+            mark = toleration.key, toleration.value if by_value else None
             if not toleration.key or mark in self._marks:
                 needed[toleration] = None
             else:
@@ -169,6 +220,25 @@ class _Term(msgspec.Struct):
 
 class _NodeSelector(msgspec.Struct):
     nodeSelectorTerms: list[_Term] = []
+
+
+class _NodeAffinity(msgspec.Struct):
+    requiredDuringSchedulingIgnoredDuringExecution: _NodeSelector | None = None
+
+
+class _Affinity(msgspec.Struct):
+    nodeAffinity: _NodeAffinity | None = None
+
+
+class _AdmittedSpec(msgspec.Struct):
+    nodeSelector: dict[str, str] = {}
+    affinity: _Affinity | None = None
+    tolerations: list[Toleration] = []
+    hostUsers: bool | None = None
+
+
+class _Admitted(msgspec.Struct):
+    spec: _AdmittedSpec
 
 
 def _requirements(term: _Term) -> tuple[Requirement, ...]:
@@ -197,11 +267,21 @@ def _holds(requirement: Requirement, node: NodeFacts, labels: Mapping[str, str])
 
 def _compared(value: str | None, values: frozenset[str]) -> int:
     """Return the sign of value minus bound; 0, which satisfies nothing, if one is no number."""
-    try:
-        difference = int(value or "") - int(next(iter(values), ""))
-    except ValueError:
+    number, bound = _number(value), _number(next(iter(values), None))
+    if number is None or bound is None:
         return 0
-    return (difference > 0) - (difference < 0)
+    return (number > bound) - (number < bound)
+
+
+def _number(text: str | None) -> int | None:
+    """Read what Go takes for a whole number of 64 bits."""
+    if text is None or not _NUMBER.fullmatch(text) or int(text) not in _INT64:
+        return None
+    return int(text)
+
+
+def _tolerates_any(tolerations: Iterable[Toleration], taint: Taint) -> bool:
+    return any(_tolerates(toleration, taint) for toleration in tolerations)
 
 
 def _tolerates(toleration: Toleration, taint: Taint) -> bool:
@@ -211,4 +291,6 @@ def _tolerates(toleration: Toleration, taint: Taint) -> bool:
         return False
     if toleration.operator == "Exists":
         return True
+    if toleration.operator in ("Gt", "Lt"):
+        return _OPERATORS[toleration.operator](taint.value, frozenset({toleration.value}))
     return bool(toleration.key) and toleration.value == taint.value

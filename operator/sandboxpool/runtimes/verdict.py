@@ -3,21 +3,20 @@
 A node that lists the handler is *serving*: configured, which is not yet proof that it works.
 One whose list lacks it is *not serving*. One without a list is *unknown*, never missing. A node on
 which the runtime has failed is *quarantined*, one on which it does not isolate is *not_isolating*,
-whatever its list says.
+whatever its list says. One that pods would be put on although nothing there may be handed out,
+because they tolerate that it is cordoned or not Ready, is *unavailable*.
 """
 
-import zlib
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 
 from sandboxpool.runtimes.advice import separating_label
+from sandboxpool.runtimes.exclusion import MAX_HOSTNAMES, Why
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement, allows
-
-# A pod carries the exclusion in its spec; beyond this many names it stops growing.
-EXCLUSION_CAP = 500
 
 
 class Answer(Enum):
@@ -32,8 +31,21 @@ class Answer(Enum):
     UNPROVEN = "unproven"
 
 
-# Nodes with these answers are kept out, and the first of them before the last.
-KEPT_OUT = (Answer.QUARANTINED, Answer.NOT_ISOLATING, Answer.UNPROVEN, Answer.NOT_SERVING)
+# Nodes with these answers are kept out. One that gives no proof is better than none: a pool keeps
+# away from it by itself.
+_KEPT_OUT = {
+    Answer.NOT_SERVING: Why.NOT_SERVING,
+    Answer.QUARANTINED: Why.QUARANTINED,
+    Answer.NOT_ISOLATING: Why.NOT_ISOLATING,
+}
+# Whom to name first, where not all can be named.
+_NAMED_FIRST = (
+    Why.QUARANTINED,
+    Why.NOT_ISOLATING,
+    Why.UNAVAILABLE,
+    Why.NOT_SERVING,
+    Why.NO_USER_NAMESPACES,
+)
 
 
 def answer_of(node: NodeFacts, handler: str) -> Answer:
@@ -49,12 +61,35 @@ class Standing:
 
     Attributes:
         answer: its list's word, or what we know better.
-        eligible: it could take a pod at this moment.
+        lands: the scheduler may put a pod on it at this moment, by its labels and taints.
+        marked: its exclusion labels keep the pods away, or it cannot be labelled.
+        young: it joined a moment ago, so that its runtimes may yet be installed.
+        listed: it lists the handler, so that it may serve others.
     """
 
     node: NodeFacts
     answer: Answer
-    eligible: bool
+    lands: bool
+    marked: bool = True
+    young: bool = False
+    listed: bool = False
+
+    @property
+    def eligible(self) -> bool:
+        """It could take a pod at this moment that may be handed out."""
+        return self.lands and self.node.usable
+
+    @property
+    def why(self) -> Why | None:
+        """Why pods must keep away from it, if they must."""
+        unsupported = self.answer is Answer.NOT_SERVING and self.listed
+        if self.answer in (Answer.NOT_SERVING, Answer.QUARANTINED) and not unsupported:
+            return _KEPT_OUT[self.answer]
+        if self.lands and not self.node.usable:
+            return Why.UNAVAILABLE
+        if unsupported:
+            return Why.NO_USER_NAMESPACES
+        return _KEPT_OUT.get(self.answer)
 
 
 def stand(
@@ -65,6 +100,8 @@ def stand(
     quarantined: bool,
     not_isolating: bool,
     unproven: bool = False,
+    marked: bool = True,
+    young: bool = False,
 ) -> Standing | None:
     """Judge one node; None if the placement rules it out for ever.
 
@@ -75,6 +112,8 @@ def stand(
         quarantined: the quarantine of this node and handler is open.
         not_isolating: proof of isolation is wanted, and the node has shown the opposite.
         unproven: proof is wanted, this node has given none for long, and another node has.
+        marked: see `Standing`.
+        young: see `Standing`.
     """
     if not allows(placement, node, now=False):
         return None
@@ -92,7 +131,9 @@ def stand(
             answer = Answer.UNPROVEN
     # What neither comes nor goes was asked for already.
     passing = node.taints or not node.usable
-    return Standing(node, answer, not passing or allows(placement, node, now=True))
+    lands = not passing or allows(placement, node, now=True)
+    listed = node.handlers is not None and handler in node.handlers
+    return Standing(node, answer, lands, marked, young, listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +147,11 @@ class Verdict:
         quarantined: names of eligible nodes on which the runtime has failed.
         not_isolating: names of eligible nodes on which the runtime was seen not to isolate.
         unproven: names of eligible nodes whose probes have had no answer for long.
-        excluded: hostname labels of the nodes that pods must keep away from, sorted. It also
-            holds those not eligible at this moment: they may become so while a pod waits.
-        not_excluded: how many more would be in it but for the cap.
-        preferred: hostname labels of serving nodes, as many as can be named, where the exclusion is
-            past its cap: the scheduler is to look there first.
+        by_hostname: nodes cannot be labelled, so that pods name the hostnames that they keep away
+            from.
+        excluded: these hostnames, sorted; empty where nodes are labelled. It also holds those not
+            eligible at this moment: they may become so while a pod waits.
+        unmarked: how many nodes pods must keep away from, and would not yet: they lack the label.
         newest_not_serving: epoch seconds at which the newest of ``not_serving`` joined.
         advice: the label that separates the serving nodes from the others, if there is one.
     """
@@ -121,9 +162,9 @@ class Verdict:
     quarantined: tuple[str, ...] = ()
     not_isolating: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
+    by_hostname: bool = False
     excluded: tuple[str, ...] = ()
-    not_excluded: int = 0
-    preferred: tuple[str, ...] = ()
+    unmarked: int = 0
     newest_not_serving: float = 0.0
     advice: tuple[str, str] | None = None
 
@@ -154,15 +195,19 @@ class _Share:
 
     Attributes:
         listed: where an eligible node is listed; None for one that is not eligible.
-        kept_out: why pods must keep away, if they must and the node has a hostname label.
-        hostname: the label of nodes whose hostnames a verdict may hold.
+        kept_out: why pods must keep away, if they must.
+        hostname: the label of nodes that are kept out.
         created: of an eligible node that does not serve, epoch seconds.
+        unmarked: pods may land on it that must keep away.
+        spared: it is kept out only where another node can take a pod.
     """
 
     listed: Answer | None = None
-    kept_out: Answer | None = None
+    kept_out: Why | None = None
     hostname: str | None = None
     created: float = 0.0
+    unmarked: bool = False
+    spared: bool = False
 
 
 _NOTHING = _Share()
@@ -173,12 +218,14 @@ def _share_of(standing: Standing | None) -> _Share:
         return _NOTHING
     node, answer = standing.node, standing.answer
     listed = answer if standing.eligible else None
-    kept_out = answer if answer in KEPT_OUT and node.hostname is not None else None
+    kept_out = standing.why
     return _Share(
         listed,
         kept_out,
-        node.hostname if kept_out or listed is Answer.SERVING else None,
+        node.hostname if kept_out else None,
         node.created if listed is Answer.NOT_SERVING else 0.0,
+        unmarked=kept_out is not None and standing.lands and not standing.marked,
+        spared=kept_out is Why.NOT_SERVING and standing.young,
     )
 
 
@@ -217,8 +264,40 @@ class Tally:
     def __init__(self) -> None:
         self._standings: dict[str, Standing] = {}
         self._listed = {answer: _Sorted() for answer in Answer}
-        self._kept_out = {answer: _Sorted() for answer in KEPT_OUT}
+        self._kept_out = {why: _Sorted() for why in Why}
+        self._unmarked: set[str] = set()
+        self._spared: set[str] = set()
+        self._by_hostname = False
         self._verdict: Verdict | None = None
+
+    def name_hostnames(self, by_hostname: bool) -> None:
+        """Whether pods name the hostnames that they keep away from."""
+        self._by_hostname = by_hostname
+        self._verdict = None
+
+    @property
+    def hopeful(self) -> bool:
+        """What the verdict says of it, at no cost."""
+        return bool(len(self._listed[Answer.SERVING]) or len(self._listed[Answer.UNKNOWN]))
+
+    def why(self, name: str) -> Why | None:
+        """Why pods must keep away from a node, if they must.
+
+        Where no node can take a pod, one that joined a moment ago may be the answer to the one that
+        waits: it is left to that, until what installs runtimes has had its time.
+        """
+        standing = self._standings.get(name)
+        if standing is None or (name in self._spared and not self.hopeful):
+            return None
+        return standing.why
+
+    def kept_out(self) -> list[str]:
+        """The names of the nodes that pods must keep away from."""
+        return [name for name, standing in self._standings.items() if standing.why is not None]
+
+    def spared(self) -> list[str]:
+        """The names of those that are kept out only where another node can take a pod."""
+        return list(self._spared)
 
     def put(self, name: str, new: Standing | None) -> bool:
         """A node stands otherwise, or is none any more; return whether the verdict may differ."""
@@ -236,6 +315,7 @@ class Tally:
         else:
             self._take(name, before, _Sorted.remove)
             self._take(name, after, _Sorted.add)
+            self._note(name, after)
         self._verdict = None
         return True
 
@@ -244,6 +324,10 @@ class Tally:
             what(self._listed[share.listed], name)
         if share.kept_out is not None and share.hostname is not None:
             what(self._kept_out[share.kept_out], share.hostname)
+
+    def _note(self, name: str, share: _Share) -> None:
+        for names, belongs in ((self._unmarked, share.unmarked), (self._spared, share.spared)):
+            (names.add if belongs else names.discard)(name)
 
     def _advises_otherwise(self, name: str, old: Standing | None, new: Standing | None) -> bool:
         """Whether the labels of a node that is listed as before may have changed the advice.
@@ -277,10 +361,7 @@ class Tally:
         return self._verdict
 
     def _sum_up(self) -> Verdict:
-        # Under the cap the worst offenders come first, each kind in the order of names.
-        ranked = list(dict.fromkeys(h for answer in KEPT_OUT for h in self._kept_out[answer].all))
         serving, not_serving = self._separable()
-        not_excluded = max(0, len(ranked) - EXCLUSION_CAP)
         return Verdict(
             serving=serving,
             not_serving=not_serving,
@@ -288,9 +369,9 @@ class Tally:
             quarantined=self._listed[Answer.QUARANTINED].all,
             not_isolating=self._listed[Answer.NOT_ISOLATING].all,
             unproven=self._listed[Answer.UNPROVEN].all,
-            excluded=tuple(sorted(ranked[:EXCLUSION_CAP])),
-            not_excluded=not_excluded,
-            preferred=self._spread()[:EXCLUSION_CAP] if not_excluded else (),
+            by_hostname=self._by_hostname,
+            excluded=self._hostnames() if self._by_hostname else (),
+            unmarked=len(self._unmarked if self.hopeful else self._unmarked - self._spared),
             newest_not_serving=max((n.created for n in self._nodes(not_serving)), default=0.0),
             advice=separating_label(self._nodes(serving), self._nodes(not_serving))
             if serving and not_serving
@@ -300,16 +381,16 @@ class Tally:
     def _nodes(self, names: Iterable[str]) -> Iterator[NodeFacts]:
         return (self._standings[name].node for name in names)
 
-    def _spread(self) -> tuple[str, ...]:
-        """Hostnames of serving nodes, not the first by name: those may stand in one rack."""
-        serving = self._nodes(self._listed[Answer.SERVING].all)
-        hosts = [node.hostname for node in serving if node.hostname is not None]
-        return tuple(sorted(hosts, key=lambda host: (zlib.crc32(host.encode()), host)))
+    def _hostnames(self) -> tuple[str, ...]:
+        """What is kept out, sorted; under the bound the worst offenders come first."""
+        ranked = dict.fromkeys(host for why in _NAMED_FIRST for host in self._kept_out[why].all)
+        return tuple(sorted(islice(ranked, MAX_HOSTNAMES)))
 
 
-def judge(standings: Iterable[Standing]) -> Verdict:
+def judge(standings: Iterable[Standing], *, by_hostname: bool = False) -> Verdict:
     """Sum up how the nodes stand; their order does not matter."""
     tally = Tally()
+    tally.name_hostnames(by_hostname)
     for standing in standings:
         tally.put(standing.node.name, standing)
     return tally.verdict

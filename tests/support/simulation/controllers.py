@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sandboxpool.api import names
 from support.simulation.apiserver import Change, Object, owners
 from support.simulation.kubelets import NO_SHIM as NO_SHIM
 from support.simulation.kubelets import Kubelets
@@ -150,6 +151,9 @@ class Controllers(Kubelets):
             return False
         if node["spec"].get("unschedulable") and not pod["spec"].get("tolerations"):
             return False
+        node_labels = node["metadata"].get("labels", {})
+        if not pod["spec"].get("nodeSelector", {}).items() <= node_labels.items():
+            return False
         required = (
             pod["spec"]
             .get("affinity", {})
@@ -157,7 +161,7 @@ class Controllers(Kubelets):
             .get("requiredDuringSchedulingIgnoredDuringExecution", {})
         )
         terms = required.get("nodeSelectorTerms", [])
-        return not terms or any(_matches(term, name) for term in terms)
+        return not terms or any(_matches(term, node) for term in terms)
 
     # --- Nodes -----------------------------------------------------------------------------------
 
@@ -287,9 +291,14 @@ class Controllers(Kubelets):
             self.server.update("nodes", node, "node controller", status=status)
 
 
-def _matches(term: Object, name: str) -> bool:
+def _matches(term: Object, node: Object) -> bool:
+    name = node["metadata"]["name"]
+    labels = {names.HOSTNAME_LABEL: name, **node["metadata"].get("labels", {})}
     for requirement in (*term.get("matchExpressions", ()), *term.get("matchFields", ())):
-        inside = name in requirement["values"]
-        if inside != (requirement["operator"] == "In"):
+        value = (
+            name if requirement in term.get("matchFields", ()) else labels.get(requirement["key"])
+        )
+        inside = value is not None and value in requirement.get("values", [value])
+        if inside != (requirement["operator"] in ("In", "Exists")):
             return False
     return True

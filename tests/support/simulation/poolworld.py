@@ -18,7 +18,6 @@ from sandboxpool.pools.expectations import Expectations
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.state import PoolState
-from sandboxpool.pools.template import fingerprint
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.ground import Ground
@@ -313,7 +312,6 @@ class PoolWorld:
             revision=pod.revision,
             class_name=pod.class_name,
             runtime_uid=pod.runtime_uid,
-            exclusion=fingerprint(pod.excluded),
         )
         quarantined = host is not None and host.quarantined
         made = replace(made, ground=Ground(self.facts_of(pod.node), HANDLER, quarantined))
@@ -357,7 +355,7 @@ class PoolWorld:
             revision=self.revision,
             resolution=self.resolution,
             verdict=verdict,
-            exclusion=fingerprint(verdict.excluded),
+            hostnames_since=self.state.note_hostnames(verdict.excluded, self.now),
             template=ACCEPTED if self.accepted else NOT_CHECKED,
             members=members,
             creating=creating,

@@ -7,12 +7,19 @@ import pytest
 
 from sandboxpool.api.core import Node
 from sandboxpool.cache import Cluster
-from sandboxpool.fleet.publish import NodePublisher, handler_labels
+from sandboxpool.fleet.publish import (
+    DENIED_SECONDS,
+    LABEL_PREFIX,
+    NodePublisher,
+    handler_labels,
+    label_changes,
+)
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
 from sandboxpool.runtimes.nodes import NodeFacts
-from support.builders import NOW, facts, node, runtime
+from sandboxpool.runtimes.verdict import Verdict
+from support.builders import NOW, facts, node, pool, runtime
 
 PATH = "/api/v1/nodes/node-1"
 LABEL = "runtime.sandboxpool.io/"
@@ -25,13 +32,14 @@ class Nodes:
         self.labels: list[Any] = []
         self.conditions: list[Any] = []
         self.error: ApiError | None = None
+        self.obeys = True
 
     async def merge_patch(self, path: str, body: Any) -> bytes:
         assert path == PATH
         if self.error is not None:
             raise self.error
         self.labels.append(body["metadata"]["labels"])
-        return b"{}"
+        return msgspec.json.encode(body if self.obeys else {})
 
     async def strategic_patch(self, path: str, body: Any) -> bytes:
         assert path == PATH + "/status"
@@ -40,9 +48,10 @@ class Nodes:
 
 
 class World:
-    def __init__(self, of_node: Node, *handlers: str) -> None:
+    def __init__(self, of_node: Node, *handlers: str, exclude: bool = False) -> None:
         self.api = Nodes()
-        self.cluster = Cluster()
+        self.now = 0.0
+        self.cluster = Cluster(wall=lambda: NOW)
         self.node = of_node
         self.cluster.nodes.put(None, of_node)
         for handler in handlers or ("runsc",):
@@ -52,6 +61,10 @@ class World:
             cluster=self.cluster,
             get=lambda name: self.node if name == self.node.metadata.name else None,
             wall=lambda: NOW,
+            clock=lambda: self.now,
+            exclude=exclude,
+            publish=not exclude,
+            on_change=lambda: None,
         )
 
     @property
@@ -90,7 +103,8 @@ def test_labels_say_what_the_node_lists(
     handlers: list[str] | None, present: dict[str, str], changes: dict[str, str | None]
 ) -> None:
     labels = {LABEL + key: value for key, value in present.items()}
-    found = handler_labels(facts(handlers=handlers, labels={"zone": "a", **labels}), {"runsc"})
+    of_node = facts(handlers=handlers, labels={"zone": "a", **labels})
+    found = label_changes(of_node, LABEL_PREFIX, handler_labels(of_node, {"runsc"}))
     assert found == {LABEL + key: value for key, value in changes.items()}
 
 
@@ -169,3 +183,145 @@ async def test_a_node_that_is_gone_is_no_error() -> None:
     world.api.error = ApiError(403, "Forbidden", "no")
     with pytest.raises(ApiError):
         await world.publisher.reconcile("node-1")
+
+
+# --- Labels that keep pods away ------------------------------------------------------------------
+
+EXCLUDED = "excluded.sandboxpool.io/runsc"
+FORBIDDEN = ApiError(
+    403,
+    "Forbidden",
+    'nodes "node-1" is forbidden: User "system:serviceaccount:a:b" cannot patch resource "nodes" '
+    'in API group "" at the cluster scope',
+)
+
+
+class Excluding(World):
+    """A pool that has been looked at, and one node."""
+
+    def __init__(self, of_node: Node, **of_pool: Any) -> None:
+        super().__init__(of_node, exclude=True)
+        self.marked: list[str] = []
+        self.cluster.nodes.on_mark = self.marked.append
+        self.pool = pool(**of_pool)
+
+    def judge(self) -> Verdict:
+        return self.cluster.verdict(self.pool, self.cluster.classes["runsc"])
+
+    def show(self, of_node: Node) -> None:
+        self.cluster.nodes.put(self.node, of_node)
+        self.node = of_node
+
+    async def written(self) -> dict[str, str | None]:
+        self.api.labels.clear()
+        await self.publisher.reconcile("node-1")
+        return self.api.labels[0] if self.api.labels else {}
+
+
+@pytest.mark.parametrize(
+    ("of_node", "label"),
+    [
+        (node(), None),
+        (node(handlers=None), None),
+        (node(handlers=["runc"]), "NotServing"),
+        (node(handlers=["runc"], ready=False), "NotServing"),
+        (node(unschedulable=True), None),
+    ],
+)
+async def test_a_node_that_must_not_be_used_is_labelled_and_so_no_longer(
+    of_node: Node, label: str | None
+) -> None:
+    world = Excluding(of_node)
+    world.judge()
+    assert await world.written() == ({EXCLUDED: label} if label else {})
+    labels = {EXCLUDED: "Forged", "excluded.sandboxpool.io/gone": "NotServing", "zone": "a"}
+    world.show(node(labels=labels))
+    assert await world.written() == dict.fromkeys(labels.keys() - {"zone"})
+
+
+async def test_no_label_is_written_for_what_no_pool_uses() -> None:
+    world = Excluding(node(handlers=["runc"]))
+    assert await world.written() == {}
+    world.judge()
+    assert world.marked == ["node-1"], "a new pool has nodes labelled"
+    world.marked.clear()
+    world.cluster.forget_pool(world.pool.uid)
+    assert world.marked == ["node-1"], "and the last that goes has them freed"
+    world.show(node(handlers=["runc"], labels={EXCLUDED: "NotServing"}))
+    assert await world.written() == {EXCLUDED: None}
+
+
+async def test_a_handler_that_no_class_names_any_more_keeps_pods_off_no_node() -> None:
+    world = Excluding(node(handlers=["runc"], labels={EXCLUDED: "NotServing"}))
+    world.judge()
+    assert await world.written() == {}
+    world.cluster.classes.clear()
+    assert await world.written() == {EXCLUDED: None}
+
+
+async def test_what_one_pool_keeps_away_from_has_that_pools_label() -> None:
+    world = Excluding(node())
+    world.cluster.nodes.put(None, node("node-2"))
+    world.cluster.avoidance.add(world.pool.uid, "node-1", NOW)
+    assert world.judge().unmarked == 1
+    assert world.marked == ["node-1"]
+    key = f"excluded.sandboxpool.io/pool-{world.pool.uid}"
+    assert await world.written() == {key: "Avoided"}
+    world.show(node(labels={key: "Avoided"}))
+    assert world.judge().unmarked == 0
+    world.cluster.avoidance.forget_node("node-1")
+    world.judge()
+    assert world.marked == ["node-1", "node-1"]
+    assert await world.written() == {key: None}
+
+
+async def test_pods_wait_until_the_label_is_seen() -> None:
+    world = Excluding(node(handlers=["runc"]), isolationProof="PerNode")
+    world.cluster.nodes.put(None, node("node-2"))
+    assert world.judge().unmarked == 1
+    world.show(node(handlers=["runc"], labels={EXCLUDED: "NotIsolating"}))
+    assert world.judge().unmarked == 0, "whatever it says keeps those away that want proof"
+    no_proof = Excluding(node(handlers=["runc"]), isolationProof="None")
+    assert no_proof.judge().unmarked == 1
+    no_proof.show(node(handlers=["runc"], labels={EXCLUDED: "NotIsolating"}))
+    assert no_proof.judge().unmarked == 1
+
+
+@pytest.mark.parametrize("how", ["refused", "stripped"])
+async def test_pods_wait_for_no_label_that_a_node_cannot_get(how: str) -> None:
+    world = Excluding(node(handlers=["runc"]))
+    assert world.judge().unmarked == 1
+    if how == "refused":
+        world.api.error = ApiError(422, "Invalid", "a webhook says no")
+        with pytest.raises(ApiError):
+            await world.publisher.reconcile("node-1")
+    else:
+        world.api.obeys = False
+        await world.publisher.reconcile("node-1")
+    assert world.judge().unmarked == 0
+    world.api.error, world.api.obeys = None, True
+    await world.publisher.reconcile("node-1")
+    assert world.judge().unmarked == 1, "it comes after all"
+
+
+async def test_where_nodes_may_not_be_patched_pods_name_hostnames_until_they_may() -> None:
+    world = Excluding(node(handlers=["runc"]))
+    world.judge()
+    world.api.error = FORBIDDEN
+    assert await world.written() == {}
+    assert (world.judge().by_hostname, world.judge().excluded) == (True, ("node-1",))
+    assert world.judge().unmarked == 0
+    world.api.error = None
+    assert await world.written() == {}, "it is not tried for each node and change"
+    world.now = DENIED_SECONDS
+    assert await world.written() == {EXCLUDED: "NotServing"}
+    assert (world.judge().by_hostname, world.judge().excluded) == (False, ())
+
+
+async def test_a_node_that_has_just_joined_is_looked_at_again_when_its_time_is_over() -> None:
+    joined = node(handlers=["runc"], joined=NOW - 100)
+    world = Excluding(joined)
+    world.judge()
+    assert await world.written() == {}
+    again = await world.publisher.reconcile("node-1")
+    assert again == pytest.approx(201.0)

@@ -203,11 +203,6 @@ def test_every_state_of_a_sandbox_has_a_field() -> None:
             ("True", "AsExpected"),
         ),
         (
-            fleet(Verdict(serving=("a",), not_serving=("b",), not_excluded=7)),
-            ("True", "ExclusionCapExceeded"),
-            ("False", "ExclusionCapExceeded"),
-        ),
-        (
             fleet(Verdict(serving=("a",), quarantined=("b",)), issues=[issue()]),
             ("True", "HandlerServed"),
             ("False", "NodeQuarantined"),
@@ -385,7 +380,6 @@ def test_it_is_as_small_for_five_thousand_nodes_as_for_five() -> None:
             unknown=tuple(names[2000:3000]),
             quarantined=tuple(names[3000:4000]),
             not_isolating=tuple(names[4000:]),
-            not_excluded=500,
             advice=("d" * 253 + "/" + "n" * 63, "v" * 63),
         ),
         pools=[f"{'n' * 59}{i:04}/{'p' * 63}" for i in range(500)],
@@ -434,7 +428,6 @@ _VERDICTS = st.builds(
     unknown=_NAMES,
     quarantined=_NAMES,
     not_isolating=_NAMES,
-    not_excluded=st.integers(0, 3),
     advice=st.none() | st.just(("key", "value")),
 )
 _ISSUES = st.lists(

@@ -15,10 +15,11 @@ from sandboxpool.pools.state import (
     LONGEST_AUTOSCALER_BACKOFF_SECONDS,
     PoolState,
 )
-from sandboxpool.pools.unfit import INSTALL_GRACE_SECONDS, NEW_NODE_SECONDS
+from sandboxpool.pools.unfit import NEW_NODE_SECONDS
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.verdict import Verdict, judge, stand
@@ -77,14 +78,13 @@ def test_a_waiting_sandbox_is_withdrawn_when_what_joins_for_it_is_wrong(
 
 def test_a_node_that_joins_does_not_make_the_waiting_one_begin_anew() -> None:
     """Its successor would have been made after the node, which had then not joined for it."""
-    plan = decide(pool_input([waiting(60, exclusion="before")], verdict=joined(NOW - 30)))
+    plan = decide(pool_input([waiting(600)], verdict=joined(NOW - 30), hostnames_since=NOW - 30))
     assert (reasons(plan), plan.create) == ([], 0)
 
 
 def test_once_a_node_serves_the_waiting_one_is_made_anew_to_reach_it() -> None:
-    assert reasons(decide(pool_input([waiting(60, exclusion="before")]))) == [
-        Reason.SANDBOX_REPLACED
-    ]
+    given = pool_input([waiting(600)], hostnames_since=NOW - 30)
+    assert reasons(decide(given)) == [Reason.SANDBOX_REPLACED]
 
 
 def on_new_node(age: float, node_age: float, **given: Any) -> Member:
@@ -99,8 +99,9 @@ def on_new_node(age: float, node_age: float, **given: Any) -> Member:
         (on_new_node(60, 30), joined(NOW - 30), None),
         (on_new_node(400, GRACE), joined(NOW - GRACE), None),
         (on_new_node(400, GRACE + 1), joined(NOW - GRACE - 1), WRONG),
-        # Made after the node had joined: nobody bought the node for it.
-        (on_new_node(30, 60), joined(NOW - 60), Reason.HANDLER_REMOVED),
+        # Made after the node had joined, which no label keeps it off as long as that is new.
+        (on_new_node(30, 60), joined(NOW - 60), None),
+        (on_new_node(30, GRACE + 1), joined(NOW - GRACE - 1), Reason.HANDLER_REMOVED),
         # It can be served elsewhere, and need not wait for an installer.
         (on_new_node(60, 30), SERVED, Reason.HANDLER_REMOVED),
         # It has run there, so the handler was there and is not any more.
@@ -123,9 +124,7 @@ def test_a_pool_that_is_scaled_to_zero_waits_for_no_installer() -> None:
 
 
 @pytest.mark.parametrize("age", [0.0, 200.0])
-@pytest.mark.parametrize(
-    "pod", [waiting(500, exclusion="before"), on_new_node(500, 0)], ids=["pending", "placed"]
-)
+@pytest.mark.parametrize("pod", [waiting(500), on_new_node(500, 0)], ids=["pending", "placed"])
 def test_the_pool_is_woken_when_the_grace_is_over(pod: Member, age: float) -> None:
     at = NOW - age
     if pod.node is not None:
@@ -269,12 +268,10 @@ class Cloud:
             for n in self.nodes
         )
         verdict = judge(s for s in standings if s is not None)
-        exclusion = ",".join(verdict.excluded)
         given = dataclasses.replace(
             self.given,
             members=Members([self.pod] if self.pod is not None else ()),
             verdict=verdict,
-            exclusion=exclusion,
             trouble=self.state.trouble,
             now=self.now,
         )
@@ -287,12 +284,12 @@ class Cloud:
         if plan.create:
             assert (plan.create, self.pod) == (1, None), "one shows the demand, and no more"
             self.made += 1
-            self.pod = self._bought_for(exclusion)
+            self.pod = self._bought_for()
 
-    def _bought_for(self, exclusion: str) -> Member:
+    def _bought_for(self) -> Member:
         new = facts(f"node-{len(self.nodes):03}", handlers=["runc"], joined=self.now)
         self.nodes.append(new)
-        given: dict[str, Any] = {"age": 120, "now": self.now, "exclusion": exclusion}
+        given: dict[str, Any] = {"age": 120, "now": self.now}
         if self.binds:
             given |= {"node": new, "failure": NOT_CONFIGURED}
             return member(f"made-{self.made}", State.STRANDED, ready=False, **given)

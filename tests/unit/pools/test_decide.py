@@ -184,10 +184,7 @@ def test_creating(
         (member(state=S, age=302, failure=NO_SANDBOX), Reason.SANDBOX_CREATE_FAILED),
         (member(state=S, age=20, failure=NO_SANDBOX), None),
         (member(state=S, age=9999, failure=PULLING), None),
-        (member(state=S, age=9999, failure=PULLING, exclusion="old"), None),
         (member(state=S, age=9999, failure=UNSCHEDULABLE), None),
-        (member(state=S, age=9, failure=UNSCHEDULABLE, exclusion="old"), None),
-        (member(state=S, age=12, failure=UNSCHEDULABLE, exclusion="old"), Reason.SANDBOX_REPLACED),
         (member(state=STRANDED, node_name="gone", age=62), Reason.NODE_LOST),
         (member(state=STRANDED, node_name="new", age=9), None),
         (member(state=STRANDED, node=facts(ready=False)), None),
@@ -197,12 +194,35 @@ def test_creating(
         (member(state=S, runtime_uid="former"), Reason.RUNTIME_CHANGED),
         (member(state=C, runtime_uid="former"), None),
         (member(state=STOPPING, runtime_uid="former"), None),
-        (member(state=W, exclusion="old"), None),
     ],
 )
 def test_what_will_never_be_handed_out_goes(pod: Member, reason: Reason | None) -> None:
     plan = decide(pool_input([pod]))
     assert [d.reason for d in plan.delete] == ([reason] if reason else [])
+
+
+@pytest.mark.parametrize(
+    ("age", "since", "replaced"),
+    [(302, NOW - 301, True), (302, NOW - 303, False), (302, 0.0, False), (299, NOW, False)],
+)
+def test_one_that_waits_by_former_hostnames_is_replaced_in_the_end(
+    age: float, since: float, replaced: bool
+) -> None:
+    waiting = member(state=S, age=age, failure=UNSCHEDULABLE)
+    pulling = member("pulling", S, age=9999, failure=PULLING)
+    plan = decide(pool_input([waiting, pulling, member("warm", W)], hostnames_since=since))
+    assert [(d.member, d.failed) for d in plan.delete if d.reason is Reason.SANDBOX_REPLACED] == (
+        [(waiting, False)] if replaced else []
+    )
+
+
+def test_nothing_is_made_before_the_nodes_to_keep_away_from_have_their_labels() -> None:
+    """It would go to the very node, and be given up there."""
+    verdict = Verdict(serving=("node-1",), not_serving=("new",), unmarked=1)
+    plan = decide(pool_input(verdict=verdict, replicas=3, line=[True]))
+    assert (plan.create, plan.held) == (0, Reason.EXCLUSION_PENDING)
+    assert (plan.cold, plan.cold_held) == (0, Reason.EXCLUSION_PENDING)
+    assert decide(pool_input(verdict=dataclasses.replace(verdict, unmarked=0), replicas=3)).create
 
 
 @pytest.mark.parametrize("resolution", [MISSING, MISMATCH])
@@ -225,7 +245,6 @@ def test_the_message_of_a_timeout_names_the_cause() -> None:
         (member(state=S, age=400), True),
         (member(state=STRANDED, node_name="gone", age=62), False),
         (member(state=W, runtime_uid="former"), False),
-        (member(state=S, age=60, failure=UNSCHEDULABLE, exclusion="old"), False),
     ],
 )
 def test_only_what_did_not_work_slows_the_next_ones_down(pod: Member, failed: bool) -> None:
@@ -344,7 +363,11 @@ def test_too_old_pods_wait_while_the_pool_is_not_full() -> None:
         ([member(state=S, age=301)], {}, NOW),
         ([member(state=S, age=0, failure=PULLING)], {}, NOW + 61),
         ([member(state=S, age=0, failure=UNSCHEDULABLE)], {}, None),
-        ([member(state=S, age=0, failure=UNSCHEDULABLE, exclusion="old")], {}, NOW + 11),
+        (
+            [member(state=S, age=0, failure=UNSCHEDULABLE)],
+            {"hostnames_since": NOW + 1},
+            NOW + 301,
+        ),
         ([member(age=0)], {"maxAgeSeconds": 100}, NOW + 101),
         ([], {"trouble": Trouble(1, NOW + 4, Reason.CREATE_FAILED, "")}, NOW + 5),
     ],
@@ -396,7 +419,6 @@ def any_members(draw: st.DrawFn) -> tuple[Member, ...]:
                 failure=failure,
                 revision=draw(st.sampled_from([REVISION, REVISION, "old"])),
                 runtime_uid=draw(st.sampled_from(["class-uid"] * 3 + ["former"])),
-                exclusion=draw(st.sampled_from(["", "stale"])),
                 overhead=draw(st.sampled_from([(), (), (("memory", "130Mi"),)])),
                 **where,
             )

@@ -88,10 +88,10 @@ def test_only_what_the_pool_waits_for_is_asked_what_is_wrong(
 
 
 def test_a_member_knows_what_it_was_made_with() -> None:
-    made = pod(overhead={"memory": "130Mi", "cpu": "250m"}, exclusion="abc", runtime_uid="uid-1")
+    made = pod(overhead={"memory": "130Mi", "cpu": "250m"}, runtime_uid="uid-1")
     found = member_of(made, ground=WELL, sandbox_event=None, deleting=False, claimed=False)
     assert found.overhead == (("cpu", "250m"), ("memory", "130Mi")), "sorted, as the class's is"
-    assert (found.exclusion, found.runtime_uid, found.class_name) == ("abc", "uid-1", "gvisor")
+    assert (found.runtime_uid, found.class_name) == ("uid-1", "gvisor")
     assert (found.ready, found.node) == (True, WELL.node)
 
 

@@ -71,7 +71,9 @@ INPUTS: dict[str, PoolInput] = {
     "no node": pool_input(verdict=Verdict()),
     "none serves": pool_input(verdict=Verdict(not_serving=("a", "b"))),
     "none says": pool_input(verdict=Verdict(unknown=("a",))),
-    "capped": pool_input(verdict=Verdict(serving=("a",), not_serving=("b",), not_excluded=7)),
+    "by hostname": pool_input(
+        verdict=Verdict(serving=("a",), not_serving=("b",), by_hostname=True, excluded=("b",))
+    ),
     "paused": pool_input(paused=True),
     "clamped": pool_input(members(State.CLAIMED, 2), replicas=3, maxSandboxes=2),
     "quota": pool_input(trouble=Trouble(2, NOW + 9, Reason.QUOTA_EXCEEDED, "exceeded quota: p")),
@@ -108,7 +110,7 @@ def test_every_condition_is_set_every_time_and_fits_the_api(name: str) -> None:
         ("none serves", "NodesServing", "False", "NoNodeServes", "configure it"),
         ("none serves", "Ready", "False", "NoNodeServes", "configure it"),
         ("none says", "NodesServing", "Unknown", "HandlersUnknown", "1.31"),
-        ("capped", "NodesServing", "True", "ExclusionCapExceeded", "nodeSelector"),
+        ("by hostname", "NodesServing", "True", "ExcludedByHostname", "patch nodes"),
         ("paused", "Warm", "False", "Paused", "set spec.paused to false"),
         ("clamped", "Warm", "False", "ClampedByMaxSandboxes", "raise it"),
         ("quota", "Warm", "False", "QuotaExceeded", "exceeded quota"),

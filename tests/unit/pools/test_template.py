@@ -14,11 +14,10 @@ from sandboxpool.pools.pool import revision_of
 from sandboxpool.pools.template import (
     ClaimRef,
     build_pod,
-    exclude,
-    fingerprint,
     handed_over,
     pod_name,
 )
+from sandboxpool.runtimes.exclusion import by_hostname, require
 from sandboxpool.runtimes.placement import allows, placement_of
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.verdict import Verdict
@@ -39,15 +38,14 @@ PROBE_IMAGE = "registry.example/probe:1"
 
 def built(
     template: dict[str, Any],
-    excluded: tuple[str, ...] = (),
-    preferred: tuple[str, ...] = (),
+    hostnames: tuple[str, ...] | None = None,
     claim: ClaimRef | None = None,
     **spec: Any,
 ) -> dict[str, Any]:
     return build_pod(
         pool(template=template, **spec),
         runtime(),
-        Verdict(excluded=excluded, preferred=preferred),
+        Verdict() if hostnames is None else Verdict(by_hostname=True, excluded=hostnames),
         "pool-1",
         probe=ProbeImage(PROBE_IMAGE),
         claim=claim,
@@ -69,7 +67,8 @@ def test_a_pod_is_the_pools_and_names_what_it_was_made_from() -> None:
     assert names.ANNOTATION_DO_NOT_DISRUPT not in metadata["annotations"]
     assert made["spec"]["runtimeClassName"] == "gvisor"
     assert "overhead" not in made["spec"]
-    assert terms(made["spec"]) == [{"matchExpressions": [LINUX]}], "Windows runs none of them"
+    spec = built({"spec": {"containers": CONTAINERS}}, ())["spec"]
+    assert terms(spec) == [{"matchExpressions": [LINUX]}], "Windows runs none of them"
 
 
 def test_defaults_are_safe_and_the_template_may_say_otherwise() -> None:
@@ -80,23 +79,6 @@ def test_defaults_are_safe_and_the_template_may_say_otherwise() -> None:
     said = {"containers": CONTAINERS, "restartPolicy": "Always", "enableServiceLinks": True}
     chosen = built({"spec": said})["spec"]
     assert (chosen["restartPolicy"], chosen["enableServiceLinks"]) == ("Always", True)
-
-
-def test_past_the_cap_the_scheduler_looks_at_serving_nodes_first() -> None:
-    own = {"weight": 1, "preference": {"matchExpressions": [{"key": "ssd", "operator": "Exists"}]}}
-    preferring = "preferredDuringSchedulingIgnoredDuringExecution"
-    preferred = [own]
-    template = {
-        "spec": {"containers": CONTAINERS, "affinity": {"nodeAffinity": {preferring: preferred}}}
-    }
-    made = built(template, ("a", "b"), preferred=("c",))["spec"]
-    first, second = made["affinity"]["nodeAffinity"][preferring]
-    assert first["preference"]["matchExpressions"] == [
-        {"key": names.HOSTNAME_LABEL, "operator": "In", "values": ["c"]}
-    ]
-    assert (first["weight"], second) == (100, own)
-    assert terms(made) == [{"matchExpressions": [LINUX, AWAY]}]
-    assert preferred == [own], "the template is untouched"
 
 
 def test_only_where_each_sandbox_is_proven_a_probe_goes_before_the_templates_own() -> None:
@@ -200,6 +182,37 @@ def test_a_template_that_makes_everything_root_does_not_make_the_probe_root(
     assert made["initContainers"][0]["securityContext"].get("runAsUser") == user
 
 
+@pytest.mark.parametrize(
+    ("proof", "limits", "minds"),
+    [
+        ("PerNode", {}, ["NotIsolatingNoUserNamespaces", "NotIsolating"]),
+        ("PerSandbox", {"hostUsers": True}, ["NotIsolatingNoUserNamespaces", "NotIsolating"]),
+        ("None", {}, []),
+        ("None", {"hostUsers": False}, ["NotIsolatingNoUserNamespaces", "NoUserNamespaces"]),
+        (
+            "PerNode",
+            {"hostUsers": False},
+            ["NotIsolatingNoUserNamespaces", "NotIsolating", "NoUserNamespaces"],
+        ),
+    ],
+)
+def test_pods_keep_away_from_labelled_nodes(
+    proof: str, limits: dict[str, Any], minds: list[str]
+) -> None:
+    """Who wants no proof may use nodes on which the runtime does not isolate."""
+    spec = built({"spec": {"containers": CONTAINERS, **limits}}, isolationProof=proof)["spec"]
+    values = ["NotServing", "Quarantined", "Unavailable", *minds]
+    assert terms(spec) == [
+        {
+            "matchExpressions": [
+                LINUX,
+                {"key": "excluded.sandboxpool.io/runsc", "operator": "NotIn", "values": values},
+                {"key": "excluded.sandboxpool.io/pool-pool-uid", "operator": "DoesNotExist"},
+            ]
+        }
+    ]
+
+
 def requirements() -> st.SearchStrategy[dict[str, Any]]:
     return st.builds(
         lambda key, operator, value: {"key": key, "operator": operator, "values": [value]},
@@ -221,7 +234,7 @@ def test_an_exclusion_only_ever_takes_away_the_nodes_it_names(
     spec = {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": listed}}}}
     node = facts(labels={**labels, names.HOSTNAME_LABEL: "a" if named else "z"})
     before = allows(placement_of(spec, runtime()), node, now=True)
-    limited = {"affinity": exclude(spec["affinity"], ["a", "b"])}
+    limited = {"affinity": require(spec["affinity"], by_hostname(["a", "b"]))}
     after = allows(placement_of(limited, runtime()), node, now=True)
     assert after == (before and not named)
 
@@ -251,16 +264,10 @@ def test_a_seed_names_one_pod_for_ever() -> None:
     assert len(pod_name("p" * names.MAX_POOL_NAME, "seed")) == 63
 
 
-def test_an_exclusion_has_a_fingerprint_and_none_has_none() -> None:
-    assert fingerprint(()) == ""
-    assert fingerprint(("a",)) != fingerprint(("b",))
-    assert fingerprint(("a", "b")) != fingerprint(("ab",))
-
-
-@pytest.mark.parametrize("excluded", [(), ("a",)])
-def test_an_exclusion_is_no_part_of_the_revision(excluded: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("hostnames", [None, (), ("a",)])
+def test_an_exclusion_is_no_part_of_the_revision(hostnames: tuple[str, ...] | None) -> None:
     template = {"spec": {"containers": CONTAINERS}}
-    made = built(template, excluded)
+    made = built(template, hostnames)
     assert made["metadata"]["labels"][names.LABEL_REVISION] == revision_of(template)
 
 

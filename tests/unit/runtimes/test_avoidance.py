@@ -1,8 +1,10 @@
 """A pool keeps away from nodes by itself: bounded, for a while, and nobody else does."""
 
+from dataclasses import replace
+
 import pytest
 
-from sandboxpool.runtimes.avoidance import AVOID_SECONDS, MAX_NODES, Avoidance, keep_away
+from sandboxpool.runtimes.avoidance import AVOID_SECONDS, MAX_NODES, Avoidance, chosen, keep_away
 from sandboxpool.runtimes.verdict import Verdict
 from support.builders import NOW, facts
 
@@ -56,9 +58,21 @@ def test_what_is_gone_or_mended_is_forgotten() -> None:
 @pytest.mark.parametrize(("usable", "kept_away"), [(1, 0), (2, 1), (3, 1), (5, 2)])
 def test_half_of_the_usable_nodes_stay_whatever_failed(usable: int, kept_away: int) -> None:
     names = tuple(f"node-{number}" for number in range(usable))
-    verdict = Verdict(serving=names[:1], unknown=names[1:], excluded=("other",))
-    given = keep_away(verdict, [facts(name) for name in (*names, "elsewhere")])
-    assert len(given.excluded) == kept_away + 1
-    assert "other" in given.excluded
-    assert "elsewhere" not in given.excluded
-    assert given.serving == verdict.serving, "the nodes serve all the same"
+    verdict = Verdict(serving=names[:1], unknown=names[1:])
+    found = chosen(verdict, [facts(name) for name in ("elsewhere", *names)])
+    assert [node.name for node in found] == list(names[:kept_away])
+
+
+def test_nothing_is_made_before_the_nodes_that_are_kept_away_from_have_the_pools_label() -> None:
+    verdict = Verdict(serving=("a", "b", "c"), unmarked=1)
+    label = {"excluded.sandboxpool.io/pool-uid": "Avoided"}
+    nodes = [facts("a", labels=label), facts("b"), facts("c")]
+    given = keep_away(verdict, nodes, "uid", frozenset({"c"}))
+    assert given == replace(verdict, unmarked=2), "of c's label nobody knows when it comes"
+    assert keep_away(verdict, nodes, "other", frozenset()).unmarked == 4
+
+
+def test_where_nodes_cannot_be_labelled_their_hostnames_are_named() -> None:
+    verdict = Verdict(serving=("a", "b"), by_hostname=True, excluded=("other",))
+    given = keep_away(verdict, [facts("a")], "uid", frozenset())
+    assert given == replace(verdict, excluded=("a", "other"))

@@ -149,9 +149,7 @@ def test_every_taint_must_be_tolerated_and_a_preference_is_none() -> None:
 @pytest.mark.parametrize(
     "trouble",
     [
-        {"ready": False},
         {"unschedulable": True},
-        {"leaving": True},
         {"taints": [Taint(key="node.kubernetes.io/not-ready", effect="NoExecute")]},
         {"taints": [Taint(key="node.kubernetes.io/memory-pressure", effect="NoSchedule")]},
     ],

@@ -1,18 +1,22 @@
 """The verdict over a fleet, as properties."""
 
+import dataclasses
 import random
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxpool.api.core import Taint
+from sandboxpool.runtimes.exclusion import MAX_HOSTNAMES, Why
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
 from sandboxpool.runtimes.placement import Placement, allows, placement_of
 from sandboxpool.runtimes.verdict import (
-    EXCLUSION_CAP,
     Answer,
+    Standing,
+    Tally,
     Verdict,
     answer_of,
     judge,
@@ -42,7 +46,7 @@ def verdict_of(
         )
         for n in fleet
     )
-    return judge(standing for standing in standings if standing is not None)
+    return judge((s for s in standings if s is not None), by_hostname=True)
 
 
 @st.composite
@@ -85,7 +89,7 @@ def test_the_order_of_nodes_does_not_matter(fleet: list[NodeFacts], order: rando
 @given(fleets())
 def test_each_node_that_takes_pods_now_has_exactly_one_answer(fleet: list[NodeFacts]) -> None:
     verdict = verdict_of(PLACEMENT, fleet)
-    eligible = sorted(n.name for n in fleet if allows(PLACEMENT, n, now=True))
+    eligible = sorted(n.name for n in fleet if n.usable and allows(PLACEMENT, n, now=True))
     assert sorted([*verdict.serving, *verdict.not_serving, *verdict.unknown]) == eligible
     assert verdict.eligible == len(eligible)
     assert verdict.hopeful == any(
@@ -97,14 +101,14 @@ def test_each_node_that_takes_pods_now_has_exactly_one_answer(fleet: list[NodeFa
 @given(fleets())
 def test_a_node_without_a_list_is_never_said_not_to_serve(fleet: list[NodeFacts]) -> None:
     verdict = verdict_of(Placement(), fleet)
-    silent = {n for n in fleet if n.handlers is None}
+    silent = {n for n in fleet if n.handlers is None and n.usable}
     assert not {n.name for n in silent} & {*verdict.serving, *verdict.not_serving}
     assert not {n.hostname for n in silent} & set(verdict.excluded)
 
 
 @moderate
 @given(fleets())
-def test_the_exclusion_holds_every_candidate_known_not_to_serve_and_no_other(
+def test_the_hostnames_are_those_of_every_candidate_that_must_not_be_used_and_of_no_other(
     fleet: list[NodeFacts],
 ) -> None:
     verdict = verdict_of(PLACEMENT, fleet)
@@ -112,7 +116,10 @@ def test_the_exclusion_holds_every_candidate_known_not_to_serve_and_no_other(
         n.hostname
         for n in fleet
         if allows(PLACEMENT, n, now=False)
-        and answer_of(n, "runsc") is Answer.NOT_SERVING
+        and (
+            answer_of(n, "runsc") is Answer.NOT_SERVING
+            or (not n.usable and allows(PLACEMENT, n, now=True))
+        )
         and n.hostname is not None
     }
     assert set(verdict.excluded) == wanted
@@ -121,20 +128,22 @@ def test_the_exclusion_holds_every_candidate_known_not_to_serve_and_no_other(
 
 @moderate
 @given(fleets())
-def test_what_passes_does_not_change_the_exclusion(fleet: list[NodeFacts]) -> None:
-    """A node that is cordoned and released must not make every pending pod's exclusion stale."""
+def test_what_passes_does_not_change_the_hostnames(fleet: list[NodeFacts]) -> None:
+    """A node that is cordoned and released must not put every pending pod out of date."""
     calm = [
         facts(n.name, handlers=n.handlers, labels=dict(n.labels), taints=n.taints) for n in fleet
     ]
-    assert verdict_of(PLACEMENT, fleet).excluded == verdict_of(PLACEMENT, calm).excluded
+    placement = dataclasses.replace(PLACEMENT, tolerations=())
+    cordoned = [facts(n.name, handlers=n.handlers, unschedulable=True) for n in calm]
+    assert verdict_of(placement, cordoned).excluded == (
+        verdict_of(placement, [facts(n.name, handlers=n.handlers) for n in calm]).excluded
+    )
 
 
-def test_the_exclusion_stops_at_its_cap_and_counts_the_rest() -> None:
-    fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(EXCLUSION_CAP + 7)]
+def test_the_hostnames_are_bounded() -> None:
+    fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(MAX_HOSTNAMES + 7)]
     verdict = verdict_of(Placement(), fleet)
-    assert len(verdict.excluded) == EXCLUSION_CAP
-    assert verdict.not_excluded == 7
-    assert verdict_of(Placement(), fleet[:EXCLUSION_CAP]).not_excluded == 0
+    assert (len(verdict.excluded), len(verdict.not_serving)) == (MAX_HOSTNAMES, len(fleet))
 
 
 def test_an_empty_list_is_an_answer() -> None:
@@ -202,23 +211,11 @@ def test_what_is_known_better_than_the_list_keeps_a_node_out(
 
 
 def test_under_the_cap_the_worst_offenders_come_first() -> None:
-    fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(EXCLUSION_CAP)]
+    fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(MAX_HOSTNAMES)]
     fleet += [facts("node-9998"), facts("node-9999")]
     verdict = verdict_of(Placement(), fleet, quarantined={"node-9999"}, not_isolating={"node-9998"})
     assert {"node-9998", "node-9999"} <= set(verdict.excluded)
-    assert (len(verdict.excluded), verdict.not_excluded) == (EXCLUSION_CAP, 2)
-
-
-def test_serving_nodes_are_named_only_past_the_cap_and_as_many_as_it_holds() -> None:
-    lacking = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(EXCLUSION_CAP + 1)]
-    few = [facts("yes-1"), facts("yes-2")]
-    assert set(verdict_of(Placement(), [*lacking, *few]).preferred) == {"yes-1", "yes-2"}
-    assert verdict_of(Placement(), [*lacking[1:], *few]).preferred == ()
-    many = [facts(f"yes-{i:04}") for i in range(EXCLUSION_CAP + 1)]
-    named = verdict_of(Placement(), [*lacking, *many]).preferred
-    assert len(named) == EXCLUSION_CAP
-    assert set(named) < {node.name for node in many}
-    assert verdict_of(Placement(), [*many[::-1], *lacking]).preferred == named
+    assert len(verdict.excluded) == MAX_HOSTNAMES
 
 
 def test_the_label_of_exactly_the_serving_nodes_is_the_advice() -> None:
@@ -250,3 +247,92 @@ def test_the_newest_node_that_does_not_serve_is_told_of_if_it_could_take_a_pod()
     ]
     assert verdict_of(Placement(), fleet).newest_not_serving == 2000.0
     assert verdict_of(Placement(), fleet[2:]).newest_not_serving == 0.0
+
+
+# --- Nodes that are kept out by their label ------------------------------------------------------
+
+ANYWHERE = placement_of({"tolerations": [{"operator": "Exists"}]}, runtime())
+LOST = [Taint("node.kubernetes.io/unreachable", e) for e in ("NoSchedule", "NoExecute")]
+
+
+PLAIN = Placement()
+
+
+def tally_of(*fleet: NodeFacts, placement: Placement = PLAIN, **known: Any) -> Tally:
+    tally = Tally()
+    how = {"quarantined": False, "not_isolating": False, **known}
+    for n in fleet:
+        standing = stand(n, "runsc", placement, **how)
+        if standing is not None:
+            tally.put(n.name, standing)
+    return tally
+
+
+@pytest.mark.parametrize(
+    "sick",
+    [
+        {"unschedulable": True},
+        {"ready": False, "taints": LOST},
+        {"ready": False},
+        {"leaving": True},
+        {"taints": [Taint("ToBeDeletedByClusterAutoscaler", "NoSchedule")]},
+    ],
+)
+def test_whatever_a_template_tolerates_nothing_new_goes_where_it_could_not_be_handed_out(
+    sick: dict[str, Any],
+) -> None:
+    tally = tally_of(facts("good"), facts("sick", **sick), placement=ANYWHERE, marked=False)
+    assert tally.verdict.serving == ("good",)
+    assert tally.why("sick") is Why.UNAVAILABLE
+    assert tally.verdict.unmarked == 1
+    assert tally.why("good") is None
+
+
+@pytest.mark.parametrize("sick", [{"unschedulable": True}, {"ready": False, "taints": LOST}])
+def test_what_keeps_pods_away_by_itself_needs_no_label(sick: dict[str, Any]) -> None:
+    """No write for each cordon of each node."""
+    tally = tally_of(facts("sick", **sick), marked=False)
+    assert (tally.why("sick"), tally.verdict.unmarked) == (None, 0)
+
+
+def test_that_a_runtime_does_not_isolate_hides_no_other_reason() -> None:
+    """Pools that want no proof do not mind that one."""
+    cordoned = facts(unschedulable=True)
+    assert tally_of(cordoned, placement=ANYWHERE, not_isolating=True).why("node-1") is (
+        Why.UNAVAILABLE
+    )
+    assert tally_of(facts(), not_isolating=True).why("node-1") is Why.NOT_ISOLATING
+    assert tally_of(facts(), not_isolating=True, quarantined=True).why("node-1") is Why.QUARANTINED
+
+
+def test_a_node_without_a_hostname_or_with_a_shared_one_is_kept_out_alone() -> None:
+    nameless = facts("nameless", handlers=["runc"], labels={"a": "b"})
+    twins = [
+        facts("good", labels={HOSTNAME: "x"}),
+        facts("bad", handlers=["runc"], labels={HOSTNAME: "x"}),
+    ]
+    tally = tally_of(nameless, *twins)
+    assert [n for n in ("nameless", "good", "bad") if tally.why(n)] == ["nameless", "bad"]
+
+
+def test_a_node_that_has_just_joined_is_left_to_the_sandbox_that_waits_for_it() -> None:
+    """An autoscaler that has bought it for that sandbox would else buy another."""
+    tally = tally_of(facts("old", handlers=["runc"]), marked=False)
+    assert tally.put("new", stand_of(facts("new", handlers=["runc"]), young=True))
+    assert tally.why("old") is Why.NOT_SERVING
+    assert (tally.why("new"), tally.verdict.unmarked) == (None, 1)
+    tally.put("good", stand_of(facts("good")))
+    assert tally.why("new") is Why.NOT_SERVING, "others serve the handler"
+    assert tally.verdict.unmarked == 2
+
+
+def stand_of(node: NodeFacts, *, young: bool = False) -> Standing | None:
+    return stand(
+        node,
+        "runsc",
+        Placement(),
+        quarantined=False,
+        not_isolating=False,
+        marked=False,
+        young=young,
+    )

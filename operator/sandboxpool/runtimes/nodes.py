@@ -85,6 +85,11 @@ class NodeFacts:
         return Machine(self.uid, self.boot_id)
 
     @property
+    def announced(self) -> bool:
+        """It is to be maintained some day, and takes pods until then."""
+        return self.ready and not (self.schedulable or self.leaving or self.cordoned)
+
+    @property
     def usable(self) -> bool:
         """A warm sandbox on this node may be handed out."""
         return self.ready and self.schedulable

@@ -225,7 +225,8 @@ def _share_of(standing: Standing | None) -> _Share:
         node.hostname if kept_out else None,
         node.created if listed is Answer.NOT_SERVING else 0.0,
         unmarked=kept_out is not None and standing.lands and not standing.marked,
-        spared=kept_out is Why.NOT_SERVING and standing.young,
+        spared=(kept_out is Why.NOT_SERVING and standing.young)
+        or (kept_out is Why.UNAVAILABLE and node.announced),
     )
 
 
@@ -284,7 +285,8 @@ class Tally:
         """Why pods must keep away from a node, if they must.
 
         Where no node can take a pod, one that joined a moment ago may be the answer to the one that
-        waits: it is left to that, until what installs runtimes has had its time.
+        waits: it is left to that, until what installs runtimes has had its time. And one that is to
+        be maintained some day is better than none.
         """
         standing = self._standings.get(name)
         if standing is None or (name in self._spared and not self.hopeful):

@@ -1,7 +1,8 @@
 """Admission plugins of the simulated API server: what they change, refuse and hold up.
 
 A plugin is asked about writes of pods that a real one would be asked about too: creations, dry
-runs of creations, and changes. Several may be in force at once; they are asked one after another.
+runs of creations, and changes; some are asked about changes of nodes. Several may be in force at
+once; they are asked one after another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from sandboxpool.kube.errors import ApiError
 Object = dict[str, Any]
 
 CREATE, CHECK, CHANGE = "create", "check", "change"
+# A change of a node, about which only those are asked that say so.
+CHANGE_NODE = "change node"
 # A webhook's timeout, unless its configuration says otherwise.
 WEBHOOK_SECONDS = 10.0
 
@@ -104,6 +107,17 @@ def drops_labels(*names: str, **where: Any) -> Plugin:
         return _with_metadata(pod, labels={k: v for k, v in labels.items() if k not in names})
 
     return Plugin(answer, **where)
+
+
+def keeps_nodes_as_they_are(prefix: str) -> Plugin:
+    """Takes labels that begin so off every node that is changed."""
+
+    def answer(node: Object) -> Object:
+        labels: Mapping[str, str] = node["metadata"].get("labels") or {}
+        left = {k: v for k, v in labels.items() if not k.startswith(prefix)}
+        return _with_metadata(node, labels=left)
+
+    return Plugin(answer, on=frozenset({CHANGE_NODE}))
 
 
 def drops_owner(**where: Any) -> Plugin:

@@ -22,7 +22,7 @@ import msgspec
 from sandboxpool.api.times import timestamp
 from sandboxpool.kube.client import JSON_PATCH, MERGE_PATCH
 from sandboxpool.kube.errors import ApiError
-from support.simulation.admission import CHANGE, CHECK, CREATE, Admission
+from support.simulation.admission import CHANGE, CHANGE_NODE, CHECK, CREATE, Admission
 from support.simulation.patches import json_patched, merge_patched, selector
 
 Object = dict[str, Any]
@@ -250,6 +250,8 @@ class ApiServer:
             new = {**old, "status": new.get("status")}
         elif place.resource == "pods":
             new = self.admission.review(CHANGE, new)
+        elif place.resource == "nodes":
+            new = self.admission.review(CHANGE_NODE, new)
         return self._store(place.resource, old, new, by="operator", late=late)
 
     def _get(self, place: Place, params: Mapping[str, str]) -> Object:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from sandboxpool.api.names import EXCLUSION_PREFIX
 from sandboxpool.runtimes.lifecycle import LEAVING_CONDITIONS, LEAVING_TAINTS, PLANNED_CONDITION
+from support.simulation.admission import keeps_nodes_as_they_are
 from support.simulation.apiserver import Object
 from support.simulation.people import template_of
 from support.simulation.world import World
@@ -62,8 +64,11 @@ def test_a_node_that_is_closed_makes_no_storm(act: str, what: tuple[str, ...]) -
         assert len(on(world, "node-1", world.ready())) >= 2
 
 
-def test_a_silent_node_beside_a_full_one_collects_no_sandboxes() -> None:
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_silent_node_beside_a_full_one_collects_no_sandboxes(labelled: bool) -> None:
     with World(seed=1, nodes=2) as world:
+        if not labelled:
+            world.server.admission.add(keeps_nodes_as_they_are(EXCLUSION_PREFIX))
         world.controllers.prefers_empty = True
         world.controllers.nodes["node-1"].room = 6
         world.nature("lose_node", "node-0")
@@ -72,8 +77,8 @@ def test_a_silent_node_beside_a_full_one_collects_no_sandboxes() -> None:
         assert created(world) <= 22
         assert len(world.ready()) == 6
         world.run(6 * 3600)
-        assert len(on(world, "node-0")) <= 20
-        assert warm_reason(world) == "HeldByLostNodes"
+        assert len(on(world, "node-0")) <= (0 if labelled else 20)
+        assert warm_reason(world) == ("Unschedulable" if labelled else "HeldByLostNodes")
         # What was put there in vain is gone once the node can say so, and nothing is left to hold.
         world.nature("bring_back", "node-0")
         world.run(600)

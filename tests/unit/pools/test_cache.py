@@ -429,7 +429,6 @@ def test_a_silent_node_is_kept_out_only_while_another_that_the_pods_may_use_is_p
     assert verdict(in_x).serving == ("a", "b")
     fleet.learn("b", "runsc", Isolation.PROVEN)
     assert (verdict(in_x).serving, verdict(in_x).unproven) == (("b",), ("a",))
-    assert "a" in verdict(in_x).excluded
     assert verdict(in_x).eligible == 2
     assert verdict(in_x, wanted=False).serving == ("a", "b")
     assert verdict(in_y).serving == ("c",), "no better one is in its zone"

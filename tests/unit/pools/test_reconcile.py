@@ -737,7 +737,7 @@ async def test_a_quarantined_node_is_left_within_the_budget_and_named() -> None:
     terms = made[0]["spec"]["affinity"]["nodeAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
     ]["nodeSelectorTerms"]
-    assert terms[0]["matchExpressions"][0]["values"] == ["node-1"]
+    assert terms[0]["matchExpressions"][1]["values"] == ["node-1"]
     assert world.condition("NodesServing") == ("True", "NodeQuarantined")
     ((issue),) = world.status["runtime"]["issues"]
     assert (issue["reason"], issue["nodes"], issue["message"]) == (

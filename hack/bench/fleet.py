@@ -20,6 +20,7 @@ from bench import machine
 from fakekubelet import FakeNode, FakeNodes
 from localcluster.controlplane import ControlPlane
 from localcluster.progress import say
+from sandboxpool.runtimes.exclusion import PREFIX
 from support import Api, objects
 from support.controllers import Controllers
 from support.crds import apply_crds
@@ -142,13 +143,20 @@ def _nodes(count: int) -> Iterator[FakeNode]:
 
 def _phases(fleet: Fleet, count: int, seconds: int) -> None:
     serving = [name for i, name in enumerate(fleet.nodes.names()) if i % 5 < 3]
+    # Every node that lacks one of the handlers has a label that says so.
+    unfit = sum(i % 5 >= 3 or i % 10 != 0 for i in range(count))
     fleet.nodes.fail("runsc", BROKEN, serving[:: max(1, len(serving) * 100 // count)])
     for name, handler, _, _ in CLASSES:
         fleet.api.create(objects.runtime_class(name, handler))
-    with measured(fleet, "pools fill", events=0):
+    with measured(fleet, "nodes are labelled", events=0):
         for name, _, pools, proof in CLASSES:
             for i in range(pools):
-                fleet.api.create(objects.pool(f"{name}-{i}", name, 50, isolationProof=proof))
+                fleet.api.create(objects.pool(f"{name}-{i}", name, 0, isolationProof=proof))
+        _wait(lambda: _labelled(fleet) >= unfit, 600)
+    with measured(fleet, "pools fill", events=0):
+        for name, _, pools, _ in CLASSES:
+            for i in range(pools):
+                fleet.api.scale("SandboxPool", f"{name}-{i}", 50)
         _wait(lambda: _warm(fleet) == 50 * 12, 600)
     with measured(fleet, "first probes", events=0):
         time.sleep(seconds)
@@ -173,6 +181,12 @@ def _phases(fleet: Fleet, count: int, seconds: int) -> None:
     with measured(fleet, "nodes are being proven", events=0):
         time.sleep(seconds)
     _sizes(fleet)
+
+
+def _labelled(fleet: Fleet) -> int:
+    """How many nodes have a label that keeps sandboxes away."""
+    nodes = fleet.api.list("Node")
+    return sum(any(key.startswith(PREFIX) for key in n["metadata"]["labels"]) for n in nodes)
 
 
 def _warm(fleet: Fleet) -> int:
@@ -205,6 +219,7 @@ def _wait(done: Callable[[], bool], seconds: float) -> None:
 def _sizes(fleet: Fleet) -> None:
     figures = fleet.figures
     figures["resident MiB"] = round(machine.resident_mib(fleet.pid))
+    figures["nodes with exclusion labels"] = _labelled(fleet)
     figures["quarantined nodes"] = int(fleet.operator.metric("sandboxpool_quarantined_nodes"))
     for kind in ("SandboxRuntime", "SandboxPool"):
         found = fleet.api.list(kind)

@@ -243,12 +243,8 @@ def finished_status(
 
 def retain_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds after which a finished claim is deleted."""
-    retain = (
-        spec.claims.ttl_seconds_after_finished
-        if spec is not None
-        else DEFAULT_TTL_AFTER_FINISHED_SECONDS
-    )
-    return epoch(claim.status.finishedAt or claim.metadata.creationTimestamp) + retain
+    finished_at = epoch(claim.status.finishedAt or claim.metadata.creationTimestamp)
+    return finished_at + _ttl_after_finished(spec)
 
 
 def outlives_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
@@ -256,14 +252,16 @@ def outlives_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
 
     As long as a finished claim is kept, and never longer than it was promised.
     """
-    retain = (
-        spec.claims.ttl_seconds_after_finished
-        if spec is not None
-        else DEFAULT_TTL_AFTER_FINISHED_SECONDS
-    )
-    limit = epoch(claim.metadata.deletionTimestamp or "") + retain
+    limit = epoch(claim.metadata.deletionTimestamp or "") + _ttl_after_finished(spec)
     expires = expiry(claim, spec)
     return limit if expires is None else min(limit, expires)
+
+
+def _ttl_after_finished(spec: SandboxPoolSpec | None) -> int:
+    """Seconds for which what a claim has left is kept."""
+    if spec is None:
+        return DEFAULT_TTL_AFTER_FINISHED_SECONDS
+    return spec.claims.ttl_seconds_after_finished
 
 
 def differ_in_words_only(old: ClaimStatus, new: ClaimStatus) -> bool:

@@ -6,12 +6,14 @@ until the API server has the other objects as the caches show them.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Node, Pod, RuntimeClass
 from sandboxpool.cache import Cluster
+from sandboxpool.claims.joint import JointReads
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.pools.members import claim_uid_of, identity_of
 from sandboxpool.pools.pool import Pool
@@ -40,6 +42,7 @@ class LiveReads:
     def __init__(self, client: ApiClient, cluster: Cluster) -> None:
         self._client = client
         self._cluster = cluster
+        self._joint = JointReads()
 
     async def pool(self, namespace: str, name: str) -> Pool | None:
         """The pool of this name; None if there is none."""
@@ -64,15 +67,22 @@ class LiveReads:
         return live == self._cluster.classes.get(name)
 
     async def shows_nothing_warm(self, pool: Pool, is_held: Callable[[str], bool]) -> bool:
-        """Whether the server has no sandbox of a pool for a claim of which the caches do not know.
+        """Whether a pool is as the caches show it, and has no sandbox of which they do not know.
 
         A sandbox that the cache shows as the server does was judged, and must not be handed out.
-        That may be for its node's sake, so that the node is read then.
+        That may be for its node's sake, so that the node is read then. However many claims find a
+        pool empty at once, one look after another answers all of them.
 
         Args:
             pool: whose sandboxes are looked for.
             is_held: whether the pod with this uid is another claim's.
         """
+        question = pool.uid, pool.generation
+        return await self._joint.ask(question, partial(self._look_for_warm, pool, is_held))
+
+    async def _look_for_warm(self, pool: Pool, is_held: Callable[[str], bool]) -> bool:
+        if not await self.stands(pool):
+            return False
         selector = f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}"
         path = resource_path("v1", "pods", pool.namespace)
         answer = await self._client.get(path, {"labelSelector": selector})

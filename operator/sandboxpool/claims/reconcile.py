@@ -291,8 +291,7 @@ class ClaimReconciler:
     ) -> float | None:
         match claim.spec.onEmpty:
             case "Fail":
-                live, is_held = self._live, self._allocator.is_held
-                if not (await live.stands(pool) and await live.shows_nothing_warm(pool, is_held)):
+                if not await self._live.shows_nothing_warm(pool, self._allocator.is_held):
                     # A cache is behind: perhaps there is a sandbox, or another pool.
                     return min(left, BEHIND_RECHECK_SECONDS)
                 if self._allocator.request(pool.uid, claim.uid) is not None:

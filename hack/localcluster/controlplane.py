@@ -216,12 +216,22 @@ class ControlPlane:
         answer = self.request("POST", path, {**kind, "spec": {"expirationSeconds": seconds}})
         return self._write_kubeconfig(f"{namespace}.{name}", str(answer["status"]["token"]))
 
-    def request(self, method: str, path: str, body: object = None) -> Any:
-        """Send one request as the admin and return the decoded answer; for set-up, not speed."""
+    def request(self, method: str, path: str, body: object = None, *, user: str = "") -> Any:
+        """Send one request and return the decoded answer; for set-up, not speed.
+
+        Args:
+            method: The HTTP method.
+            path: The path, with its query.
+            body: What to send, as JSON.
+            user: In whose name, with the admin's rights; the admin's own if empty.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method)
         request.add_header("Authorization", f"Bearer {self.admin_token}")
         request.add_header("Content-Type", "application/json")
+        if user:
+            request.add_header("Impersonate-User", user)
+            request.add_header("Impersonate-Group", "system:masters")
         context = ssl.create_default_context(cafile=str(self.ca_file))
         with urllib.request.urlopen(request, timeout=10, context=context) as response:
             text = response.read().decode()

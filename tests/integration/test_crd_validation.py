@@ -702,7 +702,7 @@ def test_defaults_are_filled_in(server: Server) -> None:
         "update": {"type": "RollingUpdate", "maxUnavailable": 1},
         "placement": "Spread",
         "isolationProof": "PerNode",
-        "claims": {"ttlSecondsAfterFinished": 3600},
+        "claims": {"disruption": "Allow", "ttlSecondsAfterFinished": 3600},
         "paused": False,
     }
     assert answer["spec"]["template"] == POOL["spec"]["template"]

@@ -100,7 +100,7 @@ def test_windows_nodes_are_neither_counted_nor_probed_nor_used(
     api.create(objects.pool(replicas=12, template=template, isolationProof="PerNode"))
     pool = pool_status(api, warm=10, timeout=40)
     assert pool["status"]["runtime"]["nodes"]["eligible"] == 1
-    assert runtime_says(api, "Healthy", "True", "AsExpected")["nodes"]["total"] == 1
+    assert runtime_says(api, "Healthy", "True", "AsExpected")["nodes"]["eligible"] == 1
 
     def is_unused() -> bool:
         pods = [*api.list("Pod"), *admin.list("Pod", operator.namespace)]

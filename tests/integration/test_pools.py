@@ -127,6 +127,7 @@ def test_pods_keep_away_from_nodes_that_lack_the_handler(api: Api, operator: Ope
         "serving": 3,
         "notServing": 2,
         "unknown": 0,
+        "unproven": 0,
         "quarantined": 0,
         "notIsolating": 0,
     }
@@ -210,19 +211,19 @@ def test_a_sandbox_that_cannot_be_created_is_reported_with_text_and_node(
     nodes.fail("runsc", text)
     gvisor_class(api)
     pool = api.create(objects.pool(startup={"timeoutSeconds": 3}))
-    message = pool_says(api, "Ready", "False", "SandboxCreateFailed")
+    message = pool_says(api, "Ready", "False", "RuntimeMisconfigured")
     assert text in message
     assert "gvisor-" in message
     (issue,) = api.get("SandboxPool", "pool")["status"]["runtime"]["issues"]
-    assert issue["reason"] == "SandboxCreateFailed"
+    assert issue["reason"] == "RuntimeMisconfigured"
     assert issue["nodes"]
     assert text in issue["message"]
     eventually(
-        lambda: any(text in e["message"] for e in api.events_for(pool, "SandboxCreateFailed")),
+        lambda: any(text in e["message"] for e in api.events_for(pool, "RuntimeMisconfigured")),
         message="an event says it",
     )
     eventually(
-        lambda: operator.metric("sandboxpool_failures_total", reason="SandboxCreateFailed") >= 1
+        lambda: operator.metric("sandboxpool_failures_total", reason="RuntimeMisconfigured") >= 1
     )
     nodes.heal("runsc")
     pool_status(api, warm=1, timeout=40)
@@ -412,15 +413,6 @@ def test_an_image_that_does_not_exist_is_reported_and_nothing_churns(
     assert "registry.example/nosuch:1" in message
     before = uids(api.list("Pod"))
     consistently(lambda: uids(api.list("Pod")) == before, seconds=4, message="no churn")
-
-
-def test_a_name_too_long_for_its_pods_is_reported(api: Api, operator: Operator) -> None:
-    gvisor_class(api)
-    name = "p" * 60
-    api.create(objects.pool(name))
-    message = pool_says(api, "TemplateAccepted", "False", "PodNameTooLong", name=name)
-    assert "60 characters" in message
-    assert api.list("Pod") == []
 
 
 def test_pods_that_fail_are_replaced_ever_more_slowly(

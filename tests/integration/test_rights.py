@@ -18,6 +18,8 @@ import pytest
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
 from sandboxpool.kube import lease
+from sandboxpool.pools.disruption import budget_of
+from sandboxpool.pools.store import parse
 from sandboxpool.rights import Right
 from support import Api, chart, eventually, objects
 from support.controllers import Controllers
@@ -160,14 +162,22 @@ def claim_in_vain(drive: Drive) -> None:
     drive.api.delete("SandboxClaim", "wrong")
 
 
-def lose_a_pod(drive: Drive) -> None:
-    """A claim whose pod goes without a word is lost after a look at the pod's node."""
-    drive.api.create(objects.claim("robbed"))
-    name = phase(drive.api, "Bound", "robbed")["status"]["podName"]
-    drive.api.delete("Pod", name, gracePeriodSeconds=0)
-    phase(drive.api, "Lost", "robbed")
+def find_none_to_hand_out(drive: Drive) -> None:
+    """A claim that does not wait fails after a look at the node of what is kept from it."""
+    drive.api.patch_spec("SandboxPool", "pool", replicas=1)
+    pool_status(drive.api, warm=1)
+    (pod,) = eventually(
+        partial(drive.api.list, "Pod"), until=lambda pods: len(pods) == 1, message="one is left"
+    )
+    drive.api.patch_spec("SandboxPool", "pool", paused=True)
+    drive.nodes.cordon(pod["spec"]["nodeName"])
+    pool_status(drive.api, warm=0)
+    drive.api.create(objects.claim("in-haste", onEmpty="Fail"))
+    phase(drive.api, "Failed", "in-haste")
     drive.seen("GET", r"/api/v1/nodes/[^/]+$")
-    drive.api.delete("SandboxClaim", "robbed")
+    drive.api.delete("SandboxClaim", "in-haste")
+    drive.nodes.cordon(pod["spec"]["nodeName"], on=False)
+    drive.api.patch_spec("SandboxPool", "pool", paused=False)
 
 
 def scale_to_nothing(drive: Drive) -> None:
@@ -199,15 +209,17 @@ def break_a_runtime(drive: Drive) -> None:
 
 
 def protect(drive: Drive) -> None:
-    """A budget is kept over claimed sandboxes, for as long as there are any."""
-    drive.lose_an_answer("POST", r"/poddisruptionbudgets")
-    drive.api.create(objects.pool("guarded", claims={"disruption": "Protect"}, replicas=1))
-    for name in ("first", "second"):
-        drive.api.create(objects.claim(name, pool="guarded"))
-        phase(drive.api, "Bound", name)
-    for name in ("first", "second"):
-        drive.api.delete("SandboxClaim", name)
-    drive.seen("DELETE", r"/poddisruptionbudgets/")
+    """A budget over claimed sandboxes is made, put right where it was altered, and removed."""
+    pool = drive.api.create(objects.pool("guarded", claims={"disruption": "Protect"}, replicas=0))
+    budget = f"/apis/policy/v1/namespaces/{pool['metadata']['namespace']}/poddisruptionbudgets"
+    drive.seen("POST", r"/poddisruptionbudgets$")
+    drive.api.patch_spec("SandboxPool", "guarded", claims={"disruption": "Allow"})
+    drive.seen("DELETE", r"/poddisruptionbudgets/guarded-claims$")
+    body = budget_of(parse(pool, None))
+    drive.plane.request("POST", budget, {**body, "spec": {**body["spec"], "minAvailable": 1}})
+    drive.api.patch_spec("SandboxPool", "guarded", claims={"disruption": "Protect"})
+    drive.seen("PATCH", r"/poddisruptionbudgets/guarded-claims$")
+    drive.api.delete("SandboxPool", "guarded")
 
 
 def remove_a_class(drive: Drive) -> None:
@@ -223,7 +235,7 @@ STEPS: tuple[Callable[[Drive], None], ...] = (
     prove,
     claim,
     claim_in_vain,
-    lose_a_pod,
+    find_none_to_hand_out,
     scale_to_nothing,
     create_on_claim,
     break_a_runtime,

@@ -128,9 +128,9 @@ def test_a_text_that_proves_nothing_counts_when_the_probe_meets_it(
     warm_pool(api, replicas=1, template=objects.pinned_template("gvisor-0"))
     nodes.fail("runsc", UNKNOWN)
     api.scale("SandboxPool", "pool", 2)
-    is_failing(api, "SandboxCreateFailed", 1)
+    is_failing(api, "RuntimeMisconfigured", 1)
     is_quarantined(operator, timeout=FAILING_SECONDS + 7)
-    pool_says(api, "NodesServing", "False", "SandboxCreateFailed")
+    pool_says(api, "NodesServing", "False", "RuntimeMisconfigured")
     nodes.heal("runsc")
     is_quarantined(operator, count=0, timeout=30)
     api.scale("SandboxPool", "pool", 4)
@@ -220,7 +220,7 @@ def test_a_template_that_fails_everywhere_takes_no_fleet_with_it(
     # Twice its nine, and then one at a time, ever more slowly.
     assert 9 <= len(made) <= 24
     assert len(gone) <= len(made)
-    pool_says(api, "Warm", "False", "SandboxCreateFailed", name="bad")
+    pool_says(api, "Warm", "False", "RuntimeMisconfigured", name="bad")
     pool_status(api, name="good", warm=3)
 
 

@@ -28,6 +28,7 @@ Object = dict[str, Any]
 # Of objects in objects; the API server reads no JSON that is nested more than 10,000 deep.
 DEEPEST = 9_900
 PODS = r"/pods(\?|$)"
+EXCLUDED = "excluded.sandboxpool.io/runsc"
 
 
 def uids(pods: list[Object]) -> set[str]:
@@ -136,7 +137,16 @@ def test_pods_keep_away_from_nodes_that_lack_the_handler(api: Api, operator: Ope
         (term,) = pod["spec"]["affinity"]["nodeAffinity"][
             "requiredDuringSchedulingIgnoredDuringExecution"
         ]["nodeSelectorTerms"]
-        assert term["matchExpressions"][-1]["values"] == ["plain-0", "plain-1"]
+        keys = [requirement["key"] for requirement in term["matchExpressions"]]
+        assert names.HOSTNAME_LABEL not in keys, "cluster autoscalers drop such pods"
+        assert EXCLUDED in keys
+    labels = {
+        n["metadata"]["name"]: n["metadata"]["labels"].get(EXCLUDED) for n in api.list("Node")
+    }
+    assert labels == dict.fromkeys(("gvisor-0", "gvisor-1", "gvisor-2")) | {
+        "plain-0": "NotServing",
+        "plain-1": "NotServing",
+    }
 
 
 def test_one_scout_is_made_where_no_node_serves_and_the_pool_fills_when_one_does(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sandboxpool.api import names
+from sandboxpool.runtimes.exclusion import handler_key
 from support import Api, eventually, objects
 from support.history import PodHistory
 from support.realnodes import (
@@ -25,21 +26,15 @@ def uids(pods: list[Object]) -> set[str]:
     return {pod["metadata"]["uid"] for pod in pods}
 
 
-def kept_away_from(pod: Object) -> set[str]:
-    """The nodes that a pod's affinity excludes; in every alternative, for these are ORed."""
+def requires_no(pod: Object, label: str) -> bool:
+    """Whether a pod goes to no node with this label; in every alternative, for these are ORed."""
     required = pod["spec"]["affinity"]["nodeAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
     ]
-    excluded = [
-        {
-            value
-            for expression in term["matchExpressions"]
-            if (expression["key"], expression["operator"]) == (names.HOSTNAME_LABEL, "NotIn")
-            for value in expression["values"]
-        }
+    return all(
+        any(expression["key"] == label for expression in term["matchExpressions"])
         for term in required["nodeSelectorTerms"]
-    ]
-    return set.intersection(*excluded)
+    )
 
 
 def test_a_gvisor_pool_fills_only_where_gvisor_is(api: Api, history: PodHistory) -> None:
@@ -52,8 +47,15 @@ def test_a_gvisor_pool_fills_only_where_gvisor_is(api: Api, history: PodHistory)
 
     assert len(history.created()) == 3
     assert history.nodes() <= GVISOR_NODES
-    for pod in history.states():
-        assert kept_away_from(pod) == {WITHOUT_GVISOR}
+    away = handler_key("runsc")
+    assert all(requires_no(pod, away) for pod in history.states())
+    marked = {
+        node["metadata"]["name"]: node["metadata"]["labels"][away]
+        for node in api.list("Node")
+        if away in node["metadata"]["labels"]
+    }
+    assert marked.get(WITHOUT_GVISOR) == "NotServing"
+    assert not marked.keys() & GVISOR_NODES
     for pod in live_pods(api):
         assert "gvisor" in proc_version(pod)
 

@@ -20,7 +20,7 @@ from bench import machine
 from fakekubelet import FakeNode, FakeNodes
 from localcluster.controlplane import ControlPlane
 from localcluster.progress import say
-from sandboxpool.runtimes.exclusion import PREFIX
+from sandboxpool.runtimes.exclusion import handler_key
 from support import Api, objects
 from support.controllers import Controllers
 from support.crds import apply_crds
@@ -152,7 +152,7 @@ def _phases(fleet: Fleet, count: int, seconds: int) -> None:
         for name, _, pools, proof in CLASSES:
             for i in range(pools):
                 fleet.api.create(objects.pool(f"{name}-{i}", name, 0, isolationProof=proof))
-        _wait(lambda: _labelled(fleet) >= unfit, 600)
+        _wait(lambda: len(_unlabelled(fleet)) <= count - unfit, 600)
     with measured(fleet, "pools fill", events=0):
         for name, _, pools, _ in CLASSES:
             for i in range(pools):
@@ -183,10 +183,10 @@ def _phases(fleet: Fleet, count: int, seconds: int) -> None:
     _sizes(fleet)
 
 
-def _labelled(fleet: Fleet) -> int:
-    """How many nodes have a label that keeps sandboxes away."""
-    nodes = fleet.api.list("Node")
-    return sum(any(key.startswith(PREFIX) for key in n["metadata"]["labels"]) for n in nodes)
+def _unlabelled(fleet: Fleet) -> list[dict[str, Any]]:
+    """The nodes that have no label which keeps sandboxes away."""
+    selector = ",".join(f"!{handler_key(handler)}" for _, handler, _, _ in CLASSES)
+    return fleet.api.list("Node", labelSelector=selector)
 
 
 def _warm(fleet: Fleet) -> int:
@@ -219,7 +219,8 @@ def _wait(done: Callable[[], bool], seconds: float) -> None:
 def _sizes(fleet: Fleet) -> None:
     figures = fleet.figures
     figures["resident MiB"] = round(machine.resident_mib(fleet.pid))
-    figures["nodes with exclusion labels"] = _labelled(fleet)
+    labelled = len(fleet.nodes.names()) - len(_unlabelled(fleet))
+    figures["nodes with exclusion labels"] = labelled
     figures["quarantined nodes"] = int(fleet.operator.metric("sandboxpool_quarantined_nodes"))
     for kind in ("SandboxRuntime", "SandboxPool"):
         found = fleet.api.list(kind)

@@ -60,6 +60,8 @@ LIST_SECONDS = 60.0
 # A new leader labels no node before it has looked at all pools; it asks so often, and goes on then.
 FIRST_LOOKS = 300
 FIRST_LOOK_SECONDS = 0.2
+# Nodes labelled at once: a pool's first sandboxes wait for those that are not to be used.
+NODE_WORKERS = 4
 SWEEP_SECONDS = 60.0
 LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
@@ -141,7 +143,7 @@ class Operator:
                 "claims", self._metrics.queue("claims"), self._lane_of, settings.claim_workers
             ),
             runtimes=WorkQueue("runtimes", self._metrics.queue("runtimes"), places=1),
-            nodes=WorkQueue("nodes", self._metrics.queue("nodes"), places=1)
+            nodes=WorkQueue("nodes", self._metrics.queue("nodes"), places=NODE_WORKERS)
             if settings.publish_on_nodes or settings.exclusion_labels
             else None,
         )

@@ -313,8 +313,12 @@ def test_how_the_kinds_are_listed() -> None:
     assert pools["spec"]["names"]["shortNames"] == ["sbp"]
     assert claims["spec"]["names"]["shortNames"] == ["sbc"]
     assert runtimes["spec"]["names"]["shortNames"] == ["sbr"]
-    for crd in (pools, claims, runtimes):
-        assert crd["spec"]["names"]["categories"] == ["sandboxpool"]
+    listed = [crd["spec"]["names"] for crd in (pools, claims, runtimes)]
+    assert [known["categories"] for known in listed] == [["sandboxpool-io"]] * 3
+    # kubectl would take any of these for the category: `kubectl get sandboxpool NAME` would fail.
+    for known in listed:
+        called = {known["plural"], known["singular"], known["kind"].lower(), *known["shortNames"]}
+        assert "sandboxpool-io" not in called
     scopes = [crd["spec"]["scope"] for crd in (pools, claims, runtimes)]
     assert scopes == ["Namespaced", "Namespaced", "Cluster"]
     subresources = pools["spec"]["versions"][0]["subresources"]

@@ -27,6 +27,10 @@ ANNOTATION_SOURCE = f"{GROUP}/source"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
+# `kubectl get` of it lists all kinds. kubectl looks for categories before resources, so that it
+# must be no name of a kind, of ours or anybody else's.
+CATEGORY = "sandboxpool-io"
+
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 OS_LABEL = "kubernetes.io/os"
 # Labels of nodes that are not to be used, for a handler or by a pool.

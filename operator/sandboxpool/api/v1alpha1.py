@@ -952,7 +952,7 @@ class SandboxPool(Model):
         plural=names.POOLS,
         singular="sandboxpool",
         short_names=("sbp",),
-        categories=("sandboxpool",),
+        categories=(names.CATEGORY,),
         columns=(
             Column(
                 "Runtime", ".spec.runtimeClassName", description="RuntimeClass of the sandboxes"
@@ -1000,7 +1000,7 @@ class SandboxClaim(Model):
         plural=names.CLAIMS,
         singular="sandboxclaim",
         short_names=("sbc",),
-        categories=("sandboxpool",),
+        categories=(names.CATEGORY,),
         columns=(
             Column("Pool", ".spec.poolName", description="Where the sandbox comes from"),
             Column("Phase", ".status.phase", description="Where the claim stands"),
@@ -1034,7 +1034,7 @@ class SandboxRuntime(Model):
         plural=names.RUNTIMES,
         singular="sandboxruntime",
         short_names=("sbr",),
-        categories=("sandboxpool",),
+        categories=(names.CATEGORY,),
         scope="Cluster",
         columns=(
             Column("Handler", ".status.handler", description="What the class resolves to"),

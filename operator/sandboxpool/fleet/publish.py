@@ -22,7 +22,7 @@ from sandboxpool.api.conditions import Finding, conditions
 from sandboxpool.api.core import Node
 from sandboxpool.cache import Cluster
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import UNREADABLE, ApiError
+from sandboxpool.kube.errors import UNREADABLE, ApiError, UnknownOutcomeError
 from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.exclusion import PREFIX
@@ -140,15 +140,13 @@ class NodePublisher:
             return
         try:
             answer = await self._client.merge_patch(path, {"metadata": {"labels": labels}})
-        except ApiError as error:
-            if _is_denied(error):
+        except (ApiError, UnknownOutcomeError) as error:
+            if isinstance(error, ApiError) and _is_denied(error):
                 self._denied(error)
-            elif error.refused:
-                self._note(name, str(error))
-                raise
-            else:
-                raise
-            return
+                return
+            # It is tried again, and nobody waits for that: one node must not keep pools empty.
+            self._note(name, str(error))
+            raise
         self._permitted()
         try:
             left = msgspec.json.decode(answer, type=_Patched).metadata.labels
@@ -188,7 +186,7 @@ class NodePublisher:
             logger.warning(
                 "node %s is not labelled, so that sandboxes may be put on it: %s", name, trouble
             )
-        if self._exclude:
+        if self._exclude and self._cluster.nodes.get(name) is not None:
             self._cluster.nodes.note_labelled(name, not trouble)
             self._on_change()
 

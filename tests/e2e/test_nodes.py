@@ -9,6 +9,7 @@ import pytest
 from localcluster import nodes
 from sandboxpool.api import names
 from support import Api, consistently, eventually
+from support.api import is_true
 from support.deployed import DeployedOperator
 from support.history import PodHistory
 from support.realnodes import (
@@ -99,8 +100,15 @@ def test_one_more_handler_on_a_full_node_costs_nothing_and_the_next_get_their_pr
     )
     assert claim_pod(api)["status"]["nodeName"] == WITH_GVISOR
     api.delete("SandboxClaim", "claim")
-    pool_status(api, warm=3, unproven=0, timeout=150)
-    for pod in live_pods(api):
+    # The status may still be the one of before the claim, so the pods are looked at first.
+    pods = eventually(
+        lambda: live_pods(api),
+        until=lambda pods: len(pods) == 3 and all(is_true(pod, "Ready") for pod in pods),
+        message="three sandboxes are ready",
+        timeout=90,
+    )
+    pool_status(api, warm=3, claimed=0, unproven=0, timeout=150)
+    for pod in pods:
         assert "gvisor" in proc_version(pod)
 
 

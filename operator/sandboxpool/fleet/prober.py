@@ -80,11 +80,6 @@ LONGEST_PAUSE_SECONDS = 600.0
 LONGEST_PAUSE_OF_MANY_SECONDS = 6 * 3600.0
 MAX_PAUSES = 10_000
 
-NO_IMAGE = (
-    "the operator has no probe image: set SANDBOXPOOL_PROBE_IMAGE (Helm: probe.image), "
-    "or isolationProof: None on pools that need no proof"
-)
-
 Pair = tuple[str, str]
 
 # As the scheduler says that a node is full.
@@ -309,13 +304,6 @@ class Prober:
     # --- What to probe ---------------------------------------------------------------------------
 
     def _next_wish(self) -> Wish | None:
-        if not self._image.name:
-            for wish in list(self._wishes()):
-                if not self._is_held(wish):
-                    made_at = self._wall()
-                    evidence = no_evidence(wish.node, wish.class_uid, made_at, NO_IMAGE)
-                    self._conclude(wish, ProbeResult(evidence, None, made_at))
-            return None
         busy = {flight.wish.pair for flight in self._flights.values()}
         busy |= self._occupied()
         taken = Counter(flight.wish.why for flight in self._flights.values())

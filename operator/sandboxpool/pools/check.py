@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sandboxpool.api import names
-from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.backoff import delay_after, spread
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
@@ -171,13 +170,6 @@ class TemplateChecker:
                 f"metadata.name has {len(pool.name)} characters, and the names of its pods, which "
                 f"are hostnames, leave room for {names.MAX_POOL_NAME}: make the pool again under a "
                 "shorter name",
-            )
-        if pool.proof is IsolationProof.PER_SANDBOX and not self._probe.name:
-            return TemplateVerdict(
-                TemplateState.REJECTED,
-                Reason.EVIDENCE_UNAVAILABLE,
-                "spec.isolationProof is PerSandbox, but the operator has no probe image: set "
-                "SANDBOXPOOL_PROBE_IMAGE (probe.image of the chart), or use PerNode or None",
             )
         if runtime is None:
             # Nothing is asked until the class is back: a time to ask again would be long past.

@@ -79,7 +79,7 @@ class Budgets:
         self._client = client
         self._clock = clock
         # By the pool's uid: what was found last, for which wish, and when to look again.
-        self._found: dict[str, tuple[Disruption, Finding | None, float]] = {}
+        self._found: dict[str, tuple[Disruption, Finding, float]] = {}
 
     def forget(self, pool_uid: str) -> None:
         """The pool is gone, and its budget goes with it."""
@@ -121,23 +121,7 @@ class Budgets:
                 return Finding(CONDITION, None, Reason.BUDGET_PENDING, text), NOTED_SECONDS
             return await self._make(pool)
         except (KubeError, *UNREADABLE) as error:
-            refused = isinstance(error, ApiError) and error.status == 403
-            cure = (
-                "; the operator's ClusterRole must allow get, create, patch and delete of "
-                "poddisruptionbudgets in the group policy"
-                if refused
-                else ""
-            )
-            if wish is Disruption.ALLOW:
-                text = f"PodDisruptionBudget {name} still protects claims, although spec.claims"
-                text += f".disruption is Allow: it was not removed: {error}{cure}"
-                return Finding(CONDITION, True, Reason.BUDGET_REFUSED, text), RETRY_SECONDS
-            text = f"a drain may evict claimed sandboxes: PodDisruptionBudget {name}: {error}{cure}"
-            reason = Reason.BUDGET_REFUSED if refused else Reason.BUDGET_PENDING
-            holds = False if refused else None
-            return Finding(
-                CONDITION, holds, reason, text
-            ), LOOK_SECONDS if refused else RETRY_SECONDS
+            return _failed(name, wish, error)
 
     async def _find(self, pool: Pool) -> Mapping[str, Any] | None:
         found = await self._client.find(_path(pool))
@@ -176,6 +160,27 @@ class Budgets:
         except ApiError as error:
             if not (error.not_found or error.conflict):
                 raise
+
+
+def _failed(name: str, wish: Disruption, error: Exception) -> tuple[Finding, float]:
+    """What it means that a budget could not be seen to, and after how many seconds to try again."""
+    refused = isinstance(error, ApiError) and error.status == 403
+    said = str(error)
+    if refused:
+        said += (
+            "; the operator's ClusterRole must allow get, create, patch and delete of "
+            "poddisruptionbudgets in the group policy"
+        )
+    if wish is Disruption.ALLOW:
+        text = (
+            f"PodDisruptionBudget {name} still protects claims, although spec.claims.disruption is "
+            f"Allow: it was not removed: {said}"
+        )
+        return Finding(CONDITION, True, Reason.BUDGET_REFUSED, text), RETRY_SECONDS
+    text = f"a drain may evict claimed sandboxes: PodDisruptionBudget {name}: {said}"
+    if refused:
+        return Finding(CONDITION, False, Reason.BUDGET_REFUSED, text), LOOK_SECONDS
+    return Finding(CONDITION, None, Reason.BUDGET_PENDING, text), RETRY_SECONDS
 
 
 def _path(pool: Pool) -> str:

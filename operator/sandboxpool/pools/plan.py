@@ -129,8 +129,8 @@ class PoolPlan:
         cold: for how many of the claims that want it a pod is to be created, the first in line.
         cold_held: why not for all of them; None if for all.
         stuck_nodes: nodes on which sandboxes of this pool are stuck now.
+        avoid: the nodes that its next sandboxes shall keep away from, and why.
         held_back: pods go that wait for room, because they would take the place of a probe.
-        avoid: those of them that others shall keep away from, and why.
     """
 
     target: int

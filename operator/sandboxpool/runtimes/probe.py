@@ -75,7 +75,7 @@ class ProbeImage:
     """What probes run, in pods of their own and in sandboxes.
 
     Attributes:
-        name: the image; empty if there is none, and then there is no evidence.
+        name: the image, which has /bin/sh.
         pull_policy: as in a container.
         pull_secrets: names of secrets in the operator's namespace.
         security_context: as in a container.

@@ -128,9 +128,6 @@ def test_nothing_is_handed_out_where_it_would_end_soon_and_others_take_its_place
         world.run(30)
         assert on(world, "node-0", world.ready())
         world.nature(act, "node-0", what)
-        if act == "announce":
-            # Nothing but its label would keep new ones away.
-            world.nature("cordon", "node-0")
         world.run(1)
         for index in range(2):
             world.make_claim(f"claim-{index}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from demo import install
 from localcluster import images, kindcluster, nodes, process
+from sandboxpool.api.times import epoch
+from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from support import Api, eventually, objects
 from support.deployed import DeployedOperator
 from support.history import PodHistory
@@ -104,6 +107,23 @@ def deployed(admin: Api) -> DeployedOperator:
     operator = DeployedOperator(admin)
     operator.wait_ready()
     return operator
+
+
+@pytest.fixture(scope="session")
+def nodes_not_new(admin: Api) -> None:
+    """Nodes are old enough to be excluded for handlers that they lack.
+
+    Until then their runtimes may yet be installed, and sandboxes may be put on them.
+    """
+    eventually(
+        lambda: (
+            time.time()
+            - max(epoch(node["metadata"]["creationTimestamp"]) for node in admin.list("Node"))
+        ),
+        until=lambda age: age > INSTALL_GRACE_SECONDS,
+        message="the youngest node has had the time to install its runtimes",
+        timeout=INSTALL_GRACE_SECONDS + 30,
+    )
 
 
 # A test's own.

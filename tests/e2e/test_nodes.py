@@ -53,6 +53,7 @@ def test_readiness_that_fails_for_a_while_costs_no_sandbox(api: Api, history: Po
     assert {p["metadata"]["uid"] for p in live_pods(api)} == set(before)
 
 
+@pytest.mark.usefixtures("nodes_not_new")
 def test_a_handler_that_a_node_gets_is_seen_and_used(api: Api, history: PodHistory) -> None:
     only_there = template(nodeSelector={names.HOSTNAME_LABEL: WITHOUT_GVISOR})
     api.create(pool(replicas=2, pod=only_there))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sandboxpool.api import names
 from sandboxpool.runtimes.exclusion import handler_key
 from support import Api, eventually, objects
@@ -37,6 +39,7 @@ def requires_no(pod: Object, label: str) -> bool:
     )
 
 
+@pytest.mark.usefixtures("nodes_not_new")
 def test_a_gvisor_pool_fills_only_where_gvisor_is(api: Api, history: PodHistory) -> None:
     api.create(pool(replicas=3))
     pool_status(api, warm=3, timeout=60)

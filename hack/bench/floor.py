@@ -21,7 +21,7 @@ import msgspec
 
 from fakekubelet.client import JSON_PATCH, Access, Client
 from sandboxpool.api import names
-from sandboxpool.pools.template import ClaimRef, handed_over
+from sandboxpool.sandboxes.template import ClaimRef, handed_over
 
 READY = "floor: ready"
 # Enough to keep an API server busy; more only makes its queues longer.

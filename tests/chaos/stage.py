@@ -14,7 +14,7 @@ import aiohttp
 
 from fakekubelet import FakeNodes
 from localcluster.controlplane import ControlPlane
-from sandboxpool.pools.template import ClaimRef, handed_over
+from sandboxpool.sandboxes.template import ClaimRef, handed_over
 from support import Api, ApiError, invariants, timeline
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy

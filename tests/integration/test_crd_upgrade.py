@@ -22,8 +22,8 @@ from fakekubelet import ApiError
 from integration.test_crd_validation import CLAIM, CLAIM_CASES, POOL, POOL_CASES, variant
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
+from sandboxpool.cluster.pools import parse
 from sandboxpool.pools.status import invalid_status
-from sandboxpool.pools.store import parse
 from support import Api, objects
 from support.api import Object, condition
 from support.crds import CRDS, apply_crds

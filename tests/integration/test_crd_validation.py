@@ -17,9 +17,9 @@ import pytest
 
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.fleet.status import GENERATION, FleetInput, runtime_status
-from sandboxpool.pools.members import State
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation, Kind
 from sandboxpool.runtimes.issues import IssueRow
 from sandboxpool.runtimes.resolve import Runtime

@@ -13,9 +13,9 @@ import pytest
 
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
-from sandboxpool.app import LEASE_LOST_EXIT_CODE
+from sandboxpool.app.operator import LEASE_LOST_EXIT_CODE
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.kube import lease
-from sandboxpool.pools.members import State
 from support import Api, consistently, eventually, objects
 from support.faultproxy import FaultProxy
 from support.history import PodHistory

@@ -10,12 +10,12 @@ import pytest
 
 from localcluster import tools
 from sandboxpool.api.core import Node
-from sandboxpool.pools.template import build_pod
 from sandboxpool.runtimes.exclusion import PREFIX, handler_key, keeps_away, pool_key
 from sandboxpool.runtimes.nodes import facts_of
 from sandboxpool.runtimes.placement import admitted_placement, allows, placement_of
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.template import build_pod
 from support.builders import POOL_UID, pool, runtime
 
 Body = dict[str, Any]

@@ -12,14 +12,14 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Node, Pod, Taint, Toleration
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
 from sandboxpool.claims.claim import Claim
-from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.cluster.pool import Pool, revision_of
+from sandboxpool.cluster.pools import parse
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.plan import PoolInput, TemplateState, TemplateVerdict, Trouble
-from sandboxpool.pools.pool import Pool, revision_of
-from sandboxpool.pools.store import parse
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
 from sandboxpool.runtimes.ground import Ground
@@ -28,6 +28,7 @@ from sandboxpool.runtimes.probe import SANDBOX_PROBE_CONTAINER
 from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import Member, Members
 
 Object = dict[str, Any]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from localcluster import paths, tools
 from localcluster.controlplane import ControlPlane
-from sandboxpool.rights import Right
+from sandboxpool.app.rights import Right
 
 CHART = paths.REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"

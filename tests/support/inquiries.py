@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from sandboxpool.api.core import Pod
-from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.runtimes.podevents import PodEvents
+from sandboxpool.sandboxes.inquiry import Inquiry
 
 
 class Unasked(Inquiry):

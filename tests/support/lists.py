@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sandboxpool.listing import Listed
+from sandboxpool.kube.listing import Listed
 
 
 def replace(

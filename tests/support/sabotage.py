@@ -25,26 +25,27 @@ from types import ModuleType
 from typing import Any
 
 from sandboxpool import __main__ as main_module
-from sandboxpool import app
+from sandboxpool.allocation import offers
+from sandboxpool.allocation.allocator import Allocator, Candidate
 from sandboxpool.api.core import Pod
-from sandboxpool.claims import offers
-from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.api.reasons import Reason
+from sandboxpool.app import operator as app
 from sandboxpool.claims.attempt import Attempt
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.claims.requests import ClaimRequests
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.kube import client
 from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import Elector
 from sandboxpool.pools import decide as decisions
 from sandboxpool.pools import reconcile as pools
-from sandboxpool.pools import template
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.state import PoolState
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
+from sandboxpool.sandboxes import template
+from sandboxpool.sandboxes.members import Members
 
 # Where the wall clock's shift is found: a file with one little-endian double, in seconds.
 CLOCK_FILE = "CHAOS_CLOCK_FILE"

@@ -17,12 +17,13 @@ import yaml
 
 from crdgen.__main__ import REPOSITORY
 from localcluster import builds, tools
-from sandboxpool import preflight, web
 from sandboxpool.api import names
+from sandboxpool.app import preflight
+from sandboxpool.app.rights import RIGHTS
+from sandboxpool.app.settings import Settings, load
 from sandboxpool.kube import lease
-from sandboxpool.rights import RIGHTS
+from sandboxpool.observability import web
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
-from sandboxpool.settings import Settings, load
 from support.builders import facts, runtime
 from support.chart import granted
 

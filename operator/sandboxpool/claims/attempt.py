@@ -7,9 +7,9 @@ of the monotonic clock, so that no jump of the wall clock ends anything.
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Pod
-from sandboxpool.backoff import delay_after
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.decide import certain_wait
+from sandboxpool.util.backoff import delay_after
 
 FIRST_REFUSAL_SECONDS = 0.25
 LONGEST_REFUSAL_SECONDS = 60.0

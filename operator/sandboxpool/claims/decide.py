@@ -1,12 +1,13 @@
 """What may be said of a claim without I/O: whether it may have a pod, and its status. Pure."""
 
 import math
-from dataclasses import dataclass
 
 import msgspec
 
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch, timestamp
 from sandboxpool.api.v1alpha1 import (
     AssertedProof,
@@ -15,11 +16,10 @@ from sandboxpool.api.v1alpha1 import (
     is_reserved_metadata_key,
 )
 from sandboxpool.claims.claim import Claim, ClaimCondition, ClaimRuntime, ClaimStatus
-from sandboxpool.pools.template import ClaimRef
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.ending import ENDINGS, Ending, ending_of, restarted_because
 from sandboxpool.runtimes.ground import Ground
+from sandboxpool.sandboxes.template import ClaimRef
 
 DEFAULT_TTL_AFTER_FINISHED_SECONDS = 3600
 
@@ -29,14 +29,6 @@ _ASSERTABLE: dict[IsolationProof, tuple[str, ...]] = {
     IsolationProof.PER_NODE: (AssertedProof.PER_NODE,),
     IsolationProof.PER_SANDBOX: (AssertedProof.PER_NODE, AssertedProof.PER_SANDBOX),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a claim gets nothing, now or ever."""
-
-    reason: Reason
-    message: str
 
 
 def refuse(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:

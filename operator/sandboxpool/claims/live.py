@@ -12,15 +12,15 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Node, Pod, RuntimeClass
-from sandboxpool.cache import Cluster
 from sandboxpool.claims.joint import JointReads
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.ownership import claim_uid_of, identity_of
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import parse
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.pools.members import claim_uid_of, identity_of
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import parse
 from sandboxpool.runtimes.nodes import facts_of
 from sandboxpool.runtimes.resolve import runtime_of
-from sandboxpool.versions import number_of
+from sandboxpool.util.versions import number_of
 
 # Where ready sandboxes stand idle on more nodes than this, the cache of nodes is believed.
 MOST_NODES = 10

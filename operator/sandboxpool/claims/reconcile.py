@@ -10,30 +10,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from sandboxpool.allocation.allocator import Allocator, Candidate
+from sandboxpool.allocation.offers import Offers
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
-from sandboxpool.cache import Cluster
 from sandboxpool.claims import decide
-from sandboxpool.claims.allocator import Allocator, Candidate
 from sandboxpool.claims.attempt import Attempt, first_sight
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.live import LiveReads
-from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.requests import ClaimRequests, Written, about
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.ownership import claim_uid_of, owner_of
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import LONGEST_RETRY_SECONDS
-from sandboxpool.pools.members import claim_uid_of, owner_of
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.pools.template import ClaimRef
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut, diagnose
 from sandboxpool.runtimes.ending import Ending, ending_of, vanished
 from sandboxpool.runtimes.podevents import PodEvents
-from sandboxpool.versions import number_of
+from sandboxpool.sandboxes.template import ClaimRef
+from sandboxpool.util.versions import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class ColdStarter(Protocol):
     def is_starting_cold(self, pool: Pool, claim_uid: str) -> bool:
         """Whether the claim's pod was asked for and is not seen yet."""
 
-    def want_cold(self, pool: Pool, claim: ClaimRef) -> decide.Refusal | None:
+    def want_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
         """Start a sandbox for a claim that is in line, in its turn; return why it has to wait."""
 
     def cold_failed(self, pool: Pool, message: str) -> None:

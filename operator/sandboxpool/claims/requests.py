@@ -10,15 +10,15 @@ from enum import Enum
 
 import msgspec
 
+from sandboxpool.allocation.allocator import Candidate
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.claims import decide
-from sandboxpool.claims.allocator import Candidate
 from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
-from sandboxpool.pools.template import handed_over
-from sandboxpool.references import Reference
+from sandboxpool.sandboxes.template import handed_over
+from sandboxpool.util.references import Reference
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,15 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from sandboxpool.cache import Cluster
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.status import FleetInput
-from sandboxpool.pools.startup import StartupTimes
-from sandboxpool.pools.store import PoolStore
 from sandboxpool.runtimes.evidence import Isolation, Kind
 from sandboxpool.runtimes.issues import IssueBook, IssueRow
 from sandboxpool.runtimes.placement import placement_of
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.startup import StartupTimes
 
 
 class FleetGatherer:

@@ -13,14 +13,14 @@ from typing import Protocol
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.cache import Cluster
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.ownership import claim_uid_of
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.prober import Pair, ProbeResult, Why, Wish, outcome_of
 from sandboxpool.fleet.records import NodeRecords
-from sandboxpool.pools.members import claim_uid_of
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.evidence import (
     Evidence,

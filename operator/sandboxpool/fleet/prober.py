@@ -20,11 +20,9 @@ from typing import Literal
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
-from sandboxpool.backoff import delay_after
+from sandboxpool.api.reasons import Reason
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
-from sandboxpool.pools.inquiry import Inquiry
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure, diagnose
 from sandboxpool.runtimes.evidence import (
     Evidence,
@@ -47,6 +45,8 @@ from sandboxpool.runtimes.probe import (
     probe_name,
 )
 from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.sandboxes.inquiry import Inquiry
+from sandboxpool.util.backoff import delay_after
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import msgspec
 from sandboxpool.api import names
 from sandboxpool.api.conditions import Finding, conditions
 from sandboxpool.api.core import Node
-from sandboxpool.cache import Cluster
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.cache import Cluster
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, UnknownOutcomeError
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.exclusion import PREFIX
 from sandboxpool.runtimes.nodes import NodeFacts

@@ -12,13 +12,13 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Metadata
+from sandboxpool.api.reasons import Reason
 from sandboxpool.fleet.status import FleetInput, essence, listed, runtime_status
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.reasons import Reason
-from sandboxpool.references import Reference
-from sandboxpool.versions import number_of
+from sandboxpool.util.references import Reference
+from sandboxpool.util.versions import number_of
 
 RUNTIMES_PATH = resource_path(names.API_VERSION, names.RUNTIMES)
 

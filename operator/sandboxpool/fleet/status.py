@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandboxpool.api.conditions import Finding, conditions
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch, timestamp
-from sandboxpool.pools.members import State
-from sandboxpool.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.runtimes.advice import cure
 from sandboxpool.runtimes.evidence import Isolation, Kind
 from sandboxpool.runtimes.issues import WINDOW_SECONDS, IssueRow

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError
-from sandboxpool.references import Reference
+from sandboxpool.util.references import Reference
 
 logger = logging.getLogger(__name__)
 

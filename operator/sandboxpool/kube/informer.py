@@ -17,7 +17,7 @@ import msgspec
 
 from sandboxpool.kube.client import ApiClient, error_of
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
-from sandboxpool.versions import number_of
+from sandboxpool.util.versions import number_of
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from sandboxpool.backoff import delay_after, spread
 from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.kube.slots import SLOW_SECONDS
+from sandboxpool.util.backoff import delay_after, spread
 
 logger = logging.getLogger(__name__)
 

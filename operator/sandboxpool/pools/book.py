@@ -6,9 +6,9 @@ Of a large pool few pods change between two looks, and each of those follows the
 from collections.abc import Callable, Collection, Iterable
 
 from sandboxpool.api.core import Pod
-from sandboxpool.pools.members import Member, Members, member_of
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.podevents import PodEvents
+from sandboxpool.sandboxes.members import Member, Members, member_of
 
 # What a member is made of: the arguments of member_of, in order.
 Facts = tuple[Pod, Ground, str | None, bool, bool, PodEvents | None]

@@ -18,26 +18,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sandboxpool.api import names
-from sandboxpool.backoff import delay_after, spread
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.pool import Pool
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.pools.alteration import alteration
 from sandboxpool.pools.lanes import Lanes
 from sandboxpool.pools.plan import TemplateState, TemplateVerdict
-from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.refusals import (
     NAMESPACE_TERMINATING,
     is_about_the_pod,
     is_at_quota,
     is_missing,
 )
-from sandboxpool.pools.template import build_pod, pod_name
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.placement import admitted_placement
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.template import build_pod, pod_name
+from sandboxpool.util.backoff import delay_after, spread
 
 logger = logging.getLogger(__name__)
 

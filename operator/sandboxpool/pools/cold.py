@@ -7,12 +7,12 @@ their turn: one place keeps the ceiling, the pause, the order and the growing de
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sandboxpool.claims.decide import Refusal
+from sandboxpool.allocation.refusal import Refusal
+from sandboxpool.api.reasons import Reason
 from sandboxpool.pools.findings import HELD_BY_LOST_NODES
 from sandboxpool.pools.plan import PoolInput, PoolPlan
-from sandboxpool.pools.template import ClaimRef
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.advice import labels_awaited
+from sandboxpool.sandboxes.template import ClaimRef
 
 
 @dataclass

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile, islice, takewhile
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import IsolationProof, UpdateType
-from sandboxpool.pools.members import STOCK, Member, Members, State, oldest_first
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.plan import Deletion, PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.pools.unavailable import max_unavailable
 from sandboxpool.pools.unfit import (
@@ -27,8 +28,8 @@ from sandboxpool.pools.unfit import (
     replaced_by_another,
     stuck_members,
 )
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import STOCK, Member, Members, oldest_first
 
 # Creation times have whole seconds: what seems so old may be this much younger.
 CLOCK_GRAIN_SECONDS = 1.0

@@ -16,12 +16,12 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.conditions import Finding
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import Disruption
+from sandboxpool.cluster.pool import Pool
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.template import owner_reference
-from sandboxpool.reasons import Reason
+from sandboxpool.sandboxes.template import owner_reference
 
 CONDITION = "ClaimsProtected"
 # What somebody has deleted or altered is put right after so long.

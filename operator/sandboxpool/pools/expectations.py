@@ -8,7 +8,7 @@ exist all the same, so after a while the API server itself is to be asked, ever 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandboxpool.backoff import delay_after
+from sandboxpool.util.backoff import delay_after
 
 # What is done and not seen is asked about after so long, then after twice as long, and so on.
 UNSEEN_SECONDS = 15.0

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sandboxpool.api.conditions import Finding
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.pools.members import State
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, outdated
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.advice import cure, hostnames_cost, labels_awaited
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.placement import wants_user_namespace

@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.findings import MAX_EXAMPLES
-from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import SEVERITY
 from sandboxpool.runtimes.quarantine import Quarantine
+from sandboxpool.sandboxes.members import Member, Members
 
 
 def severity(reason: Reason) -> int:

@@ -7,9 +7,10 @@ and while it is held because of what was read, ever more seldom.
 
 from collections.abc import Iterator
 
-from sandboxpool.pools.members import Member, State
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.plan import PoolInput
-from sandboxpool.reasons import Reason
+from sandboxpool.sandboxes.members import Member
 
 # Where a pool has not shown yet how long its sandboxes take, and at least in any other.
 SLOW_SECONDS = 10.0

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from sandboxpool.api.conditions import Finding
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
-from sandboxpool.pools.members import Member, Members
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import Member, Members
 
 
 class TemplateState(Enum):

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import names
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.status import former_runtime
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 
 STATUS_INTERVAL_SECONDS = 1.0
 

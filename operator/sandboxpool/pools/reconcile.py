@@ -8,13 +8,18 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from sandboxpool.allocation.allocator import Allocator
+from sandboxpool.allocation.offers import Offers
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
 from sandboxpool.api.conditions import Finding
 from sandboxpool.api.core import Pod
-from sandboxpool.cache import Cluster
-from sandboxpool.claims.allocator import Allocator
-from sandboxpool.claims.decide import Refusal
-from sandboxpool.claims.offers import Offers
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.ownership import claim_uid_of
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import BLIND_SECONDS
@@ -24,25 +29,22 @@ from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.cold import why_held
 from sandboxpool.pools.decide import decide
 from sandboxpool.pools.disruption import Budgets
-from sandboxpool.pools.inquiry import Inquiry
-from sandboxpool.pools.members import Members, State, claim_uid_of
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, TemplateVerdict
-from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.publish import StatusPublisher
-from sandboxpool.pools.startup import StartupTracker
 from sandboxpool.pools.state import LASTING_SECONDS, PoolState, PoolStates
 from sandboxpool.pools.status import invalid_status, pool_status
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.pools.template import ClaimRef, build_pod, pod_name
 from sandboxpool.pools.unseen import UnseenPods
 from sandboxpool.pools.writer import FailureObserver, PodWriter
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.placement import PlacementError
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.inquiry import Inquiry
+from sandboxpool.sandboxes.members import Members
+from sandboxpool.sandboxes.startup import StartupTracker
+from sandboxpool.sandboxes.template import ClaimRef, build_pod, pod_name
 
 Key = tuple[str, str]
 

@@ -4,19 +4,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.backoff import delay_after, spread
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.book import MemberBook
 from sandboxpool.pools.cold import ColdDemand
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.plan import Trouble
-from sandboxpool.pools.startup import StartupTimes
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.sandboxes.members import Members
+from sandboxpool.sandboxes.startup import StartupTimes
+from sandboxpool.util.backoff import delay_after, spread
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0

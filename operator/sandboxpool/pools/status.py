@@ -5,13 +5,13 @@ from typing import Any
 
 from sandboxpool.api import names
 from sandboxpool.api.conditions import Finding, conditions
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.findings import findings
 from sandboxpool.pools.issues import failing, quarantined
-from sandboxpool.pools.members import State
 from sandboxpool.pools.plan import PoolInput, PoolPlan, foreign, outdated
-from sandboxpool.pools.pool import Pool
-from sandboxpool.reasons import Reason
 
 MAX_ISSUES = 8
 

@@ -6,11 +6,12 @@ waits for its image may yet get it: such a pod goes when another has taken its p
 
 from itertools import chain
 
-from sandboxpool.pools.members import Member, Members, State, oldest_first
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.plan import Deletion, PoolInput, foreign
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.podevents import nothing_said
+from sandboxpool.sandboxes.members import Member, Members, oldest_first
 
 # A readiness probe that fails is given this long to pass again: a probe fails three times, ten
 # seconds apart, before it counts, and passes as it failed.

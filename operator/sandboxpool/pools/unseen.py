@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 import msgspec
 
+from sandboxpool.allocation.offers import Offers
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
-from sandboxpool.cache import Cluster
-from sandboxpool.claims.offers import Offers
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.pool import Pool
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, KubeError
-from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.state import PoolState
-from sandboxpool.reasons import Reason
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sandboxpool.allocation.offers import Offers
 from sandboxpool.api.core import Pod
-from sandboxpool.cache import Cluster
-from sandboxpool.claims.offers import Offers
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.pool import Pool
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
@@ -18,12 +20,10 @@ from sandboxpool.pools.alteration import alteration
 from sandboxpool.pools.check import TemplateChecker
 from sandboxpool.pools.lanes import Lanes
 from sandboxpool.pools.plan import Deletion
-from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.refusals import NAMESPACE_TERMINATING, is_at_quota
-from sandboxpool.pools.startup import StartupTracker
 from sandboxpool.pools.state import PoolState
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
+from sandboxpool.sandboxes.startup import StartupTracker
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 
 from sandboxpool.api.core import Condition, ContainerStatus, Pod
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes import podevents
 from sandboxpool.runtimes.patterns import Cause, match
 from sandboxpool.runtimes.podevents import Explanation, PodEvents

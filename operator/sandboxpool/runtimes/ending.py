@@ -9,7 +9,7 @@ that it was told to stop.
 from dataclasses import dataclass
 
 from sandboxpool.api.core import ContainerStatus, Pod, Terminated
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 
 # The longest part of a message that was written by others.

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 
-from sandboxpool.backoff import delay_after
+from sandboxpool.util.backoff import delay_after
 
 Pair = tuple[str, str]
 

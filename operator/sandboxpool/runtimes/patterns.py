@@ -14,7 +14,7 @@ a quantifier without a bound, so that the time is linear.
 import re
 from dataclasses import dataclass, replace
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 
 # Kubelets and runtimes say the cause well before this; what follows are stack traces.
 MAX_SEARCHED = 4096

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sandboxpool.api.core import Event, Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
-from sandboxpool.reasons import Reason
 
 MAX_WORDS = 16
 MAX_WORD_TEXT = 400

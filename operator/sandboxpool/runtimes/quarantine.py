@@ -25,10 +25,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sandboxpool.backoff import delay_after
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes.diagnosis import cut
 from sandboxpool.runtimes.nodes import Machine, NodeFacts
+from sandboxpool.util.backoff import delay_after
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sandboxpool.api.core import RuntimeClass, Toleration
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)

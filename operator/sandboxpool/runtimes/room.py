@@ -6,8 +6,8 @@ place is kept free until the probe has ended. In memory: after a restart it is a
 
 from dataclasses import dataclass
 
-from sandboxpool.backoff import delay_after
 from sandboxpool.runtimes.evidence import Software
+from sandboxpool.util.backoff import delay_after
 
 Pair = tuple[str, str]
 

@@ -14,17 +14,18 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.state import PoolState
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.resolve import Resolution, resolve
 from sandboxpool.runtimes.verdict import Verdict, judge, stand
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import ACCEPTED, NOT_CHECKED, NOW, facts, member, pool_input, runtime
 
 HANDLER = "runsc"

@@ -10,11 +10,11 @@ from typing import Any
 import kopf
 import msgspec
 
-from sandboxpool.app import CLASSES_PATH, POOLS_PATH, Operator
+from sandboxpool.app.operator import CLASSES_PATH, POOLS_PATH, Operator
+from sandboxpool.app.settings import Settings
 from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.kube.lease import LeaseTimes
 from sandboxpool.runtimes.probe import ProbeImage
-from sandboxpool.settings import Settings
 from support.simulation.network import Network, SimulatedClient
 
 # Seldom renewed, for the sake of the test's time.

@@ -14,8 +14,9 @@ from typing import Any, Self
 from unittest import mock
 
 from sandboxpool.api import names
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.book import Facts, MemberBook
-from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import NOW
 from support.invariants import Snapshot, claim_uids, unsettled
 from support.simulation.apiserver import ApiServer, Place, Request, labels
@@ -134,7 +135,7 @@ class World(People):
         random.seed(self._seed)
         for name, fixed in (
             ("uuid.uuid4", lambda: uuid.UUID(int=bits.getrandbits(128))),
-            ("sandboxpool.app.boot_clock", self.loop.time),
+            ("sandboxpool.app.operator.boot_clock", self.loop.time),
             ("sandboxpool.pools.book.MemberBook.sort", _sort_and_check),
         ):
             self._undo.enter_context(mock.patch(name, fixed))

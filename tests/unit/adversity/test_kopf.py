@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from sandboxpool import handlers
-from sandboxpool.app import Operator
-from sandboxpool.settings import Settings
+from sandboxpool.app import handlers
+from sandboxpool.app.operator import Operator
+from sandboxpool.app.settings import Settings
 
 SOON_SECONDS = 10.0
 WATCHED = {
@@ -99,8 +99,8 @@ async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiServer]:
         api.logins += 1
         return kopf.ConnectionInfo(server=str(server.make_url("")), token="always the same")
 
-    monkeypatch.setattr("sandboxpool.app.connection_info", connection)
-    monkeypatch.setattr("sandboxpool.app.FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("sandboxpool.app.operator.connection_info", connection)
+    monkeypatch.setattr("sandboxpool.app.operator.FIRST_PAUSE_SECONDS", 0.05)
     yield api
     await server.close()
 
@@ -178,7 +178,7 @@ async def test_credentials_that_cannot_be_found_end_only_kopf(
     def none() -> kopf.ConnectionInfo:
         raise OSError("no such file")
 
-    monkeypatch.setattr("sandboxpool.app.connection_info", none)
+    monkeypatch.setattr("sandboxpool.app.operator.connection_info", none)
     kept = asyncio.create_task(operator._survive("kopf", operator._kopf))
     await asyncio.sleep(0.3)
     assert not kept.done()

@@ -10,7 +10,7 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.api.times import epoch
-from sandboxpool.references import Reference
+from sandboxpool.util.references import Reference
 from support.simulation.admission import CHANGE, CHECK, hangs
 from support.simulation.apiserver import Object
 from support.simulation.network import SimulatedClient

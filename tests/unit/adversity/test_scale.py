@@ -19,21 +19,23 @@ import msgspec
 import pytest
 from prometheus_client.exposition import generate_latest
 
-from sandboxpool import cache, listing
 from sandboxpool.api.core import Taint
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.claims.index import ClaimIndex
+from sandboxpool.cluster import cache
+from sandboxpool.cluster import pools as store
+from sandboxpool.cluster.classes import RuntimeStore
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.cluster.sandbox_state import State
+from sandboxpool.kube import listing
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.listing import take_list
-from sandboxpool.metrics import Metrics
-from sandboxpool.pools import reconcile, store
-from sandboxpool.pools.members import State
-from sandboxpool.pools.store import PoolStore
+from sandboxpool.kube.listing import take_list
+from sandboxpool.observability.metrics import Metrics
+from sandboxpool.pools import reconcile
 from sandboxpool.runtimes import verdict as verdicts
 from sandboxpool.runtimes.resolve import Runtime
-from sandboxpool.runtimes.store import RuntimeStore
-from sandboxpool.turns import SLICE_SECONDS, Turns
+from sandboxpool.util.turns import SLICE_SECONDS, Turns
 from support.builders import claim, node, pool, pool_body, runtime, runtime_class
 from support.simulation.world import World
 

@@ -11,10 +11,10 @@ import pytest
 
 from sandboxpool.api import v1alpha1
 from sandboxpool.api.markers import wire_name
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.claims import claim as structs
 from sandboxpool.claims import decide
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
 from support.builders import NOW, claim, claim_body, facts, pod, spec
 

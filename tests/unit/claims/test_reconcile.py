@@ -6,22 +6,22 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.allocation.allocator import Allocator
+from sandboxpool.allocation.offers import Offers
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.cache import Cluster
-from sandboxpool.claims.allocator import Allocator
 from sandboxpool.claims.claim import Claim
-from sandboxpool.claims.decide import Refusal
-from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.pools.template import ClaimRef
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.probe import CONTROL
+from sandboxpool.sandboxes.template import ClaimRef
 from support.builders import (
     NAMESPACE,
     NOW,

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import SandboxRuntimeStatus
-from sandboxpool.cache import Cluster
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.fleet.gather import FleetGatherer
 from sandboxpool.fleet.status import runtime_status
-from sandboxpool.pools.members import State
-from sandboxpool.pools.startup import WINDOW_SECONDS
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
 from sandboxpool.runtimes.nodes import facts_of
+from sandboxpool.sandboxes.startup import WINDOW_SECONDS
 from support.builders import NOW, evidence, facts, node, pool_body, runtime
 
 COUNTED = {

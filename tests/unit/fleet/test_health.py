@@ -19,15 +19,16 @@ from sandboxpool.api.core import (
     Taint,
     Toleration,
 )
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.cache import Cluster, NodeIndex
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.nodes import NodeIndex
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.health import Health, HealthListener
 from sandboxpool.fleet.prober import ProbeResult, Why, Wish
 from sandboxpool.fleet.records import NodeRecords
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import MAX_AGE_SECONDS, Evidence, Isolation
 from sandboxpool.runtimes.issues import IssueBook

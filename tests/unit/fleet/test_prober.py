@@ -13,14 +13,14 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
-from sandboxpool.cache import Cluster
+from sandboxpool.api.reasons import Reason
+from sandboxpool.app.settings import SettingsError, load
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet import prober
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober, ProbeResult, Wish, outcome_of
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.pools.inquiry import Inquiry
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
@@ -28,7 +28,7 @@ from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.podevents import PodEvents, Word
 from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
-from sandboxpool.settings import SettingsError, load
+from sandboxpool.sandboxes.inquiry import Inquiry
 from support.builders import NOW, evidence, facts, node, pod, pool_body, runtime
 from support.inquiries import Answered, Unasked
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi

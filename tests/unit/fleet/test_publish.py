@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from sandboxpool.api.core import Node
-from sandboxpool.cache import Cluster
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.cache import Cluster
 from sandboxpool.fleet.publish import (
     DENIED_SECONDS,
     LABEL_PREFIX,
@@ -16,7 +17,6 @@ from sandboxpool.fleet.publish import (
     label_changes,
 )
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.verdict import Verdict

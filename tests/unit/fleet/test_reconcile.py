@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.fleet.reconcile import (
     RESTLESS_INTERVAL_SECONDS,
     WINDOW_CHECK_SECONDS,
@@ -18,8 +20,6 @@ from sandboxpool.fleet.status import FleetInput
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
-from sandboxpool.pools.members import State
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.issues import IssueRow
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict

@@ -17,15 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.fleet import records as records_module
-from sandboxpool.fleet.records import (
-    LONGEST_RETRY_SECONDS,
-    SHARDS,
-    WRITE_SECONDS,
-    NodeRecords,
-)
+from sandboxpool.fleet.records import LONGEST_RETRY_SECONDS, SHARDS, WRITE_SECONDS, NodeRecords
 from sandboxpool.kube.errors import ApiError, KubeError
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Evidence, EvidenceBook, Isolation, software_of
 from sandboxpool.runtimes.quarantine import Quarantines
 from support.builders import NOW, facts

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxCounts, SandboxRuntimeStatus
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.fleet.status import FleetInput, essence, runtime_status
-from sandboxpool.pools.members import State
-from sandboxpool.pools.startup import STAGES
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation, Kind
 from sandboxpool.runtimes.issues import IssueRow
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.startup import STAGES
 from support.builders import NOW
 
 RUNTIME = Runtime("gvisor", "class-uid", "runsc", overhead=(("memory", "20Mi"),))

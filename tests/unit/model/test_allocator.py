@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.allocation.allocator import Allocator, Candidate
 from support.simulation.effort import SIMULATIONS
 
 POOLS = ["p", "q"]

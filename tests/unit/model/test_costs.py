@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from sandboxpool.pools.book import Facts, MemberBook
-from sandboxpool.pools.members import Members, member_of
+from sandboxpool.sandboxes.members import Members, member_of
 from support.simulation.apiserver import Place, Request
 from support.simulation.stream import Stream
 from support.simulation.world import World

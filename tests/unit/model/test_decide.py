@@ -11,12 +11,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.decide import decide
-from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.unavailable import max_unavailable
 from sandboxpool.pools.unfit import STUCK_SECONDS, UNREADY_GRACE_SECONDS
-from sandboxpool.reasons import Reason
+from sandboxpool.sandboxes.members import Member, Members
 from support.simulation.effort import SIMULATIONS
 from support.simulation.poolworld import (
     ENDED,

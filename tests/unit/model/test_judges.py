@@ -9,7 +9,7 @@ import pytest
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.live import LiveReads
 from sandboxpool.claims.reconcile import ClaimReconciler
-from sandboxpool.pools.pool import Pool
+from sandboxpool.cluster.pool import Pool
 from support.invariants import overtaken, waits
 from support.simulation.footprint import footprint, growth
 from support.simulation.sight import Listing, Watching

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from sandboxpool.api import core
+from sandboxpool.api.reasons import Reason
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.claims.requests import ClaimRequests
+from sandboxpool.cluster.pool import Pool
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.template import pod_name
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ending import Ending
+from sandboxpool.sandboxes.template import pod_name
 from support.simulation.effort import SIMULATIONS
 from support.simulation.storm import (
     adversity,

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sandboxpool.cache import Cluster
+from sandboxpool.cluster.cache import Cluster
 from sandboxpool.runtimes.evidence import Isolation
 from support.simulation.controllers import Start
 from support.simulation.effort import SIMULATIONS

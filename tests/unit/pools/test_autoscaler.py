@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.decide import CLOCK_GRAIN_SECONDS, decide
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolPlan, Trouble
 from sandboxpool.pools.state import (
     FIRST_AUTOSCALER_BACKOFF_SECONDS,
@@ -16,13 +17,13 @@ from sandboxpool.pools.state import (
     PoolState,
 )
 from sandboxpool.pools.unfit import NEW_NODE_SECONDS
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.verdict import Verdict, judge, stand
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import NOW, SERVED, facts, member, members, pool_input, runtime
 
 UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available", heals=True)

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.book import Facts, MemberBook
-from sandboxpool.pools.members import Member, Members, State
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import facts, member, pod
 
 WELL = Ground(facts(), "runsc")

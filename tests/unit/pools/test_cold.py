@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.cold import ColdDemand, why_held
 from sandboxpool.pools.decide import decide
-from sandboxpool.pools.members import State
 from sandboxpool.pools.plan import Trouble
-from sandboxpool.pools.template import ClaimRef
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.template import ClaimRef
 from support.builders import MISSING, NOW, REJECTED, members, pool_input
 
 OWN, WAIT = True, False

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.decide import CAUTIOUS_AFTER_FAILURES, decide
-from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan, Trouble, foreign, outdated
 from sandboxpool.pools.unavailable import max_unavailable
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.resolve import resolve
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import (
     ACCEPTED,
     FOUND,

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from sandboxpool.api import names
+from sandboxpool.api.reasons import Reason
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.disruption import EVERY_ONE, LOOK_SECONDS, budget_of
-from sandboxpool.reasons import Reason
 from support.builders import NAMESPACE, POOL_UID, pool
 from support.simulation.apiserver import Object, Request
 from support.simulation.world import World

@@ -6,16 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import SandboxPoolStatus
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.decide import decide
-from sandboxpool.pools.members import Member, State
 from sandboxpool.pools.plan import PoolInput, Trouble
 from sandboxpool.pools.status import pool_status
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import SEVERITY, Failure
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import Member
 from support.builders import (
     MISSING,
     NOW,

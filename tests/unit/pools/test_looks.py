@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.decide import decide
 from sandboxpool.pools.looks import SLOW_SECONDS, next_in, slow_after, wanted
-from sandboxpool.pools.members import Member, State
-from sandboxpool.pools.startup import WINDOW_SECONDS, StartupTimes
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
+from sandboxpool.sandboxes.members import Member
+from sandboxpool.sandboxes.startup import WINDOW_SECONDS, StartupTimes
 from support.builders import NOW, member, pool_input
 
 UNMOUNTED = Failure(

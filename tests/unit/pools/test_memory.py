@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
-from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.events import MAX_SANDBOX_EVENTS, SandboxEvents
+from sandboxpool.cluster.ownership import claim_uid_of, pool_uid_of
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.check import verdict_of
 from sandboxpool.pools.expectations import (
@@ -20,14 +26,11 @@ from sandboxpool.pools.expectations import (
     UNSEEN_SECONDS,
     Expectations,
 )
-from sandboxpool.pools.members import State, claim_uid_of, member_of, pool_uid_of
 from sandboxpool.pools.plan import TemplateState
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.ground import Ground
 from sandboxpool.runtimes.placement import Placement
+from sandboxpool.sandboxes.members import member_of
+from sandboxpool.sandboxes.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
 from support.builders import NOW, facts, node, pod, pod_body, pool, pool_body
 from support.lists import replace
 

@@ -9,30 +9,26 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.allocation.allocator import Allocator
+from sandboxpool.allocation.offers import Offers
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.cache import Cluster
-from sandboxpool.claims.allocator import Allocator
-from sandboxpool.claims.decide import Refusal
-from sandboxpool.claims.offers import Offers
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.pools.expectations import (
-    DOUBTED_DELETE_SECONDS,
-    DOUBTED_SECONDS,
-    UNSEEN_SECONDS,
-)
-from sandboxpool.pools.members import Member, member_of
+from sandboxpool.pools.expectations import DOUBTED_DELETE_SECONDS, DOUBTED_SECONDS, UNSEEN_SECONDS
 from sandboxpool.pools.plan import Trouble
-from sandboxpool.pools.pool import Pool
 from sandboxpool.pools.reconcile import BINDING_RECHECK_SECONDS, PoolReconciler
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.pools.template import ClaimRef, pod_name
 from sandboxpool.pools.writer import WRITES_AT_ONCE
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.probe import ProbeImage
+from sandboxpool.sandboxes.members import Member, member_of
+from sandboxpool.sandboxes.template import ClaimRef, pod_name
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
 from support.inquiries import Unasked
 from support.scriptedapi import BROKEN, CONFLICT, QUOTA, REFUSED, UNDECIDED, UNKNOWN, ScriptedApi

@@ -7,17 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxPoolStatus
+from sandboxpool.cluster.pools import parse, sandboxes_of
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.decide import decide
-from sandboxpool.pools.members import Member, State
 from sandboxpool.pools.plan import PoolInput, Trouble
 from sandboxpool.pools.status import invalid_status, pool_status
-from sandboxpool.pools.store import parse, sandboxes_of
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.resolve import resolve
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import Member
 from support.builders import (
     CLASS_UID,
     MISMATCH,

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxpool.api.v1alpha1 import Update
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.decide import decide
-from sandboxpool.pools.members import State
 from sandboxpool.pools.unavailable import max_unavailable
 from support.builders import members, pool_input
 

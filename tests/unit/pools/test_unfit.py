@@ -5,15 +5,11 @@ from typing import Any
 
 import pytest
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.decide import decide
-from sandboxpool.pools.members import State
 from sandboxpool.pools.plan import PoolPlan
-from sandboxpool.pools.unfit import (
-    NOT_TAKEN_UP_SECONDS,
-    STUCK_SECONDS,
-    UNREADY_GRACE_SECONDS,
-)
-from sandboxpool.reasons import Reason
+from sandboxpool.pools.unfit import NOT_TAKEN_UP_SECONDS, STUCK_SECONDS, UNREADY_GRACE_SECONDS
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.verdict import Verdict

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sandboxpool.api.core import Pod, SchedulingGate
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes import diagnosis, podevents
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY, Failure, cut, diagnose
 from sandboxpool.runtimes.patterns import TABLE

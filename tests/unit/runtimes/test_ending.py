@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from sandboxpool.api.core import ContainerState, ContainerStatus, Pod, Terminated
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes.ending import ENDINGS, Ending, ending_of, restarted_because, vanished
 from support.builders import pod_body
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes import issues
 from sandboxpool.runtimes.issues import WINDOW_SECONDS, IssueBook, IssueRow
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes.patterns import MAX_SEARCHED, TABLE, Cause, Pattern, match
 
 ID = "0f8418bd23f2dcc140353eddfe891780c980a94ac42fbe044b4ea6dae4f0848a"

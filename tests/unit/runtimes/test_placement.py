@@ -7,7 +7,7 @@ import pytest
 
 from sandboxpool.api.core import Taint, Toleration
 from sandboxpool.api.names import OS_LABEL
-from sandboxpool.cache import Cluster
+from sandboxpool.cluster.cache import Cluster
 from sandboxpool.runtimes.nodes import facts_of
 from sandboxpool.runtimes.placement import Placement, allows, placement_of
 from support.builders import facts, node, runtime

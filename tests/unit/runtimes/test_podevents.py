@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from sandboxpool.api.core import Condition, Event, Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, Failure, diagnose
 from sandboxpool.runtimes.podevents import MAX_WORDS, PodEvents, nothing_said, read
 from support.builders import NAMESPACE, NOW, pod

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes.diagnosis import MAX_TEXT
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.quarantine import (

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.classes import RuntimeStore
 from sandboxpool.runtimes.resolve import Runtime, resolve
-from sandboxpool.runtimes.store import RuntimeStore
 from support.builders import runtime, runtime_class
 from support.lists import replace
 

@@ -19,19 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes import structure
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY
 from sandboxpool.runtimes.patterns import MAX_SEARCHED, match
-from sandboxpool.runtimes.structure import (
-    INSIDE,
-    LACKS,
-    OUTSIDE,
-    Component,
-    Lack,
-    read,
-    understand,
-)
+from sandboxpool.runtimes.structure import INSIDE, LACKS, OUTSIDE, Component, Lack, read, understand
 
 DATA = Path(__file__).parent / "data"
 EVENT = "Failed to create pod sandbox: "

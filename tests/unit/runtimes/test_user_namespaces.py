@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from sandboxpool.api.core import Node
+from sandboxpool.cluster.sandbox_state import State
 from sandboxpool.pools.findings import findings
-from sandboxpool.pools.members import State
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
 from sandboxpool.runtimes.placement import placement_of

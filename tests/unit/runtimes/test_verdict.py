@@ -13,15 +13,7 @@ from sandboxpool.api.core import Taint
 from sandboxpool.runtimes.exclusion import MAX_HOSTNAMES, Why
 from sandboxpool.runtimes.nodes import NodeFacts, facts_of
 from sandboxpool.runtimes.placement import Placement, allows, placement_of
-from sandboxpool.runtimes.verdict import (
-    Answer,
-    Standing,
-    Tally,
-    Verdict,
-    answer_of,
-    judge,
-    stand,
-)
+from sandboxpool.runtimes.verdict import Answer, Standing, Tally, Verdict, answer_of, judge, stand
 from support.builders import facts, node, runtime
 
 moderate = settings(max_examples=30, deadline=None)

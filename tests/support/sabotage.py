@@ -30,6 +30,7 @@ from sandboxpool.allocation.allocator import Allocator, Candidate
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.app import operator as app
+from sandboxpool.app.watches import Watches
 from sandboxpool.claims.attempt import Attempt
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.claims.requests import ClaimRequests
@@ -303,15 +304,16 @@ def set_back_clocks_are_trusted() -> None:
 def half_a_view_is_enough() -> None:
     """Decisions are made before the caches are complete."""
 
-    async def _all_synced(_: app.Operator) -> None:
+    async def synced(_: Watches) -> None:
         return
 
     async def _take_over(self: app.Operator) -> None:
-        for informer in self._informers.values():
+        for _, informer in self._watches:
             await informer.unmute()
         await self._listed.wait()
 
-    _set(app.Operator, _all_synced, _take_over)
+    _set(Watches, synced)
+    _set(app.Operator, _take_over)
 
 
 # --- Decisions -----------------------------------------------------------------------------------

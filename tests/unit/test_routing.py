@@ -21,14 +21,16 @@ from sandboxpool.cluster.classes import RuntimeStore
 from sandboxpool.cluster.ownership import pool_uid_of
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.fleet.gather import FleetGatherer
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober, ProbeResult, Wish
+from sandboxpool.fleet.reconcile import RuntimeReconciler
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.observability.metrics import Metrics
 from sandboxpool.pools.reconcile import PoolReconciler
-from sandboxpool.routing import Queues, Reactions
+from sandboxpool.routing import Destinations, EventRouter, Queues
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.issues import IssueBook
@@ -125,47 +127,50 @@ class World:
         self.cluster = Cluster()
         self.parts = parts = Parts()
         self.claims: dict[tuple[str, str], Claim] = {}
-        self.pools = PoolStore(lambda old, new: self.reactions.pool(old, new))
-        self.classes = RuntimeStore(
-            self.cluster.classes, lambda name: self.reactions.runtime_class(name)
-        )
+        self.router = EventRouter()
+        self.pools = PoolStore(self.router.pool_changed)
+        self.classes = RuntimeStore(self.cluster.classes, self.router.runtime_class_changed)
         self.allocator = Allocator(parts.stir)
         self.offers = Offers(
             self.cluster,
             self.pools,
             self.allocator,
             is_leaving=lambda pool, pod: False,
-            on_granted=lambda uid: self.reactions.granted(uid),
+            on_granted=self.router.claim_granted,
         )
         self.queues = {name: Queue() for name in ("pools", "claims", "runtimes", "nodes")}
         if not publishes:
             del self.queues["nodes"]
-        self.reactions = Reactions(
-            cluster=self.cluster,
-            pools=self.pools,
-            allocator=self.allocator,
-            offers=self.offers,
-            pool_reconciler=cast(PoolReconciler, parts),
-            claim_reconciler=cast(ClaimReconciler, parts),
-            health=lambda: self.health,
-            prober=cast(Prober, parts),
-            inquiry=Unasked(),
-            events=cast(EventRecorder, parts),
-            metrics=cast(Metrics, parts),
-            queues=Queues(
-                pools=cast(WorkQueue[tuple[str, str]], self.queues["pools"]),
-                claims=cast(WorkQueue[tuple[str, str]], self.queues["claims"]),
-                runtimes=cast(WorkQueue[str], self.queues["runtimes"]),
-                nodes=cast(WorkQueue[str] | None, self.queues.get("nodes")),
-            ),
-        )
         self.health = Health(
             cluster=self.cluster,
             issues=IssueBook(),
             records=cast(NodeRecords, Records()),
-            listener=self.reactions,
+            listener=self.router,
             pools=self.pools,
             wall=lambda: NOW,
+        )
+        self.router.connect(
+            Destinations(
+                cluster=self.cluster,
+                pools=self.pools,
+                allocator=self.allocator,
+                offers=self.offers,
+                pool_reconciler=cast(PoolReconciler, parts),
+                claim_reconciler=cast(ClaimReconciler, parts),
+                runtime_reconciler=cast(RuntimeReconciler, parts),
+                fleet=cast(FleetGatherer, parts),
+                health=self.health,
+                prober=cast(Prober, parts),
+                inquiry=Unasked(),
+                events=cast(EventRecorder, parts),
+                metrics=cast(Metrics, parts),
+                queues=Queues(
+                    pools=cast(WorkQueue[tuple[str, str]], self.queues["pools"]),
+                    claims=cast(WorkQueue[tuple[str, str]], self.queues["claims"]),
+                    runtimes=cast(WorkQueue[str], self.queues["runtimes"]),
+                    nodes=cast(WorkQueue[str] | None, self.queues.get("nodes")),
+                ),
+            )
         )
         self.pods: dict[str, Pod] = {}
         self.nodes: dict[str, Node] = {}
@@ -213,22 +218,22 @@ class World:
         new = node(name, **{"handlers": ["runsc", "kata"], **given})
         old = self.nodes.get(name)
         self.nodes[name] = new
-        self.reactions.node(old, new)
+        self.router.node_changed(old, new)
 
     def put_pod(self, name: str, **given: Any) -> None:
         new = pod(name, **given)
         old = self.pods.get(name)
         self.pods[name] = new
-        self.reactions.pod(old, new)
+        self.router.pod_changed(old, new)
 
     def remove_pod(self, name: str) -> None:
-        self.reactions.pod(self.pods.pop(name), None)
+        self.router.pod_changed(self.pods.pop(name), None)
 
     def put_claim(self, name: str, **given: Any) -> None:
         new = claim(name, **given)
         old = self.claims.get(new.key)
         self.claims[new.key] = new
-        self.reactions.claim(old, new)
+        self.router.claim_changed(old, new)
 
     def says(self, pod_uid: str, message: str = NO_SHIM) -> None:
         about = next((p for p in self.pods.values() if p.metadata.uid == pod_uid), pod("unknown"))
@@ -240,7 +245,7 @@ class World:
             source=EventSource(about.spec.nodeName),
             lastTimestamp=timestamp(NOW),
         )
-        self.reactions.sandbox_event(None, event)
+        self.router.sandbox_event(None, event)
 
     def probe(self, name: str, *, works: bool) -> None:
         at = self.cluster.nodes.get(name)
@@ -362,7 +367,7 @@ def test_what_is_on_a_node_is_offered_as_the_node_allows(world: World) -> None:
 
 
 def test_a_node_that_goes_takes_its_offers_with_it(world: World) -> None:
-    world.reactions.node(world.nodes.pop("node-a"), None)
+    world.router.node_changed(world.nodes.pop("node-a"), None)
     assert world.free("a-uid") == 0
     assert world.take()["pools"] == ALL
 
@@ -432,7 +437,7 @@ def test_a_pod_that_names_a_pool_of_another_namespace_concerns_nobody(world: Wor
     """It could settle what the pool expects, under a name that it chose."""
     known = pod("forged", pool_uid="a-uid", node="node-a")
     elsewhere = msgspec.structs.replace(known.metadata, namespace="attacker")
-    world.reactions.pod(None, msgspec.structs.replace(known, metadata=elsewhere))
+    world.router.pod_changed(None, msgspec.structs.replace(known, metadata=elsewhere))
     assert world.parts.told == {}
     assert world.take() == {}
     assert world.free("a-uid") == 1
@@ -501,7 +506,7 @@ def test_a_kubelets_word_concerns_the_pool_of_its_pod_once(world: World) -> None
     world.says("stuck-uid", "something strange")
     assert world.take() == {}
     world.says("of a pod that is not ours")
-    world.reactions.sandbox_event(Event(Metadata(name="e", uid="e", resourceVersion="1")), None)
+    world.router.sandbox_event(Event(Metadata(name="e", uid="e", resourceVersion="1")), None)
     assert world.take() == {}
 
 
@@ -639,7 +644,7 @@ def test_the_same_class_again_sets_nothing_in_motion(world: World) -> None:
 def test_a_claim_concerns_itself(world: World) -> None:
     world.put_claim("claim")
     assert world.take() == {"claims": ["claim"]}
-    world.reactions.claim(world.claims.pop(("default", "claim")), None)
+    world.router.claim_changed(world.claims.pop(("default", "claim")), None)
     assert world.take() == {}
 
 
@@ -666,7 +671,7 @@ def test_a_sandbox_that_falls_to_nobody_is_there_for_the_next(world: World) -> N
 
 
 def test_all_timers_end_together(world: World) -> None:
-    world.reactions.queues.close()
+    world.router._to.queues.close()
     assert [queue.keys for queue in world.queues.values()] == [["closed"]] * 4
 
 

@@ -46,10 +46,14 @@ class Cluster:
     Args:
         max_proof_age: seconds after which a proof of isolation is none any more.
         wall: seconds since the epoch.
+        on_mark: told the name of a node whose exclusion labels may have to change.
     """
 
     def __init__(
-        self, max_proof_age: float = MAX_AGE_SECONDS, wall: Callable[[], float] = time.time
+        self,
+        max_proof_age: float = MAX_AGE_SECONDS,
+        wall: Callable[[], float] = time.time,
+        on_mark: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.pods = PodIndex()
         self.quarantines = Quarantines(random.random)
@@ -57,7 +61,7 @@ class Cluster:
         self.hints = Hints()
         self.avoidance = Avoidance()
         self.room = Room()
-        self.nodes = NodeIndex(self.quarantines, self.evidence, wall)
+        self.nodes = NodeIndex(self.quarantines, self.evidence, wall, on_mark)
         self.events = SandboxEvents()
         self.classes: dict[str, Runtime] = {}
         self._grounds: dict[tuple[str, str, IsolationProof], Ground] = {}

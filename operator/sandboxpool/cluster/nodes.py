@@ -56,11 +56,12 @@ class NodeIndex:
         quarantines: Quarantines,
         evidence: EvidenceBook,
         wall: Callable[[], float] = time.time,
+        on_mark: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._quarantines = quarantines
         self._evidence = evidence
         self._wall = wall
-        self.on_mark: Callable[[str], None] = lambda name: None
+        self.on_mark = on_mark
         self.by_hostname = False
         # Nodes that cannot be labelled, and those that have joined a moment ago.
         self._unlabelled: frozenset[str] = frozenset()

@@ -49,10 +49,10 @@ LOOK_FOR_UNUSED_SECONDS = 30.0
 class HealthListener(Protocol):
     """Told of what changes, for work, events and metrics."""
 
-    def node_changed(self, node: str, handler: str) -> None:
+    def handler_changed(self, node: str, handler: str) -> None:
         """What is known of a handler on a node is not what it was, and perhaps some verdict."""
 
-    def hinted(self) -> None:
+    def probe_hinted(self) -> None:
         """A sandbox has failed in a way that may be its runtime's fault: there is more to probe."""
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
@@ -173,7 +173,7 @@ class Health:
             return
         pair = node.name, runtime.handler
         self._cluster.hints.add(pod.metadata.namespace, pair, self._wall())
-        self._listener.hinted()
+        self._listener.probe_hinted()
 
     # --- Probed --------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class Health:
         if pod_name is None:
             for known in handlers:
                 self._issues.clear(known, name, Reason.PROBE_TERMINATING)
-                self._listener.node_changed(name, known)
+                self._listener.handler_changed(name, known)
             return
         if node is None or not node.ready:
             # That its pods stay is what is to be expected.
@@ -298,7 +298,7 @@ class Health:
         )
         for known in sorted(handlers):
             self._issues.record(known, name, Reason.PROBE_TERMINATING, text, now)
-            self._listener.node_changed(name, known)
+            self._listener.handler_changed(name, known)
         if handler == CONTROL:
             self._learn_control(node, no_evidence(node, "", now, text))
             return
@@ -403,7 +403,7 @@ class Health:
 
     def _changed(self, node: str, handler: str) -> None:
         self._cluster.nodes.reconsider(node)
-        self._listener.node_changed(node, handler)
+        self._listener.handler_changed(node, handler)
 
     def _write_down(self, node: str) -> None:
         quarantines = self._cluster.quarantines.dump(node)

@@ -41,11 +41,25 @@ EVENTS_PER_TURN = 50
 class Meta(Protocol):
     """The metadata that an informer needs."""
 
-    name: str
-    namespace: str
-    uid: str
-    resourceVersion: str
-    creationTimestamp: str
+    @property
+    def name(self) -> str:
+        """The object's name."""
+
+    @property
+    def namespace(self) -> str:
+        """The object's namespace; empty if it has none."""
+
+    @property
+    def uid(self) -> str:
+        """The object's uid."""
+
+    @property
+    def resourceVersion(self) -> str:
+        """The version of this state of the object."""
+
+    @property
+    def creationTimestamp(self) -> str:
+        """When the object was created, as the API writes times."""
 
 
 class Object(Protocol):

@@ -67,6 +67,7 @@ class PoolReconciler:
         client: ApiClient,
         cluster: Cluster,
         pools: PoolStore,
+        states: PoolStates,
         allocator: Allocator,
         offers: Offers,
         events: EventRecorder,
@@ -92,7 +93,7 @@ class PoolReconciler:
         self._on_startup_sample = on_startup_sample
         self._wall = wall
         self._clock = clock
-        self._states = PoolStates(clock)
+        self._states = states
         self._probe = probe
         self._inquiry = inquiry
         self._guarded = guarded
@@ -151,10 +152,6 @@ class PoolReconciler:
     def stir(self, pool_uid: str, pod_uid: str) -> None:
         """A pod, its ground, what was said of it or whether it is held may have changed."""
         self._states.stir(pool_uid, pod_uid)
-
-    def is_leaving(self, pool_uid: str, pod_uid: str) -> bool:
-        """Whether the pod's deletion was asked for."""
-        return self._states.is_leaving(pool_uid, pod_uid)
 
     def forget(self, pool_uid: str) -> None:
         """The pool is gone."""

@@ -14,6 +14,7 @@ from sandboxpool.app.operator import CLASSES_PATH, POOLS_PATH, Operator
 from sandboxpool.app.settings import Settings
 from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.kube.lease import LeaseTimes
+from sandboxpool.observability.metrics import Metrics
 from sandboxpool.runtimes.probe import ProbeImage
 from support.simulation.network import Network, SimulatedClient
 
@@ -39,17 +40,29 @@ class SimulatedOperator(Operator):
         """Whether it holds the lease."""
         return self._elector.holds
 
+    @property
+    def metrics(self) -> Metrics:
+        """What it counts."""
+        return self._metrics
+
+    def blind(self) -> list[str]:
+        """What it cannot see at this moment."""
+        return self._watches.blind()
+
     def permit(self) -> None:
         """Called right before each write, as the operator's own client does."""
         self._elector.require()
 
     def on_date(self, date: float) -> None:
         """Called with the Date of an answer, as the operator's own client does."""
-        self._server_clock.observe(date)
+        self.components.connection.clock.observe(date)
 
     async def _kopf(self) -> None:
         async with asyncio.TaskGroup() as watches:
-            for path, store in ((POOLS_PATH, self._pools), (CLASSES_PATH, self._classes)):
+            for path, store in (
+                (POOLS_PATH, self.components.pools),
+                (CLASSES_PATH, self.components.classes),
+            ):
                 watches.create_task(self._watch_as_kopf_does(path, store.observe))
 
     async def _watch_as_kopf_does(self, path: str, observe: Callable[..., None]) -> None:

@@ -125,11 +125,11 @@ async def ended(task: asyncio.Task[Any]) -> None:
 async def operator(api: ApiServer) -> AsyncIterator[Operator]:
     operator = Operator(Settings(), kopf.ConnectionInfo(server="http://127.0.0.1:9"))
     yield operator
-    operator._queues.close()
+    operator.components.queues.close()
 
 
 def restarts(operator: Operator) -> float:
-    return float(operator._metrics.restarts.labels("kopf")._value.get())
+    return float(operator.components.connection.metrics.restarts.labels("kopf")._value.get())
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ async def test_what_ends_kopf_ends_nothing_else_and_it_starts_anew(
     del kept
     api.fault = fault
     other = asyncio.create_task(asyncio.sleep(3600))
-    await soon(lambda: len(operator._pools) == 1)
+    await soon(lambda: len(operator.components.pools) == 1)
     await soon(lambda: restarts(operator) >= 1)
     await soon(lambda: api.logins >= 2)
     await soon(lambda: api.watches >= 2)

@@ -22,8 +22,9 @@ from prometheus_client.exposition import generate_latest
 from sandboxpool.api.core import Taint
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.claims.index import ClaimIndex
-from sandboxpool.cluster import cache
+from sandboxpool.cluster import nodes as node_index
 from sandboxpool.cluster import pools as store
+from sandboxpool.cluster.cache import Cluster
 from sandboxpool.cluster.classes import RuntimeStore
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.cluster.sandbox_state import State
@@ -124,20 +125,20 @@ def pools_with_tolerations(count: int) -> list[Any]:
 
 @pytest.mark.parametrize("dedicated", [False, True])
 def test_a_toleration_for_each_team_does_not_make_verdicts_dearer(dedicated: bool) -> None:
-    cluster, gvisor = cache.Cluster(), runtime()
+    cluster, gvisor = Cluster(), runtime()
     for i in range(MANY):
         # The team's own, if it has one.
         taints = [Taint("team", "NoSchedule", f"{i}")] if dedicated and i < FEW else []
         cluster.nodes.put(None, node(f"node-{i}", taints=taints))
     pools = pools_with_tolerations(MANY)
-    with counting(cache, "stand") as looks:
+    with counting(node_index, "stand") as looks:
         for one in pools:
             serving = MANY - FEW + (one.name in {f"pool-{i}" for i in range(FEW)})
             assert len(cluster.verdict(one, gvisor).serving) == (serving if dedicated else MANY)
         # Once for each that differ in what they tolerate of any node.
         different = FEW + 1 if dedicated else 1
         assert looks() == different * MANY
-    with counting(cache, "stand") as looks, counting(verdicts, "Verdict") as summed_up:
+    with counting(node_index, "stand") as looks, counting(verdicts, "Verdict") as summed_up:
         last = f"node-{MANY - 1}"
         labels = {"kubernetes.io/hostname": last, "who": "me"}
         cluster.nodes.put(node(last), node(last, version=2, labels=labels))
@@ -354,7 +355,7 @@ def test_only_pools_that_exist_have_series() -> None:
         for i in range(FEW):
             world.make_claim(f"lost-{i}", pool=f"no-such-pool-{i}", bindTimeoutSeconds=1)
         world.run(SETTLE_SECONDS)
-        metrics = world.processes[0].operator._metrics
+        metrics = world.processes[0].operator.metrics
         counted = samples(metrics, "sandboxpool_claims_total")
         assert counted == {("default", "real"): 1, ("", ""): FEW}, "and each claim once"
         # The pool goes, and after it, by and by, its claim.

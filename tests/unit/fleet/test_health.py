@@ -89,10 +89,10 @@ class Listener:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def node_changed(self, node: str, handler: str) -> None:
+    def handler_changed(self, node: str, handler: str) -> None:
         self.told.append(("changed", node, handler))
 
-    def hinted(self) -> None:
+    def probe_hinted(self) -> None:
         self.told.append(("hinted",))
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:

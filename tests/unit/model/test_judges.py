@@ -124,8 +124,10 @@ def test_what_has_grown_is_named() -> None:
         assert leader is not None
         before = footprint(leader.operator)
         assert not growth(before, footprint(leader.operator))
-        world._do(lambda: leader.operator._queues.claims.add_after(("default", "gone"), 3600.0))
-        assert growth(before, footprint(leader.operator)) == ["_queues.claims._timers: 0 -> 1"]
+        queues = leader.operator.components.queues
+        world._do(lambda: queues.claims.add_after(("default", "gone"), 3600.0))
+        grown = growth(before, footprint(leader.operator))
+        assert grown == ["components.queues.claims._timers: 0 -> 1"]
 
 
 def claim(name: str, second: int, **spec: object) -> dict[str, object]:

@@ -20,7 +20,7 @@ CROWDS = [(40, 30), *([(200, 500)] if SIMULATIONS >= 500 else [])]
 def known(world: World) -> Cluster:
     """What the operator that leads knows."""
     (process,) = [p for p in world.processes if not p.dead and p.operator.leads]
-    return process.operator._cluster
+    return process.operator.components.cluster
 
 
 def bound_wrongly(world: World) -> list[str]:

@@ -24,6 +24,7 @@ from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.expectations import DOUBTED_DELETE_SECONDS, DOUBTED_SECONDS, UNSEEN_SECONDS
 from sandboxpool.pools.plan import Trouble
 from sandboxpool.pools.reconcile import BINDING_RECHECK_SECONDS, PoolReconciler
+from sandboxpool.pools.state import PoolStates
 from sandboxpool.pools.writer import WRITES_AT_ONCE
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.probe import ProbeImage
@@ -57,7 +58,8 @@ class World:
         # Nobody labels nodes here.
         self.cluster.nodes.name_hostnames(True)
         self.pools = PoolStore(lambda old, new: None)
-        self.allocator = Allocator(lambda *held: self.reconciler.stir(*held))
+        self.states = PoolStates(lambda: asyncio.get_running_loop().time())
+        self.allocator = Allocator(self.states.stir)
         self.observer = Observer()
         self.given_up: list[str] = []
         self.watching = True
@@ -70,7 +72,7 @@ class World:
             self.cluster,
             self.pools,
             self.allocator,
-            is_leaving=lambda pool, pod: self.reconciler.is_leaving(pool, pod),
+            is_leaving=self.states.is_leaving,
             on_granted=lambda claim: None,
         )
         self.events = EventRecorder(self.api, "test", "test")
@@ -78,6 +80,7 @@ class World:
             client=self.api,
             cluster=self.cluster,
             pools=self.pools,
+            states=self.states,
             allocator=self.allocator,
             offers=self.offers,
             events=self.events,
@@ -469,7 +472,7 @@ async def test_a_pod_that_is_leaving_is_offered_to_nobody() -> None:
     world.api.fail("DELETE", "/pods", UNKNOWN, times=3)
     await world.reconcile()
     assert world.allocator.request(POOL_UID, "claim") is None
-    assert world.reconciler.is_leaving(POOL_UID, "pod-1-uid")
+    assert world.states.is_leaving(POOL_UID, "pod-1-uid")
 
 
 @pytest.mark.parametrize("wanted", [False, True])

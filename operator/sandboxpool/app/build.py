@@ -1,0 +1,397 @@
+"""The composition root: builds the parts of the operator and connects them.
+
+Nothing else knows all the parts. The event router exists first; every other part is given what it
+needs when it is made, and the router is connected last.
+"""
+
+import logging
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import kopf
+
+from sandboxpool.allocation.allocator import Allocator
+from sandboxpool.allocation.offers import Offers
+from sandboxpool.api import names
+from sandboxpool.api.core import Event, Node, Pod
+from sandboxpool.app.settings import Settings
+from sandboxpool.app.watches import Watches
+from sandboxpool.claims.claim import Claim
+from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.classes import RuntimeStore
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.fleet.gather import FleetGatherer
+from sandboxpool.fleet.health import Health
+from sandboxpool.fleet.prober import Prober
+from sandboxpool.fleet.publish import NodePublisher
+from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
+from sandboxpool.fleet.records import NodeRecords
+from sandboxpool.kube.client import ApiClient, resource_path
+from sandboxpool.kube.clock import ServerClock
+from sandboxpool.kube.events import EventRecorder
+from sandboxpool.kube.informer import Informer
+from sandboxpool.kube.lease import Elector
+from sandboxpool.kube.workqueue import WorkQueue
+from sandboxpool.observability.exposition import Exposition
+from sandboxpool.observability.metrics import ClusterCollector, Metrics
+from sandboxpool.pools.reconcile import PoolReconciler
+from sandboxpool.pools.state import PoolStates
+from sandboxpool.routing import Destinations, EventRouter, Queues
+from sandboxpool.runtimes.diagnosis import FAILED_CREATE_SANDBOX
+from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.probe import LABEL_PROBE
+from sandboxpool.sandboxes.inquiry import Inquiry
+from sandboxpool.util.references import Reference
+
+logger = logging.getLogger(__name__)
+
+USER_AGENT = "sandboxpool-operator"
+# Nodes labelled at once: a pool's first sandboxes wait for those that are not to be used.
+NODE_WORKERS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """What speaks to the API server, and what says whether it may write.
+
+    Attributes:
+        client: refuses writes of a process that does not hold the lease.
+        lease_client: renews the lease, so that no other request delays that.
+        clock: the API server's time, in seconds since the epoch.
+    """
+
+    metrics: Metrics
+    client: ApiClient
+    lease_client: ApiClient
+    clock: ServerClock
+    elector: Elector
+    watches: Watches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Components:
+    """The parts of one operator process that the process itself starts, stops and asks."""
+
+    connection: Connection
+    cluster: Cluster
+    pools: PoolStore
+    classes: RuntimeStore
+    pods: Informer[Pod]
+    claims: Informer[Claim]
+    nodes: Informer[Node]
+    queues: Queues
+    events: EventRecorder
+    inquiry: Inquiry
+    records: NodeRecords
+    health: Health
+    prober: Prober
+    publisher: NodePublisher
+    pool_reconciler: PoolReconciler
+    claim_reconciler: ClaimReconciler
+    runtime_reconciler: RuntimeReconciler
+    exposition: Exposition
+
+
+def build(
+    settings: Settings,
+    info: kopf.ConnectionInfo,
+    *,
+    client: ApiClient | None,
+    wall: Callable[[], float],
+    clock: Callable[[], float],
+) -> Components:
+    """Build the parts of one operator process; none of them runs yet.
+
+    Args:
+        settings: how it runs.
+        info: where the API server is.
+        client: speaks to it; made from ``info`` unless given.
+        wall: this machine's own clock, in seconds since the epoch.
+        clock: a monotonic clock, in seconds, that counts the time of a suspension too.
+    """
+    router = EventRouter()
+    pools = PoolStore(_logging_errors(router.pool_changed))
+    connection = _connect(settings, info, pools, client=client, wall=wall, clock=clock)
+    client, metrics, wall = connection.client, connection.metrics, connection.clock
+
+    cluster = Cluster(settings.proof_max_age, wall, on_mark=router.enqueue_node)
+    cluster.nodes.name_hostnames(not settings.exclusion_labels)
+    classes = RuntimeStore(cluster.classes, _logging_errors(router.runtime_class_changed))
+    issues = IssueBook()
+    records = NodeRecords(client, settings.namespace, clock)
+    events = EventRecorder(
+        client,
+        "sandboxpool",
+        socket.gethostname(),
+        rank=_rank,
+        on_drop=metrics.dropped_events.inc,
+        wall=wall,
+    )
+    inquiry = Inquiry(client, router.pod_events_read)
+    fleet = FleetGatherer(cluster=cluster, pools=pools, issues=issues, wall=wall, clock=clock)
+    health = Health(
+        cluster=cluster, issues=issues, records=records, listener=router, pools=pools, wall=wall
+    )
+    prober = Prober(
+        client=client,
+        namespace=settings.namespace,
+        image=settings.probe_image,
+        options=settings.probe_options,
+        wishes=health.wishes,
+        nodes=cluster.nodes.get,
+        classes=cluster.classes.get,
+        sandbox_event=cluster.events.message,
+        inquiry=inquiry,
+        on_taken=health.observe_wish,
+        on_result=health.observe_probe,
+        make_room=health.make_room,
+        on_stuck=health.observe_stuck,
+        wall=wall,
+        seed=lambda: uuid.uuid4().hex,
+    )
+
+    # In the order in which a new leader takes their objects in.
+    watch = _Watcher(connection)
+    nodes = watch("nodes", "v1", "nodes", Node, router.node_changed)
+    watch(
+        "events",
+        "v1",
+        "events",
+        Event,
+        router.sandbox_event,
+        field_selector=f"reason={FAILED_CREATE_SANDBOX},involvedObject.kind=Pod",
+    )
+    pods = watch("pods", "v1", "pods", Pod, router.pod_changed, label_selector=names.LABEL_POOL_UID)
+    watch(
+        "probe pods",
+        "v1",
+        "pods",
+        Pod,
+        prober.observe,
+        namespace=settings.namespace,
+        label_selector=LABEL_PROBE,
+    )
+    claims = watch("sandboxclaims", names.API_VERSION, names.CLAIMS, Claim, router.claim_changed)
+    watch(
+        "sandboxruntimes",
+        names.API_VERSION,
+        names.RUNTIMES,
+        StoredRuntime,
+        router.runtime_changed,
+    )
+
+    queues = _queues(settings, metrics, claims)
+    allocator = Allocator(router.pod_hold_changed)
+    states = PoolStates(clock)
+    offers = Offers(
+        cluster, pools, allocator, is_leaving=states.is_leaving, on_granted=router.claim_granted
+    )
+    pool_reconciler = PoolReconciler(
+        client=client,
+        cluster=cluster,
+        pools=pools,
+        states=states,
+        allocator=allocator,
+        offers=offers,
+        events=events,
+        observer=metrics,
+        on_startup_sample=router.startup_measured,
+        on_start_timeout=health.observe_timeout,
+        look_at=queues.pools.add,
+        wake_claim=router.enqueue_claim,
+        inquiry=inquiry,
+        probe=settings.probe_image,
+        guarded=settings.admission_policy,
+        pods_age=pods.age,
+        wall=wall,
+        clock=clock,
+    )
+    claim_reconciler = ClaimReconciler(
+        client=client,
+        get=claims.get,
+        cluster=cluster,
+        pools=pools,
+        allocator=allocator,
+        offers=offers,
+        cold=pool_reconciler,
+        events=events,
+        observer=metrics,
+        told=inquiry.told,
+        wall=wall,
+        clock=clock,
+    )
+    runtime_reconciler = RuntimeReconciler(
+        client=client, gather=fleet.gather, events=events, clock=clock
+    )
+    publisher = NodePublisher(
+        client=client,
+        cluster=cluster,
+        get=lambda name: nodes.get("", name),
+        wall=wall,
+        clock=clock,
+        exclude=settings.exclusion_labels,
+        publish=settings.publish_on_nodes,
+        on_change=router.labels_changed,
+    )
+    router.connect(
+        Destinations(
+            cluster=cluster,
+            pools=pools,
+            allocator=allocator,
+            offers=offers,
+            pool_reconciler=pool_reconciler,
+            claim_reconciler=claim_reconciler,
+            runtime_reconciler=runtime_reconciler,
+            fleet=fleet,
+            health=health,
+            prober=prober,
+            inquiry=inquiry,
+            events=events,
+            metrics=metrics,
+            queues=queues,
+        )
+    )
+    collector = ClusterCollector(cluster, pools, allocator, offers, wall)
+    metrics.registry.register(collector)
+    return Components(
+        connection=connection,
+        cluster=cluster,
+        pools=pools,
+        classes=classes,
+        pods=pods,
+        claims=claims,
+        nodes=nodes,
+        queues=queues,
+        events=events,
+        inquiry=inquiry,
+        records=records,
+        health=health,
+        prober=prober,
+        publisher=publisher,
+        pool_reconciler=pool_reconciler,
+        claim_reconciler=claim_reconciler,
+        runtime_reconciler=runtime_reconciler,
+        exposition=Exposition(metrics.registry, collector.refresh),
+    )
+
+
+def bare_client(info: kopf.ConnectionInfo, metrics: Metrics) -> ApiClient:
+    """A client that needs no lease for its writes: what it asks is a POST, and changes nothing."""
+    return ApiClient(info, user_agent=USER_AGENT, observe=metrics.request)
+
+
+def _connect(
+    settings: Settings,
+    info: kopf.ConnectionInfo,
+    pools: PoolStore,
+    *,
+    client: ApiClient | None,
+    wall: Callable[[], float],
+    clock: Callable[[], float],
+) -> Connection:
+    metrics = Metrics(lambda key: pools.get(key) is not None)
+    # Whatever is compared with times in API objects is reckoned in the API server's time.
+    server_clock = ServerClock(wall, clock)
+    watches = Watches()
+    lease_client = client or ApiClient(
+        info, user_agent=USER_AGENT, observe=metrics.request, on_date=server_clock.observe
+    )
+    elector = Elector(
+        lease_client,
+        settings.namespace,
+        # Not even the next process in the same container has the same.
+        identity=f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}",
+        times=settings.lease,
+        clock=clock,
+        wall=server_clock,
+        unfit=watches.unfit,
+    )
+    client = client or ApiClient(
+        info,
+        user_agent=USER_AGENT,
+        observe=metrics.request,
+        permit=elector.require,
+        on_date=server_clock.observe,
+    )
+    return Connection(
+        metrics=metrics,
+        client=client,
+        lease_client=lease_client,
+        clock=server_clock,
+        elector=elector,
+        watches=watches,
+    )
+
+
+class _Watcher:
+    """Makes the informers of a process, each known to its watches and its metrics."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __call__(
+        self,
+        name: str,
+        api_version: str,
+        resource: str,
+        type_: type[Any],
+        on_change: Callable[[Any, Any], None],
+        namespace: str | None = None,
+        **selectors: str,
+    ) -> Informer[Any]:
+        metrics = self._connection.metrics
+        informer = Informer(
+            self._connection.client,
+            resource_path(api_version, resource, namespace),
+            type_,
+            on_change,
+            on_restart=lambda cause: metrics.watch_restarted(resource, cause),
+            **selectors,
+        )
+        metrics.watch_age.labels(name).set_function(informer.age)
+        # A standby's caches are warm, and everything that remembers or decides is as new as in a
+        # process that has just been started: it comes to life when the lease is ours.
+        informer.mute()
+        self._connection.watches.add(name, informer)
+        return informer
+
+
+def _queues(settings: Settings, metrics: Metrics, claims: Informer[Claim]) -> Queues:
+    def lane_of(key: tuple[str, str]) -> tuple[str, str]:
+        """Claims of one pool stand in one line: a burst on it holds up no other pool's."""
+        claim = claims.get(*key)
+        return key if claim is None else (key[0], claim.spec.poolName)
+
+    labels_nodes = settings.publish_on_nodes or settings.exclusion_labels
+    return Queues(
+        pools=WorkQueue("pools", metrics.queue("pools"), places=settings.pool_workers),
+        claims=WorkQueue("claims", metrics.queue("claims"), lane_of, settings.claim_workers),
+        runtimes=WorkQueue("runtimes", metrics.queue("runtimes"), places=1),
+        nodes=WorkQueue("nodes", metrics.queue("nodes"), places=NODE_WORKERS)
+        if labels_nodes
+        else None,
+    )
+
+
+def _rank(about: Reference) -> int:
+    """Whose events go first: the fleet's are for many, and a claim's for its author alone."""
+    if not about.namespace:
+        return 0
+    return 2 if about.kind == names.CLAIM_KIND else 1
+
+
+def _logging_errors(handle: Callable[..., None]) -> Callable[..., None]:
+    """The same handler, which logs what it raises: one change that fails must not stop others."""
+
+    def safe(*states: Any) -> None:
+        try:
+            handle(*states)
+        except Exception:
+            keys = [getattr(state, "key", state) for state in states]
+            logger.exception("a change could not be taken in: %s", keys)
+
+    return safe

@@ -8,17 +8,17 @@ import logging
 from dataclasses import dataclass
 
 from sandboxpool.allocation.allocator import Allocator
-from sandboxpool.allocation.offers import Offers
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.core import Event, Node, Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.index import ClaimIndex
 from sandboxpool.claims.reconcile import ClaimReconciler
-from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.ownership import claim_uid_of
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
-from sandboxpool.fleet.gather import FleetGatherer
+from sandboxpool.fleet.gather import RuntimeStatusGatherer
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober
 from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
@@ -28,8 +28,8 @@ from sandboxpool.observability.metrics import Metrics
 from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.runtimes.evidence import Evidence, software_of
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.sandboxes.inquiry import Inquiry
-from sandboxpool.util.references import Reference
+from sandboxpool.sandboxes.event_reader import PodEventReader
+from sandboxpool.util.references import ObjectReference
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +63,17 @@ class Queues:
 class Destinations:
     """The caches that changes are applied to, and the parts that are told of them."""
 
-    cluster: Cluster
+    cluster: ClusterCache
     pools: PoolStore
     allocator: Allocator
-    offers: Offers
+    candidate_tracker: CandidateTracker
     pool_reconciler: PoolReconciler
     claim_reconciler: ClaimReconciler
     runtime_reconciler: RuntimeReconciler
-    fleet: FleetGatherer
+    fleet: RuntimeStatusGatherer
     health: Health
     prober: Prober
-    inquiry: Inquiry
+    inquiry: PodEventReader
     events: EventRecorder
     metrics: Metrics
     queues: Queues
@@ -117,12 +117,12 @@ class EventRouter:
                     new.metadata.name,
                 )
             self._observe_sandbox(new)
-            self._to.offers.refresh([new])
+            self._to.candidate_tracker.refresh([new])
         elif old is not None:
-            if claim_uid_of(old) is None and self._to.allocator.is_held(old.metadata.uid):
+            if claim_uid_of(old) is None and self._to.allocator.is_allocated(old.metadata.uid):
                 self._enqueue_claims_bound_to(old.metadata.uid)
             self._to.allocator.release(old.metadata.uid)
-            self._to.claim_reconciler.pod_gone(old)
+            self._to.claim_reconciler.observe_pod_deleted(old)
             self._to.cluster.events.forget(old)
         if new is None or (new.ready and (old is None or not old.ready)):
             # There is nothing to be asked about any more.
@@ -152,7 +152,7 @@ class EventRouter:
                 self._to.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
         if changed or verdicts_changed:
             self._request_probes()
-        for pool_uid in self._to.cluster.pools_keeping_away(name):
+        for pool_uid in self._to.cluster.pools_avoiding(name):
             # They may have waited for the node's label.
             pool = self._to.pools.by_uid(pool_uid)
             if pool is not None:
@@ -173,7 +173,7 @@ class EventRouter:
         if pool is None:
             return
         self._to.health.observe_sandbox(pod)
-        self._to.pool_reconciler.stir(pool.uid, pod.metadata.uid)
+        self._to.pool_reconciler.mark_dirty(pool.uid, pod.metadata.uid)
         if is_news:
             self._to.queues.pools.add(pool.key)
             self._enqueue_claim_of(pod)
@@ -183,13 +183,13 @@ class EventRouter:
         pool = self._to.pools.of(pod)
         if pool is None:
             return
-        self._to.pool_reconciler.stir(pool.uid, pod.metadata.uid)
+        self._to.pool_reconciler.mark_dirty(pool.uid, pod.metadata.uid)
         self._to.queues.pools.add(pool.key)
         self._enqueue_claim_of(pod)
 
     def claim_changed(self, old: Claim | None, new: Claim | None) -> None:
         """A claim has changed."""
-        self._to.claim_reconciler.seen(old, new)
+        self._to.claim_reconciler.observe_claim(old, new)
         self._claims.put(old, new)
         if new is not None:
             self._to.queues.claims.add(new.key)
@@ -214,7 +214,7 @@ class EventRouter:
                 )
         if new is not None:
             if changed:
-                self._to.offers.refresh_pool(new)
+                self._to.candidate_tracker.refresh_pool(new)
             self._to.queues.pools.add(new.key)
         elif old is not None:
             self._to.queues.pools.drop(old.key)
@@ -226,8 +226,8 @@ class EventRouter:
 
     def runtime_class_changed(self, name: str) -> None:
         """A class has appeared, changed or vanished."""
-        for pool in list(self._to.pools.of_class(name).pools.values()):
-            self._to.offers.refresh_pool(pool)
+        for pool in list(self._to.pools.by_class(name).pools.values()):
+            self._to.candidate_tracker.refresh_pool(pool)
             self._to.queues.pools.add(pool.key)
         self._to.queues.runtimes.add(name)
         for node in self._to.cluster.nodes:
@@ -238,14 +238,14 @@ class EventRouter:
         """A waiting claim has been given a pod; one that is gone leaves it to the next."""
         if self.enqueue_claim(claim_uid):
             return
-        freed = self._to.allocator.abandon(claim_uid)
+        freed = self._to.allocator.cancel_claim(claim_uid)
         pod = self._to.cluster.pods.get(freed[1].uid) if freed is not None else None
         if pod is not None:
-            self._to.offers.refresh([pod])
+            self._to.candidate_tracker.refresh([pod])
 
     def pod_hold_changed(self, pool_uid: str, pod_uid: str) -> None:
         """A pod is held for a claim, or no longer, which the pod itself may never show."""
-        self._to.pool_reconciler.stir(pool_uid, pod_uid)
+        self._to.pool_reconciler.mark_dirty(pool_uid, pod_uid)
         pool = self._to.pools.by_uid(pool_uid)
         if pool is not None:
             self._to.queues.pools.add_after(pool.key, HELD_SECONDS)
@@ -281,13 +281,13 @@ class EventRouter:
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
         """A quarantine has begun."""
-        self._to.metrics.breaker(handler, "open")
+        self._to.metrics.quarantine_changed(handler, "open")
         text = f"no sandbox of handler {handler} is put on this node: {reason}: {message}"
         self._to.events.warning(self._about_node(node), str(Reason.NODE_QUARANTINED), text)
 
     def released(self, node: str, handler: str) -> None:
         """A quarantine has ended, or its machine is gone."""
-        self._to.metrics.breaker(handler, "closed")
+        self._to.metrics.quarantine_changed(handler, "closed")
         text = f"sandboxes of handler {handler} may be put on this node again"
         self._to.events.normal(self._about_node(node), str(Reason.QUARANTINE_LIFTED), text)
 
@@ -314,7 +314,7 @@ class EventRouter:
 
     def _enqueue_readers(self) -> bool:
         """Wake those whose verdict may be another one; return whether there are any."""
-        readers = self._to.cluster.nodes.take_changed()
+        readers = self._to.cluster.nodes.drain_changed()
         for kind, name in readers:
             if kind == "class":
                 self._to.queues.runtimes.add_after(name, NODE_BURST_SECONDS)
@@ -328,7 +328,7 @@ class EventRouter:
         return bool(readers)
 
     def _request_probes(self) -> None:
-        self._to.health.unsettle()
+        self._to.health.invalidate()
         self._to.prober.wake()
 
     def enqueue_node(self, node: str) -> None:
@@ -338,12 +338,12 @@ class EventRouter:
 
     def _enqueue_pods_on(self, node: str) -> None:
         pods = self._to.cluster.pods.on_node(node)
-        self._to.offers.refresh(pods)
+        self._to.candidate_tracker.refresh(pods)
         for pod in pods:
             pool = self._to.pools.of(pod)
             if pool is not None:
                 self._to.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
-            self._to.pool_reconciler.stir(self._to.pools.uid_of(pod) or "", pod.metadata.uid)
+            self._to.pool_reconciler.mark_dirty(self._to.pools.uid_of(pod) or "", pod.metadata.uid)
             self._enqueue_claim_of(pod)
 
     def enqueue_claim(self, uid: str | None) -> bool:
@@ -370,9 +370,9 @@ class EventRouter:
         for claim in self._claims.of_pod(pod_uid):
             self._to.queues.claims.add(claim)
 
-    def _about_node(self, name: str) -> Reference:
+    def _about_node(self, name: str) -> ObjectReference:
         node = self._to.cluster.nodes.get(name)
-        return Reference("v1", "Node", "", name, node.uid if node is not None else "")
+        return ObjectReference("v1", "Node", "", name, node.uid if node is not None else "")
 
 
 def _is_alike(before: NodeFacts | None, after: NodeFacts | None) -> bool:

@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxpool.allocation.allocator import Allocator
-from sandboxpool.allocation.offers import Offers
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod, Taint
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.reconcile import ClaimReconciler
-from sandboxpool.cluster.cache import Cluster
-from sandboxpool.cluster.classes import RuntimeStore
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.classes import RuntimeClassStore
 from sandboxpool.cluster.ownership import pool_uid_of
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
-from sandboxpool.fleet.gather import FleetGatherer
+from sandboxpool.fleet.gather import RuntimeStatusGatherer
 from sandboxpool.fleet.health import Health
-from sandboxpool.fleet.prober import Prober, ProbeResult, Wish
+from sandboxpool.fleet.prober import Prober, ProbeRequest, ProbeResult
 from sandboxpool.fleet.reconcile import RuntimeReconciler
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.events import EventRecorder
@@ -33,9 +33,9 @@ from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.routing import Destinations, EventRouter, Queues
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
-from sandboxpool.runtimes.issues import IssueBook
-from sandboxpool.runtimes.placement import Placement, placement_of
-from sandboxpool.util.references import Reference
+from sandboxpool.runtimes.failure_history import FailureHistory
+from sandboxpool.runtimes.node_constraints import NodeConstraints, node_constraints_of
+from sandboxpool.util.references import ObjectReference
 from support.builders import (
     NOW,
     claim,
@@ -47,7 +47,7 @@ from support.builders import (
     runtime,
     runtime_class,
 )
-from support.inquiries import Unasked
+from support.inquiries import NoInquiry
 from support.lists import replace
 
 NO_SHIM = 'binary not installed "containerd-shim-runsc-v1": file does not exist'
@@ -82,7 +82,7 @@ class Parts:
         self.events: list[tuple[str, str, str, str]] = []
         self.stirred: set[tuple[str, str]] = set()
 
-    def stir(self, pool_uid: str, pod_uid: str) -> None:
+    def mark_dirty(self, pool_uid: str, pod_uid: str) -> None:
         self.stirred.add((pool_uid, pod_uid))
 
     def observe_pod(self, pool_uid: str, _old: Pod | None, new: Pod | None) -> None:
@@ -94,25 +94,25 @@ class Parts:
     def forget_pool(self, pool: Any) -> None:
         self.told[f"no metrics of {pool.name}"] += 1
 
-    def seen(self, *_: Any) -> None:
+    def observe_claim(self, *_: Any) -> None:
         self.told["claim seen"] += 1
 
-    def pod_gone(self, pod: Pod) -> None:
+    def observe_pod_deleted(self, pod: Pod) -> None:
         self.told[f"{pod.metadata.name} gone"] += 1
 
     def wake(self) -> None:
         self.told["prober woken"] += 1
 
-    def breaker(self, handler: str, to: str) -> None:
+    def quarantine_changed(self, handler: str, to: str) -> None:
         self.told[f"breaker {handler} {to}"] += 1
 
     def probed(self, handler: str, outcome: str) -> None:
         self.told[f"probed {handler} {outcome}"] += 1
 
-    def warning(self, about: Reference, reason: str, message: str) -> None:
+    def warning(self, about: ObjectReference, reason: str, message: str) -> None:
         self.events.append(("Warning", about.name, reason, message))
 
-    def normal(self, about: Reference, reason: str, message: str) -> None:
+    def normal(self, about: ObjectReference, reason: str, message: str) -> None:
         self.events.append(("Normal", about.name, reason, message))
 
 
@@ -124,26 +124,26 @@ class World:
     """Two pools of gVisor, one of Kata; a sandbox of each on a node of its own."""
 
     def __init__(self, *, publishes: bool = True) -> None:
-        self.cluster = Cluster()
+        self.cluster = ClusterCache()
         self.parts = parts = Parts()
         self.claims: dict[tuple[str, str], Claim] = {}
         self.router = EventRouter()
         self.pools = PoolStore(self.router.pool_changed)
-        self.classes = RuntimeStore(self.cluster.classes, self.router.runtime_class_changed)
-        self.allocator = Allocator(parts.stir)
-        self.offers = Offers(
+        self.classes = RuntimeClassStore(self.cluster.classes, self.router.runtime_class_changed)
+        self.allocator = Allocator(parts.mark_dirty)
+        self.candidate_tracker = CandidateTracker(
             self.cluster,
             self.pools,
             self.allocator,
-            is_leaving=lambda pool, pod: False,
-            on_granted=self.router.claim_granted,
+            is_deleting=lambda pool, pod: False,
+            on_allocated=self.router.claim_granted,
         )
         self.queues = {name: Queue() for name in ("pools", "claims", "runtimes", "nodes")}
         if not publishes:
             del self.queues["nodes"]
         self.health = Health(
             cluster=self.cluster,
-            issues=IssueBook(),
+            issues=FailureHistory(),
             records=cast(NodeRecords, Records()),
             listener=self.router,
             pools=self.pools,
@@ -154,14 +154,14 @@ class World:
                 cluster=self.cluster,
                 pools=self.pools,
                 allocator=self.allocator,
-                offers=self.offers,
+                candidate_tracker=self.candidate_tracker,
                 pool_reconciler=cast(PoolReconciler, parts),
                 claim_reconciler=cast(ClaimReconciler, parts),
                 runtime_reconciler=cast(RuntimeReconciler, parts),
-                fleet=cast(FleetGatherer, parts),
+                fleet=cast(RuntimeStatusGatherer, parts),
                 health=self.health,
                 prober=cast(Prober, parts),
-                inquiry=Unasked(),
+                inquiry=NoInquiry(),
                 events=cast(EventRecorder, parts),
                 metrics=cast(Metrics, parts),
                 queues=Queues(
@@ -209,7 +209,7 @@ class World:
         for name, known in self.cluster.classes.items():
             self.cluster.nodes.verdict(
                 known.handler,
-                placement_of({}, known),
+                node_constraints_of({}, known),
                 proof_wanted=False,
                 reader=("class", name),
             )
@@ -253,7 +253,7 @@ class World:
         failure = Failure(Reason.SHIM_MISSING, NO_SHIM, name, blames_runtime=True)
         learned = evidence(Isolation.UNAVAILABLE, at)
         result = ProbeResult(learned, None if works else failure, NOW, started=works)
-        self.health.observe_probe(Wish(at, runtime(), "hint"), result)
+        self.health.observe_probe(ProbeRequest(at, runtime(), "hint"), result)
 
     def free(self, pool_uid: str) -> int:
         return self.allocator.free(pool_uid)
@@ -375,9 +375,9 @@ def test_a_node_that_goes_takes_its_offers_with_it(world: World) -> None:
 def test_a_node_that_comes_after_its_pods_is_told_of_them(world: World) -> None:
     world.put_pod("early", pool_uid="a-uid", node="late", ready=False)
     world.says("early-uid")
-    assert not world.cluster.hints.wanted(NOW)
+    assert not world.cluster.hints.next_probes(NOW)
     world.put_node("late")
-    assert world.cluster.hints.wanted(NOW) == [("late", "runsc")]
+    assert world.cluster.hints.next_probes(NOW) == [("late", "runsc")]
 
 
 @pytest.mark.parametrize(
@@ -400,12 +400,12 @@ def test_what_may_lack_evidence_now_is_looked_for_again(
         at = world.cluster.nodes.get(name)
         assert at is not None
         shared = ProbeResult(evidence(Isolation.NOT_PROVEN, at), None, NOW, started=True)
-        world.health.observe_probe(Wish(at, None, "control"), shared)
+        world.health.observe_probe(ProbeRequest(at, None, "control"), shared)
         result = ProbeResult(evidence(Isolation.PROVEN, at), None, NOW, started=True)
-        world.health.observe_probe(Wish(at, runtime(), "evidence"), result)
-    assert not list(world.health.wishes())
+        world.health.observe_probe(ProbeRequest(at, runtime(), "evidence"), result)
+    assert not list(world.health.pending_probes())
     change(world)
-    assert list(world.health.wishes())
+    assert list(world.health.pending_probes())
 
 
 def test_where_nothing_is_published_nodes_are_not_queued() -> None:
@@ -457,8 +457,8 @@ def test_a_pod_that_goes_before_it_was_seen_as_a_claims_concerns_the_claim(world
     """The watch was down: what it shows next is that the pod is gone."""
     world.put_claim("job", status={"phase": "Bound", "podUID": "pod-a-uid"}, pool="a")
     world.put_claim("other", status={"phase": "Bound", "podUID": "pod-b-uid"}, pool="b")
-    assert world.allocator.request("a-uid", "job-uid") is not None
-    world.allocator.settle("job-uid")
+    assert world.allocator.allocate("a-uid", "job-uid") is not None
+    world.allocator.confirm_reservation("job-uid")
     world.take()
     world.remove_pod("pod-a")
     assert world.take()["claims"] == ["job"]
@@ -490,7 +490,7 @@ def test_a_sandbox_that_sees_the_nodes_kernel_orders_a_probe_and_changes_nothing
     at = world.cluster.nodes.get("empty")
     assert at is not None
     assert world.cluster.evidence.current(at, "runsc") is None
-    assert set(world.cluster.hints.wanted(NOW)) == {("empty", "runsc"), ("empty", "kata")}
+    assert set(world.cluster.hints.next_probes(NOW)) == {("empty", "runsc"), ("empty", "kata")}
 
 
 # --- What kubelets say ---------------------------------------------------------------------------
@@ -514,7 +514,7 @@ def test_a_quarantine_concerns_the_handlers_pools_and_what_stands_on_the_node(
     world: World,
 ) -> None:
     for handler in ("runsc", "kata"):
-        world.cluster.nodes.verdict(handler, Placement(), proof_wanted=False)
+        world.cluster.nodes.verdict(handler, NodeConstraints(), proof_wanted=False)
     world.put_pod("stuck", pool_uid="a-uid", node="node-b", ready=False)
     world.take()
     world.parts.stirred.clear()
@@ -534,7 +534,7 @@ def test_a_quarantine_concerns_the_handlers_pools_and_what_stands_on_the_node(
 
 
 def test_a_release_is_told_as_widely_as_the_quarantine(world: World) -> None:
-    world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
+    world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=False)
     world.put_pod("stuck", pool_uid="a-uid", node="node-b", ready=False)
     world.probe("node-b", works=False)
     world.take()
@@ -550,14 +550,14 @@ def test_evidence_that_no_verdict_depends_on_concerns_only_who_is_on_the_node(
     world: World,
 ) -> None:
     """In a fleet of thousands of nodes each is probed, and none of that is news to a pool."""
-    world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=True)
+    world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=True)
     for name, pools in (("empty", []), ("node-b", ["b"])):
         at = world.cluster.nodes.get(name)
         assert at is not None
         shared = ProbeResult(evidence(Isolation.NOT_PROVEN, at), None, NOW, started=True)
-        world.health.observe_probe(Wish(at, None, "control"), shared)
+        world.health.observe_probe(ProbeRequest(at, None, "control"), shared)
         result = ProbeResult(evidence(Isolation.PROVEN, at), None, NOW, started=True)
-        world.health.observe_probe(Wish(at, runtime(), "evidence"), result)
+        world.health.observe_probe(ProbeRequest(at, runtime(), "evidence"), result)
         assert world.take().get("pools", []) == pools
 
 
@@ -615,7 +615,9 @@ def test_a_pool_that_goes_is_forgotten_and_its_claims_are_told(world: World, how
         lambda classes: replace(classes, [], "9"),
     ],
 )
-def test_a_class_concerns_its_pools(world: World, change: Callable[[RuntimeStore], None]) -> None:
+def test_a_class_concerns_its_pools(
+    world: World, change: Callable[[RuntimeClassStore], None]
+) -> None:
     change(world.classes)
     assert world.parts.told["prober woken"] >= 1
     taken = world.take()
@@ -650,8 +652,8 @@ def test_a_claim_concerns_itself(world: World) -> None:
 
 def test_a_sandbox_that_falls_to_a_waiting_claim_wakes_it(world: World) -> None:
     world.put_claim("waiting", pool="a")
-    assert world.allocator.request("a-uid", "first") is not None
-    assert world.allocator.request("a-uid", "waiting-uid") is None
+    assert world.allocator.allocate("a-uid", "first") is not None
+    assert world.allocator.allocate("a-uid", "waiting-uid") is None
     world.take()
     world.put_pod("new", pool_uid="a-uid", node="node-a")
     assert world.take() == {"pools": ["a"], "claims": ["waiting"]}
@@ -659,13 +661,13 @@ def test_a_sandbox_that_falls_to_a_waiting_claim_wakes_it(world: World) -> None:
 
 def test_a_sandbox_that_falls_to_nobody_is_there_for_the_next(world: World) -> None:
     """Nobody should wait who is not known; if one does, the sandbox must not be lost with him."""
-    assert world.allocator.request("a-uid", "first") is not None
-    assert world.allocator.request("a-uid", "unheard of") is None
+    assert world.allocator.allocate("a-uid", "first") is not None
+    assert world.allocator.allocate("a-uid", "unheard of") is None
     world.put_claim("waiting", pool="a")
-    assert world.allocator.request("a-uid", "waiting-uid") is None
+    assert world.allocator.allocate("a-uid", "waiting-uid") is None
     world.put_pod("new", pool_uid="a-uid", node="node-a")
     assert "waiting" in world.take()["claims"]
-    candidate = world.allocator.request("a-uid", "waiting-uid")
+    candidate = world.allocator.allocate("a-uid", "waiting-uid")
     assert candidate is not None
     assert candidate.name == "new"
 
@@ -749,7 +751,7 @@ class Anything(World):
         control = evidence(Isolation.NOT_PROVEN, at)
         made_at = NOW + self.version
         self.health.observe_probe(
-            Wish(at, None, "control"), ProbeResult(control, None, made_at, started=True)
+            ProbeRequest(at, None, "control"), ProbeResult(control, None, made_at, started=True)
         )
         # Where nothing was found the runtime fails.
         found = evidence(isolation or Isolation.UNAVAILABLE, at)
@@ -757,18 +759,18 @@ class Anything(World):
         result = ProbeResult(
             found, None if isolation else failure, made_at, started=isolation is not None
         )
-        self.health.observe_probe(Wish(at, runtime(handler, handler), "hint"), result)
+        self.health.observe_probe(ProbeRequest(at, runtime(handler, handler), "hint"), result)
 
     def a_claim(self, of_pool: str) -> None:
         self.reserved += 1
-        candidate = self.allocator.request(f"{of_pool}-uid", f"claim-{self.reserved}")
+        candidate = self.allocator.allocate(f"{of_pool}-uid", f"claim-{self.reserved}")
         if candidate is not None:
             given = self.cluster.pods.get(candidate.uid)
             owner = self.pools.by_uid(f"{of_pool}-uid")
             assert given is not None
             assert owner is not None
             self.check(given, owner)
-            self.allocator.settle(f"claim-{self.reserved}")
+            self.allocator.confirm_reservation(f"claim-{self.reserved}")
 
     def check(self, given: Pod, owner: Pool) -> None:
         """What the pool stands for at this very moment is what the pod was made of."""
@@ -784,17 +786,19 @@ class Anything(World):
     def check_all(self) -> None:
         for owner in self.pools:
             may = {p.metadata.uid for p in self.pods.values() if self.may(p, owner)}
-            free = set(self.allocator._stocks[owner.uid].free) if self.free(owner.uid) else set()
+            free = (
+                set(self.allocator._pool_states[owner.uid].free) if self.free(owner.uid) else set()
+            )
             assert free <= may
             assert free == {
                 uid
                 for uid in may
                 if pool_uid_of(self.cluster.pods.get(uid)) == owner.uid  # type: ignore[arg-type]
-                and not self.allocator.is_held(uid)
+                and not self.allocator.is_allocated(uid)
             }
 
     def may(self, given: Pod, owner: Pool) -> bool:
-        may = self.offers.may_hand_out(given, owner)
+        may = self.candidate_tracker.is_allocatable(given, owner)
         if may:
             self.check(given, owner)
         return may

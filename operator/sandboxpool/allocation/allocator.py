@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandboxpool.util.versions import number_of
+from sandboxpool.util.resource_version import parse_resource_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +34,18 @@ class Candidate:
     current: bool
 
 
-class _Shelf:
+class _NodeHeap:
     """Free pods of one pool and one kind (newest revision or not), by node."""
 
     def __init__(self) -> None:
         self.nodes: defaultdict[str, OrderedDict[str, Candidate]] = defaultdict(OrderedDict)
         self.heap: list[tuple[int, str]] = []
 
-    def put(self, candidate: Candidate, stock: "_Stock") -> None:
+    def put(self, candidate: Candidate, pool_state: "_PoolState") -> None:
         pods = self.nodes[candidate.node]
         pods[candidate.uid] = candidate
         if len(pods) == 1:
-            self.rerank(candidate.node, stock)
+            self.rerank(candidate.node, pool_state)
 
     def remove(self, candidate: Candidate) -> None:
         pods = self.nodes.get(candidate.node)
@@ -54,18 +54,18 @@ class _Shelf:
             if not pods:
                 del self.nodes[candidate.node]
 
-    def rerank(self, node: str, stock: "_Stock") -> None:
+    def rerank(self, node: str, pool_state: "_PoolState") -> None:
         if node not in self.nodes:
             return
         if len(self.heap) > 4 * len(self.nodes) + 64:
             # Too many entries out of date lie below the surface: start anew.
-            self.heap = [(stock.rank(name), name) for name in self.nodes]
+            self.heap = [(pool_state.rank(name), name) for name in self.nodes]
             heapq.heapify(self.heap)
         else:
-            heapq.heappush(self.heap, (stock.rank(node), node))
+            heapq.heappush(self.heap, (pool_state.rank(node), node))
 
 
-class _Stock:
+class _PoolState:
     """One pool: its free pods, its waiting claims, and how many sandboxes it has where.
 
     Claimed pods outlive their pool, and after a restart are seen without ever having seen it.
@@ -75,51 +75,51 @@ class _Stock:
         self.packed = False
         self.known = False
         self.free: dict[str, Candidate] = {}
-        self.shelves = {True: _Shelf(), False: _Shelf()}
+        self.heaps = {True: _NodeHeap(), False: _NodeHeap()}
         self.waiting: OrderedDict[str, None] = OrderedDict()
         # A Counter, which does not keep what it is only asked for.
-        self.held_on: Counter[str] = Counter()
+        self.allocated_by_node: Counter[str] = Counter()
 
     def rank(self, node: str) -> int:
-        return -self.held_on[node] if self.packed else self.held_on[node]
+        return -self.allocated_by_node[node] if self.packed else self.allocated_by_node[node]
 
     def put(self, candidate: Candidate) -> None:
         self.drop(candidate.uid)
         self.free[candidate.uid] = candidate
-        self.shelves[candidate.current].put(candidate, self)
+        self.heaps[candidate.current].put(candidate, self)
 
     def drop(self, uid: str) -> Candidate | None:
         candidate = self.free.pop(uid, None)
         if candidate is not None:
-            self.shelves[candidate.current].remove(candidate)
+            self.heaps[candidate.current].remove(candidate)
         return candidate
 
     def take(self) -> Candidate | None:
         for current in (True, False):
-            shelf = self.shelves[current]
-            while shelf.heap:
-                rank, node = shelf.heap[0]
-                pods = shelf.nodes.get(node)
+            node_heap = self.heaps[current]
+            while node_heap.heap:
+                rank, node = node_heap.heap[0]
+                pods = node_heap.nodes.get(node)
                 if not pods or rank != self.rank(node):
                     # Out of date: if the node still has pods, a fresher entry stands in the heap.
-                    heapq.heappop(shelf.heap)
+                    heapq.heappop(node_heap.heap)
                     continue
                 candidate = next(iter(pods.values()))
                 return self.drop(candidate.uid)
         return None
 
     def count(self, node: str, change: int) -> None:
-        self.held_on[node] += change
-        if not self.held_on[node]:
-            del self.held_on[node]
-        for shelf in self.shelves.values():
-            shelf.rerank(node, self)
+        self.allocated_by_node[node] += change
+        if not self.allocated_by_node[node]:
+            del self.allocated_by_node[node]
+        for node_heap in self.heaps.values():
+            node_heap.rerank(node, self)
 
     def rebuild(self) -> None:
         """Order all shelves anew, after the placement has changed."""
         candidates = list(self.free.values())
         self.free.clear()
-        self.shelves = {True: _Shelf(), False: _Shelf()}
+        self.heaps = {True: _NodeHeap(), False: _NodeHeap()}
         for candidate in candidates:
             self.put(candidate)
 
@@ -128,154 +128,157 @@ class Allocator:
     """Free pods, waiting claims, reservations.
 
     Args:
-        on_held: told the pool and the pod whenever one becomes held, or is so no longer.
+        on_allocation_changed: told the pool and the pod whenever one becomes allocated, or no
+            longer is.
     """
 
-    def __init__(self, on_held: Callable[[str, str], None] = lambda pool, pod: None) -> None:
-        self._on_held = on_held
-        self._stocks: dict[str, _Stock] = {}
+    def __init__(
+        self, on_allocation_changed: Callable[[str, str], None] = lambda pool, pod: None
+    ) -> None:
+        self._on_allocation_changed = on_allocation_changed
+        self._pool_states: dict[str, _PoolState] = {}
         self._pool_of_free: dict[str, str] = {}
-        self._held: dict[str, tuple[str, str]] = {}
+        self._allocated: dict[str, tuple[str, str]] = {}
         self._reserved: dict[str, Candidate] = {}
         self._pool_of_claim: dict[str, str] = {}
         # Versions up to which pods are known to be out of date, by uid.
-        self._outdated: dict[str, int] = {}
+        self._stale_versions: dict[str, int] = {}
 
-    def _stock(self, pool: str) -> _Stock:
-        return self._stocks.setdefault(pool, _Stock())
+    def _pool_state(self, pool: str) -> _PoolState:
+        return self._pool_states.setdefault(pool, _PoolState())
 
-    def place(self, pool: str, *, packed: bool) -> None:
+    def set_packed(self, pool: str, *, packed: bool) -> None:
         """Set whether a pool's claims go to the node with the most or with the fewest."""
-        stock = self._stock(pool)
-        stock.known = True
-        if stock.packed != packed:
-            stock.packed = packed
-            stock.rebuild()
+        pool_state = self._pool_state(pool)
+        pool_state.known = True
+        if pool_state.packed != packed:
+            pool_state.packed = packed
+            pool_state.rebuild()
 
-    def offer(self, pool: str, candidate: Candidate) -> str | None:
+    def add_candidate(self, pool: str, candidate: Candidate) -> str | None:
         """A pod may be handed out. Return the uid of the waiting claim that got it, if any."""
-        if candidate.uid in self._held:
+        if candidate.uid in self._allocated:
             return None
-        if number_of(candidate.version) <= self._outdated.get(candidate.uid, -1):
+        if parse_resource_version(candidate.version) <= self._stale_versions.get(candidate.uid, -1):
             return None
-        self._outdated.pop(candidate.uid, None)
-        stock = self._stock(pool)
-        if stock.waiting:
-            claim, _ = stock.waiting.popitem(last=False)
-            stock.drop(candidate.uid)
+        self._stale_versions.pop(candidate.uid, None)
+        pool_state = self._pool_state(pool)
+        if pool_state.waiting:
+            claim, _ = pool_state.waiting.popitem(last=False)
+            pool_state.drop(candidate.uid)
             self._reserve(pool, claim, candidate)
             return claim
-        stock.put(candidate)
+        pool_state.put(candidate)
         self._pool_of_free[candidate.uid] = pool
         return None
 
-    def withdraw(self, pod: str) -> bool:
+    def remove_candidate(self, pod: str) -> bool:
         """A pod may not be handed out now. Return False if it is already held for a claim."""
         pool = self._pool_of_free.pop(pod, None)
         if pool is not None:
-            self._stocks[pool].drop(pod)
+            self._pool_states[pool].drop(pod)
             self._clean_up(pool)
-        return pod not in self._held
+        return pod not in self._allocated
 
-    def request(self, pool: str, claim: str) -> Candidate | None:
+    def allocate(self, pool: str, claim: str) -> Candidate | None:
         """Reserve a pod for a claim, or put the claim in line; asking again changes nothing."""
         if claim in self._reserved:
             return self._reserved[claim]
-        stock = self._stock(pool)
+        pool_state = self._pool_state(pool)
         self._pool_of_claim[claim] = pool
-        if claim in stock.waiting:
+        if claim in pool_state.waiting:
             return None
-        candidate = stock.take()
+        candidate = pool_state.take()
         if candidate is None:
-            stock.waiting[claim] = None
+            pool_state.waiting[claim] = None
             return None
         self._pool_of_free.pop(candidate.uid, None)
         self._reserve(pool, claim, candidate)
         return candidate
 
-    def line(self, pool: str) -> list[str]:
+    def waiting_claims(self, pool: str) -> list[str]:
         """The uids of the claims that wait for a pod of a pool, the first in line at the front."""
-        stock = self._stocks.get(pool)
-        return list(stock.waiting) if stock else []
+        pool_state = self._pool_states.get(pool)
+        return list(pool_state.waiting) if pool_state else []
 
-    def put_first(self, pool: str, claim: str) -> None:
+    def requeue_first(self, pool: str, claim: str) -> None:
         """Put a claim that had its turn in vain at the front of the line."""
-        if self.request(pool, claim) is None:
-            self._stock(pool).waiting.move_to_end(claim, last=False)
+        if self.allocate(pool, claim) is None:
+            self._pool_state(pool).waiting.move_to_end(claim, last=False)
 
     def _reserve(self, pool: str, claim: str, candidate: Candidate) -> None:
         self._pool_of_free.pop(candidate.uid, None)
         self._reserved[claim] = candidate
         self._pool_of_claim[claim] = pool
-        self.hold(pool, candidate.uid, candidate.node)
+        self.mark_allocated(pool, candidate.uid, candidate.node)
 
-    def hold(self, pool: str, pod: str, node: str) -> None:
+    def mark_allocated(self, pool: str, pod: str, node: str) -> None:
         """A pod is a claim's, or about to be: never offer it, and count it on its node.
 
         A pod that was made for a claim has no node at first.
         """
-        self.withdraw(pod)
-        was = self._held.get(pod)
+        self.remove_candidate(pod)
+        was = self._allocated.get(pod)
         if was == (pool, node):
             return
-        self._held[pod] = pool, node
+        self._allocated[pod] = pool, node
         if was is not None:
-            self._stock(was[0]).count(was[1], -1)
-        self._stock(pool).count(node, 1)
+            self._pool_state(was[0]).count(was[1], -1)
+        self._pool_state(pool).count(node, 1)
         if was is None:
-            self._on_held(pool, pod)
+            self._on_allocation_changed(pool, pod)
         elif was[0] != pool:
             self._clean_up(was[0])
 
     def release(self, pod: str) -> None:
         """A pod has ended, or was certainly not handed out."""
-        self._outdated.pop(pod, None)
-        self._let_go(pod)
+        self._stale_versions.pop(pod, None)
+        self._deallocate(pod)
 
-    def _let_go(self, pod: str) -> None:
-        self.withdraw(pod)
-        held = self._held.pop(pod, None)
+    def _deallocate(self, pod: str) -> None:
+        self.remove_candidate(pod)
+        held = self._allocated.pop(pod, None)
         if held is not None:
             pool, node = held
-            self._stock(pool).count(node, -1)
+            self._pool_state(pool).count(node, -1)
             self._clean_up(pool)
-            self._on_held(pool, pod)
+            self._on_allocation_changed(pool, pod)
 
-    def outdate(self, pod: str, version: str) -> None:
+    def mark_stale(self, pod: str, version: str) -> None:
         """The pod is known to have changed since this version, which the watch has yet to show.
 
         Until then it is not offered: a binding would only be refused.
         """
-        self._outdated[pod] = number_of(version)
+        self._stale_versions[pod] = parse_resource_version(version)
 
-    def settle(self, claim: str) -> None:
+    def confirm_reservation(self, claim: str) -> None:
         """The reserved pod is the claim's now; it stays held until it ends."""
         self._reserved.pop(claim, None)
         self._pool_of_claim.pop(claim, None)
 
-    def refuse(self, claim: str) -> Candidate | None:
+    def replace_reservation(self, claim: str) -> Candidate | None:
         """The reserved pod could not be had: reserve the next one instead.
 
         Without another free pod the claim is put first in line: it had its turn.
         """
         candidate = self._reserved.pop(claim)
         pool = self._pool_of_claim[claim]
-        self._let_go(candidate.uid)
-        stock = self._stock(pool)
-        following = stock.take()
+        self._deallocate(candidate.uid)
+        pool_state = self._pool_state(pool)
+        following = pool_state.take()
         if following is None:
-            stock.waiting[claim] = None
-            stock.waiting.move_to_end(claim, last=False)
+            pool_state.waiting[claim] = None
+            pool_state.waiting.move_to_end(claim, last=False)
             return None
         self._reserve(pool, claim, following)
         return following
 
-    def abandon(self, claim: str) -> tuple[str, Candidate] | None:
+    def cancel_claim(self, claim: str) -> tuple[str, Candidate] | None:
         """A claim wants nothing any more. Return its pool and reserved pod, to be offered again."""
         pool = self._pool_of_claim.pop(claim, None)
         if pool is None:
             return None
-        self._stock(pool).waiting.pop(claim, None)
+        self._pool_state(pool).waiting.pop(claim, None)
         candidate = self._reserved.pop(claim, None)
         if candidate is None:
             self._clean_up(pool)
@@ -287,35 +290,40 @@ class Allocator:
         """The pool that a claim waits for, or has something reserved of."""
         return self._pool_of_claim.get(claim)
 
-    def is_held(self, pod: str) -> bool:
+    def is_allocated(self, pod: str) -> bool:
         """The pod is reserved for a claim, or a claim's."""
-        return pod in self._held
+        return pod in self._allocated
 
     def forget_pool(self, pool: str) -> list[str]:
         """A pool is gone. Return the uids of the claims that waited for it."""
-        stock = self._stocks.get(pool)
-        if stock is None:
+        pool_state = self._pool_states.get(pool)
+        if pool_state is None:
             return []
-        for uid in list(stock.free):
-            self.withdraw(uid)
-        waiting = list(stock.waiting)
-        stock.waiting.clear()
+        for uid in list(pool_state.free):
+            self.remove_candidate(uid)
+        waiting = list(pool_state.waiting)
+        pool_state.waiting.clear()
         for claim in waiting:
             self._pool_of_claim.pop(claim, None)
-        stock.known = stock.packed = False
+        pool_state.known = pool_state.packed = False
         self._clean_up(pool)
         return waiting
 
     def _clean_up(self, pool: str) -> None:
         """A pool may be gone, or never have been there: the last of what it had takes it along."""
-        stock = self._stocks.get(pool)
-        if stock and not (stock.known or stock.held_on or stock.free or stock.waiting):
-            del self._stocks[pool]
+        pool_state = self._pool_states.get(pool)
+        if pool_state and not (
+            pool_state.known
+            or pool_state.allocated_by_node
+            or pool_state.free
+            or pool_state.waiting
+        ):
+            del self._pool_states[pool]
 
     def free(self, pool: str) -> int:
         """How many pods of a pool could be handed out now."""
-        stock = self._stocks.get(pool)
-        return len(stock.free) if stock else 0
+        pool_state = self._pool_states.get(pool)
+        return len(pool_state.free) if pool_state else 0
 
     def binding(self, pool: str) -> int:
         """How many claims are being given a pod of a pool at this moment."""
@@ -323,5 +331,5 @@ class Allocator:
 
     def waiting(self, pool: str) -> int:
         """How many claims wait for a pod of a pool."""
-        stock = self._stocks.get(pool)
-        return len(stock.waiting) if stock else 0
+        pool_state = self._pool_states.get(pool)
+        return len(pool_state.waiting) if pool_state else 0

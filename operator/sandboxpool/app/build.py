@@ -9,22 +9,23 @@ import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import kopf
 
 from sandboxpool.allocation.allocator import Allocator
-from sandboxpool.allocation.offers import Offers
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
 from sandboxpool.app.settings import Settings
 from sandboxpool.app.watches import Watches
 from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.reconcile import ClaimReconciler
-from sandboxpool.cluster.cache import Cluster
-from sandboxpool.cluster.classes import RuntimeStore
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.classes import RuntimeClassStore
 from sandboxpool.cluster.pools import PoolStore
-from sandboxpool.fleet.gather import FleetGatherer
+from sandboxpool.fleet.gather import RuntimeStatusGatherer
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober
 from sandboxpool.fleet.publish import NodePublisher
@@ -34,7 +35,7 @@ from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.clock import ServerClock
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import Informer
-from sandboxpool.kube.lease import Elector
+from sandboxpool.kube.lease import LeaderElector
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.observability.exposition import Exposition
 from sandboxpool.observability.metrics import ClusterCollector, Metrics
@@ -42,10 +43,10 @@ from sandboxpool.pools.reconcile import PoolReconciler
 from sandboxpool.pools.state import PoolStates
 from sandboxpool.routing import Destinations, EventRouter, Queues
 from sandboxpool.runtimes.diagnosis import FAILED_CREATE_SANDBOX
-from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.failure_history import FailureHistory
 from sandboxpool.runtimes.probe import LABEL_PROBE
-from sandboxpool.sandboxes.inquiry import Inquiry
-from sandboxpool.util.references import Reference
+from sandboxpool.sandboxes.event_reader import PodEventReader
+from sandboxpool.util.references import ObjectReference
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Connection:
     client: ApiClient
     lease_client: ApiClient
     clock: ServerClock
-    elector: Elector
+    elector: LeaderElector
     watches: Watches
 
 
@@ -77,15 +78,15 @@ class Components:
     """The parts of one operator process that the process itself starts, stops and asks."""
 
     connection: Connection
-    cluster: Cluster
+    cluster: ClusterCache
     pools: PoolStore
-    classes: RuntimeStore
+    classes: RuntimeClassStore
     pods: Informer[Pod]
     claims: Informer[Claim]
     nodes: Informer[Node]
     queues: Queues
     events: EventRecorder
-    inquiry: Inquiry
+    inquiry: PodEventReader
     records: NodeRecords
     health: Health
     prober: Prober
@@ -118,10 +119,10 @@ def build(
     connection = _connect(settings, info, pools, client=client, wall=wall, clock=clock)
     client, metrics, wall = connection.client, connection.metrics, connection.clock
 
-    cluster = Cluster(settings.proof_max_age, wall, on_mark=router.enqueue_node)
-    cluster.nodes.name_hostnames(not settings.exclusion_labels)
-    classes = RuntimeStore(cluster.classes, _logging_errors(router.runtime_class_changed))
-    issues = IssueBook()
+    cluster = ClusterCache(settings.proof_max_age, wall, on_exclusion_change=router.enqueue_node)
+    cluster.nodes.set_by_hostname(not settings.exclusion_labels)
+    classes = RuntimeClassStore(cluster.classes, _logging_errors(router.runtime_class_changed))
+    issues = FailureHistory()
     records = NodeRecords(client, settings.namespace, clock)
     events = EventRecorder(
         client,
@@ -131,8 +132,10 @@ def build(
         on_drop=metrics.dropped_events.inc,
         wall=wall,
     )
-    inquiry = Inquiry(client, router.pod_events_read)
-    fleet = FleetGatherer(cluster=cluster, pools=pools, issues=issues, wall=wall, clock=clock)
+    inquiry = PodEventReader(client, router.pod_events_read)
+    fleet = RuntimeStatusGatherer(
+        cluster=cluster, pools=pools, issues=issues, wall=wall, clock=clock
+    )
     health = Health(
         cluster=cluster, issues=issues, records=records, listener=router, pools=pools, wall=wall
     )
@@ -141,12 +144,12 @@ def build(
         namespace=settings.namespace,
         image=settings.probe_image,
         options=settings.probe_options,
-        wishes=health.wishes,
+        pending_probes=health.pending_probes,
         nodes=cluster.nodes.get,
         classes=cluster.classes.get,
         sandbox_event=cluster.events.message,
-        inquiry=inquiry,
-        on_taken=health.observe_wish,
+        event_reader=inquiry,
+        on_started=health.observe_probe_started,
         on_result=health.observe_probe,
         make_room=health.make_room,
         on_stuck=health.observe_stuck,
@@ -187,8 +190,8 @@ def build(
     queues = _queues(settings, metrics, claims)
     allocator = Allocator(router.pod_hold_changed)
     states = PoolStates(clock)
-    offers = Offers(
-        cluster, pools, allocator, is_leaving=states.is_leaving, on_granted=router.claim_granted
+    candidate_tracker = CandidateTracker(
+        cluster, pools, allocator, is_deleting=states.is_deleting, on_allocated=router.claim_granted
     )
     pool_reconciler = PoolReconciler(
         client=client,
@@ -196,17 +199,17 @@ def build(
         pools=pools,
         states=states,
         allocator=allocator,
-        offers=offers,
+        candidate_tracker=candidate_tracker,
         events=events,
         observer=metrics,
         on_startup_sample=router.startup_measured,
         on_start_timeout=health.observe_timeout,
-        look_at=queues.pools.add,
-        wake_claim=router.enqueue_claim,
-        inquiry=inquiry,
+        enqueue=queues.pools.add,
+        enqueue_claim=router.enqueue_claim,
+        event_reader=inquiry,
         probe=settings.probe_image,
         guarded=settings.admission_policy,
-        pods_age=pods.age,
+        pods_cache_age=pods.staleness,
         wall=wall,
         clock=clock,
     )
@@ -216,11 +219,11 @@ def build(
         cluster=cluster,
         pools=pools,
         allocator=allocator,
-        offers=offers,
+        candidate_tracker=candidate_tracker,
         cold=pool_reconciler,
         events=events,
         observer=metrics,
-        told=inquiry.told,
+        pod_events=inquiry.events_of,
         wall=wall,
         clock=clock,
     )
@@ -242,7 +245,7 @@ def build(
             cluster=cluster,
             pools=pools,
             allocator=allocator,
-            offers=offers,
+            candidate_tracker=candidate_tracker,
             pool_reconciler=pool_reconciler,
             claim_reconciler=claim_reconciler,
             runtime_reconciler=runtime_reconciler,
@@ -255,7 +258,7 @@ def build(
             queues=queues,
         )
     )
-    collector = ClusterCollector(cluster, pools, allocator, offers, wall)
+    collector = ClusterCollector(cluster, pools, allocator, candidate_tracker, wall)
     metrics.registry.register(collector)
     return Components(
         connection=connection,
@@ -300,7 +303,7 @@ def _connect(
     lease_client = client or ApiClient(
         info, user_agent=USER_AGENT, observe=metrics.request, on_date=server_clock.observe
     )
-    elector = Elector(
+    elector = LeaderElector(
         lease_client,
         settings.namespace,
         # Not even the next process in the same container has the same.
@@ -308,13 +311,13 @@ def _connect(
         times=settings.lease,
         clock=clock,
         wall=server_clock,
-        unfit=watches.unfit,
+        not_ready_reason=watches.unfit,
     )
     client = client or ApiClient(
         info,
         user_agent=USER_AGENT,
         observe=metrics.request,
-        permit=elector.require,
+        before_write=elector.require_leadership,
         on_date=server_clock.observe,
     )
     return Connection(
@@ -352,32 +355,35 @@ class _Watcher:
             on_restart=lambda cause: metrics.watch_restarted(resource, cause),
             **selectors,
         )
-        metrics.watch_age.labels(name).set_function(informer.age)
+        metrics.watch_age.labels(name).set_function(informer.staleness)
         # A standby's caches are warm, and everything that remembers or decides is as new as in a
         # process that has just been started: it comes to life when the lease is ours.
-        informer.mute()
+        informer.hold_notifications()
         self._connection.watches.add(name, informer)
         return informer
 
 
 def _queues(settings: Settings, metrics: Metrics, claims: Informer[Claim]) -> Queues:
-    def lane_of(key: tuple[str, str]) -> tuple[str, str]:
-        """Claims of one pool stand in one line: a burst on it holds up no other pool's."""
-        claim = claims.get(*key)
-        return key if claim is None else (key[0], claim.spec.poolName)
-
     labels_nodes = settings.publish_on_nodes or settings.exclusion_labels
     return Queues(
-        pools=WorkQueue("pools", metrics.queue("pools"), places=settings.pool_workers),
-        claims=WorkQueue("claims", metrics.queue("claims"), lane_of, settings.claim_workers),
-        runtimes=WorkQueue("runtimes", metrics.queue("runtimes"), places=1),
-        nodes=WorkQueue("nodes", metrics.queue("nodes"), places=NODE_WORKERS)
+        pools=WorkQueue("pools", metrics.queue("pools"), max_concurrent=settings.pool_workers),
+        claims=WorkQueue(
+            "claims", metrics.queue("claims"), partial(_lane_of, claims), settings.claim_workers
+        ),
+        runtimes=WorkQueue("runtimes", metrics.queue("runtimes"), max_concurrent=1),
+        nodes=WorkQueue("nodes", metrics.queue("nodes"), max_concurrent=NODE_WORKERS)
         if labels_nodes
         else None,
     )
 
 
-def _rank(about: Reference) -> int:
+def _lane_of(claims: Informer[Claim], key: tuple[str, str]) -> tuple[str, str]:
+    """The queue's lane of a claim: its pool, so that a burst on one holds up no other pool's."""
+    claim = claims.get(*key)
+    return key if claim is None else (key[0], claim.spec.poolName)
+
+
+def _rank(about: ObjectReference) -> int:
     """Whose events go first: the fleet's are for many, and a claim's for its author alone."""
     if not about.namespace:
         return 0

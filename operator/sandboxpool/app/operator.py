@@ -19,7 +19,7 @@ from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.credentials import connection_info
 from sandboxpool.kube.errors import UNREADABLE, KubeError, NotLeaderError
 from sandboxpool.kube.lease import boot_clock
-from sandboxpool.kube.listing import take_list
+from sandboxpool.kube.listing import list_into
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.observability import web
 from sandboxpool.observability.webauth import Reviewer
@@ -38,7 +38,7 @@ LEASE_LOST_EXIT_CODE = 3
 # A part that fails is started anew after a pause, which grows unless it has run for a while.
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-STEADY_SECONDS = 300.0
+HEALTHY_WATCH_SECONDS = 300.0
 
 POOLS_PATH = resource_path(names.API_VERSION, names.POOLS)
 CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
@@ -91,7 +91,7 @@ class Operator:
             except Exception as error:
                 logger.exception("%s failed", name)
                 cause = repr(error)
-            if loop.time() - began >= STEADY_SECONDS:
+            if loop.time() - began >= HEALTHY_WATCH_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             logger.warning("%s: %s; it is started anew in %.0f s", name, cause, pause)
             self._metrics.restarts.labels(name).inc()
@@ -102,8 +102,8 @@ class Operator:
         """List pools and classes every minute: kopf never says what vanished behind its back."""
         while True:
             try:
-                await take_list(self._client, CLASSES_PATH, self.components.classes)
-                await take_list(self._client, POOLS_PATH, self.components.pools)
+                await list_into(self._client, CLASSES_PATH, self.components.classes)
+                await list_into(self._client, POOLS_PATH, self.components.pools)
                 self._listed.set()
                 wait = LIST_SECONDS
             except (KubeError, *UNREADABLE) as error:
@@ -164,13 +164,13 @@ class Operator:
             TimeoutError: it cannot be read within two durations of the lease. Another may be able
                 to, but not while we hold the lease.
         """
-        deadline = asyncio.get_running_loop().time() + 2 * self._settings.lease.duration
+        deadline = asyncio.get_running_loop().time() + 2 * self._settings.lease.lease_duration
         async with asyncio.timeout_at(deadline), asyncio.TaskGroup() as reading:
             reading.create_task(self.components.pods.relist())
             reading.create_task(self.components.claims.relist())
             reading.create_task(self._load_records())
         for _, informer in self._watches:
-            await informer.unmute()
+            await informer.release_notifications()
         async with asyncio.timeout_at(deadline):
             await self._listed.wait()
 
@@ -186,9 +186,9 @@ class Operator:
         self.components.health.forget_missing()
         queues = self.components.queues
         running: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-            "claims": lambda: queues.claims.work(self.components.claim_reconciler.reconcile),
-            "pools": lambda: queues.pools.work(self.components.pool_reconciler.reconcile),
-            "runtimes": lambda: queues.runtimes.work(self.components.runtime_reconciler.reconcile),
+            "claims": lambda: queues.claims.run(self.components.claim_reconciler.reconcile),
+            "pools": lambda: queues.pools.run(self.components.pool_reconciler.reconcile),
+            "runtimes": lambda: queues.runtimes.run(self.components.runtime_reconciler.reconcile),
             "prober": self.components.prober.run,
             "inquiry": self.components.inquiry.run,
             "records": self.components.records.run,
@@ -204,10 +204,10 @@ class Operator:
     async def _keep_nodes(self, nodes: WorkQueue[str]) -> None:
         """Keep what is ours on nodes, once every pool was looked at: none of it goes by mistake."""
         for _ in range(FIRST_LOOKS):
-            if not any(map(self.components.cluster.is_unjudged, self.components.pools)):
+            if not any(map(self.components.cluster.lacks_verdict, self.components.pools)):
                 break
             await asyncio.sleep(FIRST_LOOK_SECONDS)
-        await nodes.work(self.components.publisher.reconcile)
+        await nodes.run(self.components.publisher.reconcile)
 
     async def run(self) -> None:
         """Run until a signal comes, or the lease is lost.

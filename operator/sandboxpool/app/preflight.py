@@ -17,7 +17,7 @@ import msgspec
 from sandboxpool.api import names
 from sandboxpool.api.markers import Model
 from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxPool, SandboxRuntime
-from sandboxpool.app.rights import RIGHTS, Right
+from sandboxpool.app.permissions import PERMISSIONS, Permission
 from sandboxpool.app.settings import Settings
 from sandboxpool.kube import lease
 from sandboxpool.kube.client import ApiClient, resource_path
@@ -61,7 +61,7 @@ async def check(client: ApiClient, settings: Settings) -> None:
     refusals = silences = 0
     while True:
         try:
-            fault = await find_fault(client, settings)
+            fault = await find_problem(client, settings)
         except (KubeError, *UNREADABLE) as error:
             pause = delay_after(silences, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
             silences += 1
@@ -81,7 +81,7 @@ async def check(client: ApiClient, settings: Settings) -> None:
         await asyncio.sleep(pause)
 
 
-async def find_fault(client: ApiClient, settings: Settings) -> str | None:
+async def find_problem(client: ApiClient, settings: Settings) -> str | None:
     """What is missing, why that matters, and the cure; None if there is nothing.
 
     Raises:
@@ -96,7 +96,7 @@ async def find_fault(client: ApiClient, settings: Settings) -> str | None:
     )
 
 
-async def _told(client: ApiClient, path: str) -> bytes | None:
+async def _read_if_allowed(client: ApiClient, path: str) -> bytes | None:
     """What anybody may read by default; None where this cluster has taken that right away."""
     try:
         return await client.get(path)
@@ -116,7 +116,7 @@ class _Version(msgspec.Struct):
 
 
 async def _version(client: ApiClient) -> str | None:
-    answer = await _told(client, "/version")
+    answer = await _read_if_allowed(client, "/version")
     if answer is None:
         return None
     version = msgspec.json.decode(answer, type=_Version)
@@ -153,7 +153,7 @@ class _OpenApi(msgspec.Struct):
 
 async def _kinds(client: ApiClient) -> str | None:
     try:
-        answer = await _told(client, f"/apis/{names.API_VERSION}")
+        answer = await _read_if_allowed(client, f"/apis/{names.API_VERSION}")
     except ApiError as error:
         if not error.not_found:
             raise
@@ -173,7 +173,7 @@ async def _kinds(client: ApiClient) -> str | None:
 async def _fields(client: ApiClient) -> str | None:
     """A field that the CRD lacks is dropped by the API server without a word."""
     try:
-        answer = await _told(client, f"/openapi/v3/apis/{names.API_VERSION}")
+        answer = await _read_if_allowed(client, f"/openapi/v3/apis/{names.API_VERSION}")
     except ApiError as error:
         if not error.not_found:
             raise
@@ -235,8 +235,8 @@ class _Review(msgspec.Struct):
 async def _rights(client: ApiClient, settings: Settings) -> str | None:
     wanted = [
         right
-        for right in RIGHTS
-        if not right.purpose or (getattr(settings, right.purpose) and not right.dispensable)
+        for right in PERMISSIONS
+        if not right.purpose or (getattr(settings, right.purpose) and not right.is_optional)
     ]
     answers = await asyncio.gather(*(_may(client, r, settings.namespace) for r in wanted))
     missing = [str(right) for right, allowed in zip(wanted, answers, strict=True) if not allowed]
@@ -248,7 +248,7 @@ async def _rights(client: ApiClient, settings: Settings) -> str | None:
     )
 
 
-async def _may(client: ApiClient, right: Right, own_namespace: str) -> bool:
+async def _may(client: ApiClient, right: Permission, own_namespace: str) -> bool:
     resource, _, subresource = right.resource.partition("/")
     attributes = {
         "group": right.group,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import names
-from sandboxpool.kube.lease import LeaseTimes
+from sandboxpool.kube.lease import LeaderElectionTimes
 from sandboxpool.runtimes.probe import (
     RESOURCES,
     SECURITY_CONTEXT,
@@ -85,7 +85,7 @@ class Settings:
     """Whether the chart's admission policy for pods was installed with the operator
     (SANDBOXPOOL_ADMISSION_POLICY, true or false)."""
 
-    lease: LeaseTimes = field(default_factory=LeaseTimes)
+    lease: LeaderElectionTimes = field(default_factory=LeaderElectionTimes)
     """How long the lease of the leader lasts, in seconds (SANDBOXPOOL_LEASE: duration, renew
     deadline and retry, such as 15/10/2)."""
 
@@ -209,12 +209,12 @@ def _probe(environ: Mapping[str, str]) -> tuple[ProbeImage, ProbeOptions]:
     return image, options
 
 
-def _lease(text: str) -> LeaseTimes:
+def _lease(text: str) -> LeaderElectionTimes:
     parts = text.split("/")
     if len(parts) == 3 and all(part.isdecimal() for part in parts):
         duration, deadline, retry = map(int, parts)
         if duration > deadline > retry > 0:
-            return LeaseTimes(duration, deadline, retry)
+            return LeaderElectionTimes(duration, deadline, retry)
     raise SettingsError(
         f"SANDBOXPOOL_LEASE={text}: use three whole numbers of seconds such as 15/10/2, the "
         "lease's duration, the renew deadline and the pause between tries, each less than the "

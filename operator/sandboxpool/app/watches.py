@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sandboxpool.kube.informer import BLIND_SECONDS, Informer
+from sandboxpool.kube.informer import MAX_STALENESS_SECONDS, Informer
 
 
 class Watches:
@@ -25,7 +25,7 @@ class Watches:
         for name, informer in self._informers.items():
             if not informer.synced.is_set():
                 found.append(f"{name} (not listed yet)")
-            elif (age := informer.age()) > BLIND_SECONDS:
+            elif (age := informer.staleness()) > MAX_STALENESS_SECONDS:
                 found.append(f"{name} (its watch shows no sign of life for {age:.0f} s)")
         return found
 

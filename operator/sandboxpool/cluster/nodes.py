@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from sandboxpool.api.core import Node
-from sandboxpool.runtimes.evidence import EvidenceBook, Isolation
-from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS, Why, keeps_away, worst
-from sandboxpool.runtimes.nodes import NodeFacts, facts_of, runs_linux
-from sandboxpool.runtimes.placement import Mark, Placement, Taints
+from sandboxpool.runtimes.evidence import EvidenceStore, Isolation
+from sandboxpool.runtimes.exclusion import (
+    INSTALL_GRACE_SECONDS,
+    ExclusionReason,
+    is_excluded,
+    most_severe,
+)
+from sandboxpool.runtimes.node_constraints import NodeConstraints, TaintIndex, TaintKey
+from sandboxpool.runtimes.nodes import NodeFacts, node_facts, runs_linux
 from sandboxpool.runtimes.quarantine import Quarantines
-from sandboxpool.runtimes.verdict import Answer, Tally, Verdict, stand
+from sandboxpool.runtimes.verdict import HandlerState, Verdict, VerdictAggregator, assess_node
 
 VIEW_REVIEW_CHANGES = 1000
 MAX_UNREAD_PLACEMENTS = 1000
@@ -23,11 +28,11 @@ Reader = tuple[Literal["pool", "class"], str]
 class _View:
     """One handler and placement over all nodes, kept up to date node by node."""
 
-    def __init__(self, handler: str, placement: Placement, *, proof_wanted: bool) -> None:
+    def __init__(self, handler: str, placement: NodeConstraints, *, proof_wanted: bool) -> None:
         self.handler = handler
         self.placement = placement
         self.proof_wanted = proof_wanted
-        self.tally = Tally()
+        self.aggregator = VerdictAggregator()
         # Where there is proof, if it is wanted, and where probes have had no answer for long.
         self.proven: set[str] = set()
         self.silent: set[str] = set()
@@ -47,33 +52,33 @@ class NodeIndex:
     concerns only those who have read a verdict that it has changed. Whoever stands alike to all
     nodes shares a view: tolerations of what no node has are left out.
 
-    ``on_mark`` is told the name of a node whose exclusion labels may have to be others, unless it
-    is the node's own change that says so.
+    ``on_exclusion_change`` is told the name of a node whose exclusion labels may have to change,
+    unless it is the node's own change that says so.
     """
 
     def __init__(
         self,
         quarantines: Quarantines,
-        evidence: EvidenceBook,
+        evidence: EvidenceStore,
         wall: Callable[[], float] = time.time,
-        on_mark: Callable[[str], None] = lambda name: None,
+        on_exclusion_change: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._quarantines = quarantines
         self._evidence = evidence
         self._wall = wall
-        self.on_mark = on_mark
+        self.on_exclusion_change = on_exclusion_change
         self.by_hostname = False
         # Nodes that cannot be labelled, and those that have joined a moment ago.
-        self._unlabelled: frozenset[str] = frozenset()
-        self._young: set[str] = set()
+        self._unlabelable: frozenset[str] = frozenset()
+        self._recently_joined: set[str] = set()
         self._facts: dict[str, NodeFacts] = {}
-        self._views: dict[tuple[str, Placement, bool], _View] = {}
-        self._readers: dict[Reader, tuple[Placement, _View]] = {}
+        self._views: dict[tuple[str, NodeConstraints, bool], _View] = {}
+        self._readers: dict[Reader, tuple[NodeConstraints, _View]] = {}
         self._changed: dict[Reader, None] = {}
-        self._taints = Taints()
+        self._taints = TaintIndex()
         # Each placement without the tolerations that no node needs, and by these the placements.
-        self._needed: dict[Placement, Placement] = {}
-        self._shortened: defaultdict[Mark, set[Placement]] = defaultdict(set)
+        self._normalized: dict[NodeConstraints, NodeConstraints] = {}
+        self._by_dropped_taint: defaultdict[TaintKey, set[NodeConstraints]] = defaultdict(set)
         self._changes = 0
 
     def __iter__(self) -> Iterator[NodeFacts]:
@@ -90,42 +95,42 @@ class NodeIndex:
         """
         name = (new or old).metadata.name  # type: ignore[union-attr]
         before = self._facts.get(name)
-        after = facts_of(new) if new is not None and runs_linux(new) else None
+        after = node_facts(new) if new is not None and runs_linux(new) else None
         if before == after:
             return False
         if after is None:
             del self._facts[name]
-            self._young.discard(name)
-            self._unlabelled -= {name}
+            self._recently_joined.discard(name)
+            self._unlabelable -= {name}
         else:
             self._facts[name] = after
             if self.seconds_young(after) > 0:
-                self._young.add(name)
-        self._lengthen(
+                self._recently_joined.add(name)
+        self._invalidate_normalized(
             self._taints.change(before.taints if before else (), after.taints if after else ())
         )
-        self.reconsider(name)
+        self.reevaluate(name)
         self._changes += 1
         if self._changes % VIEW_REVIEW_CHANGES == 0:
             self._review()
         return True
 
-    def reconsider(self, name: str) -> bool:
+    def reevaluate(self, name: str) -> bool:
         """A node has changed, or what is known of it; return whether any verdict has."""
-        if name in self._young and self.seconds_young(self._facts[name]) <= 0:
-            self._young.discard(name)
+        if name in self._recently_joined and self.seconds_young(self._facts[name]) <= 0:
+            self._recently_joined.discard(name)
         changed = False
         for view in self._views.values():
-            hopeful = view.tally.hopeful
-            if not self._stand(view, name):
+            has_candidate_nodes = view.aggregator.has_candidate_nodes
+            if not self._assess(view, name):
                 continue
             changed = True
             self._changed |= view.readers
-            if view.pools and view.tally.hopeful is not hopeful:
-                self._mark(view.tally.spared())
+            if view.pools and view.aggregator.has_candidate_nodes is not has_candidate_nodes:
+                self._notify_exclusion_change(view.aggregator.last_resort())
         return changed
 
-    def _stand(self, view: _View, name: str) -> bool:
+    def _assess(self, view: _View, name: str) -> bool:
         had_proof = bool(view.proven)
         changed = self._stand_alone(view, name)
         if bool(view.proven) != had_proof:
@@ -136,78 +141,78 @@ class NodeIndex:
 
     def _stand_alone(self, view: _View, name: str) -> bool:
         node = self._facts.get(name)
-        standing, isolation, silent = None, None, False
+        assessment, isolation, silent = None, None, False
         if node is not None:
             if view.proof_wanted:
                 seen = self._evidence.current(node, view.handler)
                 isolation = seen.isolation if seen is not None else None
-                silent = self._evidence.is_silent(name, view.handler)
-            standing = stand(
+                silent = self._evidence.is_unanswered(name, view.handler)
+            assessment = assess_node(
                 node,
                 view.handler,
                 view.placement,
                 quarantined=self._quarantines.is_open(name, view.handler),
                 not_isolating=isolation is Isolation.NOT_PROVEN,
                 unproven=silent and bool(view.proven),
-                marked=self._is_marked(node, view),
-                young=name in self._young,
+                marked=self._is_exclusion_effective(node, view),
+                young=name in self._recently_joined,
             )
         proven = (
             isolation is Isolation.PROVEN
-            and standing is not None
-            and standing.eligible
-            and standing.answer in (Answer.SERVING, Answer.UNKNOWN)
+            and assessment is not None
+            and assessment.eligible
+            and assessment.handler_state in (HandlerState.SERVING, HandlerState.UNKNOWN)
         )
         for names_of, holds in ((view.proven, proven), (view.silent, silent)):
             (names_of.add if holds else names_of.discard)(name)
-        return view.tally.put(name, standing)
+        return view.aggregator.put(name, assessment)
 
     # --- Exclusion labels ------------------------------------------------------------------------
 
-    def _is_marked(self, node: NodeFacts, view: _View) -> bool:
-        if self.by_hostname or node.name in self._unlabelled:
+    def _is_exclusion_effective(self, node: NodeFacts, view: _View) -> bool:
+        if self.by_hostname or node.name in self._unlabelable:
             return True
-        return bool(node.exclusions) and keeps_away(
+        return bool(node.exclusions) and is_excluded(
             node.exclusions,
             view.handler,
             proof_wanted=view.proof_wanted,
             user_namespaces=view.placement.user_namespaces,
         )
 
-    def _mark(self, nodes: Iterable[str]) -> None:
+    def _notify_exclusion_change(self, nodes: Iterable[str]) -> None:
         for name in nodes:
-            self.on_mark(name)
+            self.on_exclusion_change(name)
 
-    def marks(self, name: str) -> dict[str, Why]:
+    def exclusion_reasons(self, name: str) -> dict[str, ExclusionReason]:
         """The handlers of pools that a node is not to be used for, and why."""
-        found: dict[str, Why] = {}
+        found: dict[str, ExclusionReason] = {}
         for view in self._views.values():
-            why = view.tally.why(name) if view.pools else None
+            why = view.aggregator.exclusion_reason(name) if view.pools else None
             if why is not None:
-                found[view.handler] = worst(why, found.get(view.handler))
+                found[view.handler] = most_severe(why, found.get(view.handler))
         return found
 
     @property
-    def unlabelled(self) -> frozenset[str]:
+    def unlabelable(self) -> frozenset[str]:
         """The names of nodes that cannot be labelled."""
-        return self._unlabelled
+        return self._unlabelable
 
-    def note_labelled(self, name: str, possible: bool) -> None:
+    def set_labelable(self, name: str, possible: bool) -> None:
         """Whether the labels of a node can be written; pods wait for no label that cannot."""
-        if possible is (name in self._unlabelled):
-            self._unlabelled ^= {name}
-            self.reconsider(name)
+        if possible is (name in self._unlabelable):
+            self._unlabelable ^= {name}
+            self.reevaluate(name)
 
-    def name_hostnames(self, by_hostname: bool) -> None:
+    def set_by_hostname(self, by_hostname: bool) -> None:
         """Whether pods have to name the hostnames that they keep away from."""
         if self.by_hostname is by_hostname:
             return
         self.by_hostname = by_hostname
         for view in self._views.values():
-            view.tally.name_hostnames(by_hostname)
+            view.aggregator.set_by_hostname(by_hostname)
             self._changed |= view.readers
             for name in self._facts:
-                self._stand(view, name)
+                self._assess(view, name)
 
     def seconds_young(self, node: NodeFacts) -> float:
         """For how long a node's runtimes may yet be installed."""
@@ -217,7 +222,7 @@ class NodeIndex:
     def verdict(
         self,
         handler: str,
-        placement: Placement,
+        placement: NodeConstraints,
         *,
         proof_wanted: bool,
         reader: Reader | None = None,
@@ -228,20 +233,20 @@ class NodeIndex:
             handler: what the pods' class resolves to.
             placement: what the class and the template demand of a node.
             proof_wanted: nodes on which the handler was seen not to isolate are told apart.
-            reader: is told of by ``take_changed`` once the answer may be another one, for as long
+            reader: is told of by ``drain_changed`` once the answer may be another one, for as long
                 as it asks for no other and is not forgotten.
         """
         known = self._readers.get(reader) if reader is not None else None
         if known is not None and known[0] is placement and known[1].is_of(handler, proof_wanted):
-            return known[1].tally.verdict
-        needed = self._shorten(placement)
+            return known[1].aggregator.verdict
+        needed = self._normalize(placement)
         key = handler, needed, proof_wanted
         view = self._views.get(key)
         if view is None:
             view = self._views[key] = _View(handler, needed, proof_wanted=proof_wanted)
-            view.tally.name_hostnames(self.by_hostname)
+            view.aggregator.set_by_hostname(self.by_hostname)
             for name in self._facts:
-                self._stand(view, name)
+                self._assess(view, name)
         view.read = True
         if reader is not None:
             self.forget(reader)
@@ -250,10 +255,10 @@ class NodeIndex:
             if reader[0] == "pool":
                 view.pools += 1
                 if view.pools == 1:
-                    self._mark(view.tally.kept_out())
-        return view.tally.verdict
+                    self._notify_exclusion_change(view.aggregator.excluded_nodes())
+        return view.aggregator.verdict
 
-    def take_changed(self) -> list[Reader]:
+    def drain_changed(self) -> list[Reader]:
         """Whose verdict may be another one than at the last call, each once."""
         changed, self._changed = self._changed, {}
         return list(changed)
@@ -268,7 +273,7 @@ class NodeIndex:
         if reader[0] == "pool":
             view.pools -= 1
             if not view.pools:
-                self._mark(view.tally.kept_out())
+                self._notify_exclusion_change(view.aggregator.excluded_nodes())
 
     def is_read_by(self, reader: Reader) -> bool:
         """Whether a reader has asked for a verdict."""
@@ -276,23 +281,23 @@ class NodeIndex:
 
     # --- Tolerations -----------------------------------------------------------------------------
 
-    def _shorten(self, placement: Placement) -> Placement:
+    def _normalize(self, placement: NodeConstraints) -> NodeConstraints:
         """The same without the tolerations that no node needs now."""
-        needed = self._needed.get(placement)
+        needed = self._normalized.get(placement)
         if needed is None:
             needed, unneeded = self._taints.split(placement)
-            self._needed[placement] = needed
+            self._normalized[placement] = needed
             for mark in unneeded:
-                self._shortened[mark].add(placement)
+                self._by_dropped_taint[mark].add(placement)
         return needed
 
-    def _lengthen(self, marks: set[Mark]) -> None:
+    def _invalidate_normalized(self, marks: set[TaintKey]) -> None:
         """A node has taints that none had: whoever tolerates them stands otherwise to it."""
-        longer = {p for mark in marks for p in self._shortened.pop(mark, ())}
+        longer = {p for mark in marks for p in self._by_dropped_taint.pop(mark, ())}
         if not longer:
             return
         for placement in longer:
-            self._needed.pop(placement, None)
+            self._normalized.pop(placement, None)
         for reader in [r for r, (placement, _) in self._readers.items() if placement in longer]:
             self._changed[reader] = None
             # It has to ask for another view.
@@ -303,8 +308,8 @@ class NodeIndex:
         self._views = {k: view for k, view in self._views.items() if view.read or view.readers}
         for view in self._views.values():
             view.read = False
-        if len(self._needed) > 2 * len(self._readers) + MAX_UNREAD_PLACEMENTS:
-            self._needed.clear()
-            self._shortened.clear()
+        if len(self._normalized) > 2 * len(self._readers) + MAX_UNREAD_PLACEMENTS:
+            self._normalized.clear()
+            self._by_dropped_taint.clear()
             for placement, _ in self._readers.values():
-                self._shorten(placement)
+                self._normalize(placement)

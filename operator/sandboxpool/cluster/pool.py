@@ -9,7 +9,7 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec
-from sandboxpool.util.references import Reference
+from sandboxpool.util.references import ObjectReference
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -34,7 +34,7 @@ class Pool:
     spec: SandboxPoolSpec | None
     template: Mapping[str, Any]
     status: Mapping[str, Any]
-    problem: str = ""
+    spec_error: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -63,15 +63,17 @@ class Pool:
         listed = self.status.get("conditions")
         return [c for c in listed if isinstance(c, dict)] if isinstance(listed, list) else []
 
-    def says(self) -> str:
+    def ready_message(self) -> str:
         """The message of its condition Ready, for whoever waits for it."""
         ready = (c.get("message") for c in self.conditions if c.get("type") == "Ready")
         return str(next(ready, "nothing yet"))
 
     @property
-    def reference(self) -> Reference:
+    def reference(self) -> ObjectReference:
         """What events and log lines are about."""
-        return Reference(names.API_VERSION, names.POOL_KIND, self.namespace, self.name, self.uid)
+        return ObjectReference(
+            names.API_VERSION, names.POOL_KIND, self.namespace, self.name, self.uid
+        )
 
 
 def revision_of(template: Mapping[str, Any], *, per_sandbox: bool = False) -> str:

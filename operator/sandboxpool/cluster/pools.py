@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 from sandboxpool.api.core import Pod
 from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec
-from sandboxpool.cluster.ownership import identity_of
+from sandboxpool.cluster.ownership import pool_identity_of
 from sandboxpool.cluster.pool import Pool
-from sandboxpool.cluster.sandbox_state import State
-from sandboxpool.util.versions import number_of
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.util.resource_version import parse_resource_version
 
 logger = logging.getLogger(__name__)
 
-MAX_DEAD = 1000
+MAX_DELETED_UIDS = 1000
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class ClassPools:
 
     pools: dict[str, Pool] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
-    sandboxes: Counter[State] = field(default_factory=Counter)
+    sandboxes: Counter[SandboxState] = field(default_factory=Counter)
     wanting_proof: int = 0
     warm_with_proof: int = 0
 
@@ -45,12 +45,12 @@ class ClassPools:
         for pool, sign in ((old, -1), (new, 1)):
             if pool is None:
                 continue
-            counts = sandboxes_of(pool)
+            counts = sandbox_counts(pool)
             for state, count in counts.items():
                 self.sandboxes[state] += sign * count
             if pool.proof is not IsolationProof.NONE:
                 self.wanting_proof += sign
-                self.warm_with_proof += sign * counts[State.WARM]
+                self.warm_with_proof += sign * counts[SandboxState.WARM]
         if old is not None and (new is None or old.uid != new.uid):
             del self.pools[old.uid]
             del self.names[bisect_left(self.names, _name_of(old))]
@@ -77,10 +77,10 @@ class PoolStore:
         self._pools: dict[tuple[str, str], Pool] = {}
         self._by_uid: dict[str, Pool] = {}
         self._by_class: dict[str, ClassPools] = {}
-        self._dead: OrderedDict[str, None] = OrderedDict()
+        self._deleted_uids: OrderedDict[str, None] = OrderedDict()
         # What the list under way has shown, and what watches have told since it was asked for.
         self._listed: set[tuple[str, str]] = set()
-        self._told: set[tuple[str, str]] = set()
+        self._watched: set[tuple[str, str]] = set()
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())
@@ -94,7 +94,7 @@ class PoolStore:
 
     def of(self, pod: Pod) -> Pool | None:
         """The pool that a pod belongs to, if it is known, and in the pod's own namespace."""
-        namespace, uid = identity_of(pod)
+        namespace, uid = pool_identity_of(pod)
         pool = self._by_uid.get(uid)
         return pool if pool is not None and pool.namespace == namespace else None
 
@@ -103,16 +103,16 @@ class PoolStore:
 
         None for a pod of no pool, and for one that names a pool of another namespace.
         """
-        namespace, uid = identity_of(pod)
+        namespace, uid = pool_identity_of(pod)
         pool = self._by_uid.get(uid)
-        foreign = pool is not None and pool.namespace != namespace
-        return None if foreign or not uid else uid
+        other_namespace = pool is not None and pool.namespace != namespace
+        return None if other_namespace or not uid else uid
 
     def by_uid(self, uid: str) -> Pool | None:
         """The pool with this uid, or None."""
         return self._by_uid.get(uid)
 
-    def of_class(self, class_name: str) -> ClassPools:
+    def by_class(self, class_name: str) -> ClassPools:
         """The pools that name a class; what does not fit the API names none."""
         return self._by_class.get(class_name) or ClassPools()
 
@@ -124,20 +124,20 @@ class PoolStore:
         if metadata is None:
             return
         old = self._pools.get(metadata.key)
-        version = number_of(metadata.resourceVersion)
-        if metadata.uid in self._dead or (old is not None and version < old.version):
+        version = parse_resource_version(metadata.resourceVersion)
+        if metadata.uid in self._deleted_uids or (old is not None and version < old.version):
             # A uid is never used again: what a list has shown to be gone stays gone, even if a
             # watch that lags behind tells of its last days.
             return
         if deleted:
             if old is not None and old.uid == metadata.uid:
-                self._told.add(metadata.key)
+                self._watched.add(metadata.key)
                 self._put(metadata.key, None)
             return
         if self._has(metadata.key, metadata.uid, version):
             # A watch begins with all that there is.
             return
-        self._told.add(metadata.key)
+        self._watched.add(metadata.key)
         self._put(metadata.key, _parse(body, metadata, old))
 
     # --- Listed ----------------------------------------------------------------------------------
@@ -145,30 +145,32 @@ class PoolStore:
     def begin_list(self) -> None:
         """A list is about to be asked for: what is told from now on may be newer than it."""
         self._listed.clear()
-        self._told.clear()
+        self._watched.clear()
 
     def is_known(self, namespace: str, name: str, uid: str, version: str) -> bool:
         """Note an object of the list; return whether it is known as it is there."""
         self._listed.add((namespace, name))
-        return self._has((namespace, name), uid, number_of(version))
+        return self._has((namespace, name), uid, parse_resource_version(version))
 
-    def take(self, body: Mapping[str, Any]) -> None:
+    def put_listed(self, body: Mapping[str, Any]) -> None:
         """Take in an object of the list."""
         metadata = _identity_of(body)
         if metadata is None:
             return
-        if metadata.key in self._told:
+        if metadata.key in self._watched:
             self.observe(body)
             return
         # A backup may hold what was deleted after it was made.
-        self._dead.pop(metadata.uid, None)
+        self._deleted_uids.pop(metadata.uid, None)
         self._put(metadata.key, _parse(body, metadata, self._pools.get(metadata.key)))
 
     def end_list(self, version: str) -> None:
         """The list is complete: what it lacks, and nobody has told of since, is gone."""
         missing = [key for key in self._pools if key not in self._listed]
         for key in missing:
-            if key not in self._told or self._pools[key].version <= number_of(version):
+            if key not in self._watched or self._pools[key].version <= parse_resource_version(
+                version
+            ):
                 self._put(key, None)
 
     # --- Inside ----------------------------------------------------------------------------------
@@ -182,9 +184,9 @@ class PoolStore:
         old = self._pools.get(key)
         if old is not None and (new is None or new.uid != old.uid):
             del self._by_uid[old.uid]
-            self._dead[old.uid] = None
-            if len(self._dead) > MAX_DEAD:
-                self._dead.popitem(last=False)
+            self._deleted_uids[old.uid] = None
+            if len(self._deleted_uids) > MAX_DELETED_UIDS:
+                self._deleted_uids.popitem(last=False)
         if new is not None:
             self._pools[key] = new
             self._by_uid[new.uid] = new
@@ -216,9 +218,9 @@ def _name_of(pool: Pool) -> str:
     return f"{pool.namespace}/{pool.name}"
 
 
-def sandboxes_of(pool: Pool) -> dict[State, int]:
+def sandbox_counts(pool: Pool) -> dict[SandboxState, int]:
     """How many sandboxes a pool has in each state, by its own count: made when its pods changed."""
-    return {state: max(0, _count(pool, state.value)) for state in State}
+    return {state: max(0, _count(pool, state.value)) for state in SandboxState}
 
 
 def _count(pool: Pool, key: str) -> int:
@@ -267,7 +269,7 @@ def _parse(body: Mapping[str, Any], metadata: _Metadata, old: Pool | None) -> Po
         generation = 0
     problem = ""
     if old is not None and old.uid == uid and old.generation == generation:
-        spec, template, problem = old.spec, old.template, old.problem
+        spec, template, problem = old.spec, old.template, old.spec_error
     else:
         raw = body.get("spec") or {}
         template = _mapping(_mapping(raw).get("template"))
@@ -289,12 +291,12 @@ def _parse(body: Mapping[str, Any], metadata: _Metadata, old: Pool | None) -> Po
         name=metadata.name,
         uid=uid,
         generation=generation,
-        version=number_of(metadata.resourceVersion),
+        version=parse_resource_version(metadata.resourceVersion),
         deleting=metadata.deletionTimestamp is not None,
         spec=spec,
         template=template,
         status=_mapping(body.get("status")),
-        problem=problem,
+        spec_error=problem,
     )
 
 

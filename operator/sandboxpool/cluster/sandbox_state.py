@@ -3,7 +3,7 @@
 from enum import Enum
 
 
-class State(Enum):
+class SandboxState(Enum):
     """Where a pod stands in its pool; the states exclude each other."""
 
     STARTING = "starting"

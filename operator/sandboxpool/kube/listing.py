@@ -11,7 +11,7 @@ import msgspec
 
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import UNREADABLE
-from sandboxpool.util.turns import Turns
+from sandboxpool.util.cooperative import CooperativeYield
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 PAGE_SIZE = 250
 
 
-class Listed(Protocol):
+class ListTarget(Protocol):
     """Takes in lists, one at a time; watches may tell it of changes meanwhile."""
 
     def begin_list(self) -> None:
@@ -28,7 +28,7 @@ class Listed(Protocol):
     def is_known(self, namespace: str, name: str, uid: str, version: str) -> bool:
         """Note an object of the list; return whether it is known as it is there."""
 
-    def take(self, body: Mapping[str, Any]) -> None:
+    def put_listed(self, body: Mapping[str, Any]) -> None:
         """Take in an object of the list."""
 
     def end_list(self, version: str) -> None:
@@ -57,7 +57,7 @@ class _Head(msgspec.Struct):
     metadata: _Metadata
 
 
-async def take_list(client: ApiClient, path: str, store: Listed) -> None:
+async def list_into(client: ApiClient, path: str, store: ListTarget) -> None:
     """List a collection into a store.
 
     Raises:
@@ -67,23 +67,23 @@ async def take_list(client: ApiClient, path: str, store: Listed) -> None:
     """
     store.begin_list()
     params = {"limit": str(PAGE_SIZE)}
-    turns = Turns()
+    turns = CooperativeYield()
     while True:
         page = msgspec.json.decode(await client.get(path, params), type=_Page)
         for raw in page.items:
             _take(store, raw)
-            await turns.give()
+            await turns.maybe_yield()
         if not page.metadata.cont:
             break
         params["continue"] = page.metadata.cont
     store.end_list(page.metadata.resourceVersion)
 
 
-def _take(store: Listed, raw: msgspec.Raw) -> None:
+def _take(store: ListTarget, raw: msgspec.Raw) -> None:
     """What cannot be read is passed over; one that at least has a name is not taken for gone."""
     try:
         head = msgspec.json.decode(raw, type=_Head).metadata
         if not store.is_known(head.namespace, head.name, head.uid, head.resourceVersion):
-            store.take(msgspec.json.decode(raw, type=dict[str, Any]))
+            store.put_listed(msgspec.json.decode(raw, type=dict[str, Any]))
     except UNREADABLE as error:
         logger.warning("an object is skipped, which cannot be read: %s", error)

@@ -17,17 +17,17 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sandboxpool.allocation.allocator import Allocator
-from sandboxpool.allocation.offers import Offers
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.times import epoch
-from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
-from sandboxpool.cluster.sandbox_state import State
-from sandboxpool.pools.book import Facts, MemberBook
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.member_index import MemberFacts, MemberIndex
 from sandboxpool.pools.status import former_runtime
-from sandboxpool.runtimes.verdict import Answer
+from sandboxpool.runtimes.verdict import HandlerState
 from sandboxpool.sandboxes.members import Members
-from sandboxpool.util.turns import Turns
+from sandboxpool.util.cooperative import CooperativeYield
 
 CLAIM_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300)
 STARTUP_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300)
@@ -183,17 +183,17 @@ class Metrics:
         """A watch has to start again."""
         self._watch_restarts.labels(resource, cause).inc()
 
-    def bound(self, pool: Pool, source: str, seconds: float) -> None:
+    def claim_bound(self, pool: Pool, source: str, seconds: float) -> None:
         """A claim was bound so many seconds after it was seen."""
         self._series(self._claims, pool.key, "Bound", source).inc()
         self._series(self._claim_seconds, pool.key, source).observe(seconds)
 
-    def finished(self, namespace: str, pool: str, phase: str, reason: str) -> None:
+    def claim_finished(self, namespace: str, pool: str, phase: str, reason: str) -> None:
         """A claim failed, expired or lost its pod."""
         del phase
         self._series(self._claims, (namespace, pool), reason, "").inc()
 
-    def failure(self, pool: Pool, reason: str) -> None:
+    def sandbox_failed(self, pool: Pool, reason: str) -> None:
         """A sandbox did not start, or could not be created."""
         name = pool.spec.runtime_class_name if pool.spec else ""
         self._series(self._failures, pool.key, name, reason).inc()
@@ -203,7 +203,7 @@ class Metrics:
         name = pool.spec.runtime_class_name if pool.spec else ""
         self._startup_seconds.labels(name, handler, stage).observe(seconds)
 
-    def breaker(self, handler: str, to: str) -> None:
+    def quarantine_changed(self, handler: str, to: str) -> None:
         """A node was quarantined for a handler (``open``), or released (``closed``)."""
         self._breakers.labels(handler, to).inc()
 
@@ -308,10 +308,10 @@ class ClusterCollector(Collector):
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ClusterCache,
         pools: PoolStore,
         allocator: Allocator,
-        offers: Offers,
+        candidate_tracker: CandidateTracker,
         wall: Callable[[], float],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -320,9 +320,9 @@ class ClusterCollector(Collector):
         self._cluster = cluster
         self._pools = pools
         self._allocator = allocator
-        self._offers = offers
+        self._candidate_tracker = candidate_tracker
         # Scrapes come often, and most pods are as they were at the last one.
-        self._books: dict[str, tuple[MemberBook, set[str]]] = {}
+        self._member_indexes: dict[str, tuple[MemberIndex, set[str]]] = {}
         self._shown: tuple[Metric, ...] = ()
 
     def describe(self) -> Iterable[Metric]:
@@ -335,19 +335,21 @@ class ClusterCollector(Collector):
 
     async def refresh(self) -> None:
         """Count, in slices between which the event loop does other work; one at a time."""
-        turns = Turns(self._clock)
+        turns = CooperativeYield(self._clock)
         families = _Families()
         # Pools come and go, and change, between two slices.
         for uid in [pool.uid for pool in self._pools]:
             pool = self._pools.by_uid(uid)
             if pool is not None:
                 await self._count(pool, families, turns)
-                await turns.give()
+                await turns.maybe_yield()
         living = {pool.uid for pool in self._pools}
-        self._books = {uid: book for uid, book in self._books.items() if uid in living}
+        self._member_indexes = {
+            uid: book for uid, book in self._member_indexes.items() if uid in living
+        }
         self._shown = (*families.all(), self._quarantined())
 
-    async def _count(self, pool: Pool, families: _Families, turns: Turns) -> None:
+    async def _count(self, pool: Pool, families: _Families, turns: CooperativeYield) -> None:
         resolution = self._cluster.resolution(pool)
         if resolution is None or pool.spec is None:
             return
@@ -355,12 +357,12 @@ class ClusterCollector(Collector):
         handler = resolution.runtime.handler if resolution.runtime else ""
         at = [pool.namespace, pool.name]
         of = [*at, pool.spec.runtime_class_name, handler]
-        for state in State:
+        for state in SandboxState:
             families.pods.add_metric([*of, state.value], states[state])
         families.target.add_metric(at, float(pool.status.get("target", 0)))
         families.waiting.add_metric(at, self._allocator.waiting(pool.uid))
         counts = former_runtime(pool).get("nodes", {})
-        for answer in Answer:
+        for answer in HandlerState:
             families.nodes.add_metric([*of, answer.value], float(counts.get(answer.value, 0)))
         families.lag.add_metric(at, self._lag(pool))
         for condition in pool.conditions:
@@ -388,8 +390,8 @@ class ClusterCollector(Collector):
                 return max(0.0, self._wall() - epoch(str(condition.get("lastTransitionTime"))))
         return 0.0
 
-    async def _states(self, pool: Pool, turns: Turns) -> dict[State, int]:
-        book, seen = self._books.setdefault(pool.uid, (MemberBook(), set()))
+    async def _states(self, pool: Pool, turns: CooperativeYield) -> dict[SandboxState, int]:
+        book, seen = self._member_indexes.setdefault(pool.uid, (MemberIndex(), set()))
         pods = self._cluster.pods.of_pool(*pool.identity)
         looked = iter({*pods, *seen})
         seen.clear()
@@ -397,18 +399,18 @@ class ClusterCollector(Collector):
         members = self._sort(pool, book, ())
         while some := list(islice(looked, PODS_A_LOOK)):
             members = self._sort(pool, book, some)
-            await turns.give()
-        return {state: members.count(state) for state in State}
+            await turns.maybe_yield()
+        return {state: members.count(state) for state in SandboxState}
 
-    def _sort(self, pool: Pool, book: MemberBook, uids: Iterable[str]) -> Members:
-        ground = self._cluster.grounds(pool.proof)
+    def _sort(self, pool: Pool, book: MemberIndex, uids: Iterable[str]) -> Members:
+        host_state = self._cluster.host_state_lookup(pool.proof)
         pods = self._cluster.pods.of_pool(*pool.identity)
 
-        def facts_of(uid: str) -> Facts | None:
+        def facts_of(uid: str) -> MemberFacts | None:
             pod = pods.get(uid)
-            held = self._allocator.is_held(uid)
-            return None if pod is None else (pod, ground(pod), None, False, held, None)
+            held = self._allocator.is_allocated(uid)
+            return None if pod is None else (pod, host_state(pod), None, False, held, None)
 
         for uid in uids:
-            book.stir(uid)
-        return book.sort(facts_of, ())
+            book.mark_dirty(uid)
+        return book.refresh(facts_of, ())

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sandboxpool.observability.exposition import Exposition
-from sandboxpool.observability.webauth import Answer, Reviewer
+from sandboxpool.observability.webauth import Decision, Reviewer
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -59,7 +59,7 @@ class ListenError(Exception):
     """An address cannot be listened on; the message names it and says why."""
 
 
-class Door:
+class HttpServer:
     """One listening port and its connections."""
 
     def __init__(self, handler: Handler, limits: Limits) -> None:
@@ -76,7 +76,7 @@ class Door:
         assert self._listening is not None
         return [listener.getsockname()[:2] for listener in self._listening.sockets]
 
-    async def listen(self, host: str | None, port: int) -> "Door":
+    async def listen(self, host: str | None, port: int) -> "HttpServer":
         """Begin to listen, on all addresses of all families when no host is given.
 
         Raises:
@@ -131,7 +131,9 @@ def _on_all_families(port: int) -> socket.socket:
 class _Connection(web.RequestHandler):
     """One connection, from its first byte to its last or until its time is over."""
 
-    def __init__(self, door: Door, manager: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, http_server: HttpServer, manager: web.Server, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             manager,
             loop=loop,
@@ -141,11 +143,11 @@ class _Connection(web.RequestHandler):
             max_headers=MAX_HEADERS,
             lingering_time=0.0,
         )
-        self._door = door
+        self._http_server = http_server
         self._end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        door, limits = self._door, self._door.limits
+        door, limits = self._http_server, self._http_server.limits
         if len(door.open) >= limits.connections:
             if not limits.drop_oldest:
                 _refuse(door, transport)
@@ -160,7 +162,7 @@ class _Connection(web.RequestHandler):
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._door.open.pop(self, None)
+        self._http_server.open.pop(self, None)
         if self._end is not None:
             self._end.cancel()
         super().connection_lost(exc)
@@ -184,12 +186,12 @@ class _Connection(web.RequestHandler):
             self.transport.abort()
 
 
-def _refuse(door: Door, transport: asyncio.BaseTransport) -> None:
+def _refuse(http_server: HttpServer, transport: asyncio.BaseTransport) -> None:
     assert isinstance(transport, asyncio.Transport)
-    if len(door.refused) >= door.limits.connections:
+    if len(http_server.refused) >= http_server.limits.connections:
         transport.abort()
         return
-    refusal = _Refusal(door)
+    refusal = _Refusal(http_server)
     transport.set_protocol(refusal)
     refusal.connection_made(transport)
 
@@ -199,19 +201,19 @@ class _Refusal(asyncio.Protocol):
 
     SECONDS = 1.0
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, http_server: HttpServer) -> None:
+        self._http_server = http_server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._door.refused.add(transport)
+        self._http_server.refused.add(transport)
         # If it were closed before the request is here, its sender would see a reset.
         self._end = asyncio.get_running_loop().call_later(self.SECONDS, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         del data
-        text = _BUSY % self._door.limits.connections
+        text = _BUSY % self._http_server.limits.connections
         self._transport.write(
             b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
             b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s"
@@ -222,7 +224,7 @@ class _Refusal(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         del exc
         self._end.cancel()
-        self._door.refused.discard(self._transport)
+        self._http_server.refused.discard(self._transport)
 
 
 def _only(pages: dict[str, Handler]) -> Handler:
@@ -247,7 +249,7 @@ def _plain(status: int, text: str) -> web.Response:
     return web.Response(status=status, text=f"{text}\n")
 
 
-async def serve_health(host: str | None, port: int, missing: Callable[[], list[str]]) -> Door:
+async def serve_health(host: str | None, port: int, missing: Callable[[], list[str]]) -> HttpServer:
     """Serve /healthz and /readyz; the caller closes the returned door.
 
     Args:
@@ -269,7 +271,7 @@ async def serve_health(host: str | None, port: int, missing: Callable[[], list[s
         return _plain(200, "ok")
 
     pages: dict[str, Handler] = {"/healthz": healthz, "/readyz": readyz}
-    return await Door(_only(pages), HEALTH_LIMITS).listen(host, port)
+    return await HttpServer(_only(pages), HEALTH_LIMITS).listen(host, port)
 
 
 async def serve_metrics(
@@ -278,7 +280,7 @@ async def serve_metrics(
     exposition: Exposition,
     reviewer: Reviewer | None = None,
     limits: Limits = METRICS_LIMITS,
-) -> Door:
+) -> HttpServer:
     """Serve /metrics; the caller closes the returned door.
 
     Args:
@@ -291,29 +293,29 @@ async def serve_metrics(
 
     async def metrics(request: web.BaseRequest) -> web.StreamResponse:
         if reviewer is not None:
-            answer = await reviewer.judge(request.headers.get("Authorization"))
-            if answer is not Answer.ALLOWED:
+            answer = await reviewer.authorize(request.headers.get("Authorization"))
+            if answer is not Decision.ALLOWED:
                 return _denial(answer)
         text = await exposition.text()
         if not text:
             return _plain(500, "the metrics cannot be computed; the operator's log says why")
         return await _send(request, text)
 
-    return await Door(_only({"/metrics": metrics}), limits).listen(host, port)
+    return await HttpServer(_only({"/metrics": metrics}), limits).listen(host, port)
 
 
 _DENIALS = {
-    Answer.UNKNOWN: "a bearer token is needed that the API server knows",
-    Answer.FORBIDDEN: 'the user needs the right to "get" the non-resource URL /metrics',
-    Answer.UNDECIDED: "the API server cannot be asked about the token; try again",
+    Decision.UNKNOWN: "a bearer token is needed that the API server knows",
+    Decision.FORBIDDEN: 'the user needs the right to "get" the non-resource URL /metrics',
+    Decision.UNDECIDED: "the API server cannot be asked about the token; try again",
 }
 
 
-def _denial(answer: Answer) -> web.Response:
+def _denial(answer: Decision) -> web.Response:
     response = _plain(answer.value, _DENIALS[answer])
-    if answer is Answer.UNKNOWN:
+    if answer is Decision.UNKNOWN:
         response.headers["WWW-Authenticate"] = "Bearer"
-    elif answer is Answer.UNDECIDED:
+    elif answer is Decision.UNDECIDED:
         response.headers["Retry-After"] = "1"
     return response
 

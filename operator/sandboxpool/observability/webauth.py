@@ -33,7 +33,7 @@ MAX_REVIEWS = 4
 REVIEW_SECONDS = 5.0
 
 
-class Answer(enum.Enum):
+class Decision(enum.Enum):
     """What becomes of a request."""
 
     ALLOWED = 200
@@ -101,22 +101,22 @@ def access_review(user: _User, path: str) -> dict[str, Any]:
     }
 
 
-class Answers:
+class DecisionCache:
     """The API server's answers of the last minute, by a hash of the token: it is kept nowhere."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._known: OrderedDict[bytes, tuple[float, Answer]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[float, Decision]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, token: str) -> Answer | None:
+    def get(self, token: str) -> Decision | None:
         """What was answered, if that still counts."""
         until, answer = self._known.get(_hash(token), (float("-inf"), None))
         return answer if self._clock() < until else None
 
-    def put(self, token: str, answer: Answer) -> None:
+    def put(self, token: str, answer: Decision) -> None:
         """Remember an answer; the oldest goes when there are too many."""
         key = _hash(token)
         self._known.pop(key, None)
@@ -144,16 +144,16 @@ class Reviewer:
     ) -> None:
         self._api = api
         self._path = path
-        self._answers = Answers(clock)
+        self._answers = DecisionCache(clock)
         self._clock = clock
         self._turn = asyncio.Semaphore(MAX_REVIEWS)
         self._silent_until = float("-inf")
 
-    async def judge(self, header: str | None) -> Answer:
+    async def authorize(self, header: str | None) -> Decision:
         """Judge a request by its Authorization header."""
         token = bearer(header)
         if token is None:
-            return Answer.UNKNOWN
+            return Decision.UNKNOWN
         known = self._answers.get(token)
         if known is not None:
             return known
@@ -169,20 +169,20 @@ class Reviewer:
                 # Whoever knocks writes no more lines than this. The token is no part of them.
                 self._silent_until = self._clock() + REMEMBERED_SECONDS
                 logger.warning("who asks for metrics cannot be found out: %r", error)
-            return Answer.UNDECIDED
+            return Decision.UNDECIDED
         return answer
 
-    async def _ask(self, token: str) -> Answer:
+    async def _ask(self, token: str) -> Decision:
         path = resource_path(AUTHENTICATION, "tokenreviews")
         answer = await self._api.create(path, token_review(token))
         who = _decoded(answer, _TokenReview).status
         # An authenticator that fails says so beside `authenticated: false`.
         if not who.authenticated or not who.user.username:
-            return Answer.UNKNOWN
+            return Decision.UNKNOWN
         path = resource_path(AUTHORIZATION, "subjectaccessreviews")
         answer = await self._api.create(path, access_review(who.user, self._path))
         may = _decoded(answer, _AccessReview).status
-        return Answer.ALLOWED if may.allowed and not may.denied else Answer.FORBIDDEN
+        return Decision.ALLOWED if may.allowed and not may.denied else Decision.FORBIDDEN
 
 
 def _decoded(body: bytes, type_: type[T]) -> T:

@@ -43,7 +43,7 @@ class Resolution:
     message: str
 
 
-def runtime_of(obj: RuntimeClass) -> Runtime:
+def runtime_from_class(obj: RuntimeClass) -> Runtime:
     """Take from a RuntimeClass what the verdict needs."""
     scheduling = obj.scheduling
     return Runtime(

@@ -16,7 +16,7 @@ MAX_SAMPLES = 500
 STAGES = ("scheduled", "sandbox", "started", "ready")
 
 
-def reached(pod: Pod) -> set[str]:
+def completed_stages(pod: Pod) -> set[str]:
     """The stages that a pod has behind it."""
     true = {c.type for c in pod.status.conditions if c.status == "True"}
     stages = set()
@@ -91,7 +91,7 @@ class StartupTracker:
         self._began: dict[str, float] = {}
         self._reached: dict[str, set[str]] = {}
 
-    def began(self, pod_uid: str, at: float) -> None:
+    def track(self, pod_uid: str, at: float) -> None:
         """The API server has said that it made this pod, asked at this time of the clock."""
         self._began[pod_uid] = at
         self._reached[pod_uid] = set()
@@ -102,7 +102,7 @@ class StartupTracker:
         began = self._began.get(uid)
         if began is None:
             return
-        seen, now_has = self._reached[uid], reached(pod)
+        seen, now_has = self._reached[uid], completed_stages(pod)
         for stage in STAGES:
             if stage in now_has and stage not in seen:
                 seen.add(stage)

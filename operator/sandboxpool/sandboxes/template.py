@@ -9,8 +9,8 @@ from typing import Any, Final
 from sandboxpool.api import names
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.cluster.pool import Pool
-from sandboxpool.runtimes.exclusion import by_hostname, by_label, require
-from sandboxpool.runtimes.placement import wants_user_namespace
+from sandboxpool.runtimes.exclusion import by_label, hostname_requirements, require_node_affinity
+from sandboxpool.runtimes.node_constraints import wants_user_namespace
 from sandboxpool.runtimes.probe import ProbeImage, sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
@@ -78,7 +78,7 @@ def build_pod(
         )
         spec["initContainers"] = [first, *(spec.get("initContainers") or [])]
     away = (
-        by_hostname(verdict.excluded)
+        hostname_requirements(verdict.excluded)
         if verdict.by_hostname
         else by_label(
             runtime.handler,
@@ -87,7 +87,7 @@ def build_pod(
             user_namespaces=wants_user_namespace(spec),
         )
     )
-    spec["affinity"] = require(spec.get("affinity"), [NOT_WINDOWS, *away])
+    spec["affinity"] = require_node_affinity(spec.get("affinity"), [NOT_WINDOWS, *away])
     labels = {
         **(metadata.get("labels") or {}),
         names.LABEL_POOL: pool.name,
@@ -100,9 +100,9 @@ def build_pod(
         names.ANNOTATION_HANDLER: runtime.handler,
         names.ANNOTATION_SAFE_TO_EVICT: "true",
     }
-    owner = owner_reference(names.POOL_KIND, pool.name, pool.uid)
+    owner = controller_reference(names.POOL_KIND, pool.name, pool.uid)
     if claim is not None:
-        given = handed_over(claim, labels=labels, annotations=annotations)
+        given = claim_metadata(claim, labels=labels, annotations=annotations)
         labels.update(given["labels"])
         annotations.update(given["annotations"])
         annotations[names.ANNOTATION_SOURCE] = "Cold"
@@ -121,7 +121,7 @@ def build_pod(
     }
 
 
-def handed_over(
+def claim_metadata(
     claim: ClaimRef,
     *,
     labels: Mapping[str, str] | None = None,
@@ -147,11 +147,11 @@ def handed_over(
             names.ANNOTATION_SAFE_TO_EVICT: "false",
             names.ANNOTATION_DO_NOT_DISRUPT: "true",
         },
-        "ownerReferences": [owner_reference(names.CLAIM_KIND, claim.name, claim.uid)],
+        "ownerReferences": [controller_reference(names.CLAIM_KIND, claim.name, claim.uid)],
     }
 
 
-def owner_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
+def controller_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
     """A controlling owner that does not hold up its own deletion."""
     return {
         "apiVersion": names.API_VERSION,

@@ -5,7 +5,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ObjectReference:
     """One object, as Kubernetes refers to it."""
 
     api_version: str

@@ -13,13 +13,13 @@ import msgspec
 from sandboxpool.app.operator import CLASSES_PATH, POOLS_PATH, Operator
 from sandboxpool.app.settings import Settings
 from sandboxpool.kube.errors import UNREADABLE, KubeError
-from sandboxpool.kube.lease import LeaseTimes
+from sandboxpool.kube.lease import LeaderElectionTimes
 from sandboxpool.observability.metrics import Metrics
 from sandboxpool.runtimes.probe import ProbeImage
 from support.simulation.network import Network, SimulatedClient
 
 # Seldom renewed, for the sake of the test's time.
-LEASE = LeaseTimes(duration=15, deadline=12, retry=5)
+LEASE = LeaderElectionTimes(lease_duration=15, renew_deadline=12, retry_period=5)
 PROBE_IMAGE = "registry.example/probe:1"
 KOPF_RETRY_SECONDS = 1.0
 NOWHERE = kopf.ConnectionInfo(server="http://simulated")
@@ -38,7 +38,7 @@ class SimulatedOperator(Operator):
     @property
     def leads(self) -> bool:
         """Whether it holds the lease."""
-        return self._elector.holds
+        return self._elector.is_leader
 
     @property
     def metrics(self) -> Metrics:
@@ -51,7 +51,7 @@ class SimulatedOperator(Operator):
 
     def permit(self) -> None:
         """Called right before each write, as the operator's own client does."""
-        self._elector.require()
+        self._elector.require_leadership()
 
     def on_date(self, date: float) -> None:
         """Called with the Date of an answer, as the operator's own client does."""

@@ -10,7 +10,7 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.api.times import epoch
-from sandboxpool.util.references import Reference
+from sandboxpool.util.references import ObjectReference
 from support.simulation.admission import CHANGE, CHECK, hangs
 from support.simulation.apiserver import Object
 from support.simulation.network import SimulatedClient
@@ -224,7 +224,7 @@ def test_claims_that_fail_do_not_keep_the_fleets_events_waiting() -> None:
             world.make_claim(f"claim-{i}", "never-made", bindTimeoutSeconds=1)
         world.run(10.0)
         (process,) = world.processes
-        node = Reference("v1", "Node", "", "node-0", "uid-node-0")
+        node = ObjectReference("v1", "Node", "", "node-0", "uid-node-0")
         world._do(process.operator.components.events.warning, node, "NodeQuarantined", "text")
         world.run(1.0)
         posted = [event.get("reason") for event in world.server.all("events")]

@@ -143,7 +143,7 @@ async def test_rights_that_only_a_setting_needs_are_asked_for_with_it(wanted: bo
     server = Server()
     server.denied = lambda asked: asked["resource"] == "nodes" and asked["verb"] == "patch"
     settings = Settings(namespace="ours", publish_on_nodes=wanted)
-    fault = await preflight.find_fault(server, settings)  # type: ignore[arg-type]
+    fault = await preflight.find_problem(server, settings)  # type: ignore[arg-type]
     assert (fault is not None) is wanted
 
 
@@ -174,7 +174,7 @@ async def test_silence_and_an_authorizer_that_fails_are_waited_for(
     server = Server()
     server.denied, server.evaluation_error = (lambda asked: True), "webhook: timeout"
     with pytest.raises(KubeError, match="webhook: timeout"):
-        await preflight.find_fault(server, SETTINGS)  # type: ignore[arg-type]
+        await preflight.find_problem(server, SETTINGS)  # type: ignore[arg-type]
     good = server.answers["/version"]
     answers = [ApiError(500, "InternalError", "etcd")] * 5
     server = Server()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sandboxpool.app import handlers
 from sandboxpool.app.logs import JsonFormatter
 from sandboxpool.app.settings import Settings, SettingsError, load
-from sandboxpool.kube.lease import LeaseTimes
+from sandboxpool.kube.lease import LeaderElectionTimes
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions
 
 
@@ -102,7 +102,7 @@ def test_variables() -> None:
             "SANDBOXPOOL_LEASE": "30/20/5",
         }
     )
-    assert found.lease == LeaseTimes(duration=30, deadline=20, retry=5)
+    assert found.lease == LeaderElectionTimes(lease_duration=30, renew_deadline=20, retry_period=5)
     assert (found.host, found.port) == ("127.0.0.1", 9000)
     assert (found.health_host, found.health_port) == ("::1", 9001)
     assert found.metrics_auth

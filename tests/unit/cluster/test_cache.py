@@ -12,12 +12,12 @@ from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, N
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.cluster.cache import Cluster
+from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.events import MAX_SANDBOX_EVENTS, SandboxEvents
 from sandboxpool.cluster.nodes import MAX_UNREAD_PLACEMENTS, VIEW_REVIEW_CHANGES, NodeIndex, Reader
-from sandboxpool.runtimes.evidence import EvidenceBook, Isolation
-from sandboxpool.runtimes.nodes import facts_of
-from sandboxpool.runtimes.placement import Placement, placement_of
+from sandboxpool.runtimes.evidence import EvidenceStore, Isolation
+from sandboxpool.runtimes.node_constraints import NodeConstraints, node_constraints_of
+from sandboxpool.runtimes.nodes import node_facts
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.quarantine import Quarantines
 from sandboxpool.runtimes.verdict import Verdict
@@ -37,7 +37,7 @@ from support.builders import (
 NAMES = ["a", "b", "c"]
 HANDLERS = ["runsc", "kata"]
 PLACEMENTS = [
-    placement_of(spec, runtime())
+    node_constraints_of(spec, runtime())
     for spec in (
         {},
         {"nodeSelector": {"zone": "a"}},
@@ -60,20 +60,20 @@ class Fleet:
 
     def __init__(self) -> None:
         self.quarantines = Quarantines(lambda: 0.5)
-        self.evidence = EvidenceBook()
-        self.index = NodeIndex(self.quarantines, self.evidence)
+        self.isolation_message = EvidenceStore()
+        self.index = NodeIndex(self.quarantines, self.isolation_message)
         self.nodes: dict[str, Node] = {}
         self.now = NOW
         # What each view was at the last look at it, by whom it is read.
-        self.read: dict[Reader, tuple[tuple[str, Placement, bool], Verdict]] = {}
+        self.read: dict[Reader, tuple[tuple[str, NodeConstraints, bool], Verdict]] = {}
 
     def put(self, new: Node) -> None:
         self.now += 10
         name = new.metadata.name
         if self.index.put(self.nodes.get(name), new):
-            self.evidence.observe_node(name, facts_of(new), NOW)
-            if self.quarantines.observe_node(name, facts_of(new)):
-                self.index.reconsider(name)
+            self.isolation_message.observe_node(name, node_facts(new), NOW)
+            if self.quarantines.observe_node(name, node_facts(new)):
+                self.index.reevaluate(name)
         self.nodes[name] = new
 
     def remove(self, name: str) -> None:
@@ -81,45 +81,47 @@ class Fleet:
         if old is not None:
             self.index.put(old, None)
             self.quarantines.observe_node(name, None)
-            self.evidence.observe_node(name, None, NOW)
+            self.isolation_message.observe_node(name, None, NOW)
 
     def strike(self, name: str, handler: str) -> None:
         self.now += 10
         known = self.index.get(name)
         if known is not None:
-            self.quarantines.fail(known, handler, Reason.SHIM_MISSING, "no shim", now=self.now)
-            self.index.reconsider(name)
+            self.quarantines.record_failure(
+                known, handler, Reason.SHIM_MISSING, "no shim", now=self.now
+            )
+            self.index.reevaluate(name)
 
     def succeed(self, name: str, handler: str) -> None:
         self.now += 10
         known = self.index.get(name)
         if known is not None:
-            self.quarantines.work(known, handler, now=self.now)
-            self.index.reconsider(name)
+            self.quarantines.record_success(known, handler, now=self.now)
+            self.index.reevaluate(name)
 
     def learn(self, name: str, handler: str, isolation: Isolation) -> None:
         known = self.index.get(name)
         if known is not None:
-            self.evidence.put(name, handler, evidence(isolation, known))
-            self.index.reconsider(name)
+            self.isolation_message.put(name, handler, evidence(isolation, known))
+            self.index.reevaluate(name)
 
     def silence(self, name: str, handler: str) -> None:
         self.learn(name, handler, Isolation.UNAVAILABLE)
-        self.evidence.age(NOW + 10_000)
-        self.index.reconsider(name)
+        self.isolation_message.expire(NOW + 10_000)
+        self.index.reevaluate(name)
 
     def forget(self, name: str, handler: str) -> None:
-        self.evidence.forget(name, handler, NOW)
-        self.index.reconsider(name)
+        self.isolation_message.forget(name, handler, NOW)
+        self.index.reevaluate(name)
 
-    def truth(self, view: tuple[str, Placement, bool]) -> Verdict:
-        fresh = NodeIndex(self.quarantines, self.evidence)
+    def truth(self, view: tuple[str, NodeConstraints, bool]) -> Verdict:
+        fresh = NodeIndex(self.quarantines, self.isolation_message)
         for known in self.nodes.values():
             fresh.put(None, known)
         handler, placement, wanted = view
         return fresh.verdict(handler, placement, proof_wanted=wanted)
 
-    def check(self, view: tuple[str, Placement, bool]) -> None:
+    def check(self, view: tuple[str, NodeConstraints, bool]) -> None:
         handler, placement, wanted = view
         reader: Reader = ("pool", f"{VIEWS.index(view)}")
         told = self.index.verdict(handler, placement, proof_wanted=wanted, reader=reader)
@@ -128,7 +130,7 @@ class Fleet:
 
     def check_told(self) -> None:
         """Whoever has read what is no longer so is told, and reads it again."""
-        told = self.index.take_changed()
+        told = self.index.drain_changed()
         for reader, (view, verdict) in list(self.read.items()):
             if reader in told:
                 self.check(view)
@@ -199,23 +201,25 @@ def test_what_says_nothing_new_leaves_the_verdict_as_it_is() -> None:
     """Not only an equal one: it was not summed up again."""
     fleet = Fleet()
     fleet.put(node("a"))
-    verdict = fleet.index.verdict("runsc", Placement(), proof_wanted=True)
+    verdict = fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=True)
     fleet.put(node("a", version=2))
     fleet.learn("a", "runsc", Isolation.PROVEN)
     fleet.strike("a", "kata")
-    assert not fleet.index.reconsider("a")
-    assert not fleet.index.reconsider("unknown")
-    assert fleet.index.verdict("runsc", Placement(), proof_wanted=True) is verdict
-    fleet.evidence.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
-    assert fleet.index.reconsider("a")
-    assert fleet.index.verdict("runsc", Placement(), proof_wanted=True).not_isolating == ("a",)
+    assert not fleet.index.reevaluate("a")
+    assert not fleet.index.reevaluate("unknown")
+    assert fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=True) is verdict
+    fleet.isolation_message.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
+    assert fleet.index.reevaluate("a")
+    assert fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=True).not_isolating == (
+        "a",
+    )
 
 
 def test_who_wants_no_proof_is_not_told_of_any() -> None:
     fleet = Fleet()
     fleet.put(node("a"))
     fleet.learn("a", "runsc", Isolation.NOT_PROVEN)
-    assert fleet.index.verdict("runsc", Placement(), proof_wanted=False).serving == ("a",)
+    assert fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=False).serving == ("a",)
 
 
 def test_a_machine_under_an_old_name_starts_clean() -> None:
@@ -223,10 +227,10 @@ def test_a_machine_under_an_old_name_starts_clean() -> None:
     fleet.put(node("a"))
     fleet.strike("a", "runsc")
     fleet.learn("a", "runsc", Isolation.NOT_PROVEN)
-    told = fleet.index.verdict("runsc", Placement(), proof_wanted=True)
+    told = fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=True)
     assert told.quarantined == ("a",)
     fleet.put(node("a", uid="another", version=2))
-    told = fleet.index.verdict("runsc", Placement(), proof_wanted=True)
+    told = fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=True)
     assert told.serving == ("a",)
 
 
@@ -234,12 +238,12 @@ def test_views_that_nobody_reads_are_dropped() -> None:
     """Each belongs to a placement, and placements go with their pools."""
     fleet = Fleet()
     fleet.put(node("a", ready=False))
-    left = placement_of({"nodeSelector": {"zone": "gone"}}, runtime())
+    left = node_constraints_of({"nodeSelector": {"zone": "gone"}}, runtime())
     fleet.index.verdict("runsc", left, proof_wanted=False)
     for i in range(2 * VIEW_REVIEW_CHANGES):
-        fleet.index.verdict("runsc", Placement(), proof_wanted=False)
+        fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=False)
         fleet.put(node("a", ready=bool(i % 2), version=i + 2))
-    assert set(fleet.index._views) == {("runsc", Placement(), False)}
+    assert set(fleet.index._views) == {("runsc", NodeConstraints(), False)}
     told = fleet.index.verdict("runsc", left, proof_wanted=False)
     assert told == fleet.truth(("runsc", left, False))
 
@@ -249,14 +253,14 @@ def test_tolerations_of_what_no_node_has_cost_nothing() -> None:
     fleet = Fleet()
     fleet.put(node("a"))
     teams = [
-        placement_of({"tolerations": [{"key": "team", "value": f"{i}"}]}, runtime())
+        node_constraints_of({"tolerations": [{"key": "team", "value": f"{i}"}]}, runtime())
         for i in range(100)
     ]
     for i, team in enumerate(teams):
         fleet.index.verdict("runsc", team, proof_wanted=False, reader=("pool", f"{i}"))
     assert len(fleet.index._views) == 1
     fleet.put(node("b", taints=[Taint("team", "NoSchedule", "7")]))
-    assert fleet.index.take_changed() == [("pool", "7")]
+    assert fleet.index.drain_changed() == [("pool", "7")]
     told = fleet.index.verdict("runsc", teams[7], proof_wanted=False, reader=("pool", "7"))
     assert told.serving == ("a", "b")
     assert len(fleet.index._views) == 2
@@ -265,16 +269,16 @@ def test_tolerations_of_what_no_node_has_cost_nothing() -> None:
 def test_placements_that_nobody_has_are_forgotten() -> None:
     fleet = Fleet()
     for i in range(MAX_UNREAD_PLACEMENTS + 10):
-        left = placement_of({"tolerations": [{"key": "team", "value": f"{i}"}]}, runtime())
+        left = node_constraints_of({"tolerations": [{"key": "team", "value": f"{i}"}]}, runtime())
         fleet.index.verdict("runsc", left, proof_wanted=False, reader=("pool", "one"))
     for i in range(VIEW_REVIEW_CHANGES):
         fleet.put(node("a", ready=bool(i % 2), version=i + 2))
-    assert set(fleet.index._needed) == {left}
+    assert set(fleet.index._normalized) == {left}
     fleet.put(node("b", taints=[Taint("team", "NoSchedule", "0")]))
-    fleet.index.take_changed()
+    fleet.index.drain_changed()
     last = f"{MAX_UNREAD_PLACEMENTS + 9}"
     fleet.put(node("c", taints=[Taint("team", "NoSchedule", last)]))
-    assert fleet.index.take_changed() == [("pool", "one")]
+    assert fleet.index.drain_changed() == [("pool", "one")]
 
 
 # --- The ground of a pod -------------------------------------------------------------------------
@@ -283,8 +287,8 @@ NODES_BOOT_ID = facts().boot_id
 
 
 @pytest.fixture
-def cluster() -> Cluster:
-    cluster = Cluster()
+def cluster() -> ClusterCache:
+    cluster = ClusterCache()
     cluster.nodes.put(None, node())
     return cluster
 
@@ -306,7 +310,7 @@ def cluster() -> Cluster:
     ],
 )
 def test_a_pod_has_the_evidence_that_its_pool_wants(
-    cluster: Cluster,
+    cluster: ClusterCache,
     proof: str,
     of_node: Isolation | None,
     read: str | None,
@@ -316,24 +320,24 @@ def test_a_pod_has_the_evidence_that_its_pool_wants(
         cluster.evidence.put("node-1", "runsc", evidence(of_node))
     cluster.evidence.put("node-1", CONTROL, evidence(Isolation.NOT_PROVEN))
     told = [probed(read)] if read is not None else []
-    ground = cluster.ground(pod(initContainerStatuses=told), IsolationProof(proof))
-    assert ground.isolation is isolation
-    assert ground.proof_wanted == (proof != "None")
-    assert bool(ground.evidence) == (isolation is not None)
+    host_state = cluster.host_state(pod(initContainerStatuses=told), IsolationProof(proof))
+    assert host_state.isolation is isolation
+    assert host_state.proof_wanted == (proof != "None")
+    assert bool(host_state.isolation_message) == (isolation is not None)
 
 
-def test_evidence_of_another_handler_or_of_former_software_is_none(cluster: Cluster) -> None:
+def test_evidence_of_another_handler_or_of_former_software_is_none(cluster: ClusterCache) -> None:
     cluster.evidence.put("node-1", "kata", evidence())
-    assert cluster.ground(pod(), IsolationProof.PER_NODE).isolation is None
+    assert cluster.host_state(pod(), IsolationProof.PER_NODE).isolation is None
     cluster.evidence.put("node-1", "runsc", evidence())
-    assert cluster.ground(pod(), IsolationProof.PER_NODE).proven
+    assert cluster.host_state(pod(), IsolationProof.PER_NODE).isolation_proven
     cluster.nodes.put(node(), node(container_runtime="containerd://2.2.0", version=2))
-    assert cluster.ground(pod(), IsolationProof.PER_NODE).isolation is None
+    assert cluster.host_state(pod(), IsolationProof.PER_NODE).isolation is None
 
 
 @pytest.mark.parametrize("proof", list(IsolationProof))
 def test_pods_of_one_moment_stand_where_each_would_alone(
-    cluster: Cluster, proof: IsolationProof
+    cluster: ClusterCache, proof: IsolationProof
 ) -> None:
     pods = [
         pod("a"),
@@ -342,34 +346,40 @@ def test_pods_of_one_moment_stand_where_each_would_alone(
         pod("d", node=""),
         pod("e", node="unseen"),
     ]
-    ground = cluster.grounds(proof)
-    assert [ground(it) for it in pods] == [cluster.ground(it, proof) for it in pods]
+    host_state = cluster.host_state_lookup(proof)
+    assert [host_state(it) for it in pods] == [cluster.host_state(it, proof) for it in pods]
 
 
-def test_pods_stand_otherwise_once_their_node_does(cluster: Cluster) -> None:
-    before = cluster.grounds(IsolationProof.NONE)(pod())
-    assert cluster.grounds(IsolationProof.NONE)(pod()) is before
+def test_pods_stand_otherwise_once_their_node_does(cluster: ClusterCache) -> None:
+    before = cluster.host_state_lookup(IsolationProof.NONE)(pod())
+    assert cluster.host_state_lookup(IsolationProof.NONE)(pod()) is before
     cluster.nodes.put(node(), node(version=2, unschedulable=True))
-    after = cluster.grounds(IsolationProof.NONE)(pod())
-    assert (before.firm, after.firm) == (True, False)
+    after = cluster.host_state_lookup(IsolationProof.NONE)(pod())
+    assert (before.allocatable, after.allocatable) == (True, False)
 
 
-def test_a_pod_without_a_node_stands_on_nothing(cluster: Cluster) -> None:
+def test_a_pod_without_a_node_stands_on_nothing(cluster: ClusterCache) -> None:
     for it in (pod(node=""), pod(node="unseen", initContainerStatuses=[probed()])):
-        ground = cluster.ground(it, IsolationProof.PER_SANDBOX)
-        assert (ground.node, ground.firm, ground.isolation) == (None, False, None)
+        host_state = cluster.host_state(it, IsolationProof.PER_SANDBOX)
+        assert (host_state.node, host_state.allocatable, host_state.isolation) == (
+            None,
+            False,
+            None,
+        )
 
 
-def test_a_pod_is_quarantined_by_the_handler_that_it_was_made_with(cluster: Cluster) -> None:
+def test_a_pod_is_quarantined_by_the_handler_that_it_was_made_with(cluster: ClusterCache) -> None:
     known = cluster.nodes.get("node-1")
     assert known is not None
-    assert cluster.quarantines.fail(known, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW)
-    assert cluster.ground(pod(), IsolationProof.NONE).quarantined
-    assert not cluster.ground(pod(handler="kata"), IsolationProof.NONE).quarantined
+    assert cluster.quarantines.record_failure(
+        known, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW
+    )
+    assert cluster.host_state(pod(), IsolationProof.NONE).quarantined
+    assert not cluster.host_state(pod(handler="kata"), IsolationProof.NONE).quarantined
 
 
 def test_a_pool_is_judged_by_its_class_its_template_and_the_proof_it_wants(
-    cluster: Cluster,
+    cluster: ClusterCache,
 ) -> None:
     cluster.evidence.put("node-1", "runsc", evidence(Isolation.NOT_PROVEN))
     told = {
@@ -393,15 +403,15 @@ def test_a_pool_is_judged_by_its_class_its_template_and_the_proof_it_wants(
     ],
 )
 def test_without_its_positive_control_a_node_proves_nothing(
-    cluster: Cluster, control: Isolation | None, isolation: Isolation | None, why: str
+    cluster: ClusterCache, control: Isolation | None, isolation: Isolation | None, why: str
 ) -> None:
     if control is not None:
         cluster.evidence.put("node-1", CONTROL, evidence(control))
-    ground = cluster.ground(
+    host_state = cluster.host_state(
         pod(initContainerStatuses=[probed(OWN_BOOT_ID)]), IsolationProof.PER_SANDBOX
     )
-    assert ground.isolation is isolation
-    assert why in ground.evidence
+    assert host_state.isolation is isolation
+    assert why in host_state.isolation_message
 
 
 # --- Nodes that give no proof --------------------------------------------------------------------
@@ -411,9 +421,9 @@ def test_a_silent_node_is_kept_out_only_while_another_that_the_pods_may_use_is_p
     fleet = Fleet()
     for name, zone in (("a", "x"), ("b", "x"), ("c", "y")):
         fleet.put(node(name, labels={"zone": zone, names.HOSTNAME_LABEL: name}))
-    in_x, in_y = (Placement(selector=frozenset({("zone", zone)})) for zone in "xy")
+    in_x, in_y = (NodeConstraints(selector=frozenset({("zone", zone)})) for zone in "xy")
 
-    def verdict(placement: Placement, wanted: bool = True) -> Verdict:
+    def verdict(placement: NodeConstraints, wanted: bool = True) -> Verdict:
         return fleet.index.verdict("runsc", placement, proof_wanted=wanted)
 
     for placement in (in_x, in_y):
@@ -426,7 +436,7 @@ def test_a_silent_node_is_kept_out_only_while_another_that_the_pods_may_use_is_p
     assert verdict(in_x).eligible == 2
     assert verdict(in_x, wanted=False).serving == ("a", "b")
     assert verdict(in_y).serving == ("c",), "no better one is in its zone"
-    assert verdict(Placement()).unproven == ("a", "c")
+    assert verdict(NodeConstraints()).unproven == ("a", "c")
     # The proven one takes no more pods.
     fleet.put(node("b", labels={"zone": "x"}, unschedulable=True, version=2))
     assert (verdict(in_x).serving, verdict(in_x).unproven) == (("a",), ())
@@ -438,7 +448,7 @@ def test_a_silent_node_is_kept_out_only_while_another_that_the_pods_may_use_is_p
 
 
 def test_sandboxes_of_one_node_may_stand_differently_after_its_software_has_changed(
-    cluster: Cluster,
+    cluster: ClusterCache,
 ) -> None:
     known = cluster.nodes.get("node-1")
     assert known is not None
@@ -446,7 +456,7 @@ def test_sandboxes_of_one_node_may_stand_differently_after_its_software_has_chan
     cluster.evidence.put("node-1", CONTROL, evidence(Isolation.NOT_PROVEN))
     new = node(version=2, container_runtime="containerd://2.2.0")
     cluster.nodes.put(node(), new)
-    cluster.evidence.observe_node("node-1", facts_of(new), NOW + 60)
+    cluster.evidence.observe_node("node-1", node_facts(new), NOW + 60)
 
     def ran(name: str, at: float) -> Pod:
         running = {"running": {"startedAt": timestamp(at)}}
@@ -456,8 +466,8 @@ def test_sandboxes_of_one_node_may_stand_differently_after_its_software_has_chan
 
     old, young = ran("old", NOW - 10), ran("young", NOW + 10)
     for proof in (IsolationProof.PER_NODE, IsolationProof.PER_SANDBOX):
-        ground = cluster.grounds(proof)
-        assert [ground(it).proven for it in (old, young)] == [True, False]
+        host_state = cluster.host_state_lookup(proof)
+        assert [host_state(it).isolation_proven for it in (old, young)] == [True, False]
 
 
 # --- What kubelets say ---------------------------------------------------------------------------
@@ -560,7 +570,7 @@ def of_another_namespace(**given: Any) -> Pod:
 
 @pytest.mark.parametrize("given", [{}, {"claim": "c"}], ids=["of a pool", "of a claim"])
 def test_an_owner_in_another_namespace_owns_nothing(given: dict[str, str]) -> None:
-    pods = Cluster().pods
+    pods = ClusterCache().pods
     pods.put(None, of_another_namespace(**given))
     assert not pods.of_pool("default", "pool-uid")
     assert len(pods.of_pool("default", "pool-uid")) == 0
@@ -580,7 +590,7 @@ def test_labels_own_nothing(owners: list[dict[str, Any]]) -> None:
     body = pod_body("forged", claim="c")
     body["metadata"]["ownerReferences"] = [{**owner, "controller": True} for owner in owners]
     forged = msgspec.convert(body, Pod)
-    pods = Cluster().pods
+    pods = ClusterCache().pods
     pods.put(None, forged)
     assert not pods.of_claim("default", "c-uid")
     assert not pods.of_pool("default", "pool-uid")
@@ -590,7 +600,9 @@ def test_labels_own_nothing(owners: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     "amiss", [{"class_name": "runc"}, {"runtime_uid": "other"}, {"handler": "kata"}]
 )
-def test_a_pod_whose_words_disagree_is_of_no_class(cluster: Cluster, amiss: dict[str, str]) -> None:
+def test_a_pod_whose_words_disagree_is_of_no_class(
+    cluster: ClusterCache, amiss: dict[str, str]
+) -> None:
     cluster.classes["gvisor"] = runtime()
     assert cluster.runtime_of(pod()) is cluster.classes["gvisor"]
     assert cluster.runtime_of(pod(**amiss)) is None

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from sandboxpool.claims.api_reader import ApiReader
 from sandboxpool.claims.claim import Claim
-from sandboxpool.claims.live import LiveReads
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.cluster.pool import Pool
 from support.invariants import overtaken, waits
@@ -69,7 +69,7 @@ def test_a_claim_that_fails_for_want_of_a_sandbox_that_is_there_is_missed(
         return True
 
     if not looks:
-        monkeypatch.setattr(LiveReads, "shows_nothing_warm", none)
+        monkeypatch.setattr(ApiReader, "confirms_no_warm", none)
     with World() as world:
         world.make_pool(replicas=1)
         world.run(60.0)

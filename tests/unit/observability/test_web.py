@@ -17,16 +17,16 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from sandboxpool.allocation.allocator import Allocator
-from sandboxpool.allocation.offers import Offers
-from sandboxpool.cluster.cache import Cluster
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
+from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.observability import metrics as metrics_module
 from sandboxpool.observability import web, webauth
 from sandboxpool.observability.exposition import FRESH_SECONDS, Exposition
 from sandboxpool.observability.metrics import ClusterCollector, Metrics
-from sandboxpool.observability.webauth import Answer, Answers, Reviewer, bearer
-from sandboxpool.util.turns import SLICE_SECONDS
+from sandboxpool.observability.webauth import Decision, DecisionCache, Reviewer, bearer
+from sandboxpool.util.cooperative import SLICE_SECONDS
 from support.builders import node, pod, pool_body, runtime
 
 LOCAL = "127.0.0.1"
@@ -37,7 +37,7 @@ class World:
     """A registry of many pools, with a count of what is computed."""
 
     def __init__(self, pools: int, pods: int, *, tick: float | None = None) -> None:
-        self.cluster, self.metrics = Cluster(), Metrics()
+        self.cluster, self.metrics = ClusterCache(), Metrics()
         self.cluster.classes["gvisor"] = runtime()
         for i in range(20):
             self.cluster.nodes.put(None, node(f"n{i}"))
@@ -47,17 +47,17 @@ class World:
             for j in range(pods):
                 self.cluster.pods.put(None, pod(f"p{i}-{j}", pool_uid=f"u{i}", node=f"n{j % 20}"))
         allocator = Allocator()
-        offers = Offers(
+        candidate_tracker = CandidateTracker(
             self.cluster,
             self.pools,
             allocator,
-            is_leaving=lambda a, b: False,
-            on_granted=lambda claim: None,
+            is_deleting=lambda a, b: False,
+            on_allocated=lambda claim: None,
         )
         self.now = 0.0
         self.tick = tick
         self.collector = ClusterCollector(
-            self.cluster, self.pools, allocator, offers, time.time, self.clock
+            self.cluster, self.pools, allocator, candidate_tracker, time.time, self.clock
         )
         self.metrics.registry.register(self.collector)
         self.began: list[float] = []
@@ -85,7 +85,7 @@ class World:
 
 
 @asynccontextmanager
-async def closing(opening: Awaitable[web.Door]) -> AsyncIterator[str]:
+async def closing(opening: Awaitable[web.HttpServer]) -> AsyncIterator[str]:
     """Open a door on the loopback address; give its URL."""
     door = await opening
     host, port = door.addresses[0]
@@ -193,7 +193,7 @@ async def test_one_large_pool_gives_the_loop_its_turn_too(
         known += 1
         return False
 
-    monkeypatch.setattr(world.collector._allocator, "is_held", looked)
+    monkeypatch.setattr(world.collector._allocator, "is_allocated", looked)
 
     async def other_work() -> None:
         nonlocal known
@@ -495,23 +495,23 @@ class Api:
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        (None, Answer.UNKNOWN),
-        ("", Answer.UNKNOWN),
-        ("Bearer", Answer.UNKNOWN),
-        ("Bearer ", Answer.UNKNOWN),
-        ("Basic good", Answer.UNKNOWN),
-        ("Bearer bad", Answer.UNKNOWN),
-        ("Bearer other", Answer.FORBIDDEN),
-        ("Bearer good", Answer.ALLOWED),
-        ("bearer   good ", Answer.ALLOWED),
+        (None, Decision.UNKNOWN),
+        ("", Decision.UNKNOWN),
+        ("Bearer", Decision.UNKNOWN),
+        ("Bearer ", Decision.UNKNOWN),
+        ("Basic good", Decision.UNKNOWN),
+        ("Bearer bad", Decision.UNKNOWN),
+        ("Bearer other", Decision.FORBIDDEN),
+        ("Bearer good", Decision.ALLOWED),
+        ("bearer   good ", Decision.ALLOWED),
     ],
 )
 async def test_a_token_is_known_and_allowed_or_refused(
-    header: str | None, expected: Answer
+    header: str | None, expected: Decision
 ) -> None:
     api = Api()
-    assert await Reviewer(api).judge(header) is expected
-    if expected is Answer.ALLOWED:
+    assert await Reviewer(api).authorize(header) is expected
+    if expected is Decision.ALLOWED:
         assert api.asked[1]["spec"] == {
             "user": "prometheus",
             "uid": "1",
@@ -536,7 +536,7 @@ async def test_a_token_is_known_and_allowed_or_refused(
 async def test_half_an_answer_is_none(status: dict[str, Any]) -> None:
     api = Api()
     api.answer = json.dumps({"status": status}).encode()
-    assert await Reviewer(api).judge("Bearer good") is Answer.UNKNOWN
+    assert await Reviewer(api).authorize("Bearer good") is Decision.UNKNOWN
 
 
 async def test_a_denial_outweighs_an_allowance() -> None:
@@ -544,7 +544,7 @@ async def test_a_denial_outweighs_an_allowance() -> None:
     reviewer = Reviewer(api)
     allowed_too = {"authenticated": True, "user": READER, "allowed": True, "denied": True}
     api.answer = json.dumps({"status": allowed_too}).encode()
-    assert await reviewer.judge("Bearer good") is Answer.FORBIDDEN
+    assert await reviewer.authorize("Bearer good") is Decision.FORBIDDEN
 
 
 async def test_answers_count_for_a_minute_whatever_they_are() -> None:
@@ -552,14 +552,14 @@ async def test_answers_count_for_a_minute_whatever_they_are() -> None:
     reviewer = Reviewer(api, clock=lambda: now[0])
     for header, requests in (("Bearer good", 2), ("Bearer other", 2), ("Bearer bad", 1)):
         api.asked.clear()
-        first = await reviewer.judge(header)
-        assert await reviewer.judge(header) is first
+        first = await reviewer.authorize(header)
+        assert await reviewer.authorize(header) is first
         assert len(api.asked) == requests
     api.allowed.clear()
     now[0] = webauth.REMEMBERED_SECONDS - 1
-    assert await reviewer.judge("Bearer good") is Answer.ALLOWED
+    assert await reviewer.authorize("Bearer good") is Decision.ALLOWED
     now[0] = webauth.REMEMBERED_SECONDS
-    assert await reviewer.judge("Bearer good") is Answer.FORBIDDEN
+    assert await reviewer.authorize("Bearer good") is Decision.FORBIDDEN
 
 
 @pytest.mark.parametrize(
@@ -571,13 +571,13 @@ async def test_where_the_api_server_cannot_be_asked_nobody_is_judged(
     api = Api()
     reviewer = Reviewer(api)
     api.error = error
-    assert await reviewer.judge("Bearer good") is Answer.UNDECIDED
+    assert await reviewer.authorize("Bearer good") is Decision.UNDECIDED
     assert "good" not in caplog.text
     api.error, api.answer = None, b"<html>"
-    assert await reviewer.judge("Bearer good") is Answer.UNDECIDED
+    assert await reviewer.authorize("Bearer good") is Decision.UNDECIDED
     assert len(caplog.records) == 1, "one line a minute"
     api.answer = None
-    assert await reviewer.judge("Bearer good") is Answer.ALLOWED, "it is not remembered"
+    assert await reviewer.authorize("Bearer good") is Decision.ALLOWED, "it is not remembered"
 
 
 @pytest.mark.looptime
@@ -586,7 +586,7 @@ async def test_an_api_server_that_says_nothing_is_not_waited_for() -> None:
     api.hold.clear()
     loop = asyncio.get_running_loop()
     began = loop.time()
-    assert await Reviewer(api).judge("Bearer good") is Answer.UNDECIDED
+    assert await Reviewer(api).authorize("Bearer good") is Decision.UNDECIDED
     assert loop.time() - began == pytest.approx(webauth.REVIEW_SECONDS)
 
 
@@ -595,18 +595,18 @@ async def test_made_up_tokens_make_few_requests_at_a_time_and_take_little_memory
     api.hold.clear()
     reviewer = Reviewer(api)
     count = 2 * webauth.MAX_REMEMBERED
-    judged = [asyncio.create_task(reviewer.judge(f"Bearer {i}")) for i in range(count)]
-    same = [asyncio.create_task(reviewer.judge("Bearer 0")) for _ in range(10)]
+    judged = [asyncio.create_task(reviewer.authorize(f"Bearer {i}")) for i in range(count)]
+    same = [asyncio.create_task(reviewer.authorize("Bearer 0")) for _ in range(10)]
     await asyncio.sleep(0.01)
     api.hold.set()
-    assert set(await asyncio.gather(*judged, *same)) == {Answer.UNKNOWN}
+    assert set(await asyncio.gather(*judged, *same)) == {Decision.UNKNOWN}
     assert api.most == webauth.MAX_REVIEWS
     assert len(reviewer._answers) == webauth.MAX_REMEMBERED
 
 
 def test_no_token_is_kept() -> None:
-    answers = Answers(lambda: 0.0)
-    answers.put("secret", Answer.ALLOWED)
+    answers = DecisionCache(lambda: 0.0)
+    answers.put("secret", Decision.ALLOWED)
     assert list(answers._known) == [hashlib.sha256(b"secret").digest()]
 
 

@@ -611,7 +611,7 @@ def test_what_no_row_knows_stays_unknown(sample: Sample) -> None:
 
 BROKEN = Cause(Reason.OK, "", blames_runtime=True, proves_broken=True)
 FAILING = Cause(Reason.OK, "", blames_runtime=True)
-PASSING = Cause(Reason.OK, "", heals=True)
+PASSING = Cause(Reason.OK, "", self_healing=True)
 ELSEWHERE = Cause(Reason.OK, "")
 
 # What each row says of the node.
@@ -666,7 +666,7 @@ MEANT: dict[str, tuple[Reason, Cause]] = {
 
 
 def flags(cause: Cause) -> tuple[bool, bool, bool]:
-    return cause.blames_runtime, cause.proves_broken, cause.heals
+    return cause.blames_runtime, cause.proves_broken, cause.self_healing
 
 
 def test_each_row_means_what_it_should() -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from sandboxpool.api import names
 from sandboxpool.cluster.pool import revision_of
-from sandboxpool.runtimes.exclusion import by_hostname, require
-from sandboxpool.runtimes.placement import allows, placement_of
+from sandboxpool.runtimes.exclusion import hostname_requirements, require_node_affinity
+from sandboxpool.runtimes.node_constraints import is_feasible, node_constraints_of
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.verdict import Verdict
-from sandboxpool.sandboxes.template import ClaimRef, build_pod, handed_over, pod_name
+from sandboxpool.sandboxes.template import ClaimRef, build_pod, claim_metadata, pod_name
 from support.builders import facts, pool, runtime
 
 LINUX = {"key": "kubernetes.io/os", "operator": "NotIn", "values": ["windows"]}
@@ -139,7 +139,7 @@ def test_a_pod_that_is_handed_over_keeps_what_it_has() -> None:
     """A warm pod may be of an older template, whose keys the pool's spec no longer shows."""
     claim = ClaimRef("job", "uid", (("network", "open"), ("a", "b")), (("tier", "gold"),))
     had = {names.ANNOTATION_SAFE_TO_EVICT: "true", "tier": "none"}
-    given = handed_over(claim, labels={"network": "isolated"}, annotations=had)
+    given = claim_metadata(claim, labels={"network": "isolated"}, annotations=had)
     assert given["labels"] == {"a": "b", names.LABEL_CLAIM: "job", names.LABEL_CLAIM_UID: "uid"}
     assert given["annotations"] == {
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
@@ -228,9 +228,11 @@ def test_an_exclusion_only_ever_takes_away_the_nodes_it_names(
     listed = [{"matchExpressions": found} for found in alternatives]
     spec = {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": listed}}}}
     node = facts(labels={**labels, names.HOSTNAME_LABEL: "a" if named else "z"})
-    before = allows(placement_of(spec, runtime()), node, now=True)
-    limited = {"affinity": require(spec["affinity"], by_hostname(["a", "b"]))}
-    after = allows(placement_of(limited, runtime()), node, now=True)
+    before = is_feasible(node_constraints_of(spec, runtime()), node, now=True)
+    limited = {
+        "affinity": require_node_affinity(spec["affinity"], hostname_requirements(["a", "b"]))
+    }
+    after = is_feasible(node_constraints_of(limited, runtime()), node, now=True)
     assert after == (before and not named)
 
 

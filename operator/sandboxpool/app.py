@@ -183,7 +183,7 @@ class Operator:
             look_at=self._queues.pools.add,
             wake_claim=lambda claim: self._reactions.wake_claim(claim),
             inquiry=self._inquiry,
-            probe=settings.probe_image,
+            probe=settings.to_probe_image(),
             guarded=settings.admission_policy,
             pods_age=lambda: self._pods.age(),
             wall=wall,
@@ -209,8 +209,8 @@ class Operator:
         self._prober = Prober(
             client=self._client,
             namespace=settings.namespace,
-            image=settings.probe_image,
-            options=settings.probe_options,
+            image=settings.to_probe_image(),
+            options=settings.to_probe_options(),
             wishes=lambda: self._health.wishes(),
             nodes=self._cluster.nodes.get,
             classes=self._cluster.classes.get,
@@ -531,11 +531,9 @@ class Operator:
                 # A client of its own: one that stands by may ask too, and no renewal of the lease
                 # waits for whoever scrapes.
                 reviewer = Reviewer(await doors.enter_async_context(self._bare_client()))
-            health = await web.serve_health(settings.health_host, settings.health_port, self._blind)
+            health = await web.serve_health(*settings.health_listen, self._blind)
             doors.push_async_callback(health.close)
-            metrics = await web.serve_metrics(
-                settings.host, settings.port, self._exposition, reviewer
-            )
+            metrics = await web.serve_metrics(*settings.listen, self._exposition, reviewer)
             doors.push_async_callback(metrics.close)
             doors.callback(self._exposition.close)
             yield

@@ -13,7 +13,6 @@ import msgspec
 from sandboxpool.app import CLASSES_PATH, POOLS_PATH, Operator
 from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.kube.lease import LeaseTimes
-from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.settings import Settings
 from support.simulation.network import Network, SimulatedClient
 
@@ -104,7 +103,7 @@ class Process:
         loop = asyncio.get_running_loop()
         self.client = SimulatedClient(network)
         self.operator = SimulatedOperator(
-            Settings(probe_image=ProbeImage(PROBE_IMAGE), lease=LEASE),
+            Settings(probe_image=PROBE_IMAGE, lease=LEASE),
             NOWHERE,
             client=self.client,
             wall=wall,

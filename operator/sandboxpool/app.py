@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -522,7 +522,7 @@ class Operator:
                 await self.operate()
 
     @asynccontextmanager
-    async def _serving(self) -> AsyncIterator[None]:
+    async def _serving(self) -> AsyncGenerator[None]:
         """Answer probes and scrapes, whether we lead or stand by."""
         settings = self._settings
         async with AsyncExitStack() as doors:
@@ -577,14 +577,14 @@ class Operator:
             await self._records.flush(FLUSH_SECONDS)
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[None]:
+    async def _connected(self) -> AsyncGenerator[None]:
         async with AsyncExitStack() as clients:
             for client in {self._client, self._lease_client}:
                 await clients.enter_async_context(client)
             yield
 
     @asynccontextmanager
-    async def _leading(self, parts: asyncio.TaskGroup) -> AsyncIterator[None]:
+    async def _leading(self, parts: asyncio.TaskGroup) -> AsyncGenerator[None]:
         """Wait for the lease, hold it, and give it back when all has been said."""
         background = [parts.create_task(self._elect())]
         try:

@@ -80,7 +80,10 @@ def test_what_probes_have_is_one_variable() -> None:
         ('{"tolerations": ["all"]}', r"probe\.tolerations\.0\)='all': "),
         ('{"priorityClassName": null}', r"probe\.priorityClassName\)=None: "),
         ('{"labels": {"sandboxpool.io/probe": "x"}}', r"probe\.labels.*the operator's own"),
-        ('{"annotations": {"runtime.sandboxpool.io/x": "x"}}', r"probe\.annotations.*leave out 'runtime"),
+        (
+            '{"annotations": {"runtime.sandboxpool.io/x": "x"}}',
+            r"probe\.annotations.*leave out 'runtime",
+        ),
     ],
 )
 def test_what_probes_cannot_have_is_named(value: str, says: str) -> None:
@@ -181,6 +184,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_cure(
 def test_a_number_of_any_length_is_a_wrong_setting() -> None:
     with pytest.raises(SettingsError) as caught:
         load({**IMAGE, "SANDBOXPOOL_CLAIM_WORKERS": "9" * 5000})
+    assert "from 1 to 1000" in str(caught.value)
     assert len(str(caught.value)) < 300
 
 

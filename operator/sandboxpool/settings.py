@@ -127,34 +127,34 @@ class Settings(BaseModel):
         str,
         _name("name the namespace that the operator runs in, with its Lease and its probe pods"),
     ] = "sandboxpool-system"
-    """Where the operator itself lives."""
+    """Namespace that the operator runs in."""
 
     listen: Annotated[Address, _parsed(_address)] = Address(None, 8080)
-    """Where metrics are served."""
+    """Address of the metrics server: host:port, :port or port."""
 
     health_listen: Annotated[Address, _parsed(_address)] = Address(None, 8081)
-    """Where the kubelet's probes are answered."""
+    """Address of the server that answers the kubelet's probes."""
 
     metrics_auth: Annotated[bool, _parsed(_flag)] = False
-    """Whether metrics are for those only whom the API server knows and lets get /metrics."""
+    """Whether clients need a token that the API server accepts and allows to get /metrics."""
 
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], _parsed(str.upper)] = "INFO"
-    """The least severe messages that are logged."""
+    """Least severity of the messages that are logged."""
 
     claim_workers: Annotated[int, _number(1, 1000)] = 16
-    """Claims worked on at once, those that are slow not counted; each waits for the API server most
-    of its time, and more of them would only wait for longer, and others behind them."""
+    """Claims reconciled at once, without slow ones. A claim mostly waits for the API server: more
+    workers would only make each wait longer."""
 
     pool_workers: Annotated[int, _number(1, 1000)] = 8
-    """Pools worked on at once, those that are slow not counted; fewer than claims, so that refill
-    never crowds them out."""
+    """Pools reconciled at once, without slow ones; fewer than claims, so that refill never crowds
+    claims out."""
 
     publish_on_nodes: Annotated[bool, _parsed(_flag)] = False
-    """Whether nodes get labels and conditions that say what is known of their runtimes."""
+    """Whether nodes get labels and conditions that show the state of their runtimes."""
 
     exclusion_labels: Annotated[bool, _parsed(_flag)] = True
-    """Whether nodes that sandboxes must keep away from are labelled so; else sandboxes name their
-    hostnames."""
+    """Whether nodes that sandboxes must avoid get a label; otherwise sandboxes list the hostnames of
+    these nodes."""
 
     probe_image: Annotated[
         str,
@@ -163,25 +163,25 @@ class Settings(BaseModel):
             "probes no isolation is proven and no node comes out of quarantine"
         ),
     ]
-    """Image whose /bin/sh proves isolation."""
+    """Image whose /bin/sh runs the probes that prove isolation."""
 
     probe_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    """How it is pulled."""
+    """Pull policy of the probe image."""
 
     probe_pull_secrets: Annotated[tuple[str, ...], _parsed(_names)] = ()
-    """Secrets of the operator's namespace that it is pulled with; separated by commas."""
+    """Pull secrets of the probe image, in the operator's namespace; separated by commas."""
 
     probe: Json[ProbeExtras] = ProbeExtras()
-    """What else probe pods have, as a JSON object."""
+    """What else probe pods have; a JSON object."""
 
     proof_max_age: Annotated[int, _number(600, 366 * 86_400)] = 86_400
-    """Seconds after which a proof of isolation is none any more; it is asked for again before."""
+    """Seconds after which a proof of isolation expires; the operator renews it before that."""
 
     admission_policy: Annotated[bool, _parsed(_flag)] = False
-    """Whether the chart's admission policy for pods was installed with the operator."""
+    """Whether the chart's admission policy for pods is installed with the operator."""
 
     lease: Annotated[InstanceOf[LeaseTimes], _parsed(_lease)] = LeaseTimes()
-    """How long the lease of the leader lasts: duration, renew deadline and retry, as 15/10/2."""
+    """Seconds of the leader's lease: duration, renew deadline and retry, such as 15/10/2."""
 
     def to_probe_image(self) -> ProbeImage:
         """What probes run, and how it is pulled."""

@@ -141,13 +141,14 @@ class World:
         self.queues = {name: Queue() for name in ("pools", "claims", "runtimes", "nodes")}
         if not publishes:
             del self.queues["nodes"]
+        self.now = NOW
         self.health = Health(
             cluster=self.cluster,
             issues=FailureHistory(),
             records=cast(NodeRecords, Records()),
             listener=self.router,
             pools=self.pools,
-            wall=lambda: NOW,
+            wall=lambda: self.now,
         )
         self.router.connect(
             Destinations(
@@ -747,7 +748,7 @@ class Anything(World):
         at = self.cluster.nodes.get(name)
         if at is None:
             return
-        self.health._wall = lambda: NOW + self.version
+        self.now = NOW + self.version
         control = evidence(Isolation.NOT_PROVEN, at)
         made_at = NOW + self.version
         self.health.observe_probe(

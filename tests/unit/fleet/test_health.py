@@ -138,12 +138,13 @@ class World:
         self.listener = Listener()
         self.pods: dict[str, Pod] = {}
         self.born: dict[str, float] = {}
+        self.pools = store_of(*(pools or (pool(),)))
         self.health = Health(
             cluster=self.cluster,
             issues=self.issues,
             records=cast(NodeRecords, self.records),
             listener=cast(HealthListener, self.listener),
-            pools=store_of(*pools) if pools else store_of(pool()),
+            pools=self.pools,
             wall=lambda: self.now,
         )
         for name in nodes:
@@ -1019,9 +1020,7 @@ def test_on_a_node_with_a_made_up_boot_id_nothing_is_proven_and_nothing_more_is_
 def test_a_runtime_that_is_wanted_later_on_such_a_node_is_told_the_cause_too() -> None:
     world = World(pool("g", uid="g", isolationProof="PerNode"))
     world.control(isolation=Isolation.PROVEN)
-    world.health._pools.observe(
-        pool_body("k", uid="k", isolationProof="PerNode", runtimeClassName="kata")
-    )
+    world.pools.observe(pool_body("k", uid="k", isolationProof="PerNode", runtimeClassName="kata"))
     world.health.invalidate()
     list(world.health.pending_probes())
     of_kata = world.cluster.host_state(pod(**KATA), IsolationProof.PER_NODE)

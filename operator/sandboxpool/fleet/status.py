@@ -1,4 +1,4 @@
-"""What is shown of one RuntimeClass, from everything that is known of it. Pure.
+"""Computes the status of a SandboxRuntime. Pure.
 
 The status is bounded: it counts nodes and gives examples, so that it is as small for five thousand
 nodes as for five.
@@ -24,7 +24,7 @@ MAX_EXAMPLES = 5
 MAX_EXAMPLES_TEXT = 300
 MAX_POOLS = 20
 MAX_EVIDENCE_TEXT = 256
-# Nothing that counts as a change of the object's content but its status: it is never edited.
+# A SandboxRuntime has no spec, so its generation never changes.
 GENERATION = 1
 
 _NOTHING_PROVEN = "no node that can take a sandbox was seen to isolate"
@@ -47,7 +47,7 @@ class RuntimeStatusInput:
         sandboxes: how many sandboxes these pools have in each state.
         startup: the start-up times of these sandboxes as the API has them; None without samples.
         proof_wanted: some pool wants proof of isolation.
-        proven: some sandbox may be handed out with that proof, or could be on some node.
+        proven: some sandbox has that proof, or would have it on some node.
         now: seconds since the epoch.
     """
 
@@ -75,7 +75,7 @@ def runtime_status(given: RuntimeStatusInput, former: Mapping[str, Any]) -> dict
     Args:
         given: what is known.
         former: the status as it stands on the server, possibly damaged by others. It says since
-            when conditions and issues have stood, and what a class that is missing was.
+            when conditions and issues have listed_before, and what a class that is missing was.
     """
     verdict = given.verdict
     status: dict[str, Any] = {
@@ -96,7 +96,7 @@ def runtime_status(given: RuntimeStatusInput, former: Mapping[str, Any]) -> dict
         "sandboxes": {
             state.value: given.sandboxes.get(state, 0)
             for state in SandboxState
-            # Pools count what is being started for a claim as the claim's.
+            # Sandboxes that start for a claim belong to the claim, not to the pool's stock.
             if state is not SandboxState.COLD
         },
         "evidence": [_evidence(kind) for kind in given.evidence],
@@ -110,10 +110,10 @@ def runtime_status(given: RuntimeStatusInput, former: Mapping[str, Any]) -> dict
 
 
 def urgent_part(status: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a status that people wait for.
+    """The part of a status that is written at once.
 
-    What is left out changes with every sandbox and every failure: counts of sandboxes, start-up
-    times, the times and texts of what was seen before.
+    The rest changes with every sandbox and every failure: counts of sandboxes, start-up
+    times, and the times and messages of what is already listed.
     """
     parts = {k: v for k, v in status.items() if k not in ("sandboxes", "startup")}
     for name, restless in (
@@ -152,11 +152,11 @@ def _identity(given: RuntimeStatusInput, former: Mapping[str, Any]) -> dict[str,
 
 
 def _issues(given: RuntimeStatusInput, former: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The issues; one that stood before the operator's own memory began keeps its beginning."""
-    stood = {(i.get("handler"), i.get("reason")): i for i in listed(former, "issues")}
+    """The issues; one that the former status lists already keeps its ``firstSeen``."""
+    listed_before = {(i.get("handler"), i.get("reason")): i for i in listed(former, "issues")}
     issues = []
     for row in given.issues[:MAX_FAILURES]:
-        before = stood.get((row.handler, str(row.reason)), {})
+        before = listed_before.get((row.handler, str(row.reason)), {})
         since, until = (epoch(str(before.get(key, ""))) for key in ("firstSeen", "lastSeen"))
         goes_on = 0 < since < row.first_seen <= until + WINDOW_SECONDS
         issues.append(
@@ -195,7 +195,7 @@ def _examples(nodes: Sequence[str]) -> list[str]:
 
 
 def _named(some: Sequence[str], count: int) -> str:
-    """Names in a sentence, of which there are more than are named."""
+    """The first few of ``count`` names, for a sentence."""
     few = _examples(some)
     more = f" and {count - len(few)} more" if count > len(few) else ""
     return ", ".join(few) + more
@@ -210,11 +210,11 @@ def _findings(given: RuntimeStatusInput) -> list[ConditionResult]:
 
 
 def _ready(given: RuntimeStatusInput) -> ConditionResult:
-    """Whether some node can take a sandbox that may be handed out."""
+    """Whether some node can take a sandbox that can be bound to a claim."""
     startable = _startable(given)
     if startable.status is False or not given.proof_wanted or given.proven:
         return startable
-    # Where nothing is proven, nothing is handed out.
+    # Without proof no sandbox is bound to a claim.
     silent = next((k for k in given.evidence if k.isolation is Isolation.UNAVAILABLE), None)
     if silent is not None:
         text = f"{_NOTHING_PROVEN}: there is no evidence {_on(given, silent)}"
@@ -307,7 +307,7 @@ def _none_serves(given: RuntimeStatusInput) -> ConditionResult:
 def _healthy(
     given: RuntimeStatusInput, ready: ConditionResult, isolation: ConditionResult
 ) -> ConditionResult:
-    """Whether nothing speaks against the runtime, anywhere."""
+    """Whether no failure of the runtime is known on any node."""
     type_, verdict = "Healthy", given.verdict
     if ready.status is False:
         return ConditionResult(type_, False, ready.reason, ready.message)
@@ -333,7 +333,7 @@ def _worst(row: FailureSummary) -> str:
 
 
 def _isolation_proven(given: RuntimeStatusInput) -> ConditionResult:
-    """Whether sandboxes were seen to have kernels of their own, where proof is wanted."""
+    """Whether sandboxes have kernels of their own, as far as pools want proof."""
     type_ = "IsolationProven"
     if not given.proof_wanted:
         return ConditionResult(
@@ -353,6 +353,6 @@ def _isolation_proven(given: RuntimeStatusInput) -> ConditionResult:
 
 
 def _on(given: RuntimeStatusInput, kind: EvidenceSummary) -> str:
-    """What was seen, and on how many nodes."""
+    """A message of evidence, with the number of nodes that it applies to."""
     nodes = sum(other.nodes for other in given.evidence if other.isolation is kind.isolation)
     return f"on {_named([kind.example], nodes)}: {kind.message}"

@@ -208,14 +208,14 @@ class World:
         """A probe that was sent now, and has ended a second later."""
         known = self.cluster.nodes.get(node)
         at = known or facts(node)
-        wish = ProbeRequest(at, None if why == "control" else of or runtime(), why)
-        self.health.observe_probe_started(wish)
+        request = ProbeRequest(at, None if why == "control" else of or runtime(), why)
+        self.health.observe_probe_started(request)
         made_at = self.now
         self.now += 1
         found = None
         if isolation is not None:
             found = evidence(isolation, known, message=message, at=self.now)
-        self.health.observe_probe(wish, ProbeResult(found, failure, made_at, started))
+        self.health.observe_probe(request, ProbeResult(found, failure, made_at, started))
 
     def control(
         self, *nodes: str, isolation: Isolation = Isolation.NOT_PROVEN, message: str = "as seen"
@@ -548,7 +548,7 @@ def test_a_probe_answers_the_hints_that_ordered_it() -> None:
 
 
 def hints_unanswered(world: World, name: str, *namespaces: str, of: str = "gvisor") -> None:
-    """Sandboxes of these namespaces fail on a node, and no probe can tell."""
+    """Sandboxes of these namespaces fail on a node, and the probe gives no answer."""
     given = KATA if of == "kata" else {}
     for namespace in namespaces:
         world.fails(f"{name}-{namespace}", node=name, namespace=namespace, **given)
@@ -641,7 +641,7 @@ def two_zones(**more: Any) -> World:
 
 
 def witnesses_of(world: World, name: str) -> None:
-    """Sandboxes of two namespaces fail on a node of a zone, and no probe can tell."""
+    """Sandboxes of two namespaces fail on a node of a zone, and the probe gives no answer."""
     of = world.cluster.classes[f"gvisor-{name[0]}"]
     for namespace in ("x", "y"):
         world.fails(
@@ -1255,7 +1255,7 @@ def test_no_damage_to_what_was_kept_keeps_the_operator_from_starting(kept: Any) 
 
 
 def next_probes(world: World) -> list[tuple[str, str, str]]:
-    return [(*wish.pair, wish.purpose) for wish in world.health.pending_probes()]
+    return [(*request.pair, request.purpose) for request in world.health.pending_probes()]
 
 
 def test_hints_come_first_then_sandboxes_that_wait_then_scouts_then_all_other_nodes() -> None:
@@ -1294,8 +1294,8 @@ def test_of_two_classes_of_a_handler_the_one_whose_pods_may_go_to_the_node_is_tr
     for name in ("node-1", "node-2"):
         world.breaks(name)
     world.now += 60
-    (wish,) = world.health.pending_probes()
-    assert wish.runtime is world.cluster.classes["gvisor-b"], "and nobody's pods go to node-2"
+    (request,) = world.health.pending_probes()
+    assert request.runtime is world.cluster.classes["gvisor-b"], "and nobody's pods go to node-2"
 
 
 def test_a_node_that_is_quarantined_is_tried_by_scouts_alone() -> None:

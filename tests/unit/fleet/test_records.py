@@ -442,7 +442,7 @@ async def test_the_end_is_tried_again_until_its_deadline(
     await records.flush(5)
     assert clock() - began == pytest.approx(2 if kept else 5)
     assert bool(stored(server)) == kept
-    assert ("1 nodes could not be written" in caplog.text) != kept
+    assert ("1 nodes were not written in time" in caplog.text) != kept
 
 
 # --- Whatever happens ----------------------------------------------------------------------------

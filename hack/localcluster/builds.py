@@ -60,7 +60,6 @@ BINARIES = {
         Binary("karpenter-check", "karpenter-check", "."),
         Binary("scheduler-check", "scheduler-check", "."),
         Binary("kind", "kind", "sigs.k8s.io/kind"),
-        Binary("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok"),
         Binary("runsc", "gvisor", "gvisor.dev/gvisor/runsc"),
         Binary("containerd-shim-runsc-v1", "gvisor", "gvisor.dev/gvisor/shim"),
         Binary("containerd", "containerd", f"{_CONTAINERD}/containerd"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -160,6 +161,7 @@ def runtime_handlers(handlers: set[str] | None) -> list[dict[str, Any]] | None:
     ]
 
 
+@functools.cache
 def host_ip(name: str) -> str:
     """An address for a node, stable for its name."""
     digest = uuid.uuid5(_NAMESPACE, name).bytes

@@ -5,25 +5,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.reasons import Reason
 
 MAX_MESSAGE = 1024
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ConditionResult:
     """A condition before it has a time; ``holds`` None means that nobody can say."""
 
     type: str
-    holds: bool | None
+    status: bool | None
     reason: Reason
     message: str
 
 
 def conditions(
-    findings: Iterable[Finding], before: Mapping[str, Any], generation: int, now: float
+    findings: Iterable[ConditionResult], before: Mapping[str, Any], generation: int, now: float
 ) -> list[dict[str, Any]]:
     """Write findings as conditions.
 
@@ -40,7 +40,7 @@ def conditions(
             known[str(old.get("type"))] = old
     result = []
     for finding in findings:
-        status = {True: "True", False: "False", None: "Unknown"}[finding.holds]
+        status = {True: "True", False: "False", None: "Unknown"}[finding.status]
         old = known.get(finding.type, {})
         since = old.get("lastTransitionTime") if old.get("status") == status else None
         if not (isinstance(since, str) and _TIMESTAMP.fullmatch(since)):

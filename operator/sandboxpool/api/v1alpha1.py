@@ -196,7 +196,7 @@ def _name_fits(longest: int, why: str) -> CEL:
         # No messageExpression: the API server reckons string(number) as boundlessly long, and the
         # rule would exceed its cost budget.
         message=f"metadata.name is too long: {why}; choose a name of at most {longest} characters",
-        passes=AT_CREATION,
+        ratchet=AT_CREATION,
     )
 
 
@@ -544,7 +544,7 @@ class NodeCounts(Model):
     others."""
 
 
-class Issue(Model):
+class PoolIssue(Model):
     """A cause of trouble, with some of the nodes it was seen on."""
 
     reason: Annotated[str, Field(max_length=128)]
@@ -574,7 +574,7 @@ class PoolRuntime(Model):
     """The pool's nodes, by what they say of the handler."""
     serving_of_eligible: str = ""
     """`serving/eligible` nodes, for the column NODES."""
-    issues: Annotated[tuple[Issue, ...], Field(max_length=8), LIST_ATOMIC] = ()
+    issues: Annotated[tuple[PoolIssue, ...], Field(max_length=8), LIST_ATOMIC] = ()
     """The worst troubles of the runtime and the sandboxes, worst first."""
 
 

@@ -12,13 +12,13 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Metadata
-from sandboxpool.fleet.status import FleetInput, essence, listed, runtime_status
+from sandboxpool.api.reasons import Reason
+from sandboxpool.fleet.status import RuntimeStatusInput, listed, runtime_status, urgent_part
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.reasons import Reason
-from sandboxpool.references import Reference
-from sandboxpool.versions import number_of
+from sandboxpool.util.references import ObjectReference
+from sandboxpool.util.resource_version import parse_resource_version
 
 RUNTIMES_PATH = resource_path(names.API_VERSION, names.RUNTIMES)
 
@@ -38,7 +38,7 @@ class StoredRuntime(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
+class _LastWrite:
     """The status that was sent last, when, and what the server made of it."""
 
     at: float
@@ -59,7 +59,7 @@ class RuntimeReconciler:
         self,
         *,
         client: ApiClient,
-        gather: Callable[[str], FleetInput | None],
+        gather: Callable[[str], RuntimeStatusInput | None],
         events: EventRecorder,
         clock: Callable[[], float],
     ) -> None:
@@ -68,7 +68,7 @@ class RuntimeReconciler:
         self._events = events
         self._clock = clock
         self._stored: dict[str, StoredRuntime] = {}
-        self._written: dict[str, _Written] = {}
+        self._written: dict[str, _LastWrite] = {}
 
     def observe(self, old: StoredRuntime | None, new: StoredRuntime | None) -> bool:
         """Take in a change that the informer tells of.
@@ -121,7 +121,7 @@ class RuntimeReconciler:
         # What the server holds may be what we sent in its own words: an older CRD drops fields.
         shown = written.status if written is not None and untouched else stored.status
         if status != shown:
-            restless = untouched and essence(status) == essence(shown)
+            restless = untouched and urgent_part(status) == urgent_part(shown)
             wait = self._wait(
                 name, RESTLESS_INTERVAL_SECONDS if restless else WRITE_INTERVAL_SECONDS
             )
@@ -162,7 +162,7 @@ class RuntimeReconciler:
                 self._drop(stored)
             raise
         new = msgspec.json.decode(answer, type=StoredRuntime)
-        self._written[name] = _Written(self._clock(), status, new.status)
+        self._written[name] = _LastWrite(self._clock(), status, new.status)
         self._take(new)
 
     async def _delete(self, stored: StoredRuntime) -> None:
@@ -178,7 +178,7 @@ class RuntimeReconciler:
 
     def _announce(self, stored: StoredRuntime, status: Mapping[str, Any]) -> None:
         """Post an event for each transition; several conditions may share one."""
-        about = Reference(
+        about = ObjectReference(
             names.API_VERSION, names.RUNTIME_KIND, "", stored.metadata.name, stored.metadata.uid
         )
         former = stored.status
@@ -212,7 +212,8 @@ def _transition(type_: str, before: tuple[Any, Any] | None, now: tuple[str, str]
             return before != now and not (
                 type_ == "Healthy" and before is not None and before[0] == "False"
             )
-    return False
+        case _:
+            return False
 
 
 def _path(name: str) -> str:
@@ -220,4 +221,4 @@ def _path(name: str) -> str:
 
 
 def _version(stored: StoredRuntime) -> int:
-    return number_of(stored.metadata.resourceVersion)
+    return parse_resource_version(stored.metadata.resourceVersion)

@@ -4,13 +4,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.pools.findings import MAX_EXAMPLES
-from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.conditions import MAX_EXAMPLES
 from sandboxpool.pools.plan import PoolInput
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import SEVERITY
 from sandboxpool.runtimes.quarantine import Quarantine
+from sandboxpool.sandboxes.members import Member, Members
 
 
 def severity(reason: Reason) -> int:
@@ -18,7 +19,7 @@ def severity(reason: Reason) -> int:
     return SEVERITY.index(reason) if reason in SEVERITY else len(SEVERITY)
 
 
-def quarantined(given: PoolInput) -> list[dict[str, Any]]:
+def quarantine_issues(given: PoolInput) -> list[dict[str, Any]]:
     """Group the quarantined nodes by cause, the worst first."""
     groups: dict[Reason, list[tuple[str, Quarantine]]] = defaultdict(list)
     for node, quarantine in given.quarantines:
@@ -35,10 +36,12 @@ def quarantined(given: PoolInput) -> list[dict[str, Any]]:
     ]
 
 
-def failing(members: Members, former: Mapping[str, str], now: float) -> list[dict[str, Any]]:
+def startup_issues(members: Members, former: Mapping[str, str], now: float) -> list[dict[str, Any]]:
     """Group the pods in trouble by cause, the worst first."""
     groups: dict[Reason, list[Member]] = defaultdict(list)
-    for member in members.of(State.STARTING, State.UNREADY, State.STRANDED, State.FAILED):
+    for member in members.of(
+        SandboxState.STARTING, SandboxState.UNREADY, SandboxState.STRANDED, SandboxState.FAILED
+    ):
         if member.failure is not None:
             groups[member.failure.reason].append(member)
     found = []

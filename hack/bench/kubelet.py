@@ -24,7 +24,7 @@ from bench.stats import summarise
 from fakekubelet import nodes as node_objects
 from fakekubelet import podstatus, probes
 from fakekubelet.behaviour import ContainerRun, Exit
-from fakekubelet.cache import Follower
+from fakekubelet.cache import Reflector
 from fakekubelet.client import MERGE_PATCH, Access, ApiError, Client
 from fakekubelet.model import Pod
 from fakekubelet.nodes import FakeNode
@@ -48,7 +48,7 @@ class Kubelets:
         self._addresses = itertools.count(1)
         self._pods: asyncio.Queue[tuple[float, Pod]] = asyncio.Queue()
         # A pod that is bound leaves the selected set; whether it was told of twice does not matter.
-        self._unbound = Follower(
+        self._unbound = Reflector(
             client,
             "/api/v1/pods",
             Pod,

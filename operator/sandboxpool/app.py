@@ -19,9 +19,9 @@ import kopf
 from sandboxpool import handlers, preflight, web
 from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
+from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxRuntime
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.exposition import Exposition
@@ -29,7 +29,7 @@ from sandboxpool.fleet.gather import FleetGatherer
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober
 from sandboxpool.fleet.publish import NodePublisher
-from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
+from sandboxpool.fleet.reconcile import RuntimeReconciler
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.clock import ServerClock
@@ -190,7 +190,7 @@ class Operator:
             clock=clock,
         )
         self._claims = self._informer(
-            names.API_VERSION, names.CLAIMS, Claim, lambda o, n: self._reactions.claim(o, n)
+            names.API_VERSION, names.CLAIMS, SandboxClaim, lambda o, n: self._reactions.claim(o, n)
         )
         self._claim_reconciler = ClaimReconciler(
             client=self._client,
@@ -290,7 +290,7 @@ class Operator:
         self._runtimes = self._informer(
             names.API_VERSION,
             names.RUNTIMES,
-            StoredRuntime,
+            SandboxRuntime,
             self._on_runtime,
         )
         # In the order in which a new leader takes their objects in.
@@ -344,7 +344,7 @@ class Operator:
             self._metrics.startup(pool, runtime.handler, stage, seconds)
             self._fleet.measured(runtime.class_name, stage, seconds)
 
-    def _on_runtime(self, old: StoredRuntime | None, new: StoredRuntime | None) -> None:
+    def _on_runtime(self, old: SandboxRuntime | None, new: SandboxRuntime | None) -> None:
         if self._runtime_reconciler.observe(old, new):
             self._queues.runtimes.add((new or old).metadata.name)  # type: ignore[union-attr]
 

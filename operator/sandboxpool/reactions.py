@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Event, Node, Pod
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.index import ClaimIndex
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
@@ -168,7 +168,7 @@ class Reactions:
         self.queues.pools.add(pool.key)
         self._wake_owner(pod)
 
-    def claim(self, old: Claim | None, new: Claim | None) -> None:
+    def claim(self, old: SandboxClaim | None, new: SandboxClaim | None) -> None:
         """A claim has changed."""
         self.claim_reconciler.seen(old, new)
         self._claims.put(old, new)

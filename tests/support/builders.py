@@ -13,8 +13,7 @@ import msgspec
 from sandboxpool.api import names
 from sandboxpool.api.core import Node, Pod, Taint, Toleration
 from sandboxpool.api.times import timestamp
-from sandboxpool.api.v1alpha1 import SandboxPoolSpec
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxPoolSpec
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, TemplateState, TemplateVerdict, Trouble
 from sandboxpool.pools.pool import Pool, revision_of
@@ -435,6 +434,6 @@ def claim_body(
     return body
 
 
-def claim(name: str = "claim", **given: Any) -> Claim:
+def claim(name: str = "claim", **given: Any) -> SandboxClaim:
     """A SandboxClaim as the cache holds it."""
-    return msgspec.convert(claim_body(name, **given), Claim)
+    return msgspec.convert(claim_body(name, **given), SandboxClaim)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod, Taint
 from sandboxpool.api.times import timestamp
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.cache import Cluster
 from sandboxpool.claims.allocator import Allocator
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.offers import Offers
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.fleet.health import Health
@@ -124,7 +124,7 @@ class World:
     def __init__(self, *, publishes: bool = True) -> None:
         self.cluster = Cluster()
         self.parts = parts = Parts()
-        self.claims: dict[tuple[str, str], Claim] = {}
+        self.claims: dict[tuple[str, str], SandboxClaim] = {}
         self.pools = PoolStore(lambda old, new: self.reactions.pool(old, new))
         self.classes = RuntimeStore(
             self.cluster.classes, lambda name: self.reactions.runtime_class(name)

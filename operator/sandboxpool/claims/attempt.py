@@ -7,8 +7,8 @@ of the monotonic clock, so that no jump of the wall clock ends anything.
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Pod
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.backoff import delay_after
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.decide import certain_wait
 
 FIRST_REFUSAL_SECONDS = 0.25
@@ -104,7 +104,7 @@ class Attempt:
         return delay
 
 
-def first_sight(claim: Claim, *, wall: float, clock: float) -> Attempt:
+def first_sight(claim: SandboxClaim, *, wall: float, clock: float) -> Attempt:
     """Begin with a claim that this process has not seen before."""
     left = claim.spec.bindTimeoutSeconds - certain_wait(claim, wall)
     return Attempt(first_seen=clock, deadline=clock + left)

@@ -5,10 +5,9 @@ claims can be served, so it does not flap while a pool refills.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sandboxpool.api.conditions import Finding
-from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.api.v1alpha1 import IsolationProof, Issue
 from sandboxpool.pools.members import State
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.reasons import Reason
@@ -26,7 +25,7 @@ HELD_BY_LOST_NODES = (
 
 
 def findings(
-    given: PoolInput, plan: PoolPlan, counts: Mapping[State, int], issues: list[dict[str, Any]]
+    given: PoolInput, plan: PoolPlan, counts: Mapping[State, int], issues: Sequence[Issue]
 ) -> list[Finding]:
     """All conditions of a pool, in the order in which they shall stand.
 
@@ -252,7 +251,7 @@ def _isolation_proven(given: PoolInput) -> list[Finding]:
 
 
 def _warm(
-    given: PoolInput, plan: PoolPlan, counts: Mapping[State, int], issues: list[dict[str, Any]]
+    given: PoolInput, plan: PoolPlan, counts: Mapping[State, int], issues: Sequence[Issue]
 ) -> Finding:
     warm, target = counts[State.WARM], plan.target
     so_far = f"{warm} of {target} are warm"
@@ -275,12 +274,12 @@ def _warm(
     if given.resolution.usable and given.template.state is TemplateState.ACCEPTED:
         if issues:
             worst = issues[0]
-            where = f" on {', '.join(worst['nodes'])}" if worst["nodes"] else ""
+            where = f" on {', '.join(worst.nodes)}" if worst.nodes else ""
             return Finding(
                 "Warm",
                 False,
-                Reason(worst["reason"]),
-                f"{so_far}; {worst['count']} not ready{where}: {worst['message']}",
+                Reason(worst.reason),
+                f"{so_far}; {worst.count} not ready{where}: {worst.message}",
             )
         if given.trouble.reason is Reason.NAMESPACE_TERMINATING:
             return Finding(

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from sandboxpool.api.times import timestamp
+from sandboxpool.api.v1alpha1 import Issue
 from sandboxpool.pools.findings import MAX_EXAMPLES
 from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput
@@ -18,24 +18,24 @@ def severity(reason: Reason) -> int:
     return SEVERITY.index(reason) if reason in SEVERITY else len(SEVERITY)
 
 
-def quarantined(given: PoolInput) -> list[dict[str, Any]]:
+def quarantined(given: PoolInput) -> list[Issue]:
     """Group the quarantined nodes by cause, the worst first."""
     groups: dict[Reason, list[tuple[str, Quarantine]]] = defaultdict(list)
     for node, quarantine in given.quarantines:
         groups[quarantine.reason].append((node, quarantine))
     return [
-        {
-            "reason": str(reason),
-            "count": len(groups[reason]),
-            "nodes": [node for node, _ in groups[reason][:MAX_EXAMPLES]],
-            "since": timestamp(min(known.changed_at for _, known in groups[reason])),
-            "message": groups[reason][0][1].message,
-        }
+        Issue(
+            reason=str(reason),
+            count=len(groups[reason]),
+            nodes=[node for node, _ in groups[reason][:MAX_EXAMPLES]],
+            since=timestamp(min(known.changed_at for _, known in groups[reason])),
+            message=groups[reason][0][1].message,
+        )
         for reason in sorted(groups, key=severity)
     ]
 
 
-def failing(members: Members, former: Mapping[str, str], now: float) -> list[dict[str, Any]]:
+def failing(members: Members, former: Mapping[str, str], now: float) -> list[Issue]:
     """Group the pods in trouble by cause, the worst first."""
     groups: dict[Reason, list[Member]] = defaultdict(list)
     for member in members.of(State.STARTING, State.UNREADY, State.STRANDED, State.FAILED):
@@ -46,12 +46,12 @@ def failing(members: Members, former: Mapping[str, str], now: float) -> list[dic
         group = sorted(groups[reason], key=lambda m: (m.created, m.name))
         first = group[0].failure
         found.append(
-            {
-                "reason": str(reason),
-                "count": len(group),
-                "nodes": sorted({m.node_name for m in group if m.node_name})[:MAX_EXAMPLES],
-                "since": former.get(reason) or timestamp(now),
-                "message": first.message if first else "",
-            }
+            Issue(
+                reason=str(reason),
+                count=len(group),
+                nodes=sorted({m.node_name for m in group if m.node_name})[:MAX_EXAMPLES],
+                since=former.get(reason) or timestamp(now),
+                message=first.message if first else "",
+            )
         )
     return found

@@ -6,6 +6,12 @@ from typing import Any
 from sandboxpool.api import names
 from sandboxpool.api.conditions import Finding, conditions
 from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import (
+    PoolRuntime,
+    PoolStartup,
+    SandboxPoolStatus,
+    UnfitPoolStatus,
+)
 from sandboxpool.pools.findings import findings
 from sandboxpool.pools.issues import failing, quarantined
 from sandboxpool.pools.members import State
@@ -24,16 +30,16 @@ def invalid_status(pool: Pool, now: float) -> dict[str, Any]:
         Reason.INVALID_OBJECT,
         f"the object does not fit the API and is left alone: {pool.problem}",
     )
-    return {
-        "observedGeneration": pool.generation,
-        "conditions": conditions([finding], pool.status, pool.generation, now),
-    }
+    return UnfitPoolStatus(
+        observedGeneration=pool.generation,
+        conditions=conditions([finding], pool.conditions, pool.generation, now),
+    ).to_wire()
 
 
 def pool_status(
-    pool: Pool, given: PoolInput, plan: PoolPlan, startup: Mapping[str, Any] | None
+    pool: Pool, given: PoolInput, plan: PoolPlan, startup: PoolStartup | None
 ) -> dict[str, Any]:
-    """Compute the whole status.
+    """Compute the whole status, as it is sent.
 
     Args:
         pool: the pool, with the status as it stands.
@@ -51,66 +57,54 @@ def pool_status(
     superseded = members.where(lambda m: m.unclaimed and (outdated(m, given) or foreign(m, given)))
     starting_issues = failing(members, _former_issues(pool), given.now)
     node_issues = quarantined(given)
-    known = {issue["reason"] for issue in node_issues}
-    issues = [*node_issues, *(issue for issue in starting_issues if issue["reason"] not in known)]
+    known = {issue.reason for issue in node_issues}
+    issues = [*node_issues, *(issue for issue in starting_issues if issue.reason not in known)]
     verdict = given.verdict
-    status: dict[str, Any] = {
-        "observedGeneration": pool.generation,
-        "replicas": sum(1 for _ in members.where(lambda m: m.unclaimed)),
-        "selector": f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}",
-        "target": plan.target,
-        "warm": counts[State.WARM],
-        "starting": counts[State.STARTING],
-        "unproven": counts[State.UNPROVEN],
-        "unready": counts[State.UNREADY],
-        "stranded": counts[State.STRANDED],
-        "failed": counts[State.FAILED],
-        "outdated": sum(1 for _ in superseded),
-        "claimed": counts[State.CLAIMED] + counts[State.COLD],
-        "ended": counts[State.ENDED],
-        "stopping": counts[State.STOPPING],
-        "runtime": {
-            **_identity(pool, given),
-            "nodes": {
-                "eligible": verdict.eligible,
-                "serving": len(verdict.serving),
-                "notServing": len(verdict.not_serving),
-                "unknown": len(verdict.unknown),
-                "quarantined": len(verdict.quarantined),
-                "notIsolating": len(verdict.not_isolating),
-                "unproven": len(verdict.unproven),
-            },
-            "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
-            "issues": issues[:MAX_ISSUES],
-        },
-        "conditions": conditions(
-            findings(given, plan, counts, starting_issues), pool.status, pool.generation, given.now
+    uid, handler = _identity(pool, given)
+    runtime = given.resolution.runtime
+    return SandboxPoolStatus(
+        observedGeneration=pool.generation,
+        replicas=sum(1 for _ in members.where(lambda m: m.unclaimed)),
+        selector=f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}",
+        target=plan.target,
+        warm=counts[State.WARM],
+        starting=counts[State.STARTING],
+        unproven=counts[State.UNPROVEN],
+        unready=counts[State.UNREADY],
+        stranded=counts[State.STRANDED],
+        failed=counts[State.FAILED],
+        outdated=sum(1 for _ in superseded),
+        claimed=counts[State.CLAIMED] + counts[State.COLD],
+        ended=counts[State.ENDED],
+        stopping=counts[State.STOPPING],
+        runtime=PoolRuntime(
+            className=given.spec.runtime_class_name,
+            uid=uid,
+            handler=handler,
+            overhead=dict(runtime.overhead) if runtime is not None else {},
+            nodes=verdict.counts,
+            servingOfEligible=f"{len(verdict.serving)}/{verdict.eligible}",
+            issues=issues[:MAX_ISSUES],
         ),
-    }
-    if startup is not None:
-        status["startup"] = dict(startup)
-    return status
+        startup=startup,
+        conditions=conditions(
+            findings(given, plan, counts, starting_issues),
+            pool.conditions,
+            pool.generation,
+            given.now,
+        ),
+    ).to_wire()
 
 
-def _identity(pool: Pool, given: PoolInput) -> dict[str, Any]:
-    """The class, its uid and its handler; while it is missing, what they were last."""
-    name = given.spec.runtime_class_name
+def _identity(pool: Pool, given: PoolInput) -> tuple[str, str]:
+    """The uid of the class and its handler; while it is missing, what they were last."""
     runtime = given.resolution.runtime
     if runtime is not None:
-        return {
-            "className": name,
-            "uid": runtime.uid,
-            "handler": runtime.handler,
-            "overhead": dict(runtime.overhead),
-        }
+        return runtime.uid, runtime.handler
     former = former_runtime(pool)
-    known = former if former.get("className") == name else {}
-    return {
-        "className": name,
-        "uid": str(known.get("uid", "")),
-        "handler": str(known.get("handler", "")),
-        "overhead": {},
-    }
+    if former.get("className") != given.spec.runtime_class_name:
+        return "", ""
+    return str(former.get("uid", "")), str(former.get("handler", ""))
 
 
 def former_runtime(pool: Pool) -> Mapping[str, Any]:

@@ -223,7 +223,7 @@ def test_nothing_expires_before_it_is_bound() -> None:
     assert decide.expiry(claim(ttlSeconds=1, status={"boundAt": "soon"}), spec()) is None
 
 
-def promised(seconds: int | None, **fields: Any) -> structs.Claim:
+def promised(seconds: int | None, **fields: Any) -> SandboxClaim:
     """A claim that was promised so much; what is given of it was changed since."""
     status = BOUND | {"observedGeneration": 0 if fields else 1}
     if seconds is not None:
@@ -292,7 +292,7 @@ def test_only_what_has_certainly_passed_of_a_claims_patience_counts(age: float) 
 def test_a_claim_without_a_creation_time_has_waited_for_nothing() -> None:
     body = claim_body()
     body["metadata"]["creationTimestamp"] = ""
-    assert decide.certain_wait(msgspec.convert(body, structs.Claim), NOW) == 0
+    assert decide.certain_wait(msgspec.convert(body, SandboxClaim), NOW) == 0
 
 
 def test_a_claim_is_kept_from_its_end_on() -> None:
@@ -310,7 +310,7 @@ def condition(status: structs.ClaimStatus, type_: str) -> structs.ClaimCondition
 
 
 def bound_status(
-    it: structs.Claim, now: float = NOW, ground: Ground | None = None, **of_pod: Any
+    it: SandboxClaim, now: float = NOW, ground: Ground | None = None, **of_pod: Any
 ) -> structs.ClaimStatus:
     return decide.bound_status(
         it,

@@ -12,7 +12,7 @@ from sandboxpool.fleet.reconcile import (
     WINDOW_CHECK_SECONDS,
     WRITE_INTERVAL_SECONDS,
     RuntimeReconciler,
-    StoredRuntime,
+    SandboxRuntime,
 )
 from sandboxpool.fleet.status import FleetInput
 from sandboxpool.kube.errors import ApiError, KubeError
@@ -68,7 +68,7 @@ class World:
         if new is not None and "status" in new:
             new["status"] = self.echo(new["status"])
         if self.watching:
-            before, after = (msgspec.convert(b, StoredRuntime | None) for b in (old, new))
+            before, after = (msgspec.convert(b, SandboxRuntime | None) for b in (old, new))
             self.news.append(self.reconciler.observe(before, after))
 
     async def reconcile(self) -> float | None:
@@ -278,7 +278,7 @@ async def test_our_own_writes_are_no_news() -> None:
     world = World()
     world.watching = False
     await world.settle()
-    stored = msgspec.convert(world.api.objects[GVISOR], StoredRuntime)
+    stored = msgspec.convert(world.api.objects[GVISOR], SandboxRuntime)
     assert world.reconciler.observe(None, stored) is False
     older = msgspec.structs.replace(
         stored, metadata=msgspec.structs.replace(stored.metadata, resourceVersion="1")

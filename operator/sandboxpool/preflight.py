@@ -182,14 +182,14 @@ async def _fields(client: ApiClient) -> str | None:
         missing = list(missing_fields(kind, schema)) if schema is not None else []
         if missing:
             return (
-                f"the CRD {kind.resource.plural}.{names.GROUP} is older than the operator: it has no "
-                f"{_listed(missing)}; {APPLY_CRDS}"
+                f"the CRD {kind.resource.plural}.{names.GROUP} is older than the operator: "
+                f"it has no {_listed(missing)}; {APPLY_CRDS}"
             )
     return None
 
 
 def missing_fields(
-    model: type[Model | Struct], schema: Mapping[str, Any], path: str = ""
+    model: type[Model] | type[Struct], schema: Mapping[str, Any], path: str = ""
 ) -> Iterator[str]:
     """The paths of the model's fields that a schema does not have, the outermost only."""
     properties = schema.get("properties")
@@ -211,12 +211,17 @@ def missing_fields(
             )
 
 
-def _model_in(annotation: Any) -> type[Model | Struct] | None:
+def _model_in(annotation: Any) -> type[Model] | type[Struct] | None:
     if isinstance(annotation, ShownAs):
         annotation = annotation.type
-    if isinstance(annotation, type) and issubclass(annotation, Model | Struct):
-        return annotation
-    return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
+    if isinstance(annotation, type):
+        if issubclass(annotation, Model):
+            return annotation
+        if issubclass(annotation, Struct):
+            return annotation
+    inner: Iterator[type[Model] | type[Struct] | None]
+    inner = map(_model_in, typing.get_args(annotation))
+    return next((model for model in inner if model is not None), None)
 
 
 # --- The rights ----------------------------------------------------------------------------------

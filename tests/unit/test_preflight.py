@@ -36,16 +36,18 @@ class Server:
             "/version": {"major": "1", "minor": "30", "gitVersion": "v1.30.0"},
             "/apis/sandboxpool.io/v1alpha1": {
                 "resources": [
-                    {"name": f"{plural}{end}"}
-                    for plural in preflight.KINDS
+                    {"name": f"{kind.resource.plural}{end}"}
+                    for kind in KINDS
                     for end in ("", "/status")
                 ]
             },
             "/openapi/v3/apis/sandboxpool.io/v1alpha1": {
                 "components": {
                     "schemas": {
-                        f"io.sandboxpool.v1alpha1.{kind.__name__}": schemas()[plural]
-                        for plural, kind in preflight.KINDS.items()
+                        f"io.sandboxpool.v1alpha1.{kind.__name__}": schemas()[
+                            kind.resource.plural
+                        ]
+                        for kind in KINDS
                     }
                 }
             },

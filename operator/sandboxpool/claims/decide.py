@@ -58,8 +58,9 @@ def refuse(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
     if proof is not None and proof not in _ASSERTABLE[spec.isolation_proof]:
         return Refusal(
             Reason.ISOLATION_PROOF_MISMATCH,
-            f"spec.isolationProof asserts at least {proof.value!r}, but pool {claim.spec.poolName!r} has "
-            f"{spec.isolation_proof.value!r}: claim from a pool that wants as much proof",
+            f"spec.isolationProof asserts at least {proof.value!r}, but pool "
+            f"{claim.spec.poolName!r} has {spec.isolation_proof.value!r}: claim from a "
+            "pool that wants as much proof",
         )
     allowed = spec.claims.allowed_metadata_prefixes
     for field in ("labels", "annotations"):

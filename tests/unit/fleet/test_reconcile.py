@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.api.v1alpha1 import SandboxRuntime
 from sandboxpool.fleet.reconcile import (
     RESTLESS_INTERVAL_SECONDS,
     WINDOW_CHECK_SECONDS,
     WRITE_INTERVAL_SECONDS,
     RuntimeReconciler,
-    SandboxRuntime,
 )
 from sandboxpool.fleet.status import FleetInput
 from sandboxpool.kube.errors import ApiError, KubeError

@@ -26,6 +26,7 @@ from support.builders import (
     pool_input,
     quarantine,
 )
+from support.schema import check_written
 
 W, S, U, STRANDED = State.WARM, State.STARTING, State.UNPROVEN, State.STRANDED
 NO_SHIM, NO_KVM = quarantine(), quarantine(Reason.KVM_UNAVAILABLE, message="no /dev/kvm", age=90)
@@ -33,7 +34,7 @@ NO_SHIM, NO_KVM = quarantine(), quarantine(Reason.KVM_UNAVAILABLE, message="no /
 
 def computed(given: PoolInput) -> dict[str, Any]:
     status = pool_status(pool(), given, decide(given), None)
-    SandboxPoolStatus.model_validate(status)
+    check_written(SandboxPoolStatus, status)
     return status
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Pod
 from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import StageTiming
 from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.check import verdict_of
@@ -388,12 +389,9 @@ def test_percentiles_of_a_window() -> None:
         times.add("ready", i / 1000, 0.0)
     found = times.summary(10.0)
     assert found is not None
-    assert found["stages"]["ready"] == {
-        "p50Milliseconds": 50,
-        "p95Milliseconds": 95,
-        "p99Milliseconds": 99,
-        "samples": 100,
-    }
+    assert found.stages["ready"] == StageTiming(
+        p50Milliseconds=50, p95Milliseconds=95, p99Milliseconds=99, samples=100
+    )
     assert times.summary(WINDOW_SECONDS + 1.0) is None
 
 
@@ -403,7 +401,7 @@ def test_samples_are_bounded() -> None:
         times.add("ready", float(i), 0.0)
     found = times.summary(0.0)
     assert found is not None
-    assert found["stages"]["ready"]["samples"] == MAX_SAMPLES
+    assert found.stages["ready"].samples == MAX_SAMPLES
 
 
 def test_each_stage_is_measured_once_from_the_creation() -> None:
@@ -540,7 +538,8 @@ def test_messages_about_pods_are_bounded() -> None:
 
 
 def test_a_pool_tells_what_its_condition_says() -> None:
-    listed = [{"type": "Ready", "message": "no node"}, {"type": "Warm", "message": "other"}]
+    said = (("Ready", "no node"), ("Warm", "other"))
+    listed = [{"type": type_, "status": "False", "message": text} for type_, text in said]
     assert pool(status={"conditions": listed}).says() == "no node"
     assert pool(status={"conditions": "junk"}).says()
     assert pool().says()

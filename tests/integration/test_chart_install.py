@@ -11,9 +11,9 @@ import pytest
 
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
+from sandboxpool.app.settings import load
 from sandboxpool.kube import lease
 from sandboxpool.runtimes.probe import build_probe
-from sandboxpool.settings import load
 from support import chart
 from support.builders import facts
 

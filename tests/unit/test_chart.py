@@ -17,12 +17,13 @@ import yaml
 
 from crdgen.__main__ import REPOSITORY
 from localcluster import builds, tools
-from sandboxpool import preflight, web
 from sandboxpool.api import names
+from sandboxpool.app import preflight
+from sandboxpool.app.permissions import PERMISSIONS
+from sandboxpool.app.settings import Settings, load
 from sandboxpool.kube import lease
-from sandboxpool.rights import RIGHTS
+from sandboxpool.observability import web
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
-from sandboxpool.settings import Settings, load
 from support.builders import facts, runtime
 from support.chart import granted
 
@@ -132,7 +133,7 @@ def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(
         "publish_on_nodes": ("--set", "publishOnNodes=true"),
         "metrics_auth": ("--set", "metrics.authentication=true"),
     }[purpose]
-    wanted = {replace(r, purpose="") for r in RIGHTS if r.purpose in ("", purpose)}
+    wanted = {replace(r, purpose="") for r in PERMISSIONS if r.purpose in ("", purpose)}
     manifests = render("--set", "nodes.exclusionLabels=false", *values)
     found = granted(only(manifests, "ClusterRole", RELEASE)["rules"], own=False)
     found |= granted(only(manifests, "Role")["rules"], own=True)
@@ -495,7 +496,7 @@ def test_the_lease_lasts_as_long_as_the_values_say(render: Render) -> None:
     assert settings_of(render()).lease == Settings().lease
     wanted = ("durationSeconds=30", "renewDeadlineSeconds=20", "retrySeconds=5")
     changed = render(*(word for value in wanted for word in ("--set", f"lease.{value}")))
-    assert settings_of(changed).lease == lease.LeaseTimes(30, 20, 5)
+    assert settings_of(changed).lease == lease.LeaderElectionTimes(30, 20, 5)
     assert settings_of(render("--set", "lease=null")).lease == Settings().lease
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import core
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import Condition, ConditionStatus
-from sandboxpool.reasons import Reason
 
 MAX_MESSAGE = 1024
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -22,17 +22,17 @@ _STATUS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ConditionResult:
     """A condition before it has a time; ``holds`` None means that nobody can say."""
 
     type: str
-    holds: bool | None
+    status: bool | None
     reason: Reason
     message: str
 
 
 def conditions(
-    findings: Iterable[Finding],
+    findings: Iterable[ConditionResult],
     before: Iterable[core.Condition | Condition],
     generation: int | None,
     now: float,
@@ -48,7 +48,7 @@ def conditions(
     known = {old.type: old for old in before}
     result = []
     for finding in findings:
-        status = _STATUS[finding.holds]
+        status = _STATUS[finding.status]
         old = known.get(finding.type)
         since = old.lastTransitionTime if old is not None and old.status == status else None
         if since is None or not _TIMESTAMP.fullmatch(since):

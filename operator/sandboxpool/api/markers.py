@@ -54,16 +54,16 @@ class CEL:
     message_expression: str = ""
     reason: str = ""
     field_path: str = ""
-    passes: str = UNCHANGED
+    ratchet: str = UNCHANGED
     replaces: tuple[str, ...] = ()
 
     def to_schema(self) -> dict[str, str | bool]:
         """Return the rule as it stands in a CRD."""
         pairs: dict[str, str | bool] = {
-            "rule": f"oldSelf.hasValue() && {self.passes} || {self.rule}"
-            if self.passes
+            "rule": f"oldSelf.hasValue() && {self.ratchet} || {self.rule}"
+            if self.ratchet
             else self.rule,
-            "optionalOldSelf": bool(self.passes),
+            "optionalOldSelf": bool(self.ratchet),
             "message": self.message,
             "messageExpression": self.message_expression,
             "reason": self.reason,
@@ -106,7 +106,7 @@ def must_not_set(name: str, cure: str) -> CEL:
         message=cure,
         reason="FieldValueForbidden",
         field_path=f".{name}",
-        passes=f"has(oldSelf.value().{name})",
+        ratchet=f"has(oldSelf.value().{name})",
     )
 
 
@@ -124,7 +124,7 @@ def immutable(name: str, cure: str) -> CEL:
         message=cure,
         reason="FieldValueForbidden",
         field_path=f".{name}",
-        passes="",
+        ratchet="",
     )
 
 

@@ -1,13 +1,14 @@
 """What may be said of a claim without I/O: whether it may have a pod, and its status. Pure."""
 
 import math
-from dataclasses import dataclass
 
 import msgspec
 
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
-from sandboxpool.api.conditions import Finding, conditions
+from sandboxpool.api.conditions import ConditionResult, conditions
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch, timestamp
 from sandboxpool.api.v1alpha1 import (
     AssertedProof,
@@ -21,11 +22,15 @@ from sandboxpool.api.v1alpha1 import (
     SandboxPoolSpec,
     is_reserved_metadata_key,
 )
-from sandboxpool.pools.template import ClaimRef
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
-from sandboxpool.runtimes.ending import ENDINGS, Ending, ending_of, restarted_because
-from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.host_state import HostState
+from sandboxpool.runtimes.termination import (
+    TERMINATION_REASONS,
+    TerminationCause,
+    restart_cause,
+    termination_cause,
+)
+from sandboxpool.sandboxes.template import ClaimRef
 
 DEFAULT_TTL_AFTER_FINISHED_SECONDS = 3600
 
@@ -37,15 +42,7 @@ _ASSERTABLE: dict[IsolationProof, tuple[AssertedProof, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a claim gets nothing, now or ever."""
-
-    reason: Reason
-    message: str
-
-
-def refuse(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
+def refusal_for(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
     """Say why this pool will never serve this claim, if so."""
     asserted = claim.spec.runtimeClassName
     if asserted is not None and asserted != spec.runtime_class_name:
@@ -93,7 +90,7 @@ def reference(claim: SandboxClaim) -> ClaimRef:
     )
 
 
-def certain_wait(claim: SandboxClaim, now: float) -> float:
+def minimum_wait(claim: SandboxClaim, now: float) -> float:
     """Seconds that a claim has certainly waited: its creation time is cut to whole seconds.
 
     A creation time in the future, or none, says nothing of the past.
@@ -150,7 +147,7 @@ def expiry(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float | None:
 def bound_status(
     claim: SandboxClaim,
     pod: Pod,
-    ground: Ground,
+    host_state: HostState,
     *,
     source: ClaimSource,
     bound_at: float,
@@ -179,23 +176,23 @@ def bound_status(
         conditions=_conditions(
             claim,
             now,
-            Finding("Bound", True, Reason.BOUND, f"sandbox {pod.metadata.name}"),
-            Finding("Ready", *_readiness(pod, ground)),
+            ConditionResult("Bound", True, Reason.BOUND, f"sandbox {pod.metadata.name}"),
+            ConditionResult("Ready", *_readiness(pod, host_state)),
         ),
     )
 
 
-def _readiness(pod: Pod, ground: Ground) -> tuple[bool, Reason, str]:
-    restarted = [restarted_because(c) for c in pod.status.containerStatuses if c.restartCount > 0]
-    ending = ending_of(pod) if pod.metadata.deletionTimestamp is not None else None
+def _readiness(pod: Pod, host_state: HostState) -> tuple[bool, Reason, str]:
+    restarted = [restart_cause(c) for c in pod.status.containerStatuses if c.restartCount > 0]
+    ending = termination_cause(pod) if pod.metadata.deletionTimestamp is not None else None
     if ending is not None:
         return False, ending.reason, ending.message
-    if ground.node is not None and ground.node.ready and not ground.served:
+    if host_state.node is not None and host_state.node.ready and not host_state.handler_served:
         return (
             False,
             Reason.HANDLER_REMOVED,
-            f"node {ground.node.name} no longer has the handler {ground.handler!r}: what runs goes "
-            "on, but nothing can be executed or restarted in it",
+            f"node {host_state.node.name} no longer has the handler {host_state.handler!r}: what "
+            "runs goes on, but nothing can be executed or restarted in it",
         )
     if not pod.ready:
         failure = diagnose(pod, None)
@@ -240,13 +237,13 @@ def finished_status(
     )
 
 
-def retain_until(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
+def cleanup_time(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds after which a finished claim is deleted."""
     finished_at = epoch(claim.status.finishedAt or claim.metadata.creationTimestamp)
     return finished_at + _ttl_after_finished(spec)
 
 
-def outlives_until(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
+def finalizer_deadline(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds until which a bound claim that was deleted keeps its pod for its finalizers.
 
     As long as a finished claim is kept, and never longer than it was promised.
@@ -263,24 +260,34 @@ def _ttl_after_finished(spec: SandboxPoolSpec | None) -> int:
     return spec.claims.ttl_seconds_after_finished
 
 
-def differ_in_words_only(old: SandboxClaimStatus, new: SandboxClaimStatus) -> bool:
+def differ_only_in_messages(old: SandboxClaimStatus, new: SandboxClaimStatus) -> bool:
     """Whether two statuses say the same, but for the messages of their conditions."""
-    return old != new and _without_words(old) == _without_words(new)
+    return old != new and _without_messages(old) == _without_messages(new)
 
 
-def _without_words(status: SandboxClaimStatus) -> SandboxClaimStatus:
-    mute = [msgspec.structs.replace(condition, message="") for condition in status.conditions]
-    return msgspec.structs.replace(status, conditions=mute)
+def _without_messages(status: SandboxClaimStatus) -> SandboxClaimStatus:
+    without_message = [
+        msgspec.structs.replace(condition, message="") for condition in status.conditions
+    ]
+    return msgspec.structs.replace(status, conditions=without_message)
 
 
-def ending_told(claim: SandboxClaim) -> Ending | None:
+def reported_ending(claim: SandboxClaim) -> TerminationCause | None:
     """Why the claim's pod goes, if the claim says so already."""
-    told = (Ending(Reason(c.reason), c.message) for c in claim.status.conditions if _tells(c))
+    told = (
+        TerminationCause(Reason(c.reason), c.message)
+        for c in claim.status.conditions
+        if _reports_ending(c)
+    )
     return next(told, None)
 
 
-def _tells(condition: Condition) -> bool:
-    return condition.type == "Ready" and condition.status == "False" and condition.reason in ENDINGS
+def _reports_ending(condition: Condition) -> bool:
+    return (
+        condition.type == "Ready"
+        and condition.status == "False"
+        and condition.reason in TERMINATION_REASONS
+    )
 
 
 def choose(claim: SandboxClaim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
@@ -297,9 +304,11 @@ def choose(claim: SandboxClaim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
     return ranked[0], ranked[1:]
 
 
-def _neither(reason: Reason, message: str) -> tuple[Finding, Finding]:
-    return Finding("Bound", False, reason, message), Finding("Ready", False, reason, message)
+def _neither(reason: Reason, message: str) -> tuple[ConditionResult, ConditionResult]:
+    return ConditionResult("Bound", False, reason, message), ConditionResult(
+        "Ready", False, reason, message
+    )
 
 
-def _conditions(claim: SandboxClaim, now: float, *findings: Finding) -> list[Condition]:
+def _conditions(claim: SandboxClaim, now: float, *findings: ConditionResult) -> list[Condition]:
     return conditions(findings, claim.status.conditions, claim.metadata.generation, now)

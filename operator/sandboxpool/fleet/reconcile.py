@@ -12,14 +12,14 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.conditions import stored_conditions
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import SandboxRuntime
-from sandboxpool.fleet.status import FleetInput, essence, runtime_status
+from sandboxpool.fleet.status import RuntimeStatusInput, runtime_status, urgent_part
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.reasons import Reason
-from sandboxpool.references import Reference
-from sandboxpool.versions import number_of
+from sandboxpool.util.references import ObjectReference
+from sandboxpool.util.resource_version import parse_resource_version
 
 RUNTIMES_PATH = resource_path(names.API_VERSION, names.RUNTIMES)
 
@@ -32,7 +32,7 @@ WINDOW_CHECK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
+class _LastWrite:
     """The status that was sent last, when, and what the server made of it."""
 
     at: float
@@ -53,7 +53,7 @@ class RuntimeReconciler:
         self,
         *,
         client: ApiClient,
-        gather: Callable[[str], FleetInput | None],
+        gather: Callable[[str], RuntimeStatusInput | None],
         events: EventRecorder,
         clock: Callable[[], float],
     ) -> None:
@@ -62,7 +62,7 @@ class RuntimeReconciler:
         self._events = events
         self._clock = clock
         self._stored: dict[str, SandboxRuntime] = {}
-        self._written: dict[str, _Written] = {}
+        self._written: dict[str, _LastWrite] = {}
 
     def observe(self, old: SandboxRuntime | None, new: SandboxRuntime | None) -> bool:
         """Take in a change that the informer tells of.
@@ -115,7 +115,7 @@ class RuntimeReconciler:
         # What the server holds may be what we sent in its own words: an older CRD drops fields.
         shown = written.status if written is not None and untouched else stored.status
         if status != shown:
-            restless = untouched and essence(status) == essence(shown)
+            restless = untouched and urgent_part(status) == urgent_part(shown)
             wait = self._wait(
                 name, RESTLESS_INTERVAL_SECONDS if restless else WRITE_INTERVAL_SECONDS
             )
@@ -156,7 +156,7 @@ class RuntimeReconciler:
                 self._drop(stored)
             raise
         new = msgspec.json.decode(answer, type=SandboxRuntime)
-        self._written[name] = _Written(self._clock(), status, new.status)
+        self._written[name] = _LastWrite(self._clock(), status, new.status)
         self._take(new)
 
     async def _delete(self, stored: SandboxRuntime) -> None:
@@ -172,7 +172,7 @@ class RuntimeReconciler:
 
     def _announce(self, stored: SandboxRuntime, status: Mapping[str, Any]) -> None:
         """Post an event for each transition; several conditions may share one."""
-        about = Reference(
+        about = ObjectReference(
             names.API_VERSION, names.RUNTIME_KIND, "", stored.metadata.name, stored.metadata.uid
         )
         former = stored.status
@@ -212,4 +212,4 @@ def _path(name: str) -> str:
 
 
 def _version(stored: SandboxRuntime) -> int:
-    return number_of(stored.metadata.resourceVersion)
+    return parse_resource_version(stored.metadata.resourceVersion)

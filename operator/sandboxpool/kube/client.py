@@ -109,7 +109,7 @@ class ApiClient:
         *,
         user_agent: str,
         observe: RequestObserver | None = None,
-        permit: Callable[[], None] = lambda: None,
+        before_write: Callable[[], None] = lambda: None,
         on_date: Callable[[float], None] = lambda date: None,
     ) -> None:
         self._server = info.server.rstrip("/")
@@ -119,7 +119,7 @@ class ApiClient:
         self._authorization: Callable[[], dict[str, str]] = token_source(info)
         self._user_agent = user_agent
         self._observe = observe or (lambda verb, code, seconds: None)
-        self._permit = permit
+        self._permit = before_write
         self._on_date = on_date
         self._last_date = ""
         self._session: aiohttp.ClientSession | None = None

@@ -3,14 +3,15 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.api.v1alpha1 import Issue
-from sandboxpool.pools.findings import MAX_EXAMPLES
-from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.api.v1alpha1 import PoolIssue
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.conditions import MAX_EXAMPLES
 from sandboxpool.pools.plan import PoolInput
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import SEVERITY
 from sandboxpool.runtimes.quarantine import Quarantine
+from sandboxpool.sandboxes.members import Member, Members
 
 
 def severity(reason: Reason) -> int:
@@ -18,13 +19,13 @@ def severity(reason: Reason) -> int:
     return SEVERITY.index(reason) if reason in SEVERITY else len(SEVERITY)
 
 
-def quarantined(given: PoolInput) -> list[Issue]:
+def quarantine_issues(given: PoolInput) -> list[PoolIssue]:
     """Group the quarantined nodes by cause, the worst first."""
     groups: dict[Reason, list[tuple[str, Quarantine]]] = defaultdict(list)
     for node, quarantine in given.quarantines:
         groups[quarantine.reason].append((node, quarantine))
     return [
-        Issue(
+        PoolIssue(
             reason=str(reason),
             count=len(groups[reason]),
             nodes=[node for node, _ in groups[reason][:MAX_EXAMPLES]],
@@ -35,10 +36,12 @@ def quarantined(given: PoolInput) -> list[Issue]:
     ]
 
 
-def failing(members: Members, former: Mapping[str, str], now: float) -> list[Issue]:
+def startup_issues(members: Members, former: Mapping[str, str], now: float) -> list[PoolIssue]:
     """Group the pods in trouble by cause, the worst first."""
     groups: dict[Reason, list[Member]] = defaultdict(list)
-    for member in members.of(State.STARTING, State.UNREADY, State.STRANDED, State.FAILED):
+    for member in members.of(
+        SandboxState.STARTING, SandboxState.UNREADY, SandboxState.STRANDED, SandboxState.FAILED
+    ):
         if member.failure is not None:
             groups[member.failure.reason].append(member)
     found = []
@@ -46,7 +49,7 @@ def failing(members: Members, former: Mapping[str, str], now: float) -> list[Iss
         group = sorted(groups[reason], key=lambda m: (m.created, m.name))
         first = group[0].failure
         found.append(
-            Issue(
+            PoolIssue(
                 reason=str(reason),
                 count=len(group),
                 nodes=sorted({m.node_name for m in group if m.node_name})[:MAX_EXAMPLES],

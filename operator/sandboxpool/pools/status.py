@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandboxpool.api import names
-from sandboxpool.api.conditions import Finding, conditions
+from sandboxpool.api.conditions import ConditionResult, conditions
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import (
     PoolRuntime,
@@ -12,23 +13,22 @@ from sandboxpool.api.v1alpha1 import (
     SandboxPoolStatus,
     UnfitPoolStatus,
 )
-from sandboxpool.pools.findings import findings
-from sandboxpool.pools.issues import failing, quarantined
-from sandboxpool.pools.members import State
-from sandboxpool.pools.plan import PoolInput, PoolPlan, foreign, outdated
-from sandboxpool.pools.pool import Pool
-from sandboxpool.reasons import Reason
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.conditions import pool_conditions
+from sandboxpool.pools.issues import quarantine_issues, startup_issues
+from sandboxpool.pools.plan import PoolInput, PoolPlan, of_other_runtime, outdated
 
-MAX_ISSUES = 8
+MAX_FAILURES = 8
 
 
 def invalid_status(pool: Pool, now: float) -> dict[str, Any]:
     """The status of a pool whose spec does not fit the API: nothing is done with it."""
-    finding = Finding(
+    finding = ConditionResult(
         "Ready",
         False,
         Reason.INVALID_OBJECT,
-        f"the object does not fit the API and is left alone: {pool.problem}",
+        f"the object does not fit the API and is left alone: {pool.spec_error}",
     )
     return UnfitPoolStatus(
         observedGeneration=pool.generation,
@@ -48,15 +48,17 @@ def pool_status(
         startup: measured start-up times, as the API has them.
     """
     members = given.members
-    counts = {state: members.count(state) for state in State}
+    counts = {state: members.count(state) for state in SandboxState}
     # A pod of another class is none that a claim could have, however warm it is.
-    unfit = members.where(lambda m: m.state is State.WARM and foreign(m, given))
+    unfit = members.where(lambda m: m.state is SandboxState.WARM and of_other_runtime(m, given))
     strangers = sum(1 for _ in unfit)
-    counts[State.WARM] -= strangers
-    counts[State.STRANDED] += strangers
-    superseded = members.where(lambda m: m.unclaimed and (outdated(m, given) or foreign(m, given)))
-    starting_issues = failing(members, _former_issues(pool), given.now)
-    node_issues = quarantined(given)
+    counts[SandboxState.WARM] -= strangers
+    counts[SandboxState.STRANDED] += strangers
+    superseded = members.where(
+        lambda m: m.unclaimed and (outdated(m, given) or of_other_runtime(m, given))
+    )
+    starting_issues = startup_issues(members, _former_issues(pool), given.now)
+    node_issues = quarantine_issues(given)
     known = {issue.reason for issue in node_issues}
     issues = [*node_issues, *(issue for issue in starting_issues if issue.reason not in known)]
     verdict = given.verdict
@@ -67,16 +69,16 @@ def pool_status(
         replicas=sum(1 for _ in members.where(lambda m: m.unclaimed)),
         selector=f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}",
         target=plan.target,
-        warm=counts[State.WARM],
-        starting=counts[State.STARTING],
-        unproven=counts[State.UNPROVEN],
-        unready=counts[State.UNREADY],
-        stranded=counts[State.STRANDED],
-        failed=counts[State.FAILED],
+        warm=counts[SandboxState.WARM],
+        starting=counts[SandboxState.STARTING],
+        unproven=counts[SandboxState.UNPROVEN],
+        unready=counts[SandboxState.UNREADY],
+        stranded=counts[SandboxState.STRANDED],
+        failed=counts[SandboxState.FAILED],
         outdated=sum(1 for _ in superseded),
-        claimed=counts[State.CLAIMED] + counts[State.COLD],
-        ended=counts[State.ENDED],
-        stopping=counts[State.STOPPING],
+        claimed=counts[SandboxState.CLAIMED] + counts[SandboxState.COLD],
+        ended=counts[SandboxState.ENDED],
+        stopping=counts[SandboxState.STOPPING],
         runtime=PoolRuntime(
             className=given.spec.runtime_class_name,
             uid=uid,
@@ -84,11 +86,11 @@ def pool_status(
             overhead=dict(runtime.overhead) if runtime is not None else {},
             nodes=verdict.counts,
             servingOfEligible=f"{len(verdict.serving)}/{verdict.eligible}",
-            issues=issues[:MAX_ISSUES],
+            issues=issues[:MAX_FAILURES],
         ),
         startup=startup,
         conditions=conditions(
-            findings(given, plan, counts, starting_issues),
+            pool_conditions(given, plan, counts, starting_issues),
             pool.conditions,
             pool.generation,
             given.now,

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import (
     ClaimPhase,
@@ -14,8 +15,7 @@ from sandboxpool.api.v1alpha1 import (
     SandboxClaimStatus,
 )
 from sandboxpool.claims import decide
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.host_state import HostState
 from support.builders import NOW, claim, claim_body, facts, pod, spec
 from support.schema import check_written
 
@@ -37,7 +37,7 @@ def test_what_is_written_fits_the_api() -> None:
         decide.bound_status(
             it,
             pod(),
-            Ground(facts(), "runsc"),
+            HostState(facts(), "runsc"),
             source=ClaimSource.WARM,
             bound_at=NOW,
             expires=NOW + 9,
@@ -79,7 +79,7 @@ def test_what_is_written_fits_the_api() -> None:
 )
 def test_refusing(fields: dict[str, Any], prefixes: list[str], reason: Reason | None) -> None:
     policy = spec(claims={"allowedMetadataPrefixes": prefixes})
-    refusal = decide.refuse(claim(**fields), policy)
+    refusal = decide.refusal_for(claim(**fields), policy)
     assert (refusal.reason if refusal else None) == reason
 
 
@@ -98,7 +98,7 @@ def test_refusing(fields: dict[str, Any], prefixes: list[str], reason: Reason | 
     ],
 )
 def test_an_asserted_proof_holds_at_least(asserted: str | None, offered: str, served: bool) -> None:
-    refusal = decide.refuse(claim(isolationProof=asserted), spec(isolationProof=offered))
+    refusal = decide.refusal_for(claim(isolationProof=asserted), spec(isolationProof=offered))
     assert (refusal is None) == served
     if refusal is not None:
         assert refusal.reason is Reason.ISOLATION_PROOF_MISMATCH
@@ -116,13 +116,13 @@ def test_a_claim_cannot_set_what_the_template_sets(field: str, value: str) -> No
         "spec": {"containers": [{"name": "main"}]},
     }
     policy = spec(claims={"allowedMetadataPrefixes": ["example.com/"]}, template=template)
-    refusal = decide.refuse(claim(metadata={field: mine}), policy)
+    refusal = decide.refusal_for(claim(metadata={field: mine}), policy)
     assert refusal is not None
     assert refusal.reason is Reason.METADATA_NOT_ALLOWED
     assert f"spec.metadata.{field}['example.com/network']" in refusal.message
     assert "the template of pool 'pool' sets it" in refusal.message
     other = "annotations" if field == "labels" else "labels"
-    assert decide.refuse(claim(metadata={other: mine}), policy) is None
+    assert decide.refusal_for(claim(metadata={other: mine}), policy) is None
 
 
 # --- Time ----------------------------------------------------------------------------------------
@@ -216,19 +216,19 @@ def test_a_pool_that_is_gone_limits_nothing() -> None:
 @pytest.mark.parametrize("age", [-3600, 0, 0.9, 1.5, 11])
 def test_only_what_has_certainly_passed_of_a_claims_patience_counts(age: float) -> None:
     """A creation time is cut to whole seconds, and may be another clock's."""
-    assert max(0.0, age - 2) <= decide.certain_wait(claim(age=age), NOW) <= max(0.0, age)
+    assert max(0.0, age - 2) <= decide.minimum_wait(claim(age=age), NOW) <= max(0.0, age)
 
 
 def test_a_claim_without_a_creation_time_has_waited_for_nothing() -> None:
     body = claim_body()
     body["metadata"]["creationTimestamp"] = ""
-    assert decide.certain_wait(msgspec.convert(body, SandboxClaim), NOW) == 0
+    assert decide.minimum_wait(msgspec.convert(body, SandboxClaim), NOW) == 0
 
 
 def test_a_claim_is_kept_from_its_end_on() -> None:
     ended = claim(age=500, status={"phase": "Failed", "finishedAt": timestamp(NOW)})
-    assert decide.retain_until(ended, spec(claims={"ttlSecondsAfterFinished": 7})) == NOW + 7
-    assert decide.retain_until(ended, None) == NOW + 3600
+    assert decide.cleanup_time(ended, spec(claims={"ttlSecondsAfterFinished": 7})) == NOW + 7
+    assert decide.cleanup_time(ended, None) == NOW + 3600
 
 
 # --- Status --------------------------------------------------------------------------------------
@@ -240,12 +240,12 @@ def condition(status: SandboxClaimStatus, type_: str) -> Condition:
 
 
 def bound_status(
-    it: SandboxClaim, now: float = NOW, ground: Ground | None = None, **of_pod: Any
+    it: SandboxClaim, now: float = NOW, host_state: HostState | None = None, **of_pod: Any
 ) -> SandboxClaimStatus:
     return decide.bound_status(
         it,
         pod(**of_pod),
-        ground or Ground(facts(), "runsc"),
+        host_state or HostState(facts(), "runsc"),
         source=ClaimSource.WARM,
         bound_at=NOW,
         expires=None,
@@ -265,7 +265,7 @@ def bound_status(
 )
 def test_a_claim_is_told_when_its_node_has_lost_the_handler(of_node: Any, ready: str) -> None:
     """A node that is not Ready is not to be believed about its handlers."""
-    status = bound_status(claim(), ground=Ground(facts(**of_node), "runsc"))
+    status = bound_status(claim(), host_state=HostState(facts(**of_node), "runsc"))
     found = condition(status, "Ready")
     assert found.status == ready
     assert (found.reason == "HandlerRemoved") == (ready == "False")
@@ -345,8 +345,8 @@ def test_of_several_pods_the_named_one_is_kept_else_the_oldest_that_stays() -> N
 
 def test_what_a_claim_was_told_of_its_pods_end_is_remembered() -> None:
     goes = bound_status(claim(), deleting=True)
-    told = decide.ending_told(claim(status=msgspec.to_builtins(goes)))
+    told = decide.reported_ending(claim(status=msgspec.to_builtins(goes)))
     assert told is not None
     assert told.reason is Reason.POD_DELETED
     unready = bound_status(claim(), ready=False)
-    assert decide.ending_told(claim(status=msgspec.to_builtins(unready))) is None
+    assert decide.reported_ending(claim(status=msgspec.to_builtins(unready))) is None

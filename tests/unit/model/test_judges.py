@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from sandboxpool.api.v1alpha1 import SandboxClaim
-from sandboxpool.claims.live import LiveReads
+from sandboxpool.claims.api_reader import ApiReader
 from sandboxpool.claims.reconcile import ClaimReconciler
-from sandboxpool.pools.pool import Pool
+from sandboxpool.cluster.pool import Pool
 from support.invariants import overtaken, waits
 from support.simulation.footprint import footprint, growth
 from support.simulation.sight import Listing, Watching
@@ -69,7 +69,7 @@ def test_a_claim_that_fails_for_want_of_a_sandbox_that_is_there_is_missed(
         return True
 
     if not looks:
-        monkeypatch.setattr(LiveReads, "shows_nothing_warm", none)
+        monkeypatch.setattr(ApiReader, "confirms_no_warm", none)
     with World() as world:
         world.make_pool(replicas=1)
         world.run(60.0)
@@ -124,8 +124,10 @@ def test_what_has_grown_is_named() -> None:
         assert leader is not None
         before = footprint(leader.operator)
         assert not growth(before, footprint(leader.operator))
-        world._do(lambda: leader.operator._queues.claims.add_after(("default", "gone"), 3600.0))
-        assert growth(before, footprint(leader.operator)) == ["_queues.claims._timers: 0 -> 1"]
+        queues = leader.operator.components.queues
+        world._do(lambda: queues.claims.add_after(("default", "gone"), 3600.0))
+        grown = growth(before, footprint(leader.operator))
+        assert grown == ["components.queues.claims._timers: 0 -> 1"]
 
 
 def claim(name: str, second: int, **spec: object) -> dict[str, object]:

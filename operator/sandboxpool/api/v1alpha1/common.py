@@ -55,7 +55,7 @@ def name_fits(longest: int, why: str) -> CEL:
         # No messageExpression: the API server reckons string(number) as boundlessly long, and the
         # rule would exceed its cost budget.
         message=f"metadata.name is too long: {why}; choose a name of at most {longest} characters",
-        passes=AT_CREATION,
+        ratchet=AT_CREATION,
     )
 
 

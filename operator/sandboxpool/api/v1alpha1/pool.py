@@ -342,7 +342,7 @@ class SandboxPoolSpec(Model):
 # --- Status --------------------------------------------------------------------------------------
 
 
-class Issue(Struct, frozen=True, kw_only=True):
+class PoolIssue(Struct, frozen=True, kw_only=True):
     """A cause of trouble, with some of the nodes it was seen on."""
 
     reason: Annotated[str, Field(max_length=128)]
@@ -372,7 +372,7 @@ class PoolRuntime(Status, frozen=True, kw_only=True):
     """The pool's nodes, by what they say of the handler."""
     servingOfEligible: str
     """`serving/eligible` nodes, for the column NODES."""
-    issues: Annotated[list[Issue], Field(max_length=8), LIST_ATOMIC]
+    issues: Annotated[list[PoolIssue], Field(max_length=8), LIST_ATOMIC]
     """The worst troubles of the runtime and the sandboxes, worst first."""
 
 

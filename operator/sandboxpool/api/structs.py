@@ -65,13 +65,13 @@ def _model_of(struct: type[Struct]) -> type[Model]:
     known = {field.name: field for field in msgspec.structs.fields(struct)}
     fields: dict[str, Any] = {}
     for name, text in _described(struct).items():
-        default = known[name].default
-        if known[name].default_factory is not msgspec.NODEFAULT:
-            default = known[name].default_factory()
-        if default is msgspec.NODEFAULT:
+        if known[name].required:
+            # Crdgen leaves out the defaults of a status.
             default = None if issubclass(struct, Status) else ...
+        elif known[name].default is msgspec.NODEFAULT:
+            default = known[name].default_factory()
         else:
-            default = msgspec.to_builtins(default)
+            default = msgspec.to_builtins(known[name].default)
         fields[name] = (hints[name], Field(default, description=text))
     model = create_model(
         struct.__name__,
@@ -91,12 +91,16 @@ def _described(struct: type[Struct]) -> dict[str, str | None]:
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(tree, ast.ClassDef)
         for statement, below in pairwise([*tree.body, ast.Pass()]):
-            match statement, below:
-                case ast.AnnAssign(target=ast.Name(name)), _ if name in struct.__struct_fields__:
+            match statement:
+                case ast.AnnAssign(target=ast.Name(name)) if name in struct.__struct_fields__:
+                    # A field that is declared again moves to its new place.
                     texts.pop(name, None)
-                    match below:
-                        case ast.Expr(ast.Constant(str(text))):
-                            texts[name] = inspect.cleandoc(text)
-                        case _:
-                            texts[name] = None
+                    texts[name] = _text_of(below)
     return texts
+
+
+def _text_of(statement: ast.stmt) -> str | None:
+    match statement:
+        case ast.Expr(ast.Constant(str(text))):
+            return inspect.cleandoc(text)
+    return None

@@ -337,7 +337,7 @@ def _isolation_proven(given: RuntimeStatusInput) -> ConditionResult:
         return ConditionResult(type_, None, Reason.EVIDENCE_PENDING, "no node has been probed yet")
     seen = _on(given, worst)
     if worst.isolation is Isolation.NOT_PROVEN:
-        text = f"{seen}. Such sandboxes are not handed out. {_MEND_ISOLATION}"
+        text = f"{seen}. Such sandboxes are not bound to claims. {_MEND_ISOLATION}"
         return ConditionResult(type_, False, Reason.ISOLATION_NOT_PROVEN, text)
     if worst.isolation is Isolation.UNAVAILABLE:
         text = f"there is no evidence {seen}"

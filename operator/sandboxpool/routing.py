@@ -235,13 +235,9 @@ class EventRouter:
         self._request_probes()
 
     def claim_granted(self, claim_uid: str) -> None:
-        """A waiting claim has been given a pod; one that is gone leaves it to the next."""
-        if self.enqueue_claim(claim_uid):
-            return
-        freed = self._to.allocator.cancel_claim(claim_uid)
-        pod = self._to.cluster.pods.get(freed[1].uid) if freed is not None else None
-        if pod is not None:
-            self._to.candidate_tracker.refresh([pod])
+        """A pod was reserved for a waiting claim; a deleted claim leaves it to the next one."""
+        if not self.enqueue_claim(claim_uid):
+            self._to.candidate_tracker.cancel_claim(claim_uid)
 
     def pod_hold_changed(self, pool_uid: str, pod_uid: str) -> None:
         """A pod is held for a claim, or no longer, which the pod itself may never show."""

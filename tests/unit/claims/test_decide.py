@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pydantic
 import pytest
-from sandboxpool.runtimes.host_state import HostState
 
 from sandboxpool.api import v1alpha1
 from sandboxpool.api.markers import wire_name
@@ -16,6 +15,7 @@ from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.claims import claim as structs
 from sandboxpool.claims import decide
+from sandboxpool.runtimes.host_state import HostState
 from support.builders import NOW, claim, claim_body, facts, pod, spec
 
 BOUND: dict[str, Any] = {
@@ -172,7 +172,7 @@ def test_an_asserted_proof_holds_at_least(asserted: str | None, offered: str, se
     assert (refusal is None) == served
     if refusal is not None:
         assert refusal.reason is Reason.ISOLATION_PROOF_MISMATCH
-        says = (f"isolationProof asserts at least {asserted!r}", f"has {offered!r}", "claim from a")
+        says = (f"isolationProof asserts at least {asserted!r}", f"has {offered!r}", "name a pool")
         assert all(text in refusal.message for text in says)
 
 
@@ -413,8 +413,8 @@ def test_of_several_pods_the_named_one_is_kept_else_the_oldest_that_stays() -> N
 
 def test_what_a_claim_was_told_of_its_pods_end_is_remembered() -> None:
     goes = bound_status(claim(), deleting=True)
-    told = decide.reported_ending(claim(status=msgspec.to_builtins(goes)))
+    told = decide.reported_cause(claim(status=msgspec.to_builtins(goes)))
     assert told is not None
     assert told.reason is Reason.POD_DELETED
     unready = bound_status(claim(), ready=False)
-    assert decide.reported_ending(claim(status=msgspec.to_builtins(unready))) is None
+    assert decide.reported_cause(claim(status=msgspec.to_builtins(unready))) is None

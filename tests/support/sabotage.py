@@ -305,7 +305,7 @@ def set_back_clocks_are_trusted() -> None:
 def half_a_view_is_enough() -> None:
     """Decisions are made before the caches are complete."""
 
-    async def synced(_: Watches) -> None:
+    async def wait_for_sync(_: Watches) -> None:
         return
 
     async def _take_over(self: app.Operator) -> None:
@@ -313,7 +313,7 @@ def half_a_view_is_enough() -> None:
             await informer.release_notifications()
         await self._listed.wait()
 
-    _set(Watches, synced)
+    _set(Watches, wait_for_sync)
     _set(app.Operator, _take_over)
 
 

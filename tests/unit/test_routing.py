@@ -161,7 +161,7 @@ class World:
                 fleet=cast(RuntimeStatusGatherer, parts),
                 health=self.health,
                 prober=cast(Prober, parts),
-                inquiry=NoInquiry(),
+                event_reader=NoInquiry(),
                 events=cast(EventRecorder, parts),
                 metrics=cast(Metrics, parts),
                 queues=Queues(

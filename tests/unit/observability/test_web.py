@@ -86,13 +86,13 @@ class World:
 
 @asynccontextmanager
 async def closing(opening: Awaitable[web.HttpServer]) -> AsyncIterator[str]:
-    """Open a door on the loopback address; give its URL."""
-    door = await opening
-    host, port = door.addresses[0]
+    """Start a server on the loopback address; yield its URL."""
+    server = await opening
+    host, port = server.addresses[0]
     try:
         yield f"http://{host}:{port}"
     finally:
-        await door.close()
+        await server.close()
 
 
 def text_of(gauge: str) -> Exposition:
@@ -110,9 +110,9 @@ def text_of(gauge: str) -> Exposition:
 
 
 async def test_no_address_means_one_socket_for_all_families() -> None:
-    door = await web.serve_health(None, 0, list)
-    assert [host for host, _ in door.addresses] == ["::"]
-    await door.close()
+    server = await web.serve_health(None, 0, list)
+    assert [host for host, _ in server.addresses] == ["::"]
+    await server.close()
 
 
 @pytest.mark.parametrize("how", ["not compiled in", "switched off"])
@@ -126,9 +126,9 @@ async def test_without_ipv6_it_listens_on_ipv4(how: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: how == "switched off")
     monkeypatch.setattr(socket, "create_server", create_server)
-    door = await web.serve_health(None, 0, list)
-    assert [host for host, _ in door.addresses] == ["0.0.0.0"]  # noqa: S104
-    await door.close()
+    server = await web.serve_health(None, 0, list)
+    assert [host for host, _ in server.addresses] == ["0.0.0.0"]  # noqa: S104
+    await server.close()
 
 
 @pytest.mark.parametrize("host", [None, LOCAL])
@@ -205,8 +205,8 @@ async def test_one_large_pool_gives_the_loop_its_turn_too(
     task = asyncio.create_task(other_work())
     await world.collector.refresh()
     task.cancel()
-    assert sum(sizes) >= 10_000 - metrics_module.PODS_A_LOOK
-    assert max(sizes) <= metrics_module.PODS_A_LOOK
+    assert sum(sizes) >= 10_000 - metrics_module.PODS_PER_SLICE
+    assert max(sizes) <= metrics_module.PODS_PER_SLICE
 
 
 async def test_the_count_follows_what_changes_between_two_slices() -> None:
@@ -265,7 +265,9 @@ async def test_what_cannot_be_computed_is_said_once_a_second(
             async with session.get(f"{url}/metrics") as response:
                 assert response.status == 500
                 assert "log" in await response.text()
-    assert [r.message for r in caplog.records].count("the metrics cannot be computed") == 1
+    assert [r.message for r in caplog.records].count(
+        "the metrics cannot be rendered; /metrics responds with 500"
+    ) == 1
 
 
 async def test_the_text_is_what_prometheus_reads() -> None:
@@ -327,27 +329,27 @@ async def test_beyond_the_limit_the_answer_is_503() -> None:
 
 async def test_those_who_are_refused_are_limited_as_well() -> None:
     limits = replace(web.METRICS_LIMITS, connections=2)
-    door = await web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)
-    url = f"http://{LOCAL}:{door.addresses[0][1]}"
+    server = await web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)
+    url = f"http://{LOCAL}:{server.addresses[0][1]}"
     held = [await raw(url) for _ in range(10)]
     await asyncio.sleep(0.05)
-    assert (len(door.open), len(door.refused)) == (2, 2)
+    assert (len(server.open), len(server.refused)) == (2, 2)
     assert all([await ended(reader) for reader, _ in held[4:]])
     for _, writer in held:
         writer.close()
-    await door.close()
+    await server.close()
 
 
 async def test_a_connection_that_says_nothing_ends() -> None:
     limits = replace(web.METRICS_LIMITS, seconds=0.05)
-    door = await web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)
-    url = f"http://{LOCAL}:{door.addresses[0][1]}"
+    server = await web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)
+    url = f"http://{LOCAL}:{server.addresses[0][1]}"
     held = [await raw(url, said) for said in (b"", b"GET /metrics HTTP/1.1\r\nA: b\r\n")]
     for reader, writer in held:
         assert await ended(reader)
         writer.close()
-    assert not door.open
-    await door.close()
+    assert not server.open
+    await server.close()
 
 
 async def test_a_request_that_lasts_too_long_ends() -> None:
@@ -441,14 +443,14 @@ async def test_without_a_host_it_listens_on_both_families(family: socket.Address
         except OSError:
             pytest.skip("this machine has no such addresses")
         port = free.getsockname()[1]
-    door = await web.serve_health(None, port, list)
+    server = await web.serve_health(None, port, list)
     try:
         reader, writer = await asyncio.open_connection(address, port)
         writer.write(GET % b"/healthz")
         assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
         writer.close()
     finally:
-        await door.close()
+        await server.close()
 
 
 # --- Who may read --------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class SimulatedOperator(Operator):
         return self._metrics
 
     def not_synced(self) -> list[str]:
-        """What it cannot see at this moment."""
+        """The watches that are not synced."""
         return self._watches.not_synced()
 
     def permit(self) -> None:

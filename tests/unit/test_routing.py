@@ -1,4 +1,4 @@
-"""Which change sets what in motion, and that most changes set nothing in motion."""
+"""Which changes enqueue which keys, and that most changes enqueue nothing."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -54,7 +54,7 @@ NO_SHIM = 'binary not installed "containerd-shim-runsc-v1": file does not exist'
 
 
 class Queue:
-    """Keys in the order of their adding; nothing is worked on."""
+    """Records keys in the order in which they were added."""
 
     def __init__(self) -> None:
         self.keys: list[Any] = []
@@ -75,7 +75,7 @@ class Queue:
 
 
 class Parts:
-    """Whatever is told what; the parts that decide and write."""
+    """Records the calls of the components that decide and write."""
 
     def __init__(self) -> None:
         self.told: Counter[str] = Counter()
@@ -346,7 +346,7 @@ def test_a_node_enqueues_only_those_whose_verdict_depends_on_it(world: World) ->
 
 
 def test_a_deleted_pool_is_not_enqueued(world: World) -> None:
-    """Not even if it was being looked at as it went."""
+    """Not even if it was deleted while it was being reconciled."""
     pool, gvisor = world.pools.by_uid("b-uid"), runtime()
     assert pool is not None
     world.pools.observe(pool_body("b", uid="b-uid", version=2), deleted=True)
@@ -434,7 +434,7 @@ def test_a_changed_pod_enqueues_its_pool_and_its_claim(world: World) -> None:
 
 
 def test_a_pod_that_names_a_pool_of_another_namespace_enqueues_nothing(world: World) -> None:
-    """It could settle what the pool expects, under a name that it chose."""
+    """It could fulfil an expectation of the pool, under a name that its author chose."""
     known = pod("forged", pool_uid="a-uid", node="node-a")
     elsewhere = msgspec.structs.replace(known.metadata, namespace="attacker")
     world.router.pod_changed(None, msgspec.structs.replace(known, metadata=elsewhere))
@@ -456,7 +456,7 @@ def test_a_deleted_pod_is_forgotten_everywhere(world: World) -> None:
 def test_a_pod_that_is_deleted_before_its_owner_was_observed_enqueues_its_claim(
     world: World,
 ) -> None:
-    """The watch was down: what it shows next is that the pod is gone."""
+    """The watch was down, and delivers only the deletion of the pod."""
     world.put_claim("job", status={"phase": "Bound", "podUID": "pod-a-uid"}, pool="a")
     world.put_claim("other", status={"phase": "Bound", "podUID": "pod-b-uid"}, pool="b")
     assert world.allocator.allocate("a-uid", "job-uid") is not None
@@ -551,7 +551,7 @@ def test_a_release_enqueues_the_same_keys_as_the_quarantine(world: World) -> Non
 def test_evidence_that_changes_no_verdict_enqueues_only_the_pools_on_the_node(
     world: World,
 ) -> None:
-    """In a fleet of thousands of nodes each is probed, and none of that is news to a pool."""
+    """In a fleet of thousands of nodes, each probe would enqueue every pool."""
     world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=True)
     for name, pools in (("empty", []), ("node-b", ["b"])):
         at = world.cluster.nodes.get(name)
@@ -662,7 +662,7 @@ def test_a_reservation_enqueues_the_waiting_claim(world: World) -> None:
 
 
 def test_the_reservation_of_a_deleted_claim_is_released(world: World) -> None:
-    """Nobody should wait who is not known; if one does, the sandbox must not be lost with him."""
+    """An unknown claim should never be queued; if one is, its sandbox must not be lost."""
     assert world.allocator.allocate("a-uid", "first") is not None
     assert world.allocator.allocate("a-uid", "unheard of") is None
     world.put_claim("waiting", pool="a")
@@ -687,7 +687,7 @@ NODES = ["node-a", "node-b"]
 
 
 class Anything(World):
-    """Whatever may happen to classes, pools, nodes and sandboxes; each claim is told its pool."""
+    """Random changes of classes, pools, nodes and sandboxes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -852,7 +852,7 @@ happenings = st.one_of(
 def test_no_claim_ever_gets_a_sandbox_of_another_class(
     changes: list[tuple[Any, ...]],
 ) -> None:
-    """There is no second choice: where the pool's own class cannot be had, nothing is."""
+    """If the pool's own class is not usable, the claim gets nothing."""
     world = Anything()
     for what, *about in changes:
         getattr(world, what)(*about)

@@ -85,7 +85,7 @@ def test_a_pod_whose_binding_failed_may_be_a_candidate_again_unchanged() -> None
 
 
 def test_an_allocated_pod_counts_on_its_last_observed_node() -> None:
-    """A pod that is made for a claim has no node at first."""
+    """A pod that is created for a claim has no node at first."""
     allocator = filled(candidate("one", "n1"), candidate("two", "n2"))
     allocator.set_packed("p", packed=True)
     for node in ("", "n2"):

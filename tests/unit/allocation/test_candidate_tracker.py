@@ -17,7 +17,7 @@ from support.builders import NOW, evidence, node, pod, pool, pool_body, runtime
 
 
 class World:
-    """One pool that wants proof, one node with proof, one sandbox that may be handed out."""
+    """One pool that requires proof, one node with proof, one allocatable sandbox."""
 
     def __init__(self) -> None:
         self.cluster = ClusterCache()
@@ -70,7 +70,7 @@ class World:
 
 
 def nothing(world: World) -> None:
-    """All is well."""
+    """Change nothing."""
 
 
 AGAINST: dict[str, tuple[Callable[[World], Any], dict[str, Any]]] = {
@@ -205,7 +205,7 @@ def test_a_changed_pool_adds_and_removes_all_its_candidates() -> None:
 
 
 def test_a_finished_sandbox_does_not_count_on_its_node() -> None:
-    """It is kept for its logs, and its node has freed what it took."""
+    """It is kept for its logs, and its node has freed its resources."""
     world = World()
     for phase, held in (("Running", True), ("Failed", False), ("Failed", False)):
         claimed = pod(claim="claim", ready=False, phase=phase)

@@ -224,7 +224,7 @@ def test_nothing_expires_before_it_is_bound() -> None:
 
 
 def promised(seconds: int | None, **fields: Any) -> structs.Claim:
-    """A claim that was promised so much; what is given of it was changed since."""
+    """A claim that was bound with this ttl; the fields given were changed after that."""
     status = BOUND | {"observedGeneration": 0 if fields else 1}
     if seconds is not None:
         status["expiresAt"] = timestamp(NOW + seconds)
@@ -285,7 +285,7 @@ def test_a_deleted_pool_has_no_limit() -> None:
 
 @pytest.mark.parametrize("age", [-3600, 0, 0.9, 1.5, 11])
 def test_only_time_that_has_certainly_passed_counts(age: float) -> None:
-    """A creation time is cut to whole seconds, and may be another clock's."""
+    """A creation time has whole seconds, and may be of another clock."""
     assert max(0.0, age - 2) <= decide.minimum_wait(claim(age=age), NOW) <= max(0.0, age)
 
 
@@ -334,7 +334,7 @@ def bound_status(
     ],
 )
 def test_a_bound_claim_reports_that_its_node_has_lost_the_handler(of_node: Any, ready: str) -> None:
-    """A node that is not Ready is not to be believed about its handlers."""
+    """The list of handlers of a node that is not Ready is not trusted."""
     status = bound_status(claim(), host_state=HostState(facts(**of_node), "runsc"))
     found = condition(status, "Ready")
     assert found.status == ready

@@ -1,4 +1,4 @@
-"""A claim's way through its two writes, and what becomes of it when they go wrong."""
+"""The reconciliation of claims: binding in two writes, failures of each, expiry and end."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +47,7 @@ POOL = f"/apis/sandboxpool.io/v1alpha1/namespaces/{NAMESPACE}/sandboxpools/pool"
 
 
 class Cold:
-    """Is asked for cold pods, and says why not, or that one is being made."""
+    """Records requests for cold starts, and refuses them as a test says."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -234,7 +234,7 @@ async def test_the_first_write_is_conditional_on_the_observed_version_of_the_pod
 
 
 async def test_a_claim_adds_to_a_warm_pod_and_replaces_nothing_on_it() -> None:
-    """The pod is of an older template, whose keys the pool's own no longer shows."""
+    """The pod is of an older template with keys that the current one lacks."""
     world = World(claims={"allowedMetadataPrefixes": ["example.com/"]}, update={"type": "OnClaim"})
     older = pod_body("pod-1", revision="older")
     older["metadata"]["labels"]["example.com/network"] = "isolated"
@@ -449,7 +449,7 @@ async def test_a_second_pod_of_a_claim_is_deleted_and_the_named_one_kept() -> No
 
 
 def meanwhile(world: World, change: Callable[[], None]) -> None:
-    """Something happens right before the next write of the claim's status arrives."""
+    """Apply a change right before the next write of the claim's status arrives."""
 
     def before(call: Call) -> None:
         if call.write and call.path.endswith("/status"):
@@ -460,7 +460,7 @@ def meanwhile(world: World, change: Callable[[], None]) -> None:
 
 
 def told_by_another(world: World, **status: Any) -> None:
-    """Another operator's write arrives, and our watch does not yet show it."""
+    """Write as another process, before the cache shows it."""
     path = f"{CLAIMS}/claim"
     world.api.touch(path)
     world.api.objects[path]["status"] = status
@@ -493,7 +493,7 @@ async def test_a_status_that_another_process_has_written_is_kept(pod: str) -> No
 async def test_no_pod_is_deleted_that_another_process_has_just_bound(
     amiss: dict[str, str],
 ) -> None:
-    """Of two, or of one that would not be bound now."""
+    """One of two pods, or one that would not be bound now."""
     world = World()
     if not amiss:
         world.put_pod("pod-1", claim="claim", age=99)
@@ -595,7 +595,7 @@ async def test_a_conflict_on_an_unchanged_pod_is_a_refusal() -> None:
 
 
 async def refused(world: World, times: int) -> None:
-    """The binding is refused so often, each time when its next try is due."""
+    """Have the binding refused this many times, each time when its retry is due."""
     world.api.fail("PATCH", "/pods/", REFUSED, times=times)
     for _ in range(times):
         again = await world.reconcile()
@@ -1278,7 +1278,7 @@ def evict(world: World, *, leaving: bool = True) -> None:
 
 
 async def lose(world: World) -> None:
-    """The pod is gone, and the watch says so."""
+    """Delete the pod and let the watch deliver that."""
     last = world.cluster.pods.get("pod-1-uid")
     world.api.remove(f"{PODS}/pod-1")
     if last is not None:
@@ -1413,7 +1413,7 @@ async def test_a_pod_of_another_namespace_never_belongs_to_the_claim() -> None:
 
 
 async def test_the_sweep_deletes_no_pod_without_an_owning_claim() -> None:
-    """Whoever may label pods could have them deleted."""
+    """Otherwise anybody who may label pods could have them deleted."""
     world = World()
     body = pod_body("web-1", claim="gone")
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs"}
@@ -1436,7 +1436,7 @@ async def test_the_sweep_deletes_no_pod_without_an_owning_claim() -> None:
 async def test_an_owner_reference_that_the_operator_would_not_have_written_is_not_trusted(
     amiss: dict[str, str],
 ) -> None:
-    """An author of pods in this namespace can write the owner, and so pretend a binding."""
+    """Anybody who may create pods in this namespace can name the claim as owner."""
     world = World()
     world.put_claim(runtimeClassName="gvisor")
     world.put_pod("forged", claim="claim", **amiss)

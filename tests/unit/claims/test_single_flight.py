@@ -9,7 +9,7 @@ from sandboxpool.claims.single_flight import SingleFlight
 
 
 class Server:
-    """Counts reads; each takes a moment, and fails while it is told to."""
+    """Counts reads; each takes a moment, and fails while ``fails`` is set."""
 
     def __init__(self) -> None:
         self.value = False

@@ -1,4 +1,4 @@
-"""The operator's doors: what they cost, whom they let in, and what knocking cannot do."""
+"""The servers of probes and metrics: cost, limits and authorization."""
 
 import asyncio
 import errno
@@ -34,7 +34,7 @@ PLENTY = replace(web.METRICS_LIMITS, connections=1000, backlog=1000)
 
 
 class World:
-    """A registry of many pools, with a count of what is computed."""
+    """A registry of many pools that records each refresh."""
 
     def __init__(self, pools: int, pods: int, *, tick: float | None = None) -> None:
         self.cluster, self.metrics = ClusterCache(), Metrics()
@@ -64,7 +64,7 @@ class World:
         self.exposition = Exposition(self.metrics.registry, self._refresh)
 
     def clock(self) -> float:
-        """Every look at it takes a tick; without one it is the real clock."""
+        """Advances by a tick at each call; the real clock if there is no tick."""
         if self.tick is None:
             return time.perf_counter()
         self.now += self.tick
@@ -75,7 +75,7 @@ class World:
         await self.collector.refresh()
 
     def pods_of(self, name: str) -> dict[str, float]:
-        """The pods of a pool by state, as they were counted last."""
+        """The last count of a pool's pods by state."""
         (family,) = [m for m in self.collector.collect() if m.name == "sandboxpool_pods"]
         return {
             sample.labels["state"]: sample.value
@@ -96,7 +96,7 @@ async def closing(opening: Awaitable[web.HttpServer]) -> AsyncIterator[str]:
 
 
 def text_of(gauge: str) -> Exposition:
-    """An exposition that costs nothing: one gauge of this name."""
+    """An exposition of one gauge of this name."""
     registry = CollectorRegistry()
     Gauge(gauge, "A gauge.", registry=registry)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Pod
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.decide import minimum_wait
 from sandboxpool.util.backoff import delay_after
 from sandboxpool.util.resource_version import parse_resource_version
@@ -127,7 +127,7 @@ class Attempts:
 
     def __init__(
         self,
-        get: Callable[[str, str], Claim | None],
+        get: Callable[[str, str], SandboxClaim | None],
         *,
         wall: Callable[[], float],
         clock: Callable[[], float],
@@ -137,7 +137,7 @@ class Attempts:
         self._clock = clock
         self._attempts: dict[str, Attempt] = {}
 
-    def of(self, claim: Claim) -> Attempt:
+    def of(self, claim: SandboxClaim) -> Attempt:
         """The attempt of a claim; it is kept for as long as the cache has the claim."""
         attempt = self._attempts.get(claim.uid)
         if attempt is None:
@@ -161,12 +161,12 @@ class Attempts:
         """Drop the attempt of a claim that was deleted."""
         self._attempts.pop(uid, None)
 
-    def current(self, claim: Claim) -> Claim | None:
+    def current(self, claim: SandboxClaim) -> SandboxClaim | None:
         """The claim as the cache has it now; None if it was deleted."""
         current = self._get(*claim.key)
         return current if current is not None and current.uid == claim.uid else None
 
-    def is_pending(self, claim: Claim) -> bool:
+    def is_pending(self, claim: SandboxClaim) -> bool:
         """Whether the claim, as the cache has it now, still waits for a sandbox."""
         current = self.current(claim)
         settled = current is None or current.deleting or current.bound or current.finished

@@ -12,9 +12,9 @@ from typing import Protocol
 from sandboxpool.allocation.allocator import Allocator, Candidate
 from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.core import Pod
+from sandboxpool.api.v1alpha1 import ClaimSource, SandboxClaim
 from sandboxpool.claims import decide
 from sandboxpool.claims.attempt import Attempt, Attempts
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.requests import ClaimRequests, WriteOutcome
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pool import Pool
@@ -59,7 +59,9 @@ class Binder:
         self._wall = wall
         self._clock = clock
 
-    async def bind(self, claim: Claim, attempt: Attempt, pool: Pool, first: Candidate) -> bool:
+    async def bind(
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool, first: Candidate
+    ) -> bool:
         """Try pods until one is bound; False if none is left or the claim is not pending any more.
 
         Raises:
@@ -78,7 +80,7 @@ class Binder:
                 if pod is not None:
                     self._allocator.confirm_reservation(claim.uid)
                     attempt.bound_pod = pod
-                    await self.write_bound_status(claim, pool, pod, source="Warm")
+                    await self.write_bound_status(claim, pool, pod, source=ClaimSource.WARM)
                     return True
                 self._allocator.replace_reservation(claim.uid)
                 # The watch may have delivered the pod's newer state while the pod was reserved.
@@ -98,7 +100,9 @@ class Binder:
         now = self._pools.get(pool.key)
         return now if now is not None and now.uid == pool.uid else None
 
-    async def _try_candidate(self, claim: Claim, pool: Pool, candidate: Candidate) -> Pod | None:
+    async def _try_candidate(
+        self, claim: SandboxClaim, pool: Pool, candidate: Candidate
+    ) -> Pod | None:
         """Send write 1; None if the claim cannot have this pod.
 
         If somebody has just changed the pod, such as its kubelet, the write is tried again on the
@@ -134,7 +138,7 @@ class Binder:
         return None
 
     async def write_bound_status(
-        self, claim: Claim, pool: Pool | None, pod: Pod, *, source: str
+        self, claim: SandboxClaim, pool: Pool | None, pod: Pod, *, source: ClaimSource
     ) -> None:
         """Send write 2; if the claim was deleted meanwhile, delete its pod: it may be in use."""
         now = self._wall()
@@ -161,6 +165,6 @@ class Binder:
             self._observer.claim_bound(pool, source, self._clock() - attempt.first_seen)
 
 
-def _is_owned_by(pod: Pod, claim: Claim) -> bool:
+def _is_owned_by(pod: Pod, claim: SandboxClaim) -> bool:
     owner = pod.metadata.controller
     return owner is not None and owner.uid == claim.uid

@@ -6,16 +6,22 @@ import msgspec
 
 from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
+from sandboxpool.api.conditions import ConditionResult, conditions
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch, timestamp
 from sandboxpool.api.v1alpha1 import (
     AssertedProof,
+    ClaimPhase,
+    ClaimRuntime,
+    ClaimSource,
+    Condition,
     IsolationProof,
+    SandboxClaim,
+    SandboxClaimStatus,
     SandboxPoolSpec,
     is_reserved_metadata_key,
 )
-from sandboxpool.claims.claim import Claim, ClaimCondition, ClaimRuntime, ClaimStatus
 from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.host_state import HostState
 from sandboxpool.runtimes.termination import (
@@ -29,14 +35,14 @@ from sandboxpool.sandboxes.template import ClaimRef
 DEFAULT_TTL_AFTER_FINISHED_SECONDS = 3600
 
 # The proofs that a claim may assert, by the proof that its pool requires.
-_ASSERTABLE: dict[IsolationProof, tuple[str, ...]] = {
+_ASSERTABLE: dict[IsolationProof, tuple[AssertedProof, ...]] = {
     IsolationProof.NONE: (),
     IsolationProof.PER_NODE: (AssertedProof.PER_NODE,),
     IsolationProof.PER_SANDBOX: (AssertedProof.PER_NODE, AssertedProof.PER_SANDBOX),
 }
 
 
-def refusal_for(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
+def refusal_for(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
     """Why this pool will never serve this claim; None if it may."""
     asserted = claim.spec.runtimeClassName
     if asserted is not None and asserted != spec.runtime_class_name:
@@ -49,8 +55,8 @@ def refusal_for(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
     if proof is not None and proof not in _ASSERTABLE[spec.isolation_proof]:
         return Refusal(
             Reason.ISOLATION_PROOF_MISMATCH,
-            f"spec.isolationProof asserts at least {proof!r}, but pool {claim.spec.poolName!r} has "
-            f"{spec.isolation_proof.value!r}: name a pool that requires as much proof in "
+            f"spec.isolationProof asserts at least {proof.value!r}, but pool "
+            f"{claim.spec.poolName!r} has {spec.isolation_proof.value!r}: name a pool that requires as much proof in "
             "spec.poolName, or assert less",
         )
     allowed = spec.claims.allowed_metadata_prefixes
@@ -74,7 +80,7 @@ def refusal_for(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
     return None
 
 
-def reference(claim: Claim) -> ClaimRef:
+def reference(claim: SandboxClaim) -> ClaimRef:
     """The claim as the metadata of its pod refers to it."""
     return ClaimRef(
         name=claim.metadata.name,
@@ -84,7 +90,7 @@ def reference(claim: Claim) -> ClaimRef:
     )
 
 
-def minimum_wait(claim: Claim, now: float) -> float:
+def minimum_wait(claim: SandboxClaim, now: float) -> float:
     """The least number of seconds for which the claim has existed.
 
     The creation time has whole seconds. One in the future, or none, counts as now.
@@ -93,7 +99,7 @@ def minimum_wait(claim: Claim, now: float) -> float:
     return max(0.0, now - created - 1.0) if created else 0.0
 
 
-def ttl_seconds(claim: Claim, spec: SandboxPoolSpec | None) -> int | None:
+def ttl_seconds(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> int | None:
     """Seconds after its binding at which the claim expires; None if it does not expire."""
     wanted = claim.spec.ttlSeconds
     if spec is None:
@@ -106,12 +112,12 @@ def ttl_seconds(claim: Claim, spec: SandboxPoolSpec | None) -> int | None:
     return wanted
 
 
-def is_edited(claim: Claim) -> bool:
+def is_edited(claim: SandboxClaim) -> bool:
     """Whether the ttlSeconds of a bound claim were changed: the rest of the spec is immutable."""
     return claim.status.observedGeneration != claim.metadata.generation
 
 
-def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
+def expiry(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float | None:
     """Epoch seconds at which a bound claim expires; None if it lives until it is deleted.
 
     The time set at the binding does not change with the pool's limits. The claim's owner changes it
@@ -136,21 +142,21 @@ def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
 
 
 def bound_status(
-    claim: Claim,
+    claim: SandboxClaim,
     pod: Pod,
     host_state: HostState,
     *,
-    source: str,
+    source: ClaimSource,
     bound_at: float,
     expires: float | None,
     evidence: str | None,
     now: float,
-) -> ClaimStatus:
+) -> SandboxClaimStatus:
     """The status of a claim that is bound to this pod."""
     annotations = pod.metadata.annotations
-    return ClaimStatus(
+    return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
-        phase="Bound",
+        phase=ClaimPhase.BOUND,
         podName=pod.metadata.name,
         podUID=pod.metadata.uid,
         podIP=pod.status.podIP or None,
@@ -167,8 +173,8 @@ def bound_status(
         conditions=_conditions(
             claim,
             now,
-            ("Bound", True, Reason.BOUND, f"sandbox {pod.metadata.name}"),
-            ("Ready", *_readiness(pod, host_state)),
+            ConditionResult("Bound", True, Reason.BOUND, f"sandbox {pod.metadata.name}"),
+            ConditionResult("Ready", *_readiness(pod, host_state)),
         ),
     )
 
@@ -197,26 +203,23 @@ def _readiness(pod: Pod, host_state: HostState) -> tuple[bool, Reason, str]:
     return True, Reason.POD_READY, "the pod is ready"
 
 
-def pending_status(claim: Claim, reason: Reason, message: str, now: float) -> ClaimStatus:
+def pending_status(
+    claim: SandboxClaim, reason: Reason, message: str, now: float
+) -> SandboxClaimStatus:
     """The status of a claim that waits, with the reason."""
-    return ClaimStatus(
+    return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
-        phase="Pending",
-        conditions=_conditions(
-            claim,
-            now,
-            ("Bound", False, reason, message),
-            ("Ready", False, reason, message),
-        ),
+        phase=ClaimPhase.PENDING,
+        conditions=_conditions(claim, now, *_neither(reason, message)),
     )
 
 
 def finished_status(
-    claim: Claim, phase: str, reason: Reason, message: str, now: float
-) -> ClaimStatus:
+    claim: SandboxClaim, phase: ClaimPhase, reason: Reason, message: str, now: float
+) -> SandboxClaimStatus:
     """The status of a claim that has finished; it keeps what was bound."""
     was = claim.status
-    return ClaimStatus(
+    return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
         phase=phase,
         podName=was.podName,
@@ -227,22 +230,17 @@ def finished_status(
         boundAt=was.boundAt,
         expiresAt=was.expiresAt,
         finishedAt=timestamp(now),
-        conditions=_conditions(
-            claim,
-            now,
-            ("Bound", False, reason, message),
-            ("Ready", False, reason, message),
-        ),
+        conditions=_conditions(claim, now, *_neither(reason, message)),
     )
 
 
-def cleanup_time(claim: Claim, spec: SandboxPoolSpec | None) -> float:
+def cleanup_time(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds after which a finished claim is deleted."""
     finished_at = epoch(claim.status.finishedAt or claim.metadata.creationTimestamp)
     return finished_at + _ttl_after_finished(spec)
 
 
-def finalizer_deadline(claim: Claim, spec: SandboxPoolSpec | None) -> float:
+def finalizer_deadline(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds until which a deleted claim keeps its pod for its finalizers.
 
     The pod is kept as long as a finished claim is, but not beyond the claim's expiry.
@@ -259,19 +257,19 @@ def _ttl_after_finished(spec: SandboxPoolSpec | None) -> int:
     return spec.claims.ttl_seconds_after_finished
 
 
-def differ_only_in_messages(old: ClaimStatus, new: ClaimStatus) -> bool:
+def differ_only_in_messages(old: SandboxClaimStatus, new: SandboxClaimStatus) -> bool:
     """Whether two statuses differ, and only in the messages of their conditions."""
     return old != new and _without_messages(old) == _without_messages(new)
 
 
-def _without_messages(status: ClaimStatus) -> ClaimStatus:
+def _without_messages(status: SandboxClaimStatus) -> SandboxClaimStatus:
     without_message = [
         msgspec.structs.replace(condition, message="") for condition in status.conditions
     ]
     return msgspec.structs.replace(status, conditions=without_message)
 
 
-def reported_cause(claim: Claim) -> TerminationCause | None:
+def reported_cause(claim: SandboxClaim) -> TerminationCause | None:
     """Why the claim's pod terminates, if the claim's status reports it already."""
     causes = (
         TerminationCause(Reason(c.reason), c.message)
@@ -281,7 +279,7 @@ def reported_cause(claim: Claim) -> TerminationCause | None:
     return next(causes, None)
 
 
-def _reports_termination(condition: ClaimCondition) -> bool:
+def _reports_termination(condition: Condition) -> bool:
     return (
         condition.type == "Ready"
         and condition.status == "False"
@@ -289,7 +287,7 @@ def _reports_termination(condition: ClaimCondition) -> bool:
     )
 
 
-def choose(claim: Claim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
+def choose(claim: SandboxClaim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
     """Split the pods of one claim: the one that its status names, else the oldest; the others."""
     ranked = sorted(
         pods,
@@ -303,23 +301,11 @@ def choose(claim: Claim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
     return ranked[0], ranked[1:]
 
 
-def _conditions(
-    claim: Claim, now: float, *findings: tuple[str, bool, Reason, str]
-) -> list[ClaimCondition]:
-    known = {condition.type: condition for condition in claim.status.conditions}
-    result = []
-    for type_, holds, reason, message in findings:
-        old = known.get(type_)
-        status = str(holds)
-        since = old.lastTransitionTime if old is not None and old.status == status else None
-        result.append(
-            ClaimCondition(
-                type=type_,
-                status=status,
-                reason=str(reason),
-                message=message[:1024],
-                lastTransitionTime=since or timestamp(now),
-                observedGeneration=claim.metadata.generation,
-            )
-        )
-    return result
+def _neither(reason: Reason, message: str) -> tuple[ConditionResult, ConditionResult]:
+    return ConditionResult("Bound", False, reason, message), ConditionResult(
+        "Ready", False, reason, message
+    )
+
+
+def _conditions(claim: SandboxClaim, now: float, *findings: ConditionResult) -> list[Condition]:
+    return conditions(findings, claim.status.conditions, claim.metadata.generation, now)

@@ -10,11 +10,11 @@ from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
+from sandboxpool.api.v1alpha1 import ClaimPhase, ClaimSource, OnEmpty, SandboxClaim
 from sandboxpool.claims import decide
 from sandboxpool.claims.api_reader import ApiReader
 from sandboxpool.claims.attempt import Attempt, Attempts
 from sandboxpool.claims.binding import Binder
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.requests import ClaimRequests, about
 from sandboxpool.claims.status_writer import ClaimStatusWriter
 from sandboxpool.cluster.cache import ClusterCache
@@ -83,7 +83,7 @@ class PendingReconciler:
         self._clock = clock
         self._pod_events = pod_events
 
-    async def reconcile(self, claim: Claim, attempt: Attempt) -> float | None:
+    async def reconcile(self, claim: SandboxClaim, attempt: Attempt) -> float | None:
         """Bind the claim if there is a pod for it; fail it after its deadline.
 
         The deadline may have passed while no operator was running. So one allocation is tried
@@ -114,7 +114,7 @@ class PendingReconciler:
             return left
         if decide.refusal_for(claim, pool.spec) is not None:
             return await self._fail_refused(claim, left)
-        cold = claim.spec.onEmpty == "Create"
+        cold = claim.spec.onEmpty is OnEmpty.CREATE
         if cold and self._cold.is_starting_cold(pool, claim.uid):
             # The cache does not show the claim's pod yet. A warm pod would be a second one.
             if left <= 0:
@@ -138,19 +138,23 @@ class PendingReconciler:
             return await self._time_out(claim, pool)
         return await self._none_warm(claim, attempt, pool, left)
 
-    async def _fail_refused(self, claim: Claim, left: float) -> float | None:
+    async def _fail_refused(self, claim: SandboxClaim, left: float) -> float | None:
         """Fail a claim that the cached pool never serves, if the live pool refuses it, too."""
         pool = await self._live_pool(claim)
         spec = pool.spec if pool is not None and not pool.deleting else None
         refusal = decide.refusal_for(claim, spec) if spec is not None else None
         if refusal is not None:
-            await self._status_writer.finish(claim, "Failed", refusal.reason, refusal.message)
+            await self._status_writer.finish(
+                claim, ClaimPhase.FAILED, refusal.reason, refusal.message
+            )
             return None
         if left <= 0:
             return await self._time_out(claim, pool)
         return min(left, STALE_CACHE_RECHECK_SECONDS)
 
-    async def _back_off(self, claim: Claim, attempt: Attempt, error: ApiError) -> float | None:
+    async def _back_off(
+        self, claim: SandboxClaim, attempt: Attempt, error: ApiError
+    ) -> float | None:
         """Report that the binding is refused, and retry it with a growing delay.
 
         The API server would most likely refuse any other pod, too. So the claim keeps its pod at
@@ -179,19 +183,19 @@ class PendingReconciler:
         )
         return min(left, delay)
 
-    async def _time_out(self, claim: Claim, pool: Pool | None) -> float | None:
+    async def _time_out(self, claim: SandboxClaim, pool: Pool | None) -> float | None:
         if pool is None or pool.deleting or pool.spec is None:
             # The cache may be stale.
             pool = await self._live_pool(claim)
         message = self._why_waiting(claim, pool)
-        await self._status_writer.finish(claim, "Failed", Reason.BIND_TIMEOUT, message)
+        await self._status_writer.finish(claim, ClaimPhase.FAILED, Reason.BIND_TIMEOUT, message)
         return None
 
     async def _none_warm(
-        self, claim: Claim, attempt: Attempt, pool: Pool, left: float
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool, left: float
     ) -> float | None:
         match claim.spec.onEmpty:
-            case "Fail":
+            case OnEmpty.FAIL:
                 if not await self._api_reader.confirms_no_warm(pool, self._allocator.is_allocated):
                     # A cache is stale: there may be a warm sandbox, or the pool has changed.
                     return min(left, STALE_CACHE_RECHECK_SECONDS)
@@ -199,20 +203,20 @@ class PendingReconciler:
                     return 0.0
                 await self._status_writer.finish(
                     claim,
-                    "Failed",
+                    ClaimPhase.FAILED,
                     Reason.NO_WARM_SANDBOX,
                     f"pool {pool.name!r} has no warm sandbox and spec.onEmpty is Fail: raise the "
                     "pool's replicas, or use onEmpty Wait or Create",
                 )
                 return None
-            case "Create":
+            case OnEmpty.CREATE:
                 return await self._start_cold(claim, attempt, pool, left)
             case _:
                 # The allocator enqueues the claim when it reserves a pod. Waiting costs no write.
                 return left
 
     async def _start_cold(
-        self, claim: Claim, attempt: Attempt, pool: Pool, left: float
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool, left: float
     ) -> float | None:
         """Request a cold start; the pool enqueues the claim when its answer changes."""
         if self._cold.is_starting_cold(pool, claim.uid):
@@ -236,7 +240,7 @@ class PendingReconciler:
                 await self._status_writer.set_pending(claim, refusal.reason, refusal.message)
         return min(left, COLD_RECHECK_SECONDS)
 
-    def _why_waiting(self, claim: Claim, pool: Pool | None) -> str:
+    def _why_waiting(self, claim: SandboxClaim, pool: Pool | None) -> str:
         waited = f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
         if pool is None or pool.deleting:
             return f"SandboxPool {claim.spec.poolName!r} does not exist in this namespace"
@@ -248,7 +252,7 @@ class PendingReconciler:
         return f"{waited}; pool {pool.name!r} says: {pool.ready_message()}"
 
     async def _resume_binding(
-        self, claim: Claim, attempt: Attempt, pool: Pool | None, own: list[Pod]
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool | None, own: list[Pod]
     ) -> float | None:
         """Bind a pod that the claim owns: after an unfinished binding, or after a cold start."""
         self._candidate_tracker.cancel_claim(claim.uid)
@@ -258,7 +262,7 @@ class PendingReconciler:
             return DUPLICATE_RECHECK_SECONDS
         for other in others:
             await self._requests.delete_pod(other, "its claim has another pod")
-        cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
+        cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == ClaimSource.COLD
         fit = (
             self._candidate_tracker.is_ready_for_claim(pod, pool)
             if cold
@@ -278,14 +282,14 @@ class PendingReconciler:
             return DUPLICATE_RECHECK_SECONDS
         try:
             await self._binder.write_bound_status(
-                claim, pool, pod, source="Cold" if cold else "Warm"
+                claim, pool, pod, source=ClaimSource.COLD if cold else ClaimSource.WARM
             )
         except ApiError as error:
             return await self._back_off(claim, attempt, error)
         return None
 
     async def _await_cold(
-        self, claim: Claim, attempt: Attempt, pool: Pool | None, pod: Pod
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool | None, pod: Pod
     ) -> float | None:
         """Wait for a cold start. The pool replaces a pod that does not start."""
         why = self._why_unusable(attempt, pool, pod)
@@ -324,7 +328,7 @@ class PendingReconciler:
                 return "it has been ready for spec.startup.timeoutSeconds, but must not be bound"
         return None
 
-    async def _live_pool(self, claim: Claim) -> Pool | None:
+    async def _live_pool(self, claim: SandboxClaim) -> Pool | None:
         """The claim's pool, read from the API server: the pool cache may lag the claim cache."""
         return await self._api_reader.pool(claim.metadata.namespace, claim.spec.poolName)
 

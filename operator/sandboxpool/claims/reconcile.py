@@ -9,11 +9,11 @@ from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import ClaimPhase, ClaimSource, SandboxClaim
 from sandboxpool.claims import decide
 from sandboxpool.claims.api_reader import ApiReader
 from sandboxpool.claims.attempt import Attempt, Attempts
 from sandboxpool.claims.binding import Binder, BindingObserver
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.pending import ColdStarter, PendingReconciler
 from sandboxpool.claims.requests import ClaimRequests, about
 from sandboxpool.claims.status_writer import ClaimStatusWriter, FinishObserver
@@ -45,7 +45,7 @@ class ClaimReconciler:
         self,
         *,
         client: ApiClient,
-        get: Callable[[str, str], Claim | None],
+        get: Callable[[str, str], SandboxClaim | None],
         cluster: ClusterCache,
         pools: PoolStore,
         allocator: Allocator,
@@ -101,7 +101,7 @@ class ClaimReconciler:
             pod_events=pod_events,
         )
 
-    def observe_claim(self, old: Claim | None, new: Claim | None) -> None:
+    def observe_claim(self, old: SandboxClaim | None, new: SandboxClaim | None) -> None:
         """The cached claim has changed; called before the claim is enqueued."""
         if new is not None:
             self._attempts.of(new)
@@ -148,7 +148,7 @@ class ClaimReconciler:
 
     # --- Bound ---------------------------------------------------------------------------------
 
-    async def _reconcile_bound(self, claim: Claim, attempt: Attempt) -> float | None:
+    async def _reconcile_bound(self, claim: SandboxClaim, attempt: Attempt) -> float | None:
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         now = self._wall()
         limits = pool
@@ -169,7 +169,7 @@ class ClaimReconciler:
         if pod is None or pod.finished:
             cause = await self._termination_cause(claim, attempt, pod)
             message = f"{cause.message}. Its state is lost; create a new claim"
-            await self._status_writer.finish(claim, "Lost", cause.reason, message)
+            await self._status_writer.finish(claim, ClaimPhase.LOST, cause.reason, message)
             return None
         for other in self._cluster.pods.of_claim(*claim.identity):
             if other.metadata.uid != pod.metadata.uid:
@@ -179,7 +179,7 @@ class ClaimReconciler:
             claim,
             pod,
             self._candidate_tracker.host_state(pod, pool),
-            source=was.source or "Warm",
+            source=was.source or ClaimSource.WARM,
             bound_at=epoch(was.boundAt or "") or now,
             expires=expires,
             # The evidence is that of the binding.
@@ -197,7 +197,7 @@ class ClaimReconciler:
         return left
 
     async def _termination_cause(
-        self, claim: Claim, attempt: Attempt, pod: Pod | None
+        self, claim: SandboxClaim, attempt: Attempt, pod: Pod | None
     ) -> TerminationCause:
         """Why a claim has lost its pod, by the pod's last known state."""
         last = attempt.last_pod if pod is None else pod
@@ -212,7 +212,7 @@ class ClaimReconciler:
         node = claim.status.nodeName or ""
         return lost_pod_cause(node, node_gone=await self._api_reader.is_node_gone(node))
 
-    async def _reconcile_deleting(self, claim: Claim, attempt: Attempt) -> float | None:
+    async def _reconcile_deleting(self, claim: SandboxClaim, attempt: Attempt) -> float | None:
         """Delete the pod of a deleted claim that finalizers keep.
 
         A pod that no status has named is deleted at once. A bound pod is left to the finalizers
@@ -242,7 +242,7 @@ class ClaimReconciler:
 
     # --- Finished ------------------------------------------------------------------------------
 
-    async def _reconcile_finished(self, claim: Claim, attempt: Attempt) -> float | None:
+    async def _reconcile_finished(self, claim: SandboxClaim, attempt: Attempt) -> float | None:
         """Delete the pod of a finished claim, and the claim itself when its retention ends."""
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         until = decide.cleanup_time(claim, pool.spec if pool is not None else None)
@@ -251,7 +251,7 @@ class ClaimReconciler:
             live = await self._live_pool(claim)
             until = decide.cleanup_time(claim, live.spec if live is not None else None)
             left = attempt.retention.left(until, wall=self._wall(), clock=self._clock())
-        if claim.status.phase != "Lost" or left <= 0:
+        if claim.status.phase is not ClaimPhase.LOST or left <= 0:
             # The pod of a lost claim is kept for its logs, which say why it ended.
             for pod in self._cluster.pods.of_claim(*claim.identity):
                 await self._requests.delete_pod(pod, f"its claim is {claim.status.phase}")
@@ -261,7 +261,7 @@ class ClaimReconciler:
             await self._requests.delete_claim(claim)
         return None
 
-    async def _live_pool(self, claim: Claim) -> Pool | None:
+    async def _live_pool(self, claim: SandboxClaim) -> Pool | None:
         """The claim's pool, read from the API server: the pool cache may lag the claim cache."""
         return await self._api_reader.pool(claim.metadata.namespace, claim.spec.poolName)
 

@@ -12,8 +12,8 @@ import msgspec
 from sandboxpool.allocation.allocator import Candidate
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.v1alpha1 import ClaimPhase, SandboxClaim, SandboxClaimStatus
 from sandboxpool.claims import decide
-from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.sandboxes.template import claim_metadata
@@ -34,7 +34,7 @@ class _WriteResponse(msgspec.Struct):
 
 
 _decode_pod = msgspec.json.Decoder(Pod).decode
-_decode_claim = msgspec.json.Decoder(Claim).decode
+_decode_claim = msgspec.json.Decoder(SandboxClaim).decode
 _decode_written = msgspec.json.Decoder(_WriteResponse).decode
 
 
@@ -54,7 +54,7 @@ class ClaimRequests:
         self._client = client
 
     async def bind_pod(
-        self, claim: Claim, candidate: Candidate, known: Pod
+        self, claim: SandboxClaim, candidate: Candidate, known: Pod
     ) -> tuple[Pod | None, KubeError | None]:
         """Make the claim the owner of a pod; return the resulting pod and the failure, if any."""
         body = {
@@ -87,7 +87,7 @@ class ClaimRequests:
         return await self.read_back(claim, path, candidate, failure), failure
 
     async def read_back(
-        self, claim: Claim, path: str, candidate: Candidate, failure: KubeError
+        self, claim: SandboxClaim, path: str, candidate: Candidate, failure: KubeError
     ) -> Pod | None:
         """Read the pod after a conflict or an unknown outcome; None if it was deleted.
 
@@ -118,7 +118,9 @@ class ClaimRequests:
             f"claim {'/'.join(claim.key)}, so both are retried together"
         )
 
-    async def write_status(self, claim: Claim, status: ClaimStatus) -> tuple[WriteOutcome, str]:
+    async def write_status(
+        self, claim: SandboxClaim, status: SandboxClaimStatus
+    ) -> tuple[WriteOutcome, str]:
         """Write a claim's status, on condition of the claim's version.
 
         Return also the claim's resulting version, or that of the newer state that was found; an
@@ -129,7 +131,7 @@ class ClaimRequests:
         for attempt in range(1, STATUS_ATTEMPTS + 1):
             try:
                 answer = await self._client.replace_status(
-                    path, claim.uid, status.body(), version=version
+                    path, claim.uid, status.to_wire(), version=version
                 )
             except ApiError as error:
                 if error.not_found:
@@ -145,7 +147,8 @@ class ClaimRequests:
                         return WriteOutcome.DONE, found
                     if found == version:
                         raise
-                    if status.phase != "Bound" or now.status.phase not in ("", "Pending"):
+                    waits = now.status.phase in (None, ClaimPhase.PENDING)
+                    if status.phase is not ClaimPhase.BOUND or not waits:
                         return WriteOutcome.CHANGED, found
                     if attempt == STATUS_ATTEMPTS:
                         message = (
@@ -188,7 +191,7 @@ class ClaimRequests:
             if not (error.conflict or error.not_found):
                 raise
 
-    async def delete_claim(self, claim: Claim) -> None:
+    async def delete_claim(self, claim: SandboxClaim) -> None:
         """Delete this claim, on condition of its uid."""
         try:
             await self._client.delete(path_of(claim), uid=claim.uid)
@@ -196,7 +199,7 @@ class ClaimRequests:
             if not (error.not_found or error.conflict):
                 raise
 
-    async def find_pod(self, claim: Claim) -> Pod | None:
+    async def find_pod(self, claim: SandboxClaim) -> Pod | None:
         """The claim's pod, read from the API server: the watch does not show one without labels."""
         path = resource_path(
             "v1", "pods", claim.metadata.namespace, claim.status.podName or "unknown"
@@ -205,13 +208,13 @@ class ClaimRequests:
         pod = _decode_pod(answer) if answer is not None else None
         return pod if pod is not None and pod.metadata.uid == claim.status.podUID else None
 
-    async def is_claim_current(self, claim: Claim) -> bool:
+    async def is_claim_current(self, claim: SandboxClaim) -> bool:
         """Whether the API server has the claim in the version that the cache has."""
         live = await self.read(*claim.key, claim.uid)
         version = claim.metadata.resourceVersion
         return live is not None and live.metadata.resourceVersion == version
 
-    async def read(self, namespace: str, name: str, uid: str) -> Claim | None:
+    async def read(self, namespace: str, name: str, uid: str) -> SandboxClaim | None:
         """The claim with this uid, read from the API server; None if it was deleted."""
         path = resource_path(names.API_VERSION, names.CLAIMS, namespace, name)
         answer = await self._client.find(path)
@@ -219,14 +222,14 @@ class ClaimRequests:
         return claim if claim is not None and claim.uid == uid else None
 
 
-def path_of(claim: Claim) -> str:
+def path_of(claim: SandboxClaim) -> str:
     """The URL path of a claim."""
     return resource_path(
         names.API_VERSION, names.CLAIMS, claim.metadata.namespace, claim.metadata.name
     )
 
 
-def about(claim: Claim) -> ObjectReference:
+def about(claim: SandboxClaim) -> ObjectReference:
     """The reference to the claim, for events and logs."""
     return ObjectReference(
         names.API_VERSION,

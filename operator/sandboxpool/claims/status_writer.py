@@ -5,9 +5,9 @@ from typing import Protocol
 
 from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.reasons import Reason
+from sandboxpool.api.v1alpha1 import ClaimPhase, SandboxClaim
 from sandboxpool.claims import decide
 from sandboxpool.claims.attempt import Attempts
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.requests import ClaimRequests, WriteOutcome, about
 from sandboxpool.kube.events import EventRecorder
 
@@ -41,7 +41,7 @@ class ClaimStatusWriter:
         self._wall = wall
         self._clock = clock
 
-    async def set_pending(self, claim: Claim, reason: Reason, message: str) -> None:
+    async def set_pending(self, claim: SandboxClaim, reason: Reason, message: str) -> None:
         """Write why a claim waits; a message that changes alone is written once a minute."""
         attempt = self._attempts.of(claim)
         status = decide.pending_status(claim, reason, message, self._wall())
@@ -57,7 +57,9 @@ class ClaimStatusWriter:
         if written is WriteOutcome.DONE:
             attempt.message_written_at = self._clock()
 
-    async def finish(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
+    async def finish(
+        self, claim: SandboxClaim, phase: ClaimPhase, reason: Reason, message: str
+    ) -> None:
         """Finish a claim that has no pod or has lost it; its pod, if any, is deleted later."""
         attempt = self._attempts.of(claim)
         self._candidate_tracker.cancel_claim(claim.uid)
@@ -67,16 +69,18 @@ class ClaimStatusWriter:
             attempt.record_written_version(version)
             self._report(claim, phase, reason, message)
 
-    async def expire(self, claim: Claim, message: str) -> None:
+    async def expire(self, claim: SandboxClaim, message: str) -> None:
         """Set Expired, unless the claim has changed meanwhile; its pod is deleted after that."""
-        status = decide.finished_status(claim, "Expired", Reason.TTL_EXPIRED, message, self._wall())
+        status = decide.finished_status(
+            claim, ClaimPhase.EXPIRED, Reason.TTL_EXPIRED, message, self._wall()
+        )
         written, _ = await self._requests.write_status(claim, status)
         if written is WriteOutcome.DONE:
-            self._report(claim, "Expired", Reason.TTL_EXPIRED, message)
+            self._report(claim, ClaimPhase.EXPIRED, Reason.TTL_EXPIRED, message)
 
-    def _report(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
+    def _report(self, claim: SandboxClaim, phase: ClaimPhase, reason: Reason, message: str) -> None:
         self._observer.claim_finished(
             claim.metadata.namespace, claim.spec.poolName, phase, str(reason)
         )
-        post = self._events.normal if phase == "Expired" else self._events.warning
+        post = self._events.normal if phase is ClaimPhase.EXPIRED else self._events.warning
         post(about(claim), str(reason), message)

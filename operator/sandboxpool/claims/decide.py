@@ -56,8 +56,8 @@ def refusal_for(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
         return Refusal(
             Reason.ISOLATION_PROOF_MISMATCH,
             f"spec.isolationProof asserts at least {proof.value!r}, but pool "
-            f"{claim.spec.poolName!r} has {spec.isolation_proof.value!r}: name a pool that requires as much proof in "
-            "spec.poolName, or assert less",
+            f"{claim.spec.poolName!r} has {spec.isolation_proof.value!r}: name a pool that "
+            "requires as much proof in spec.poolName, or assert less",
         )
     allowed = spec.claims.allowed_metadata_prefixes
     for field in ("labels", "annotations"):

@@ -201,4 +201,4 @@ async def test_failed_requests_and_failing_authorizers_are_retried(
     server.get = get  # type: ignore[method-assign]
     await check(server, SETTINGS)  # type: ignore[arg-type]
     assert server.asked == 6
-    assert len([r for r in caplog.records if "asked again" in r.getMessage()]) == 5
+    assert len([r for r in caplog.records if "retried in" in r.getMessage()]) == 5

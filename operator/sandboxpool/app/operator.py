@@ -27,8 +27,8 @@ from sandboxpool.observability.webauth import Reviewer
 logger = logging.getLogger(__name__)
 
 LIST_SECONDS = 60.0
-# A new leader labels no node before it has a verdict of every pool. It polls for them at most this
-# often.
+# A new leader labels no node before it has a verdict of every pool; it waits for this many polls at
+# most.
 VERDICT_POLLS = 300
 VERDICT_POLL_SECONDS = 0.2
 SWEEP_SECONDS = 60.0

@@ -52,9 +52,9 @@ def decide(given: PoolInput) -> PoolPlan:
 
     stuck = stuck_members(given)
     replaceable = stuck if has_other_candidate_node(given, stuck) else []
-    faltering = stalled_members(given, replaceable)
-    avoid = nodes_to_avoid(replaceable, faltering)
-    deletions = irrecoverable(given, faltering)
+    stalled = stalled_members(given, replaceable)
+    avoid = nodes_to_avoid(replaceable, stalled)
+    deletions = irrecoverable(given, stalled)
     known = {deletion.member.uid for deletion in deletions}
     waiting = [d for d in competing_with_probes(given) if d.member.uid not in known]
     deletions += [d for d in preempted_by_probes(given) if d.member.uid not in known] + waiting
@@ -64,22 +64,22 @@ def decide(given: PoolInput) -> PoolPlan:
     rolled = _to_roll(given, stock, target)
     stock = _without(rolled, stock)
     going = {deletion.member.uid for deletion in (*deletions, *rolled)}
-    faltering = [m for m in faltering if m.state is not SandboxState.COLD and m.uid not in going]
-    surplus = _excess(given, stock, target, faltering)
-    stock = _without(surplus, stock)
-    going = {deletion.member.uid for deletion in surplus}
-    faltering = [member for member in faltering if member.uid not in going]
-    deletions += moved + rolled + surplus
+    stalled = [m for m in stalled if m.state is not SandboxState.COLD and m.uid not in going]
+    excess = _excess(given, stock, target, stalled)
+    stock = _without(excess, stock)
+    going = {deletion.member.uid for deletion in excess}
+    stalled = [member for member in stalled if member.uid not in going]
+    deletions += moved + rolled + excess
 
     # Beyond the target, to take the place of what seems not to become warm.
-    wanted = target + min(len(faltering), max_unavailable(spec.update, target))
+    wanted = target + min(len(stalled), max_unavailable(spec.update, target))
     # Whatever takes the place of one that gives way would take the probe's.
     missing = wanted - len(stock) - given.creating - len(given.preempted)
     if waiting or given.awaits_probe:
         # There is no room for others anyway.
         missing = 0
     cold = left.count(SandboxState.COLD) + given.creating_cold
-    creation = _creatable(given, stock, faltering, missing, cold)
+    creation = _creatable(given, stock, stalled, missing, cold)
     failed = [deletion for deletion in deletions if deletion.failed]
     if failed:
         # Their successors wait for the delay that this failure brings.
@@ -91,10 +91,10 @@ def decide(given: PoolInput) -> PoolPlan:
         # So do those of the ones that have failed and are kept until it is known why.
         creation = creation.after_failures(len(asked_about), Reason.POD_FAILED)
     create, held = creation.stock, creation.blocked_by
-    replacing = 0 < missing <= len(faltering) and not create
+    replacing = 0 < missing <= len(stalled) and not create
     if replacing and held is Reason.CLAMPED_BY_MAX_SANDBOXES:
         # What is of no use makes room for what may be.
-        deletions.append(replacement_deletion(faltering[0], stock))
+        deletions.append(replacement_deletion(stalled[0], stock))
     return PoolPlan(
         target,
         create,
@@ -235,11 +235,11 @@ def _excess(given: PoolInput, stock: Members, target: int, stalled: list[Member]
 
 def _is_backing_off(given: PoolInput) -> bool:
     """It waits after a failure; not for an autoscaler, once a node serves the runtime."""
-    trouble = given.backoff
+    backoff = given.backoff
     answered = (
-        trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES and given.verdict.has_candidate_nodes
+        backoff.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES and given.verdict.has_candidate_nodes
     )
-    return trouble.until > given.now and not answered
+    return backoff.until > given.now and not answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +288,13 @@ def _creatable(
             blocked_by=blocked if missing else None, cold_blocked_by=blocked if demand else None
         )
     members, spec = given.members, given.spec
-    lie_in_vain = sum(
+    unacknowledged = sum(
         map(
             unacknowledged_on_lost_node,
             members.of(SandboxState.STRANDED, SandboxState.COLD, SandboxState.STOPPING),
         )
     )
-    if lie_in_vain >= MAX_UNACKNOWLEDGED_ROUNDS * spec.startup.max_starting:
+    if unacknowledged >= MAX_UNACKNOWLEDGED_ROUNDS * spec.startup.max_starting:
         lost = Reason.HELD_BY_LOST_NODES
         return _Creation(
             blocked_by=lost if missing else None, cold_blocked_by=lost if demand else None
@@ -312,15 +312,15 @@ def _creatable(
         limit, held = 1, no_candidate_node_reason(given.verdict)
     elif given.backoff.failures >= CAUTIOUS_AFTER_FAILURES:
         limit = 1
-    places = max(0, limit - starting - starting_cold)
-    cold = _cold_start_count(given.claim_queue, starting, missing, min(places, room))
+    slots = max(0, limit - starting - starting_cold)
+    cold = _cold_start_count(given.claim_queue, starting, missing, min(slots, room))
     cold_blocked_by = None
     if cold < demand:
         cold_blocked_by = held or Reason.MAX_STARTING_REACHED
         if room < demand and given.verdict.has_candidate_nodes:
             cold_blocked_by = Reason.MAX_SANDBOXES_REACHED
     return _Creation(
-        max(0, min(missing, room - cold, places - cold)),
+        max(0, min(missing, room - cold, slots - cold)),
         held,
         cold,
         cold_blocked_by,
@@ -333,7 +333,7 @@ def _cold_start_count(line: tuple[bool, ...], starting: int, missing: int, place
     Args:
         line: the claims in line: whether each wants a sandbox of its own.
         starting: how many sandboxes of the stock are on their way to the first in line.
-        missing: how many of the stock would be made if there were places enough.
+        missing: how many of the stock would be made if there were slots enough.
         places: how many sandboxes can be started now.
     """
     cold = reserved = 0

@@ -23,7 +23,7 @@ from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import MAX_STALENESS_SECONDS
-from sandboxpool.pools import event_reads as looks
+from sandboxpool.pools import event_reads
 from sandboxpool.pools.cold_start import cold_start_refusal
 from sandboxpool.pools.decide import decide
 from sandboxpool.pools.disruption_budget import DisruptionBudgets
@@ -83,8 +83,8 @@ class PoolReconciler:
         guarded: bool = False,
         pods_cache_age: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._look_at = enqueue
-        self._wake_claim = enqueue_claim
+        self._enqueue = enqueue
+        self._enqueue_claim = enqueue_claim
         self._client = client
         self._cluster = cluster
         self._pools = pools
@@ -97,13 +97,13 @@ class PoolReconciler:
         self._probe = probe
         self._event_reader = event_reader
         self._guarded = guarded
-        self._pods_age = pods_cache_age
+        self._pods_cache_age = pods_cache_age
         # Pools whose creates were refused by a quota, by namespace.
         self._at_quota: dict[str, set[str]] = {}
-        self._checker = TemplateChecker(client, probe, clock, enqueue)
-        self._unseen = ExpectationVerifier(client, cluster, candidate_tracker, wall)
+        self._template_checker = TemplateChecker(client, probe, clock, enqueue)
+        self._verifier = ExpectationVerifier(client, cluster, candidate_tracker, wall)
         self._budgets = DisruptionBudgets(client, clock)
-        self._tracker = StartupTracker(self._sampled, clock)
+        self._startup_tracker = StartupTracker(self._sampled, clock)
         self._publisher = StatusPublisher(client, pools, events, clock)
         self._writer = PodWriter(
             client=client,
@@ -111,8 +111,8 @@ class PoolReconciler:
             candidate_tracker=candidate_tracker,
             events=events,
             observer=observer,
-            checker=self._checker,
-            tracker=self._tracker,
+            checker=self._template_checker,
+            tracker=self._startup_tracker,
             on_start_timeout=on_start_timeout,
             wall=wall,
             clock=clock,
@@ -132,7 +132,7 @@ class PoolReconciler:
             if old is not None:
                 self.mark_dirty(pool_uid, old.metadata.uid)
                 self._states.deletion_observed(pool_uid, old.metadata.uid)
-                self._tracker.forget(old.metadata.uid)
+                self._startup_tracker.forget(old.metadata.uid)
             return
         self.mark_dirty(pool_uid, new.metadata.uid)
         if new.ready and (old is None or not old.ready):
@@ -140,14 +140,14 @@ class PoolReconciler:
         self._states.creation_observed(pool_uid, new.metadata.name)
         if new.metadata.deletionTimestamp is not None:
             self._states.deletion_observed(pool_uid, new.metadata.uid)
-        self._tracker.observe(pool_uid, new)
+        self._startup_tracker.observe(pool_uid, new)
 
     def _enqueue_at_quota(self, namespace: str) -> None:
         """A pod has ended: those that wait for a quota of its namespace need not wait on."""
         for pool_uid in self._at_quota.pop(namespace, ()):
             pool = self._pools.by_uid(pool_uid)
             if pool is not None and self._states[pool_uid].note_quota_freed(self._wall()):
-                self._look_at(pool.key)
+                self._enqueue(pool.key)
 
     def mark_dirty(self, pool_uid: str, pod_uid: str) -> None:
         """A pod, its ground, what was said of it or whether it is held may have changed."""
@@ -159,13 +159,13 @@ class PoolReconciler:
         for waiting in self._at_quota.values():
             waiting.discard(pool_uid)
         self._cluster.avoided_nodes.forget_pool(pool_uid)
-        self._checker.forget(pool_uid)
+        self._template_checker.forget(pool_uid)
         self._budgets.forget(pool_uid)
         self._publisher.forget(pool_uid)
 
     def close(self) -> None:
         """End what is under way beside the reconciles."""
-        self._checker.close()
+        self._template_checker.close()
 
     def _sampled(self, pool_uid: str, stage: str, seconds: float) -> None:
         pool = self._pools.by_uid(pool_uid)
@@ -186,15 +186,15 @@ class PoolReconciler:
         resolution = self._cluster.resolution(pool)
         assert resolution is not None, "a pool with a spec resolves to something"
         usable = resolution.runtime if resolution.usable else None
-        await self._unseen.verify(pool, self._states[pool.uid])
+        await self._verifier.verify(pool, self._states[pool.uid])
         budget_condition = await self._budgets.reconcile(pool)
-        template = await self._checker.check(pool, usable)
+        template = await self._template_checker.check(pool, usable)
         if self._pools.get(key) is not pool:
             # It has changed, or gone, while the API server was asked: start anew.
             return 0.0
 
         if usable is not None:
-            self._cluster.note_admitted(pool, usable, template.placement)
+            self._cluster.note_admitted(pool, usable, template.node_constraints)
         self._cluster.avoided_nodes.expire(pool.uid, self._wall())
         verdict, template = self._node_verdict(pool, resolution, template)
         state = self._states[pool.uid]
@@ -202,8 +202,8 @@ class PoolReconciler:
             # While no node can take a sandbox, those on cordoned ones are handed out.
             state.had_candidate_nodes = verdict.has_candidate_nodes
             self._candidate_tracker.refresh_pool(pool)
-        line = self._claim_queue(pool, state)
-        given = self._build_input(pool, resolution, verdict, template, line, budget_condition)
+        queue = self._claim_queue(pool, state)
+        given = self._build_input(pool, resolution, verdict, template, queue, budget_condition)
         given = self._read_events(pool, given)
         plan = decide(given)
         if plan.awaits_probe:
@@ -213,7 +213,7 @@ class PoolReconciler:
             for node, why in plan.avoid:
                 self._writer.avoid(pool, node, why)
             verdict, _ = self._node_verdict(pool, resolution, template)
-        new, asked = self._expect(pool, state, plan, line)
+        new, asked = self._expect(pool, state, plan, queue)
         self._report_cold_starts(state, given, plan, pool)
         # Only a claim holds what is started for it, and does so from the beginning.
         going = [
@@ -257,7 +257,7 @@ class PoolReconciler:
         pool: Pool,
         state: PoolState,
         plan: PoolPlan,
-        line: Sequence[tuple[str, ClaimRef | None]],
+        queue: Sequence[tuple[str, ClaimRef | None]],
     ) -> tuple[list[str], dict[str, ClaimRef]]:
         """Name the pods that are about to be created, and count on them from now on.
 
@@ -269,7 +269,7 @@ class PoolReconciler:
         for name in new:
             state.expectations.expect_creation(name)
         asked: dict[str, ClaimRef] = {}
-        for claim in [claim for _, claim in line if claim is not None][: plan.cold]:
+        for claim in [claim for _, claim in queue if claim is not None][: plan.cold]:
             name = self._cold_name(pool, state, claim.uid)
             asked[name] = claim
             # Out of the line: a warm pod, even one that comes meanwhile, would be a second one.
@@ -302,7 +302,7 @@ class PoolReconciler:
         resolution: Resolution,
         verdict: Verdict,
         template: TemplateCheckResult,
-        line: Sequence[tuple[str, ClaimRef | None]],
+        queue: Sequence[tuple[str, ClaimRef | None]],
         budget_condition: ConditionResult | None,
     ) -> PoolInput:
         assert pool.spec is not None, "asked before"
@@ -325,7 +325,7 @@ class PoolReconciler:
             quarantines=self._quarantines(resolution, verdict),
             creating=creating - len(state.expectations.unknown_creations()),
             creating_cold=creating_cold,
-            claim_queue=tuple(claim is not None for _, claim in line),
+            claim_queue=tuple(claim is not None for _, claim in queue),
             stuck_nodes=state.stuck_nodes(clock),
             backoff=state.backoff,
             preempted=self._cluster.probe_reservations.of(pool.uid),
@@ -341,7 +341,7 @@ class PoolReconciler:
     def _read_events(self, pool: Pool, given: PoolInput) -> PoolInput:
         """Have the events of those read that are in trouble, and say of whom that is under way."""
         pods = self._cluster.pods
-        for member, stage in looks.members_to_read(given):
+        for member, stage in event_reads.members_to_read(given):
             pod = pods.get(member.uid)
             if pod is not None:
                 self._event_reader.enqueue(pod, pool.uid, stage)
@@ -355,10 +355,10 @@ class PoolReconciler:
     def _slow_seconds(self, state: PoolState, members: Members, limit: float) -> float:
         if not members.count(SandboxState.STARTING, SandboxState.COLD):
             return limit
-        return looks.slow_after(state.times.p95("ready", self._clock()), limit)
+        return event_reads.slow_after(state.times.p95("ready", self._clock()), limit)
 
     def _is_cache_stale(self) -> bool:
-        return self._pods_age() > MAX_STALENESS_SECONDS
+        return self._pods_cache_age() > MAX_STALENESS_SECONDS
 
     def _refresh_members(self, pool: Pool, state: PoolState) -> Members:
         host_state = self._cluster.host_state_lookup(pool.proof)
@@ -403,7 +403,7 @@ class PoolReconciler:
     ) -> float | None:
         now = self._wall()
         times = [plan.requeue_at - now] if plan.requeue_at is not None else []
-        asked = self._checker.recheck_at(pool.uid)
+        asked = self._template_checker.recheck_at(pool.uid)
         if asked is not None:
             times.append(asked - self._clock())
         state = self._states[pool.uid]
@@ -420,7 +420,7 @@ class PoolReconciler:
             times.append(overdue)
         if status_due is not None:
             times.append(status_due)
-        slow_in = looks.next_read_in(given)
+        slow_in = event_reads.next_read_in(given)
         if slow_in is not None:
             times.append(slow_in)
         if given.pending_event_reads:
@@ -446,7 +446,7 @@ class PoolReconciler:
         """
         demand = self._states[pool.uid].cold
         if demand.request_start(claim):
-            self._look_at(pool.key)
+            self._enqueue(pool.key)
         return demand.refusal
 
     def is_starting_cold(self, pool: Pool, claim_uid: str) -> bool:
@@ -468,7 +468,7 @@ class PoolReconciler:
         """The claims in line, but for those that have a pod."""
         for uid in state.cold.pop_finished(state.expectations.is_creating):
             # Made, and seen, or certainly not made.
-            self._wake_claim(uid)
+            self._enqueue_claim(uid)
         if not state.cold.pending:
             return []
         found = state.cold.in_queue(self._allocator.waiting_claims(pool.uid))
@@ -487,7 +487,7 @@ class PoolReconciler:
         if refusal != state.cold.refusal:
             state.cold.refusal = refusal
             for uid in state.cold.pending:
-                self._wake_claim(uid)
+                self._enqueue_claim(uid)
 
     async def _finish_cold_starts(
         self, pool: Pool, state: PoolState, asked: dict[str, ClaimRef], taken: list[str]
@@ -496,7 +496,7 @@ class PoolReconciler:
         for name in set(taken) & asked.keys():
             await self._resolve_name_conflict(pool, state, name, asked[name])
         for name, claim in reversed(asked.items()):
-            wanted = self._wake_claim(claim.uid)
+            wanted = self._enqueue_claim(claim.uid)
             made = state.expectations.is_creating(name) or any(
                 map(_is_not_terminating, self._cluster.pods.of_claim(pool.namespace, claim.uid))
             )
@@ -507,7 +507,7 @@ class PoolReconciler:
         self, pool: Pool, state: PoolState, name: str, claim: ClaimRef
     ) -> None:
         """The name of a claim's pod is taken: by its pod, made before, or by somebody else's."""
-        pod = await self._unseen.read(pool.namespace, name)
+        pod = await self._verifier.read(pool.namespace, name)
         if pod is None:
             state.expectations.creation_observed(name)
             return
@@ -524,7 +524,7 @@ class PoolReconciler:
                 resource_version=metadata.resourceVersion,
             )
         state.expectations.creation_observed(name)
-        state.cold.name_taken(claim.uid)
+        state.cold.note_name_conflict(claim.uid)
 
 
 def _is_not_terminating(pod: Pod) -> bool:

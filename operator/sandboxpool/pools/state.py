@@ -45,7 +45,7 @@ _DELAYS = {
 
 @dataclass
 class PoolState:
-    """One pool's expectations, members, start-up times and the trouble it is in.
+    """One pool's expectations, members, start-up times and the backoff it is in.
 
     Attributes:
         failed_at: epoch seconds of the last failure.
@@ -139,7 +139,7 @@ class PoolState:
         return True
 
     def note_success(self, members: Members, runtime: Runtime | None, clock: float) -> None:
-        """A sandbox that was made since the last failure and has lasted ends the trouble.
+        """A sandbox that was made since the last failure and has lasted ends the backoff.
 
         One of another class than was asked for is none: it was altered, as its successor may be.
 
@@ -177,8 +177,8 @@ class PoolState:
             self.backoff = CreateBackoff()
 
 
-def _earlier(trouble: CreateBackoff, seconds: float) -> CreateBackoff:
-    return replace(trouble, until=trouble.until - seconds)
+def _earlier(backoff: CreateBackoff, seconds: float) -> CreateBackoff:
+    return replace(backoff, until=backoff.until - seconds)
 
 
 class PoolStates:

@@ -71,7 +71,7 @@ CHECK_PENDING = TemplateCheckResult(
 
 Key = tuple[str, str]
 # The verdict, and the first of the pauses between two questions that are answered so.
-_Answer = tuple[TemplateCheckResult, float]
+_DryRunOutcome = tuple[TemplateCheckResult, float]
 
 
 @dataclass(eq=False)
@@ -81,7 +81,7 @@ class _TemplateCheck:
     Attributes:
         about: the revision and the class.
         verdict: the last answer.
-        again_at: when to ask again, by the clock; None for never.
+        recheck_at: when to ask again, by the clock; None for never.
         failures: answers in a row that were no acceptance.
         dry_run_task: the request under way.
         awaited: a reconcile waits for its answer at this moment.
@@ -91,9 +91,9 @@ class _TemplateCheck:
 
     about: tuple[str, Runtime]
     verdict: TemplateCheckResult = CHECK_PENDING
-    again_at: float | None = 0.0
+    recheck_at: float | None = 0.0
     failures: int = 0
-    dry_run_task: asyncio.Task[_Answer] | None = None
+    dry_run_task: asyncio.Task[_DryRunOutcome] | None = None
     awaited: bool = False
     invalidated: bool = False
     answered_at: float = 0.0
@@ -106,7 +106,7 @@ class TemplateChecker:
         client: the API client.
         probe: what goes before the template's containers where each sandbox is proven.
         clock: a monotonic clock, in seconds, that nobody sets back: a pool waits for it.
-        on_answer: told the key of a pool whose answer has come late.
+        on_result: told the key of a pool whose answer has come late.
     """
 
     def __init__(
@@ -114,32 +114,32 @@ class TemplateChecker:
         client: ApiClient,
         probe: ProbeImage,
         clock: Callable[[], float],
-        on_answer: Callable[[Key], None],
+        on_result: Callable[[Key], None],
     ) -> None:
         self._client = client
         self._probe = probe
         self._clock = clock
-        self._on_answer = on_answer
+        self._on_answer = on_result
         self._limiter = RequestLimiter(CHECKS_AT_ONCE)
-        self._questions: dict[str, _TemplateCheck] = {}
+        self._checks: dict[str, _TemplateCheck] = {}
 
     def close(self) -> None:
         """End all requests that are under way."""
-        for pool_uid in list(self._questions):
+        for pool_uid in list(self._checks):
             self.forget(pool_uid)
 
     def forget(self, pool_uid: str) -> None:
         """The pool is gone, or its class."""
-        question = self._questions.pop(pool_uid, None)
-        if question is not None and question.dry_run_task is not None:
-            question.dry_run_task.cancel()
+        check = self._checks.pop(pool_uid, None)
+        if check is not None and check.dry_run_task is not None:
+            check.dry_run_task.cancel()
 
     def invalidate(self, pool_uid: str) -> None:
         """A create was refused that the dry run had accepted: ask again."""
-        question = self._questions.get(pool_uid)
-        if question is not None and question.verdict.state is TemplateState.ACCEPTED:
-            question.again_at = self._clock()
-            question.invalidated = True
+        check = self._checks.get(pool_uid)
+        if check is not None and check.result.state is TemplateState.ACCEPTED:
+            check.recheck_at = self._clock()
+            check.invalidated = True
 
     def observe(self, pool_uid: str, answer: bytes) -> None:
         """A pod was made: if other nodes are open to it than was known, ask again.
@@ -147,19 +147,19 @@ class TemplateChecker:
         Raises:
             msgspec.DecodeError: the answer is no pod. Also the other errors of unreadable bytes.
         """
-        question = self._questions.get(pool_uid)
-        if question is None or question.verdict.placement is None:
+        check = self._checks.get(pool_uid)
+        if check is None or check.result.node_constraints is None:
             return
-        if admitted_node_constraints(answer) != question.verdict.placement:
-            soon = max(self._clock(), question.answered_at + MIN_RECHECK_SECONDS)
-            question.again_at = min(soon, question.again_at or soon)
+        if admitted_node_constraints(answer) != check.result.node_constraints:
+            soon = max(self._clock(), check.answered_at + MIN_RECHECK_SECONDS)
+            check.recheck_at = min(soon, check.recheck_at or soon)
 
     def recheck_at(self, pool_uid: str) -> float | None:
         """When the verdict should be asked for again, by the clock; None for not by time alone."""
-        question = self._questions.get(pool_uid)
-        if question is None or question.dry_run_task is not None:
+        check = self._checks.get(pool_uid)
+        if check is None or check.dry_run_task is not None:
             return None
-        return question.again_at
+        return check.recheck_at
 
     async def check(self, pool: Pool, runtime: Runtime | None) -> TemplateCheckResult:
         """Give the verdict for a pool's template, from memory where it still holds."""
@@ -180,28 +180,28 @@ class TemplateChecker:
                 "a template can only be checked together with its RuntimeClass",
             )
         about = pool.revision, runtime
-        question = self._questions.get(pool.uid)
-        if question is None or question.about != about:
+        check = self._checks.get(pool.uid)
+        if check is None or check.about != about:
             self.forget(pool.uid)
-            question = self._questions[pool.uid] = _TemplateCheck(about)
-        due = question.again_at is not None and question.again_at <= self._clock()
-        if due and question.dry_run_task is None:
-            question.dry_run_task = asyncio.create_task(self._ask(pool, runtime))
-            question.dry_run_task.add_done_callback(partial(self._answered, pool, question))
-            question.awaited = True
+            check = self._checks[pool.uid] = _TemplateCheck(about)
+        due = check.recheck_at is not None and check.recheck_at <= self._clock()
+        if due and check.dry_run_task is None:
+            check.dry_run_task = asyncio.create_task(self._dry_run(pool, runtime))
+            check.dry_run_task.add_done_callback(partial(self._on_dry_run_done, pool, check))
+            check.awaited = True
             try:
-                await asyncio.wait({question.dry_run_task}, timeout=RECONCILE_WAIT_SECONDS)
+                await asyncio.wait({check.dry_run_task}, timeout=RECONCILE_WAIT_SECONDS)
             finally:
-                question.awaited = False
-        return question.verdict
+                check.awaited = False
+        return check.result
 
-    def _answered(
-        self, pool: Pool, question: _TemplateCheck, dry_run_task: asyncio.Task[_Answer]
+    def _on_dry_run_done(
+        self, pool: Pool, check: _TemplateCheck, dry_run_task: asyncio.Task[_DryRunOutcome]
     ) -> None:
-        if self._questions.get(pool.uid) is not question:
+        if self._checks.get(pool.uid) is not check:
             # Nobody wants to know any more.
             return
-        question.dry_run_task = None
+        check.dry_run_task = None
         if dry_run_task.cancelled():
             answer = _unanswered("the request was given up")
         elif (error := dry_run_task.exception()) is not None:
@@ -210,33 +210,33 @@ class TemplateChecker:
         else:
             answer = dry_run_task.result()
         verdict, first = answer
-        was_accepted = question.verdict.state is TemplateState.ACCEPTED and not question.invalidated
+        was_accepted = check.result.state is TemplateState.ACCEPTED and not check.invalidated
         if was_accepted and verdict.state is TemplateState.NOT_CHECKED:
             # Nobody has said otherwise, and nobody had to ask.
-            verdict = question.verdict
-        elif verdict.state is TemplateState.ACCEPTED and verdict.placement is None:
-            verdict = replace(verdict, placement=question.verdict.placement)
-        question.verdict, question.answered_at, question.invalidated = verdict, self._clock(), False
+            verdict = check.result
+        elif verdict.state is TemplateState.ACCEPTED and verdict.node_constraints is None:
+            verdict = replace(verdict, node_constraints=check.result.node_constraints)
+        check.result, check.answered_at, check.invalidated = verdict, self._clock(), False
         if verdict.state is TemplateState.ACCEPTED:
-            question.again_at = self._clock() + spread(ACCEPTED_RECHECK_SECONDS)
-            question.failures = 0
+            check.recheck_at = self._clock() + spread(ACCEPTED_RECHECK_SECONDS)
+            check.failures = 0
         else:
-            pause = spread(delay_after(question.failures, first, LONGEST_RECHECK_SECONDS))
-            question.again_at = self._clock() + pause
-            question.failures += 1
-        if not question.awaited:
+            pause = spread(delay_after(check.failures, first, LONGEST_RECHECK_SECONDS))
+            check.recheck_at = self._clock() + pause
+            check.failures += 1
+        if not check.awaited:
             self._on_answer(pool.key)
 
-    async def _ask(self, pool: Pool, runtime: Runtime) -> _Answer:
+    async def _dry_run(self, pool: Pool, runtime: Runtime) -> _DryRunOutcome:
         name = pod_name(pool.name, "dry run")
         body = build_pod(pool, runtime, Verdict(), name, probe=self._probe)
         path = resource_path("v1", "pods", pool.namespace)
         how = {"dryRun": "All", "fieldValidation": "Strict"}
         try:
-            async with self._limiter.take(pool.uid), asyncio.timeout(DRY_RUN_TIMEOUT_SECONDS):
+            async with self._limiter.acquire(pool.uid), asyncio.timeout(DRY_RUN_TIMEOUT_SECONDS):
                 answer = await self._client.create(path, body, how)
             altered = forbidden_mutation(body, answer)
-            placement = admitted_node_constraints(answer)
+            node_constraints = admitted_node_constraints(answer)
         except ApiError as error:
             return result_of(error), _first_pause(error)
         except TimeoutError:
@@ -249,10 +249,10 @@ class TemplateChecker:
         if altered:
             verdict = TemplateCheckResult(TemplateState.REJECTED, Reason.POD_ALTERED, altered)
             return verdict, FIRST_REFUSED_SECONDS
-        return replace(ACCEPTED, placement=placement), 0.0
+        return replace(ACCEPTED, node_constraints=node_constraints), 0.0
 
 
-def _unanswered(cause: str) -> _Answer:
+def _unanswered(cause: str) -> _DryRunOutcome:
     return _not_checked(cause), FIRST_UNANSWERED_SECONDS
 
 

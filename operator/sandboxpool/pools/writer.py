@@ -139,7 +139,7 @@ class PodWriter:
         path = resource_path("v1", "pods", pool.namespace, member.name)
         for attempt in range(1, DELETE_ATTEMPTS + 1):
             try:
-                async with self._deletes.take(pool.uid):
+                async with self._deletes.acquire(pool.uid):
                     await self._client.delete(path, uid=member.uid, resource_version=member.version)
             except ApiError as error:
                 if attempt > 1 and (error.conflict or error.not_found):
@@ -226,7 +226,7 @@ class PodWriter:
         name = body["metadata"]["name"]
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
-                async with self._creates.take(pool.uid):
+                async with self._creates.acquire(pool.uid):
                     began = self._clock()
                     answer = await self._client.create(path, body)
             except ApiError as error:
@@ -280,7 +280,7 @@ class PodWriter:
         state.expectations.expect_deletion(uid)
         for attempt in range(1, DELETE_ATTEMPTS + 1):
             try:
-                async with self._deletes.take(pool.uid):
+                async with self._deletes.acquire(pool.uid):
                     await self._client.delete(path, uid=uid)
             except KubeError as error:
                 gone = isinstance(error, ApiError) and (error.not_found or error.conflict)

@@ -47,7 +47,7 @@ class _TrackedPod:
     Attributes:
         stages: those for which its events were asked for.
         asked_at: seconds of the event loop's clock since when an answer is due; None if none is.
-        told: the last answer.
+        result: the last answer.
     """
 
     pod: Pod
@@ -66,7 +66,7 @@ class PodEventReader:
 
     def __init__(self, client: ApiClient, on_result: Callable[[Pod], None]) -> None:
         self._client = client
-        self._on_told = on_result
+        self._on_result = on_result
         # By namespace and uid, those of which was asked longest ago first.
         self._known: dict[str, OrderedDict[str, _TrackedPod]] = {}
         self._size = 0
@@ -87,20 +87,20 @@ class PodEventReader:
             return False
         return asyncio.get_running_loop().time() - known.asked_at < MAX_PENDING_SECONDS
 
-    def enqueue(self, pod: Pod, line: str, stage: str) -> None:
+    def enqueue(self, pod: Pod, queue: str, stage: str) -> None:
         """Have a pod's events read, once for each stage, unless too many of its pool wait.
 
         Args:
             pod: the pod as it is now.
-            line: what it shares its turn with, such as the uid of its pool.
+            queue: what it shares its turn with, such as the uid of its pool.
             stage: of its trouble; any word.
         """
         known = self._find(pod)
         if known is not None and (stage in known.stages or known.asked_at is not None):
             return
         namespace = pod.metadata.namespace
-        lines = self._queues.setdefault(namespace, OrderedDict())
-        waiting = lines.setdefault(line, deque())
+        queues = self._queues.setdefault(namespace, OrderedDict())
+        waiting = queues.setdefault(queue, deque())
         if len(waiting) >= MAX_WAITING_OF_POOL:
             return
         if known is None:
@@ -156,33 +156,33 @@ class PodEventReader:
         try:
             async with asyncio.timeout(READ_TIMEOUT_SECONDS):
                 body = await self._client.get(path, params)
-            told = read(pod, msgspec.json.decode(body, type=_Events).items)
+            result = read(pod, msgspec.json.decode(body, type=_Events).items)
         except asyncio.CancelledError:
             known.asked_at = None
             raise
         except TimeoutError:
-            told = PodEvents(
+            result = PodEvents(
                 problem=f"the API server did not answer within {READ_TIMEOUT_SECONDS:.0f} s"
             )
         except (KubeError, *UNREADABLE) as error:
             text = error.message if isinstance(error, ApiError) else str(error)
-            told = PodEvents(problem=truncate(text, _MAX_PROBLEM))
-        if told.problem:
-            logger.warning("events of pod %s: %s", pod.metadata.name, told.problem)
+            result = PodEvents(problem=truncate(text, _MAX_PROBLEM))
+        if result.problem:
+            logger.warning("events of pod %s: %s", pod.metadata.name, result.problem)
         if self._find(pod) is known:
-            known.result, known.asked_at = told, None
-            self._on_told(pod)
+            known.result, known.asked_at = result, None
+            self._on_result(pod)
 
     def _next(self) -> _TrackedPod | None:
         """Whose turn it is: the next namespace's, and there the next pool's."""
         while self._queues:
-            namespace, lines = self._queues.popitem(last=False)
-            line, waiting = lines.popitem(last=False)
+            namespace, queues = self._queues.popitem(last=False)
+            queue, waiting = queues.popitem(last=False)
             known = waiting.popleft() if waiting else None
             if waiting:
-                lines[line] = waiting
-            if lines:
-                self._queues[namespace] = lines
+                queues[queue] = waiting
+            if queues:
+                self._queues[namespace] = queues
             if known is not None:
                 self._waiting_count -= 1
                 if self._find(known.pod) is known:
@@ -191,8 +191,8 @@ class PodEventReader:
 
     def _turn_away(self) -> None:
         """Too many wait: the last of the longest line of all does not."""
-        lines = max(self._queues.values(), key=lambda some: sum(map(len, some.values())))
-        longest = max(lines.values(), key=len)
+        queues = max(self._queues.values(), key=lambda some: sum(map(len, some.values())))
+        longest = max(queues.values(), key=len)
         known = longest.pop()
         self._waiting_count -= 1
         if self._find(known.pod) is known and known.result is None:

@@ -81,7 +81,7 @@ def test_the_name_of_a_start_stays_until_it_is_on_its_way_out_or_taken() -> None
     assert first == demand.seed("a-uid", [])
     assert first != demand.seed("a-uid", ["pod-1-uid"])
     demand.start(claim, "pod-1")
-    demand.name_taken("a-uid")
+    demand.note_name_conflict("a-uid")
     assert demand.seed("a-uid", []) != first
     assert demand.pop_finished(lambda name: True) == []
     assert demand.pop_finished(lambda name: False) == ["a-uid"]

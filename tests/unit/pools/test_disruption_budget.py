@@ -7,7 +7,7 @@ import pytest
 from sandboxpool.api import names
 from sandboxpool.api.reasons import Reason
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.pools.disruption_budget import BUDGET_RESYNC_SECONDS, EVERY_ONE, budget_of
+from sandboxpool.pools.disruption_budget import BUDGET_RESYNC_SECONDS, MAX_INT32, budget_of
 from support.builders import NAMESPACE, POOL_UID, pool
 from support.simulation.apiserver import Object, Request
 from support.simulation.world import World
@@ -40,7 +40,7 @@ def test_it_covers_what_claims_own_of_the_pool_and_goes_with_it() -> None:
         "matchExpressions": [{"key": names.LABEL_CLAIM_UID, "operator": "Exists"}],
     }
     # More than there can be: the disruption controller lets none of them go.
-    assert body["spec"]["minAvailable"] == EVERY_ONE == 2_147_483_647
+    assert body["spec"]["minAvailable"] == MAX_INT32 == 2_147_483_647
     assert "maxUnavailable" not in body["spec"]
     assert body["spec"]["unhealthyPodEvictionPolicy"] == "IfHealthyBudget"
     (owner,) = body["metadata"]["ownerReferences"]

@@ -20,8 +20,8 @@ from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.expectations import (
-    DOUBTED_SECONDS,
-    LONGEST_UNSEEN_SECONDS,
+    UNKNOWN_CREATE_SECONDS,
+    LONGEST_VERIFY_SECONDS,
     VERIFY_AFTER_SECONDS,
     Expectations,
 )
@@ -85,7 +85,7 @@ def test_what_is_not_seen_is_asked_about_ever_more_seldom() -> None:
     pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
     assert asked[0] == VERIFY_AFTER_SECONDS
     assert pauses == sorted(pauses)
-    assert pauses[-1] == LONGEST_UNSEEN_SECONDS
+    assert pauses[-1] == LONGEST_VERIFY_SECONDS
 
 
 def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
@@ -100,7 +100,7 @@ def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
     expected.expect_creation("a", cold=True)
     assert not expected.is_creation_unknown("a")
     expected.creation_unknown("a")
-    clock.now = DOUBTED_SECONDS
+    clock.now = UNKNOWN_CREATE_SECONDS
     assert expected.creations_to_verify() == ["a"], "the API server knows by now"
     assert expected.count_creating() == (0, 1)
     expected.creation_succeeded("a")

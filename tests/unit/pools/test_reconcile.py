@@ -22,8 +22,8 @@ from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.expectations import (
-    DOUBTED_DELETE_SECONDS,
-    DOUBTED_SECONDS,
+    UNKNOWN_DELETE_SECONDS,
+    UNKNOWN_CREATE_SECONDS,
     VERIFY_AFTER_SECONDS,
 )
 from sandboxpool.pools.plan import CreateBackoff
@@ -409,7 +409,7 @@ async def test_a_create_that_nobody_answered_for_is_made_up_for_under_its_name(m
     again: float | None = await world.reconcile()
     while len(world.pods) < 2:
         assert again is not None, "nothing would wake the pool"
-        assert again < DOUBTED_SECONDS
+        assert again < UNKNOWN_CREATE_SECONDS
         await asyncio.sleep(again)
         again = await world.reconcile()
     first, *_ = (call.body["metadata"]["name"] for call in world.api.sent("POST", "/pods"))
@@ -485,10 +485,10 @@ async def test_a_pod_whose_delete_was_lost_is_soon_offered_or_deleted_again(want
     world.api.fail("DELETE", "/pods", UNKNOWN, times=3)
     again = await world.reconcile()
     assert again is not None
-    assert again <= DOUBTED_DELETE_SECONDS
+    assert again <= UNKNOWN_DELETE_SECONDS
     if wanted:
         world.api.put(POOL, pool_body(version=9999, generation=2, replicas=1))
-    await asyncio.sleep(DOUBTED_DELETE_SECONDS)
+    await asyncio.sleep(UNKNOWN_DELETE_SECONDS)
     await world.reconcile()
     assert len(world.pods) == int(wanted)
     assert world.allocator.free(POOL_UID) == int(wanted)

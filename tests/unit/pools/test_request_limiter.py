@@ -24,7 +24,7 @@ class Sender:
         """Send one; return how long it waited for its turn."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        async with self.lanes.take(pool):
+        async with self.lanes.acquire(pool):
             waited = loop.time() - began
             self.under_way[pool] += 1
             self.most[pool] = max(self.most[pool], self.under_way[pool])

@@ -104,7 +104,7 @@ def test_every_condition_is_set_every_time_and_fits_the_api(name: str) -> None:
         ("full", "NodesServing", "True", "HandlerServed", "2 of 2"),
         ("empty", "Ready", "False", "Filling", "0 of 2"),
         ("no class", "Ready", "False", "RuntimeClassNotFound", "create it"),
-        ("no class", "NodesServing", "Unknown", "RuntimeClassNotFound", "no node is asked"),
+        ("no class", "NodesServing", "Unknown", "RuntimeClassNotFound", "cannot be checked"),
         ("no class", "Warm", "False", "RuntimeClassNotFound", "create it"),
         ("another handler", "Ready", "False", "HandlerMismatch", "until the class or the pin"),
         ("refused", "Ready", "False", "TemplateRejected", "correct spec.template"),

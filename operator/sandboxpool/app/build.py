@@ -220,7 +220,7 @@ def build(
         pools=pools,
         allocator=allocator,
         candidate_tracker=candidate_tracker,
-        cold=pool_reconciler,
+        cold=pool_reconciler.cold_starter,
         events=events,
         observer=metrics,
         pod_events=inquiry.events_of,

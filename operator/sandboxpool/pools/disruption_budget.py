@@ -90,7 +90,7 @@ class DisruptionBudgets:
         return None if found is None else max(0.0, found[2] - self._clock())
 
     async def reconcile(self, pool: Pool) -> ConditionResult | None:
-        """Reconcile a pool's budget; return its condition, or None if no budget is wanted or left."""
+        """Reconcile a pool's budget; return its condition, None without a budget."""
         assert pool.spec is not None, "checked by the caller"
         wanted = pool.spec.claims.disruption
         announced = any(condition.get("type") == CONDITION for condition in pool.conditions)

@@ -13,7 +13,7 @@ from sandboxpool.util.backoff import delay_after
 # The first and the longest interval between live reads.
 VERIFY_AFTER_SECONDS = 15.0
 LONGEST_VERIFY_SECONDS = 300.0
-# The API server may still carry out a create of unknown outcome until its request timeout, a minute.
+# The API server may still carry out a create of unknown outcome until its request timeout (60 s).
 UNKNOWN_CREATE_SECONDS = 60.0
 # A delete of unknown outcome is sent again. Its preconditions make a late one harmless.
 UNKNOWN_DELETE_SECONDS = 5.0

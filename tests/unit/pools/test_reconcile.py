@@ -854,9 +854,9 @@ async def cold(world: World, *claims: ClaimRef) -> Refusal | None:
     pool = world.pool
     for claim in claims or (CLAIM,):
         world.allocator.allocate(pool.uid, claim.uid)
-        world.reconciler.request_cold_start(pool, claim)
+        world.reconciler.cold_starter.request_cold_start(pool, claim)
     await world.reconcile()
-    return world.reconciler.request_cold_start(pool, (*claims, CLAIM)[0])
+    return world.reconciler.cold_starter.request_cold_start(pool, (*claims, CLAIM)[0])
 
 
 async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None:
@@ -867,7 +867,7 @@ async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None
         world.allocator.cancel_claim(CLAIM.uid)
     (path,) = world.pods
     assert path.endswith(pod_name("pool", "job-uid"))
-    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
     assert "job-uid" in world.woken
 
 
@@ -901,7 +901,7 @@ async def test_what_is_started_for_claims_keeps_the_limits_of_the_pool(
     )
     for _ in range(2):
         await world.reconcile()
-    refusal = world.reconciler.request_cold_start(world.pool, OTHER)
+    refusal = world.reconciler.cold_starter.request_cold_start(world.pool, OTHER)
     assert refusal is not None
     assert refusal.reason is reason
 
@@ -912,7 +912,7 @@ async def test_a_cold_pod_that_exists_already_is_the_claims() -> None:
     world.put_pod(pod_name("pool", "job-uid"), claim="job")
     await cold(world)
     assert len(world.pods) == 1
-    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
 
 
 async def test_somebody_elses_pod_of_its_name_does_not_keep_a_claim_waiting() -> None:
@@ -924,7 +924,7 @@ async def test_somebody_elses_pod_of_its_name_does_not_keep_a_claim_waiting() ->
     assert world.allocator.waiting_claims(POOL_UID) == ["job-uid"]
     await cold(world)
     assert len(world.pods) == 2
-    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
 
 
 async def test_a_cold_pod_that_no_watch_shows_any_more_is_made_again() -> None:
@@ -935,7 +935,7 @@ async def test_a_cold_pod_that_no_watch_shows_any_more_is_made_again() -> None:
     world.api.objects[path]["metadata"]["labels"] = {}
     await asyncio.sleep(VERIFY_AFTER_SECONDS + 1)
     await world.reconcile()
-    assert not world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert not world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
     assert world.pods == []
     await asyncio.sleep(2)
     await cold(world)
@@ -965,7 +965,7 @@ async def test_a_cold_create_that_nobody_answered_for_takes_its_room(
     world.api.fail("POST", "/pods", error, times=2)
     world.api.fail("POST", "/pods", error, applied=made)
     await cold(world)
-    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
     await asyncio.sleep(5)
     refusal = await cold(world, OTHER)
     assert refusal is not None

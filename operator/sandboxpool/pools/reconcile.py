@@ -280,7 +280,7 @@ class PoolReconciler:
             rejected = TemplateCheckResult(
                 TemplateState.REJECTED,
                 Reason.TEMPLATE_REJECTED,
-                "correct the malformed nodeSelector, affinity or tolerations of spec.template.spec: "
+                "correct spec.template.spec: nodeSelector, affinity or tolerations are malformed: "
                 f"{truncate(str(error))}",
             )
             return Verdict(), (

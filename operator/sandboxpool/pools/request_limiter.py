@@ -6,7 +6,7 @@ and all slow pools together use only a part of the client's connections.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from sandboxpool.kube.yielding_semaphore import SLOW_SECONDS, YieldingSemaphore
@@ -35,7 +35,7 @@ class RequestLimiter:
         self._lanes: dict[str, tuple[asyncio.Semaphore, float]] = {}
 
     @asynccontextmanager
-    async def acquire(self, pool_uid: str) -> AsyncIterator[None]:
+    async def acquire(self, pool_uid: str) -> AsyncGenerator[None]:
         """Wait for a slot and hold it for a single request."""
         while pool_uid not in self._lanes:
             async with self._quick, self._slots.acquire():
@@ -49,7 +49,7 @@ class RequestLimiter:
             yield
 
     @asynccontextmanager
-    async def _watched(self, pool_uid: str) -> AsyncIterator[None]:
+    async def _watched(self, pool_uid: str) -> AsyncGenerator[None]:
         """Mark the pool as slow as soon as its request is, and as quick after a quick request."""
         timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._was_slow, pool_uid)
         began = asyncio.get_running_loop().time()

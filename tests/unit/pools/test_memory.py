@@ -20,8 +20,8 @@ from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.expectations import (
-    UNKNOWN_CREATE_SECONDS,
     LONGEST_VERIFY_SECONDS,
+    UNKNOWN_CREATE_SECONDS,
     VERIFY_AFTER_SECONDS,
     Expectations,
 )

@@ -22,8 +22,8 @@ from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.expectations import (
-    UNKNOWN_DELETE_SECONDS,
     UNKNOWN_CREATE_SECONDS,
+    UNKNOWN_DELETE_SECONDS,
     VERIFY_AFTER_SECONDS,
 )
 from sandboxpool.pools.plan import CreateBackoff

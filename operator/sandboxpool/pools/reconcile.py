@@ -5,7 +5,7 @@ never use the same capacity.
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sandboxpool.allocation.allocator import Allocator
@@ -27,7 +27,7 @@ from sandboxpool.pools.decide import decide
 from sandboxpool.pools.disruption_budget import DisruptionBudgets
 from sandboxpool.pools.expectation_verifier import ExpectationVerifier
 from sandboxpool.pools.member_index import MemberFacts
-from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateCheckResult, TemplateState
+from sandboxpool.pools.plan import Deletion, PoolInput, PoolPlan, TemplateCheckResult, TemplateState
 from sandboxpool.pools.state import MIN_READY_SECONDS, PoolState, PoolStates
 from sandboxpool.pools.status import invalid_status, pool_status
 from sandboxpool.pools.status_publisher import StatusPublisher
@@ -37,12 +37,12 @@ from sandboxpool.runtimes.diagnosis import truncate
 from sandboxpool.runtimes.node_constraints import NodeConstraintsError
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.quarantine import Quarantine
-from sandboxpool.runtimes.resolve import Resolution
+from sandboxpool.runtimes.resolve import Resolution, Runtime
 from sandboxpool.runtimes.verdict import Verdict
 from sandboxpool.sandboxes.event_reader import PodEventReader
 from sandboxpool.sandboxes.members import Members
 from sandboxpool.sandboxes.startup import StartupTracker
-from sandboxpool.sandboxes.template import build_pod, pod_name
+from sandboxpool.sandboxes.template import ClaimRef, build_pod, pod_name
 
 Key = tuple[str, str]
 
@@ -220,37 +220,15 @@ class PoolReconciler:
             for node, why in plan.avoid:
                 self._writer.avoid(pool, node, why)
             verdict, _ = self._node_verdict(pool, resolution, template)
-        new = self._expect(pool, state, plan)
+        new = self._expect_creations(pool, state, plan)
         cold = self.cold_starter.expect(pool, state, queue, plan.cold)
         self.cold_starter.report(state, given, plan, pool)
-        # A pod that a claim has taken since is kept. A cold pod was never a candidate.
-        deletions = [
-            deletion
-            for deletion in plan.delete
-            if self._allocator.remove_candidate(deletion.member.uid)
-            or deletion.member.state is SandboxState.COLD
-        ]
-        for deletion in deletions:
-            state.expectations.expect_deletion(deletion.member.uid)
+        deletions = self._expect_deletions(state, plan)
 
         errors = await self._writer.delete(pool, state, deletions)
         if resolution.runtime is not None:
-            bodies = [
-                build_pod(
-                    pool,
-                    resolution.runtime,
-                    verdict,
-                    name,
-                    probe=self._probe,
-                    claim=cold.get(name),
-                )
-                for name in (*cold, *new)
-            ]
-            taken = await self._writer.create(pool, state, bodies)
-            if state.backoff.reason is Reason.QUOTA_EXCEEDED:
-                self._at_quota.setdefault(pool.namespace, set()).add(pool.uid)
-            await self.cold_starter.finish(pool, state, cold, taken)
-        # Computing the status of a large pool costs more than the decision.
+            await self._create(pool, state, resolution.runtime, verdict, new, cold)
+        # The status of a large pool costs more than the decision: compute it only to write it.
         status_due: float | None = self._publisher.due(pool.uid)
         if not status_due:
             status = pool_status(pool, given, plan, state.times.summary(self._clock()))
@@ -260,7 +238,7 @@ class PoolReconciler:
             raise errors[0]
         return self._requeue_after(pool, given, plan, status_due)
 
-    def _expect(self, pool: Pool, state: PoolState, plan: PoolPlan) -> list[str]:
+    def _expect_creations(self, pool: Pool, state: PoolState, plan: PoolPlan) -> list[str]:
         """Name the pods to create for the stock, and expect them from now on."""
         # Creates of unknown outcome are sent again first, under the same names.
         new = state.expectations.unknown_creations()[: plan.create]
@@ -268,6 +246,38 @@ class PoolReconciler:
         for name in new:
             state.expectations.expect_creation(name)
         return new
+
+    def _expect_deletions(self, state: PoolState, plan: PoolPlan) -> list[Deletion]:
+        """Expect the plan's deletions, except of pods that have been allocated since."""
+        deletions = [
+            deletion
+            for deletion in plan.delete
+            if self._allocator.remove_candidate(deletion.member.uid)
+            # A cold pod is never a candidate.
+            or deletion.member.state is SandboxState.COLD
+        ]
+        for deletion in deletions:
+            state.expectations.expect_deletion(deletion.member.uid)
+        return deletions
+
+    async def _create(
+        self,
+        pool: Pool,
+        state: PoolState,
+        runtime: Runtime,
+        verdict: Verdict,
+        new: Sequence[str],
+        cold: dict[str, ClaimRef],
+    ) -> None:
+        """Create the expected pods: cold ones first, by their claims, then those of the stock."""
+        bodies = [
+            build_pod(pool, runtime, verdict, name, probe=self._probe, claim=cold.get(name))
+            for name in (*cold, *new)
+        ]
+        taken = await self._writer.create(pool, state, bodies)
+        if state.backoff.reason is Reason.QUOTA_EXCEEDED:
+            self._at_quota.setdefault(pool.namespace, set()).add(pool.uid)
+        await self.cold_starter.finish(pool, state, cold, taken)
 
     def _node_verdict(
         self, pool: Pool, resolution: Resolution, template: TemplateCheckResult

@@ -56,7 +56,7 @@ def test_a_pool_that_allows_disruption_asks_for_nothing() -> None:
         assert (budget(world), said(world), requests(world)) == (None, None, [])
 
 
-def test_it_is_kept_while_it_is_wanted_and_costs_claims_nothing(
+def test_the_budget_is_repaired_and_costs_claims_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with World(seed=1) as world:
@@ -111,7 +111,7 @@ def test_the_next_leader_removes_what_the_former_one_made() -> None:
         assert (budget(world), said(world)) == (None, None)
 
 
-def test_another_ones_budget_is_left_alone_and_said() -> None:
+def test_a_foreign_budget_is_reported_and_left_alone() -> None:
     other = {
         "metadata": {"name": "pool-claims", "namespace": "default"},
         "spec": {"minAvailable": 1},

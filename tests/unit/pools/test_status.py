@@ -78,7 +78,7 @@ INPUTS: dict[str, PoolInput] = {
     "paused": pool_input(paused=True),
     "clamped": pool_input(members(SandboxState.CLAIMED, 2), replicas=3, maxSandboxes=2),
     "quota": pool_input(
-        trouble=CreateBackoff(2, NOW + 9, Reason.QUOTA_EXCEEDED, "exceeded quota: p")
+        backoff=CreateBackoff(2, NOW + 9, Reason.QUOTA_EXCEEDED, "exceeded quota: p")
     ),
     "failing": pool_input([member(state=SandboxState.STARTING, node=facts(), failure=NO_SANDBOX)]),
     "zero": pool_input(replicas=0),
@@ -225,7 +225,7 @@ def test_a_missing_class_does_not_erase_what_was_known_of_it() -> None:
     assert (second["runtime"]["uid"], second["runtime"]["handler"]) == ("class-uid", "runsc")
 
 
-def test_a_class_made_again_is_said_while_its_former_sandboxes_live() -> None:
+def test_a_recreated_class_is_reported_while_its_former_sandboxes_live() -> None:
     renewed = resolve("gvisor", None, {"gvisor": runtime(uid="new", handler="kata")})
     stock = [member("claimed", SandboxState.CLAIMED), member("warm")]
     found = of(computed(pool_input(stock, resolution=renewed)), "RuntimeResolved")
@@ -294,7 +294,7 @@ def test_issues_are_grouped_by_cause_and_the_worst_comes_first() -> None:
     assert issues[0]["message"] == NO_SANDBOX.message
 
 
-def test_an_issue_keeps_the_time_since_when_it_stands() -> None:
+def test_an_issue_keeps_its_start_time() -> None:
     given = INPUTS["failing"]
     first = computed(given)
     second = computed(dataclasses.replace(given, now=NOW + 90), first)

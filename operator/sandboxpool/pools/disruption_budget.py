@@ -93,7 +93,7 @@ class DisruptionBudgets:
         """Reconcile a pool's budget; return its condition, None without a budget."""
         assert pool.spec is not None, "checked by the caller"
         wanted = pool.spec.claims.disruption
-        announced = any(condition.get("type") == CONDITION for condition in pool.conditions)
+        announced = any(condition.type == CONDITION for condition in pool.conditions)
         if wanted is Disruption.ALLOW and not announced and pool.uid not in self._found:
             return None
         former = self._found.get(pool.uid)

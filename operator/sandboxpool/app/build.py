@@ -222,7 +222,7 @@ def build(
         pools=pools,
         allocator=allocator,
         candidate_tracker=candidate_tracker,
-        cold=pool_reconciler,
+        cold=pool_reconciler.cold_starter,
         events=events,
         observer=metrics,
         pod_events=event_reader.events_of,

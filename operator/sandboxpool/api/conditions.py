@@ -1,4 +1,4 @@
-"""Conditions, with Kubernetes' rule for time: it moves only when the status does."""
+"""Conditions; lastTransitionTime changes only with the status, as Kubernetes requires."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 @dataclass(frozen=True, slots=True)
 class ConditionResult:
-    """A condition before it has a time; ``holds`` None means that nobody can say."""
+    """A condition without its time; the status None means Unknown."""
 
     type: str
     status: bool | None
@@ -23,14 +23,14 @@ class ConditionResult:
 
 
 def conditions(
-    findings: Iterable[ConditionResult], before: Mapping[str, Any], generation: int, now: float
+    results: Iterable[ConditionResult], before: Mapping[str, Any], generation: int, now: float
 ) -> list[dict[str, Any]]:
-    """Write findings as conditions.
+    """Write results as conditions.
 
     Args:
-        findings: all of them, in the order in which they shall stand.
-        before: the status as it stands on the server, possibly damaged by others.
-        generation: the generation that the findings are about.
+        results: all conditions, in their order in the status.
+        before: the status on the server, possibly changed by others.
+        generation: the observed generation.
         now: seconds since the epoch.
     """
     known = {}
@@ -38,21 +38,21 @@ def conditions(
     for old in listed if isinstance(listed, list) else ():
         if isinstance(old, dict):
             known[str(old.get("type"))] = old
-    result = []
-    for finding in findings:
-        status = {True: "True", False: "False", None: "Unknown"}[finding.status]
-        old = known.get(finding.type, {})
+    written = []
+    for result in results:
+        status = {True: "True", False: "False", None: "Unknown"}[result.status]
+        old = known.get(result.type, {})
         since = old.get("lastTransitionTime") if old.get("status") == status else None
         if not (isinstance(since, str) and _TIMESTAMP.fullmatch(since)):
             since = None
-        result.append(
+        written.append(
             {
-                "type": finding.type,
+                "type": result.type,
                 "status": status,
-                "reason": str(finding.reason),
-                "message": finding.message[:MAX_MESSAGE],
+                "reason": str(result.reason),
+                "message": result.message[:MAX_MESSAGE],
                 "lastTransitionTime": since or timestamp(now),
                 "observedGeneration": generation,
             }
         )
-    return result
+    return written

@@ -2,9 +2,9 @@
 
 import msgspec
 import pytest
-from sandboxpool.runtimes.host_state import HostState
 
 from sandboxpool.api.core import Condition, Node, Taint
+from sandboxpool.runtimes.host_state import HostState
 from sandboxpool.runtimes.lifecycle import PLANNED_CONDITION, REMOVAL_CONDITIONS, REMOVAL_TAINTS
 from sandboxpool.runtimes.nodes import NodeFacts, node_facts
 from support.builders import facts, node
@@ -35,7 +35,7 @@ def test_a_taint_of_whoever_removes_nodes_is_the_end(key: str, effect: str) -> N
     given = with_taint(key, effect)
     assert stands(given) == (False, False)
     assert given.being_removed
-    assert given.unschedulable_reason == f"is about to go (taint {key})"
+    assert given.unschedulable_reason == f"is about to be removed (taint {key})"
 
 
 @pytest.mark.parametrize("type_", sorted(REMOVAL_CONDITIONS))

@@ -331,7 +331,7 @@ def test_what_goes_wrong_elsewhere_does_not_make_a_pool_unready_that_has_somethi
             "NodeQuarantined",
             "node a is quarantined",
         ),
-        (member("late", S, age=999), "SandboxStartTimeout", "no cause was reported"),
+        (member("late", S, age=999), "SandboxStartTimeout", "no cause was found"),
     ],
 )
 def test_while_what_failed_is_removed_it_is_said_and_not_another_cause(

@@ -6,11 +6,11 @@ virtual machine has another one. A missing answer is no evidence and never count
 
 import re
 from dataclasses import dataclass
-from enum import Enum
 
 from sandboxpool.api import names
 from sandboxpool.api.core import ContainerStatus, Pod, Terminated
 from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import Isolation as Isolation
 from sandboxpool.runtimes.diagnosis import truncate
 from sandboxpool.runtimes.nodes import Machine, NodeFacts
 from sandboxpool.runtimes.probe import (
@@ -30,14 +30,6 @@ MAX_KERNEL = 120
 _GRAIN_SECONDS = 1.0
 
 _BOOT_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-class Isolation(Enum):
-    """The result of testing a runtime's isolation."""
-
-    PROVEN = "Proven"
-    NOT_PROVEN = "NotProven"
-    UNAVAILABLE = "Unavailable"
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,7 @@ def test_what_a_row_proves_stays_proven() -> None:
         ),
         (
             'exec: "virtiofsd": executable file not found in $PATH',
-            "virtiofsd (the VMM) lacks a binary: install the binary named in the message on the node",
+            "virtiofsd (the VMM) lacks a binary: install the binary named in the message",
         ),
         (
             "OCI runtime create failed: runsc: something new",

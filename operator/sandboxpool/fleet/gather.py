@@ -7,7 +7,8 @@ from sandboxpool.api.v1alpha1 import PoolStartup
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.status import RuntimeStatusInput
-from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence_store import EvidenceSummary
 from sandboxpool.runtimes.failure_history import FailureHistory, FailureSummary
 from sandboxpool.runtimes.node_constraints import node_constraints_of
 from sandboxpool.runtimes.resolve import Runtime
@@ -64,7 +65,7 @@ class RuntimeStatusGatherer:
                 reader=("class", class_name),
             )
             concerns = self._concerning(runtime)
-            issues = self._issues.rows(runtime.handler, now, concerns)
+            issues = self._issues.summaries(runtime.handler, now, concerns)
             evidence = self._cluster.evidence.summaries(runtime.handler, concerns)
             proven = by_class.warm_with_proof > 0 or self._proves(verdict, runtime.handler)
         return RuntimeStatusInput(

@@ -350,7 +350,7 @@ class Health:
     def _persist(self, node: str) -> None:
         quarantines = self._cluster.quarantines.dump(node)
         evidence = self._cluster.evidence.dump(node)
-        former = self._cluster.evidence.dump_former(node)
+        former = self._cluster.evidence.dump_superseded(node)
         known = {"quarantines": quarantines, "evidence": evidence}
         if former:
             known["former"] = former

@@ -132,7 +132,7 @@ class NodePublisher:
                 raise
             return None
         pause = random.uniform(*LOOK_AGAIN_SECONDS)  # noqa: S311 - no secret
-        young = self._cluster.nodes.seconds_young(facts)
+        young = self._cluster.nodes.install_grace_left(facts)
         return min(pause, young + 1.0) if young and self._exclude else pause
 
     async def _label(self, name: str, path: str, labels: Mapping[str, str | None]) -> None:

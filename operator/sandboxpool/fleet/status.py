@@ -21,7 +21,8 @@ from sandboxpool.api.v1alpha1 import (
 )
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.runtimes.advice import cure
-from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence_store import EvidenceSummary
 from sandboxpool.runtimes.failure_history import WINDOW_SECONDS, FailureSummary
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict

@@ -30,7 +30,8 @@ from sandboxpool.fleet.health import Health, HealthListener
 from sandboxpool.fleet.prober import ProbePurpose, ProbeRequest, ProbeResult
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.runtimes.diagnosis import Failure
-from sandboxpool.runtimes.evidence import MAX_AGE_SECONDS, Evidence, Isolation
+from sandboxpool.runtimes.evidence import Evidence, Isolation
+from sandboxpool.runtimes.evidence_store import MAX_AGE_SECONDS
 from sandboxpool.runtimes.failure_history import FailureHistory
 from sandboxpool.runtimes.node_constraints import NodeConstraints
 from sandboxpool.runtimes.nodes import NodeFacts
@@ -241,7 +242,7 @@ class World:
         return self.cluster.quarantines.is_open(name, handler)
 
     def rows(self) -> list[tuple[str, int]]:
-        return [(str(row.reason), row.count) for row in self.issues.rows("runsc", self.now)]
+        return [(str(row.reason), row.count) for row in self.issues.summaries("runsc", self.now)]
 
     def known(self, name: str = "node-1", handler: str = "runsc") -> Isolation | None:
         found = self.cluster.evidence.current(self.at(name), handler)
@@ -701,7 +702,7 @@ def test_a_quarantine_ends_when_nobody_has_used_it_for_a_while() -> None:
     assert world.is_open()
     assert not world.is_open(handler="kata"), "no pool uses it"
     assert ("released", "node-1", "kata") in world.listener.told
-    assert world.issues.rows("kata", world.now) == ()
+    assert world.issues.summaries("kata", world.now) == ()
     assert world.rows() == [("ShimMissing", 1)]
     assert "open" not in world.records.kept["node-1"]["quarantines"]["handlers"]["kata"]
 
@@ -733,7 +734,7 @@ def test_a_probe_that_stays_is_told_with_its_node_and_pod_and_ends_the_waiting()
     world = World(pool(isolationProof="PerNode"))
     world.control()
     world.health.observe_stuck(("node-1", "runsc"), "probe-1")
-    (row,) = world.issues.rows("runsc", world.now)
+    (row,) = world.issues.summaries("runsc", world.now)
     assert (row.reason, row.nodes) == (Reason.PROBE_TERMINATING, ("node-1",))
     assert "probe-1" in row.message
     assert ("changed", "node-1", "runsc") in world.listener.told
@@ -752,7 +753,7 @@ def test_a_control_that_stays_is_told_of_each_runtime_that_waits_for_it() -> Non
     )
     world.health.observe_stuck(("node-1", CONTROL), "probe-1")
     for handler in ("runsc", "kata"):
-        (row,) = world.issues.rows(handler, world.now)
+        (row,) = world.issues.summaries(handler, world.now)
         assert row.reason is Reason.PROBE_TERMINATING
         assert world.known(handler=handler) is Isolation.UNAVAILABLE
     world.health.observe_stuck(("node-1", CONTROL), None)

@@ -21,7 +21,8 @@ from sandboxpool.api.reasons import Reason
 from sandboxpool.fleet import records as records_module
 from sandboxpool.fleet.records import LONGEST_RETRY_SECONDS, SHARDS, WRITE_SECONDS, NodeRecords
 from sandboxpool.kube.errors import ApiError, KubeError
-from sandboxpool.runtimes.evidence import Evidence, EvidenceStore, Isolation, software_of
+from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
+from sandboxpool.runtimes.evidence_store import EvidenceStore
 from sandboxpool.runtimes.quarantine import Quarantines
 from support.builders import NOW, facts
 from support.scriptedapi import BROKEN, UNKNOWN, Call, ScriptedApi

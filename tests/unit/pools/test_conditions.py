@@ -332,7 +332,7 @@ def test_what_goes_wrong_elsewhere_does_not_make_a_pool_unready_that_has_somethi
             "NodeQuarantined",
             "node a is quarantined",
         ),
-        (member("late", S, age=999), "SandboxStartTimeout", "no cause was reported"),
+        (member("late", S, age=999), "SandboxStartTimeout", "no cause was found"),
     ],
 )
 def test_while_a_failed_pod_is_deleted_its_cause_is_reported(

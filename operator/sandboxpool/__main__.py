@@ -22,7 +22,8 @@ def main() -> int:
     try:
         configured = settings.load()
     except settings.SettingsError as error:
-        print(f"sandboxpool: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"sandboxpool: {line}", file=sys.stderr)
         return 2
     logs.configure(configured.log_level)
     sys.setrecursionlimit(RECURSION_LIMIT)

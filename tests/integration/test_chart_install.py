@@ -236,7 +236,7 @@ def probe(plane: ControlPlane) -> dict[str, Any]:
     (container,) = deployed(plane)["spec"]["containers"]
     settings = load({e["name"]: e["value"] for e in container["env"] if "value" in e})
     return build_probe(
-        "probe", NAMESPACE, facts(), None, settings.probe_image, settings.probe_options
+        "probe", NAMESPACE, facts(), None, settings.to_probe_image(), settings.to_probe_options()
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from sandboxpool.runtimes.host_state import HostState
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Node, Pod, Taint, Toleration
@@ -23,6 +22,7 @@ from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.pools.plan import CreateBackoff, PoolInput, TemplateCheckResult, TemplateState
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
+from sandboxpool.runtimes.host_state import HostState
 from sandboxpool.runtimes.nodes import NodeFacts, node_facts
 from sandboxpool.runtimes.probe import SANDBOX_PROBE_CONTAINER
 from sandboxpool.runtimes.quarantine import Quarantine

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -225,7 +225,7 @@ class Operator:
                 await self.operate()
 
     @asynccontextmanager
-    async def _serving(self) -> AsyncIterator[None]:
+    async def _serving(self) -> AsyncGenerator[None]:
         """Answer probes and scrapes, whether we lead or stand by."""
         settings = self._settings
         async with AsyncExitStack() as doors:
@@ -236,12 +236,10 @@ class Operator:
                 reviewer = Reviewer(
                     await doors.enter_async_context(bare_client(self._info, self._metrics))
                 )
-            health = await web.serve_health(
-                settings.health_host, settings.health_port, self._watches.blind
-            )
+            health = await web.serve_health(*settings.health_listen, self._watches.blind)
             doors.push_async_callback(health.close)
             metrics = await web.serve_metrics(
-                settings.host, settings.port, self.components.exposition, reviewer
+                *settings.listen, self.components.exposition, reviewer
             )
             doors.push_async_callback(metrics.close)
             doors.callback(self.components.exposition.close)
@@ -282,14 +280,14 @@ class Operator:
             await self.components.records.flush(FLUSH_SECONDS)
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[None]:
+    async def _connected(self) -> AsyncGenerator[None]:
         async with AsyncExitStack() as clients:
             for client in {self._client, self.components.connection.lease_client}:
                 await clients.enter_async_context(client)
             yield
 
     @asynccontextmanager
-    async def _leading(self, parts: asyncio.TaskGroup) -> AsyncIterator[None]:
+    async def _leading(self, parts: asyncio.TaskGroup) -> AsyncGenerator[None]:
         """Wait for the lease, hold it, and give it back when all has been said."""
         background = [parts.create_task(self._elect())]
         try:

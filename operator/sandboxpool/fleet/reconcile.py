@@ -212,7 +212,8 @@ def _transition(type_: str, before: tuple[Any, Any] | None, now: tuple[str, str]
             return before != now and not (
                 type_ == "Healthy" and before is not None and before[0] == "False"
             )
-    return False
+        case _:
+            return False
 
 
 def _path(name: str) -> str:

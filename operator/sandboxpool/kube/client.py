@@ -7,7 +7,7 @@ where the server said that it did not take place (429, or 503 with Retry-After).
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
@@ -292,7 +292,7 @@ class ApiClient:
     @asynccontextmanager
     async def watch(
         self, path: str, params: Mapping[str, str]
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """Open a watch and give its lines; the stream ends when the server or the wire does.
 
         Raises:

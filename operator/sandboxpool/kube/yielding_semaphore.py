@@ -7,7 +7,7 @@ blocked. Whoever uses this bounds by other means how many slow ones one party ca
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 SLOW_SECONDS = 1.0
@@ -26,7 +26,7 @@ class YieldingSemaphore:
         self._slow_seconds = slow_seconds
 
     @asynccontextmanager
-    async def acquire(self) -> AsyncIterator[None]:
+    async def acquire(self) -> AsyncGenerator[None]:
         """Wait for a place, and hold it while the block runs, but not for longer than is slow."""
         await self._places.acquire()
         loop = asyncio.get_running_loop()

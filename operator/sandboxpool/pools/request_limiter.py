@@ -7,7 +7,7 @@ pools together have no more than a part of the client's connections.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from sandboxpool.kube.yielding_semaphore import SLOW_SECONDS, YieldingSemaphore
@@ -36,7 +36,7 @@ class RequestLimiter:
         self._lanes: dict[str, tuple[asyncio.Semaphore, float]] = {}
 
     @asynccontextmanager
-    async def take(self, pool_uid: str) -> AsyncIterator[None]:
+    async def take(self, pool_uid: str) -> AsyncGenerator[None]:
         """Wait for a place, and hold it for one request: not for several, nor for a pause."""
         while pool_uid not in self._lanes:
             async with self._quick, self._slots.acquire():
@@ -50,7 +50,7 @@ class RequestLimiter:
             yield
 
     @asynccontextmanager
-    async def _watched(self, pool_uid: str) -> AsyncIterator[None]:
+    async def _watched(self, pool_uid: str) -> AsyncGenerator[None]:
         """Note whether what is done meanwhile is slow; others need not wait for its end."""
         timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._was_slow, pool_uid)
         began = asyncio.get_running_loop().time()

@@ -15,7 +15,6 @@ from sandboxpool.app.settings import Settings
 from sandboxpool.kube.errors import UNREADABLE, KubeError
 from sandboxpool.kube.lease import LeaderElectionTimes
 from sandboxpool.observability.metrics import Metrics
-from sandboxpool.runtimes.probe import ProbeImage
 from support.simulation.network import Network, SimulatedClient
 
 # Seldom renewed, for the sake of the test's time.
@@ -117,7 +116,7 @@ class Process:
         loop = asyncio.get_running_loop()
         self.client = SimulatedClient(network)
         self.operator = SimulatedOperator(
-            Settings(probe_image=ProbeImage(PROBE_IMAGE), lease=LEASE),
+            Settings(probe_image=PROBE_IMAGE, lease=LEASE),
             NOWHERE,
             client=self.client,
             wall=wall,

@@ -123,7 +123,9 @@ async def ended(task: asyncio.Task[Any]) -> None:
 
 @pytest.fixture
 async def operator(api: ApiServer) -> AsyncIterator[Operator]:
-    operator = Operator(Settings(), kopf.ConnectionInfo(server="http://127.0.0.1:9"))
+    operator = Operator(
+        Settings(probe_image="image"), kopf.ConnectionInfo(server="http://127.0.0.1:9")
+    )
     yield operator
     operator.components.queues.close()
 

@@ -12,11 +12,10 @@ from sandboxpool.app import preflight
 from sandboxpool.app.preflight import StartError, check, missing_fields
 from sandboxpool.app.settings import Settings
 from sandboxpool.kube.errors import ApiError, KubeError
-from sandboxpool.runtimes.probe import ProbeImage
 
 looptime = pytest.mark.looptime
 
-SETTINGS = Settings(probe_image=ProbeImage("image"), namespace="ours")
+SETTINGS = Settings(probe_image="image", namespace="ours")
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -142,7 +141,7 @@ async def test_missing_rights_are_named() -> None:
 async def test_rights_that_only_a_setting_needs_are_asked_for_with_it(wanted: bool) -> None:
     server = Server()
     server.denied = lambda asked: asked["resource"] == "nodes" and asked["verb"] == "patch"
-    settings = Settings(namespace="ours", publish_on_nodes=wanted)
+    settings = Settings(probe_image="image", namespace="ours", publish_on_nodes=wanted)
     fault = await preflight.find_problem(server, settings)  # type: ignore[arg-type]
     assert (fault is not None) is wanted
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandboxpool.__main__ import main
 from sandboxpool.app import handlers
 from sandboxpool.app.logs import JsonFormatter
 from sandboxpool.app.settings import Settings, SettingsError, load
 from sandboxpool.kube.lease import LeaderElectionTimes
-from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions
+from sandboxpool.runtimes.probe import ProbeOptions
 
 
 def test_the_delays_between_attempts_grow_are_capped_and_never_end() -> None:
@@ -38,7 +39,7 @@ IMAGE = {"SANDBOXPOOL_PROBE_IMAGE": "registry.example/probe:1"}
 
 
 def test_without_variables_the_defaults_stand() -> None:
-    assert load(IMAGE) == Settings(probe_image=ProbeImage("registry.example/probe:1"))
+    assert load(IMAGE) == Settings(probe_image="registry.example/probe:1")
 
 
 @pytest.mark.parametrize("given", [{}, {"SANDBOXPOOL_PROBE_IMAGE": " "}])
@@ -58,8 +59,8 @@ def test_what_probes_have_is_one_variable() -> None:
         "securityContext": {"runAsNonRoot": True},
     }
     found = load({**IMAGE, "SANDBOXPOOL_PROBE": json.dumps(wanted)})
-    assert found.probe_image.security_context == {"runAsNonRoot": True}
-    assert found.probe_options == ProbeOptions(
+    assert found.to_probe_image().security_context == {"runAsNonRoot": True}
+    assert found.to_probe_options() == ProbeOptions(
         labels={"team": "blue"},
         annotations={"a": "b"},
         resources={"limits": {"cpu": "100m"}},
@@ -72,14 +73,17 @@ def test_what_probes_have_is_one_variable() -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("", "SANDBOXPOOL_PROBE"),
-        ("[]", "Expected `object`"),
-        ('{"label": {}}', "unknown field `label`"),
-        ('{"labels": {"a": 1}}', r"\$\.labels"),
-        ('{"tolerations": ["all"]}', r"\$\.tolerations"),
-        ('{"priorityClassName": null}', r"\$\.priorityClassName"),
+        ("", "Invalid JSON"),
+        ("[]", r"probe\)=\[\]: .*use a JSON object with any of labels, "),
+        ('{"label": {}}', r"probe\.label\).*not permitted"),
+        ('{"labels": {"a": 1}}', r"probe\.labels\.a\)=1: "),
+        ('{"tolerations": ["all"]}', r"probe\.tolerations\.0\)='all': "),
+        ('{"priorityClassName": null}', r"probe\.priorityClassName\)=None: "),
         ('{"labels": {"sandboxpool.io/probe": "x"}}', r"probe\.labels.*the operator's own"),
-        ('{"annotations": {"runtime.sandboxpool.io/x": "x"}}', r"probe\.annotations.*leave it out"),
+        (
+            '{"annotations": {"runtime.sandboxpool.io/x": "x"}}',
+            r"probe\.annotations.*leave out 'runtime",
+        ),
     ],
 )
 def test_what_probes_cannot_have_is_named(value: str, says: str) -> None:
@@ -103,8 +107,8 @@ def test_variables() -> None:
         }
     )
     assert found.lease == LeaderElectionTimes(lease_duration=30, renew_deadline=20, retry_period=5)
-    assert (found.host, found.port) == ("127.0.0.1", 9000)
-    assert (found.health_host, found.health_port) == ("::1", 9001)
+    assert found.listen == ("127.0.0.1", 9000)
+    assert found.health_listen == ("::1", 9001)
     assert found.metrics_auth
     assert found.log_level == "DEBUG"
     assert (found.claim_workers, found.pool_workers, found.namespace) == (7, 3, "ours")
@@ -113,15 +117,16 @@ def test_variables() -> None:
 @pytest.mark.parametrize("listen", [":9000", "9000"])
 def test_a_port_alone_listens_on_all_addresses_of_all_families(listen: str) -> None:
     found = load({**IMAGE, "SANDBOXPOOL_LISTEN": listen})
-    assert (found.host, found.port) == (None, 9000)
+    assert found.listen == (None, 9000)
     found = load({**IMAGE, "SANDBOXPOOL_HEALTH_LISTEN": listen})
-    assert (found.health_host, found.health_port) == (None, 9000)
+    assert found.health_listen == (None, 9000)
 
 
 @pytest.mark.parametrize(
     ("metrics", "health", "works"),
     [
         (":9000", ":9000", False),
+        (":8080", "8080", False),
         (":9000", "127.0.0.1:9000", False),
         ("127.0.0.1:9000", "127.0.0.1:9000", False),
         ("127.0.0.1:9000", "[::1]:9000", True),
@@ -139,35 +144,68 @@ def test_one_port_is_not_used_twice(metrics: str, health: str, works: bool) -> N
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"),
+    ("variable", "value", "cure"),
     [
-        ("SANDBOXPOOL_LISTEN", "somewhere"),
-        ("SANDBOXPOOL_LISTEN", "0.0.0.0:99999"),
-        ("SANDBOXPOOL_LISTEN", ""),
-        ("SANDBOXPOOL_LISTEN", "::1:9000"),
-        ("SANDBOXPOOL_HEALTH_LISTEN", "somewhere"),
-        ("SANDBOXPOOL_HEALTH_LISTEN", "8080"),
-        ("SANDBOXPOOL_NAMESPACE", ""),
-        ("SANDBOXPOOL_METRICS_AUTH", "yes"),
-        ("SANDBOXPOOL_METRICS_AUTH", ""),
-        ("SANDBOXPOOL_LOG_LEVEL", "loud"),
-        ("SANDBOXPOOL_CLAIM_WORKERS", "0"),
-        ("SANDBOXPOOL_CLAIM_WORKERS", "-1"),
-        ("SANDBOXPOOL_POOL_WORKERS", "1.5"),
-        ("SANDBOXPOOL_POOL_WORKERS", "²"),
-        ("SANDBOXPOOL_LEASE", ""),
-        ("SANDBOXPOOL_LEASE", "15"),
-        ("SANDBOXPOOL_LEASE", "15/10/2/1"),
-        ("SANDBOXPOOL_LEASE", "15/10/two"),
+        ("LISTEN", "somewhere", "use host:port"),
+        ("LISTEN", "0.0.0.0:99999", "a port from 0 to 65535"),
+        ("LISTEN", "", "use host:port"),
+        ("LISTEN", "::1:9000", "an IPv6 address in brackets"),
+        ("HEALTH_LISTEN", "somewhere", "use host:port"),
+        ("NAMESPACE", "", "name the namespace"),
+        ("METRICS_AUTH", "yes", "use true or false"),
+        ("METRICS_AUTH", "", "use true or false"),
+        ("LOG_LEVEL", "loud", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        ("CLAIM_WORKERS", "0", "from 1 to 1000"),
+        ("CLAIM_WORKERS", "-1", "from 1 to 1000"),
+        ("CLAIM_WORKERS", "1001", "from 1 to 1000"),
+        ("POOL_WORKERS", "1.5", "a whole number"),
+        ("POOL_WORKERS", "²", "a whole number"),
+        ("PROOF_MAX_AGE", "1h", "from 600 to"),
+        ("PROBE_PULL_POLICY", "Sometimes", "'Always', 'IfNotPresent' or 'Never'"),
+        ("LEASE", "", "15/10/2"),
+        ("LEASE", "15", "15/10/2"),
+        ("LEASE", "15/10/2/1", "15/10/2"),
+        ("LEASE", "15/10/two", "15/10/2"),
         # Who stops when the next begins has begun to stop too late.
-        ("SANDBOXPOOL_LEASE", "10/10/2"),
-        ("SANDBOXPOOL_LEASE", "15/10/10"),
-        ("SANDBOXPOOL_LEASE", "15/10/0"),
+        ("LEASE", "10/10/2", "each less than the one before"),
+        ("LEASE", "15/10/10", "each less than the one before"),
+        ("LEASE", "15/10/0", "each less than the one before"),
     ],
 )
-def test_a_wrong_setting_names_its_variable(variable: str, value: str) -> None:
-    with pytest.raises(SettingsError, match=variable):
-        load({**IMAGE, variable: value})
+def test_a_wrong_setting_is_named_with_its_value_and_the_cure(
+    variable: str, value: str, cure: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({**IMAGE, f"SANDBOXPOOL_{variable}": value})
+    assert str(caught.value).startswith(f"SANDBOXPOOL_{variable}={value!r}: ")
+    assert cure in str(caught.value)
+
+
+def test_a_number_of_any_length_is_a_wrong_setting() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({**IMAGE, "SANDBOXPOOL_CLAIM_WORKERS": "9" * 5000})
+    assert "from 1 to 1000" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_all_wrong_settings_are_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SANDBOXPOOL_PROBE_IMAGE", raising=False)
+    monkeypatch.setenv("SANDBOXPOOL_LEASE", "15")
+    monkeypatch.setenv("SANDBOXPOOL_PROBE", '{"labels": {"a": 1}, "label": {}}')
+    assert main() == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("=")[0] for line in lines] == [
+        "sandboxpool: SANDBOXPOOL_PROBE_IMAGE",
+        "sandboxpool: SANDBOXPOOL_PROBE (Helm: probe.labels.a)",
+        "sandboxpool: SANDBOXPOOL_PROBE (Helm: probe.label)",
+        "sandboxpool: SANDBOXPOOL_LEASE",
+    ]
+
+
+def test_only_the_variables_themselves_are_read() -> None:
+    assert load({**IMAGE, "namespace": "other", "sandboxpool_namespace": "other"}) == load(IMAGE)
 
 
 @given(

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pydantic
 import pytest
-from sandboxpool.runtimes.host_state import HostState
 
 from sandboxpool.api import v1alpha1
 from sandboxpool.api.markers import wire_name
@@ -16,6 +15,7 @@ from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.claims import claim as structs
 from sandboxpool.claims import decide
+from sandboxpool.runtimes.host_state import HostState
 from support.builders import NOW, claim, claim_body, facts, pod, spec
 
 BOUND: dict[str, Any] = {

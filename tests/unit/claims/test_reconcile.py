@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from sandboxpool.allocation.candidate_tracker import CandidateTracker
 
 from sandboxpool.allocation.allocator import Allocator
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason

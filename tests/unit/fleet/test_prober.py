@@ -1049,7 +1049,7 @@ def test_the_settings_of_probes() -> None:
             "SANDBOXPOOL_PROBE_PULL_SECRETS": "one, two,,",
         }
     )
-    image = settings.probe_image
+    image = settings.to_probe_image()
     assert image == ProbeImage("registry.example/probe:1", "Always", ("one", "two"))
     wrong = {"SANDBOXPOOL_PROBE_IMAGE": "image", "SANDBOXPOOL_PROBE_PULL_POLICY": "Sometimes"}
     with pytest.raises(SettingsError, match="SANDBOXPOOL_PROBE_PULL_POLICY"):

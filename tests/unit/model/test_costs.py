@@ -117,7 +117,7 @@ def pool_of(replicas: int) -> Iterator[tuple[World, Counts]]:
         counting() as counts,
         World() as world,
         # Each look as the operator does it, without the simulation's check against a full one.
-        mock.patch.object(MemberIndex, "sort", lambda *args, **how: counts.sort(*args, **how)),
+        mock.patch.object(MemberIndex, "refresh", lambda *args, **how: counts.sort(*args, **how)),
     ):
         # Nothing goes wrong here, and at each change of a pod it would look at all of them.
         world.server.listeners.remove(world.watchdog._see)

@@ -91,7 +91,7 @@ def without_the_uid_of_write_2(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_expectations(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Expectations, "creating", lambda self, name, cold=False: None)
+    patch.setattr(Expectations, "expect_creation", lambda self, name, cold=False: None)
 
 
 def without_reading_the_pool(patch: pytest.MonkeyPatch) -> None:

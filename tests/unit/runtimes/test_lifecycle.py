@@ -2,9 +2,9 @@
 
 import msgspec
 import pytest
-from sandboxpool.runtimes.host_state import HostState
 
 from sandboxpool.api.core import Condition, Node, Taint
+from sandboxpool.runtimes.host_state import HostState
 from sandboxpool.runtimes.lifecycle import PLANNED_CONDITION, REMOVAL_CONDITIONS, REMOVAL_TAINTS
 from sandboxpool.runtimes.nodes import NodeFacts, node_facts
 from support.builders import facts, node

@@ -38,7 +38,6 @@ class FakeKubelet:
         client: The API server.
         behaviour: What the container runtimes do.
         retry_seconds: How long after a failed try the next one comes, before jitter.
-        jitter: By which part of itself that grows at most; a real kubelet's is 0.5.
         event_burst: How many events a pod gets before they are rationed.
         nodes: The nodes by name.
     """
@@ -46,7 +45,6 @@ class FakeKubelet:
     client: Client
     behaviour: Behaviour = field(default_factory=Behaviour)
     retry_seconds: float = 10.0
-    jitter: float = 0.5
     event_burst: int = 25
     nodes: dict[str, FakeNode] = field(default_factory=dict)
 
@@ -68,7 +66,6 @@ class FakeKubelet:
             self._events,
             self._class,
             self.retry_seconds,
-            self.jitter,
         )
 
     async def run(self) -> None:
@@ -250,10 +247,7 @@ class FakeKubelet:
         worker = self._workers.get(uid)
         if worker is None:
             worker = self._workers[uid] = Worker(pod, pod.status)
-            if "containerStatuses" in pod.status and pod.status.get("phase") != "Pending":
-                # Started before this process was; only its handler has to be found again.
-                worker.handler = self._known_handler(pod)
-            elif pod.metadata.deletion_timestamp is None:
+            if pod.metadata.deletion_timestamp is None:
                 worker.task = self._spawn(self._startup.run(worker, node))
         worker.pod = pod
         if pod.metadata.deletion_timestamp and not worker.stopping:
@@ -290,10 +284,6 @@ class FakeKubelet:
 
     def _class(self, name: str) -> RuntimeClass | None:
         return next((c for c in self._classes.objects.values() if c.metadata.name == name), None)
-
-    def _known_handler(self, pod: Pod) -> str:
-        known = self._class(pod.spec.runtime_class_name or "")
-        return known.handler if known else ""
 
 
 def _report(task: asyncio.Task[None]) -> None:

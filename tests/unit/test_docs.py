@@ -24,7 +24,9 @@ _ROOTS = ("charts/", "crds/", "docs/", "hack/", "operator/", "samples/", "tests/
 
 def named_paths(text: str, document: Path) -> dict[str, tuple[Path, ...]]:
     """Each path that a document names, with the places where it may be."""
-    found = {link: (document.parent / link,) for link in _LINK.findall(text)}
+    found: dict[str, tuple[Path, ...]] = {
+        link: (document.parent / link,) for link in _LINK.findall(text)
+    }
     for code in _CODE.findall(text):
         if code.startswith(_ROOTS):
             found[code] = (REPOSITORY / code,)

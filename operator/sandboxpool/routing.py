@@ -11,7 +11,7 @@ from sandboxpool.allocation.allocator import Allocator
 from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.core import Event, Node, Pod
 from sandboxpool.api.reasons import Reason
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxRuntime
 from sandboxpool.claims.index import ClaimIndex
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.cluster.cache import ClusterCache
@@ -21,7 +21,7 @@ from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.gather import RuntimeStatusGatherer
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober
-from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
+from sandboxpool.fleet.reconcile import RuntimeReconciler
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.observability.metrics import Metrics
@@ -187,7 +187,7 @@ class EventRouter:
         self._to.queues.pools.add(pool.key)
         self._enqueue_claim_of(pod)
 
-    def claim_changed(self, old: Claim | None, new: Claim | None) -> None:
+    def claim_changed(self, old: SandboxClaim | None, new: SandboxClaim | None) -> None:
         """A claim has changed."""
         self._to.claim_reconciler.observe_claim(old, new)
         self._claims.put(old, new)
@@ -250,7 +250,7 @@ class EventRouter:
         if pool is not None:
             self._to.queues.pools.add_after(pool.key, HELD_SECONDS)
 
-    def runtime_changed(self, old: StoredRuntime | None, new: StoredRuntime | None) -> None:
+    def runtime_changed(self, old: SandboxRuntime | None, new: SandboxRuntime | None) -> None:
         """A SandboxRuntime has changed; what is our own write needs no work."""
         if self._to.runtime_reconciler.observe(old, new):
             self._to.queues.runtimes.add((new or old).metadata.name)  # type: ignore[union-attr]

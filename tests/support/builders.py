@@ -14,8 +14,7 @@ from sandboxpool.api import names
 from sandboxpool.api.core import Node, Pod, Taint, Toleration
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.api.v1alpha1 import SandboxPoolSpec
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxPoolSpec
 from sandboxpool.cluster.pool import Pool, revision_of
 from sandboxpool.cluster.pools import parse
 from sandboxpool.cluster.sandbox_state import SandboxState
@@ -441,6 +440,6 @@ def claim_body(
     return body
 
 
-def claim(name: str = "claim", **given: Any) -> Claim:
+def claim(name: str = "claim", **given: Any) -> SandboxClaim:
     """A SandboxClaim as the cache holds it."""
-    return msgspec.convert(claim_body(name, **given), Claim)
+    return msgspec.convert(claim_body(name, **given), SandboxClaim)

@@ -14,7 +14,7 @@ from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Node, Pod, Taint
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.classes import RuntimeClassStore
@@ -126,7 +126,7 @@ class World:
     def __init__(self, *, publishes: bool = True) -> None:
         self.cluster = ClusterCache()
         self.parts = parts = Parts()
-        self.claims: dict[tuple[str, str], Claim] = {}
+        self.claims: dict[tuple[str, str], SandboxClaim] = {}
         self.router = EventRouter()
         self.pools = PoolStore(self.router.pool_changed)
         self.classes = RuntimeClassStore(self.cluster.classes, self.router.runtime_class_changed)

@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema
 VALIDATIONS = "x-kubernetes-validations"
 
 # Words that Kubernetes writes in capitals when they are not the first of a field's name.
-_INITIALISMS = {"ttl": "TTL", "uid": "UID", "ip": "IP", "ips": "IPs"}
+_INITIALISMS = {"ttl": "TTL"}
 
 
 def wire_name(python_name: str) -> str:
@@ -186,7 +186,6 @@ class Model(BaseModel):
         alias_generator=wire_name,
         validate_by_name=True,
         validate_by_alias=True,
-        serialize_by_alias=True,
         extra="ignore",
         frozen=True,
         use_attribute_docstrings=True,
@@ -203,10 +202,6 @@ class Model(BaseModel):
         for rule in cls.cel_rules:
             rule.apply(schema)
         return reference
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the JSON object as Kubernetes spells it, without what is not set."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def quote(text: str) -> str:

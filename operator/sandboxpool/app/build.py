@@ -18,9 +18,9 @@ from sandboxpool.allocation.allocator import Allocator
 from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
+from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxRuntime
 from sandboxpool.app.settings import Settings
 from sandboxpool.app.watches import Watches
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.classes import RuntimeClassStore
@@ -29,7 +29,7 @@ from sandboxpool.fleet.gather import RuntimeStatusGatherer
 from sandboxpool.fleet.health import Health
 from sandboxpool.fleet.prober import Prober
 from sandboxpool.fleet.publish import NodePublisher
-from sandboxpool.fleet.reconcile import RuntimeReconciler, StoredRuntime
+from sandboxpool.fleet.reconcile import RuntimeReconciler
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.clock import ServerClock
@@ -82,7 +82,7 @@ class Components:
     pools: PoolStore
     classes: RuntimeClassStore
     pods: Informer[Pod]
-    claims: Informer[Claim]
+    claims: Informer[SandboxClaim]
     nodes: Informer[Node]
     queues: Queues
     events: EventRecorder
@@ -178,12 +178,14 @@ def build(
         namespace=settings.namespace,
         label_selector=LABEL_PROBE,
     )
-    claims = watch("sandboxclaims", names.API_VERSION, names.CLAIMS, Claim, router.claim_changed)
+    claims = watch(
+        "sandboxclaims", names.API_VERSION, names.CLAIMS, SandboxClaim, router.claim_changed
+    )
     watch(
         "sandboxruntimes",
         names.API_VERSION,
         names.RUNTIMES,
-        StoredRuntime,
+        SandboxRuntime,
         router.runtime_changed,
     )
 
@@ -363,7 +365,7 @@ class _Watcher:
         return informer
 
 
-def _queues(settings: Settings, metrics: Metrics, claims: Informer[Claim]) -> Queues:
+def _queues(settings: Settings, metrics: Metrics, claims: Informer[SandboxClaim]) -> Queues:
     labels_nodes = settings.publish_on_nodes or settings.exclusion_labels
     return Queues(
         pools=WorkQueue("pools", metrics.queue("pools"), max_concurrent=settings.pool_workers),
@@ -377,7 +379,7 @@ def _queues(settings: Settings, metrics: Metrics, claims: Informer[Claim]) -> Qu
     )
 
 
-def _lane_of(claims: Informer[Claim], key: tuple[str, str]) -> tuple[str, str]:
+def _lane_of(claims: Informer[SandboxClaim], key: tuple[str, str]) -> tuple[str, str]:
     """The queue's lane of a claim: its pool, so that a burst on one holds up no other pool's."""
     claim = claims.get(*key)
     return key if claim is None else (key[0], claim.spec.poolName)

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import names
-from sandboxpool.api.markers import Model
-from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxPool, SandboxRuntime
+from sandboxpool.api.markers import Model, wire_name
+from sandboxpool.api.structs import ShownAs, Struct
+from sandboxpool.api.v1alpha1 import KINDS
 from sandboxpool.app.permissions import PERMISSIONS, Permission
 from sandboxpool.app.settings import Settings
 from sandboxpool.kube import lease
@@ -28,11 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Rules in CRDs and admission policies need what came with it. The chart and README say the same.
 OLDEST_KUBERNETES = (1, 30)
-KINDS: Mapping[str, type[Model]] = {
-    names.POOLS: SandboxPool,
-    names.CLAIMS: SandboxClaim,
-    names.RUNTIMES: SandboxRuntime,
-}
 APPLY_CRDS = (
     "run `kubectl apply --server-side --force-conflicts -f crds/` with the files of this version "
     "(Helm installs CRDs once and never updates them)"
@@ -161,7 +157,7 @@ async def _kinds(client: ApiClient) -> str | None:
     if answer is None:
         return None
     served = {resource.name for resource in msgspec.json.decode(answer, type=_Group).resources}
-    for plural in KINDS:
+    for plural in (kind.resource.plural for kind in KINDS):
         if not {plural, f"{plural}/status"} <= served:
             return (
                 f"the API server does not serve {plural} of {names.API_VERSION} with their "
@@ -181,41 +177,51 @@ async def _fields(client: ApiClient) -> str | None:
     if answer is None:
         return None
     schemas = msgspec.json.decode(answer, type=_OpenApi).components.schemas
-    for plural, kind in KINDS.items():
+    for kind in KINDS:
         schema = next((s for n, s in schemas.items() if n.endswith(f".{kind.__name__}")), None)
         missing = list(missing_fields(kind, schema)) if schema is not None else []
         if missing:
             return (
-                f"the CRD {plural}.{names.GROUP} is older than the operator: it has no "
-                f"{_listed(missing)}; {APPLY_CRDS}"
+                f"the CRD {kind.resource.plural}.{names.GROUP} is older than the operator: "
+                f"it has no {_listed(missing)}; {APPLY_CRDS}"
             )
     return None
 
 
-def missing_fields(model: type[Model], schema: Mapping[str, Any], path: str = "") -> Iterator[str]:
+def missing_fields(
+    model: type[Model] | type[Struct], schema: Mapping[str, Any], path: str = ""
+) -> Iterator[str]:
     """The paths of the model's fields that a schema does not have, the outermost only."""
     properties = schema.get("properties")
     if properties is None:
         # Whatever is written there is kept.
         return
-    for name, field in model.model_fields.items():
-        wire = field.alias or name
+    hints = typing.get_type_hints(model, include_extras=True)
+    for name in model.model_fields if issubclass(model, Model) else model.__struct_fields__:
+        wire = wire_name(name)
         if not path and wire == "metadata":
             continue
         here = f"{path}.{wire}" if path else wire
         if wire not in properties:
             yield here
-        elif (inner := _model_in(field.annotation)) is not None:
+        elif (inner := _model_in(hints[name])) is not None:
             known = properties[wire]
             yield from missing_fields(
                 inner, known.get("items") or known.get("additionalProperties") or known, here
             )
 
 
-def _model_in(annotation: Any) -> type[Model] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Model):
-        return annotation
-    return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
+def _model_in(annotation: Any) -> type[Model] | type[Struct] | None:
+    if isinstance(annotation, ShownAs):
+        annotation = annotation.type
+    if isinstance(annotation, type):
+        if issubclass(annotation, Model):
+            return annotation
+        if issubclass(annotation, Struct):
+            return annotation
+    inner: Iterator[type[Model] | type[Struct] | None]
+    inner = map(_model_in, typing.get_args(annotation))
+    return next((model for model in inner if model is not None), None)
 
 
 # --- The rights ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ of the monotonic clock, so that no jump of the wall clock ends anything.
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Pod
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.decide import minimum_wait
 from sandboxpool.util.backoff import delay_after
 
@@ -104,7 +104,7 @@ class Attempt:
         return delay
 
 
-def new_attempt(claim: Claim, *, wall: float, clock: float) -> Attempt:
+def new_attempt(claim: SandboxClaim, *, wall: float, clock: float) -> Attempt:
     """Begin with a claim that this process has not seen before."""
     left = claim.spec.bindTimeoutSeconds - minimum_wait(claim, wall)
     return Attempt(first_seen=clock, deadline=clock + left)

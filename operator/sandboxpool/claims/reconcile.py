@@ -17,10 +17,10 @@ from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import ClaimPhase, ClaimSource, OnEmpty, SandboxClaim
 from sandboxpool.claims import decide
 from sandboxpool.claims.api_reader import ApiReader
 from sandboxpool.claims.attempt import Attempt, new_attempt
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.requests import ClaimRequests, WriteOutcome, about
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.ownership import claim_uid_of, controller_of
@@ -86,7 +86,7 @@ class ClaimReconciler:
         self,
         *,
         client: ApiClient,
-        get: Callable[[str, str], Claim | None],
+        get: Callable[[str, str], SandboxClaim | None],
         cluster: ClusterCache,
         pools: PoolStore,
         allocator: Allocator,
@@ -113,7 +113,7 @@ class ClaimReconciler:
         self._clock = clock
         self._attempts: dict[str, Attempt] = {}
 
-    def observe_claim(self, old: Claim | None, new: Claim | None) -> None:
+    def observe_claim(self, old: SandboxClaim | None, new: SandboxClaim | None) -> None:
         """The cache has changed; called before the claim is queued."""
         if new is not None:
             self._attempt(new)
@@ -129,7 +129,7 @@ class ClaimReconciler:
         if attempt is not None:
             attempt.last_pod = pod
 
-    def _attempt(self, claim: Claim) -> Attempt:
+    def _attempt(self, claim: SandboxClaim) -> Attempt:
         """What is known of a claim; it is kept for as long as the cache has the claim."""
         known = self._attempts.get(claim.uid)
         if known is None:
@@ -145,7 +145,7 @@ class ClaimReconciler:
         attempt = self._attempts.get(uid)
         return attempt is not None and attempt.binding_in_flight
 
-    def _current(self, claim: Claim) -> Claim | None:
+    def _current(self, claim: SandboxClaim) -> SandboxClaim | None:
         """This very claim as the cache has it now; None if it is gone."""
         current = self._get(*claim.key)
         return current if current is not None and current.uid == claim.uid else None
@@ -192,7 +192,7 @@ class ClaimReconciler:
 
     # --- Not bound yet -------------------------------------------------------------------------
 
-    async def _reconcile_pending(self, claim: Claim, attempt: Attempt) -> float | None:
+    async def _reconcile_pending(self, claim: SandboxClaim, attempt: Attempt) -> float | None:
         """Give the claim what there is for it; in any case it fails once its time is up.
 
         Its time may have passed while nobody was there to serve it: what can be handed out then is
@@ -222,7 +222,7 @@ class ClaimReconciler:
             return left
         if decide.refusal_for(claim, pool.spec) is not None:
             return await self._fail_refused(claim, left)
-        cold = claim.spec.onEmpty == "Create"
+        cold = claim.spec.onEmpty is OnEmpty.CREATE
         if cold and self._cold.is_starting_cold(pool, claim.uid):
             # The watch is late: whatever is warm meanwhile would be a second one.
             if left <= 0:
@@ -246,19 +246,21 @@ class ClaimReconciler:
             return await self._time_out(claim, pool)
         return await self._none_warm(claim, attempt, pool, left)
 
-    async def _fail_refused(self, claim: Claim, left: float) -> float | None:
+    async def _fail_refused(self, claim: SandboxClaim, left: float) -> float | None:
         """The pool will never serve the claim, says the cache: only the server's word is final."""
         pool = await self._live_pool(claim)
         spec = pool.spec if pool is not None and not pool.deleting else None
         refusal = decide.refusal_for(claim, spec) if spec is not None else None
         if refusal is not None:
-            await self._finish(claim, "Failed", refusal.reason, refusal.message)
+            await self._finish(claim, ClaimPhase.FAILED, refusal.reason, refusal.message)
             return None
         if left <= 0:
             return await self._time_out(claim, pool)
         return min(left, STALE_CACHE_RECHECK_SECONDS)
 
-    async def _back_off(self, claim: Claim, attempt: Attempt, error: ApiError) -> float | None:
+    async def _back_off(
+        self, claim: SandboxClaim, attempt: Attempt, error: ApiError
+    ) -> float | None:
         """Say that the binding is refused, and try it again ever more slowly.
 
         No other pod would do better, so at first pod and claim stay together; then others get it,
@@ -280,18 +282,20 @@ class ClaimReconciler:
         await self._set_pending(claim, Reason.BINDING_REFUSED, _refused(attempt))
         return min(left, delay)
 
-    async def _time_out(self, claim: Claim, pool: Pool | None) -> float | None:
+    async def _time_out(self, claim: SandboxClaim, pool: Pool | None) -> float | None:
         if pool is None or pool.deleting or pool.spec is None:
             # Perhaps so says only the cache.
             pool = await self._live_pool(claim)
-        await self._finish(claim, "Failed", Reason.BIND_TIMEOUT, self._why_waiting(claim, pool))
+        await self._finish(
+            claim, ClaimPhase.FAILED, Reason.BIND_TIMEOUT, self._why_waiting(claim, pool)
+        )
         return None
 
     async def _none_warm(
-        self, claim: Claim, attempt: Attempt, pool: Pool, left: float
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool, left: float
     ) -> float | None:
         match claim.spec.onEmpty:
-            case "Fail":
+            case OnEmpty.FAIL:
                 if not await self._api_reader.confirms_no_warm(pool, self._allocator.is_allocated):
                     # A cache is behind: perhaps there is a sandbox, or another pool.
                     return min(left, STALE_CACHE_RECHECK_SECONDS)
@@ -299,20 +303,20 @@ class ClaimReconciler:
                     return 0.0
                 await self._finish(
                     claim,
-                    "Failed",
+                    ClaimPhase.FAILED,
                     Reason.NO_WARM_SANDBOX,
                     f"pool {pool.name!r} has no warm sandbox and spec.onEmpty is Fail: raise the "
                     "pool's replicas, or use onEmpty Wait or Create",
                 )
                 return None
-            case "Create":
+            case OnEmpty.CREATE:
                 return await self._start_cold(claim, attempt, pool, left)
             case _:
                 # In line: the offer of a pod wakes it. Waiting costs no write.
                 return left
 
     async def _start_cold(
-        self, claim: Claim, attempt: Attempt, pool: Pool, left: float
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool, left: float
     ) -> float | None:
         """The pool decides whose turn it is; each change of its mind wakes the claim."""
         if self._cold.is_starting_cold(pool, claim.uid):
@@ -334,7 +338,7 @@ class ClaimReconciler:
                 await self._set_pending(claim, refusal.reason, refusal.message)
         return min(left, COLD_RECHECK_SECONDS)
 
-    def _why_waiting(self, claim: Claim, pool: Pool | None) -> str:
+    def _why_waiting(self, claim: SandboxClaim, pool: Pool | None) -> str:
         waited = f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
         if pool is None or pool.deleting:
             return f"SandboxPool {claim.spec.poolName!r} does not exist in this namespace"
@@ -346,7 +350,7 @@ class ClaimReconciler:
         return f"{waited}; pool {pool.name!r} says: {pool.ready_message()}"
 
     async def _resume_binding(
-        self, claim: Claim, attempt: Attempt, pool: Pool | None, own: list[Pod]
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool | None, own: list[Pod]
     ) -> float | None:
         """A pod carries the claim already: an earlier attempt came that far, or it starts cold."""
         self._cancel_allocation(claim.uid)
@@ -356,7 +360,7 @@ class ClaimReconciler:
             return DUPLICATE_RECHECK_SECONDS
         for other in others:
             await self._requests.delete_pod(other, "the claim has another one")
-        cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
+        cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == ClaimSource.COLD
         fit = (
             self._candidate_tracker.is_ready_for_claim(pod, pool)
             if cold
@@ -375,13 +379,15 @@ class ClaimReconciler:
                 )
             return DUPLICATE_RECHECK_SECONDS
         try:
-            await self._write_bound_status(claim, pool, pod, source="Cold" if cold else "Warm")
+            await self._write_bound_status(
+                claim, pool, pod, source=ClaimSource.COLD if cold else ClaimSource.WARM
+            )
         except ApiError as error:
             return await self._back_off(claim, attempt, error)
         return None
 
     async def _await_cold(
-        self, claim: Claim, attempt: Attempt, pool: Pool | None, pod: Pod
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool | None, pod: Pod
     ) -> float | None:
         """Wait for it. What does not start the pool replaces, as it does with its own."""
         why = self._useless_because(attempt, pool, pod)
@@ -418,7 +424,7 @@ class ClaimReconciler:
                 return "it is ready, and still may not be handed out"
         return None
 
-    async def _live_pool(self, claim: Claim) -> Pool | None:
+    async def _live_pool(self, claim: SandboxClaim) -> Pool | None:
         """The claim's pool as the server has it: its cache may be behind that of claims."""
         return await self._api_reader.pool(claim.metadata.namespace, claim.spec.poolName)
 
@@ -428,7 +434,9 @@ class ClaimReconciler:
 
     # --- The two writes ------------------------------------------------------------------------
 
-    async def _bind(self, claim: Claim, attempt: Attempt, pool: Pool, first: Candidate) -> bool:
+    async def _bind(
+        self, claim: SandboxClaim, attempt: Attempt, pool: Pool, first: Candidate
+    ) -> bool:
         """Hand out pods until one write succeeds; False if none is left or the claim is gone.
 
         Raises:
@@ -447,7 +455,7 @@ class ClaimReconciler:
                 if pod is not None:
                     self._allocator.confirm_reservation(claim.uid)
                     attempt.bound_pod = pod
-                    await self._write_bound_status(claim, pool, pod, source="Warm")
+                    await self._write_bound_status(claim, pool, pod, source=ClaimSource.WARM)
                     return True
                 self._allocator.replace_reservation(claim.uid)
                 # The watch may have shown its newer state while it was held.
@@ -462,7 +470,7 @@ class ClaimReconciler:
             if current is None:
                 self._forget(claim.uid)
 
-    def _is_pending(self, claim: Claim) -> bool:
+    def _is_pending(self, claim: SandboxClaim) -> bool:
         current = self._current(claim)
         settled = current is None or current.deleting or current.bound or current.finished
         return not settled
@@ -472,7 +480,9 @@ class ClaimReconciler:
         now = self._pools.get(pool.key)
         return now if now is not None and now.uid == pool.uid else None
 
-    async def _try_candidate(self, claim: Claim, pool: Pool, candidate: Candidate) -> Pod | None:
+    async def _try_candidate(
+        self, claim: SandboxClaim, pool: Pool, candidate: Candidate
+    ) -> Pod | None:
         """Write 1, on the pod as it is known now; None if the claim cannot have it.
 
         Somebody may have changed it a moment ago, such as its kubelet: then it is tried once more
@@ -508,7 +518,7 @@ class ClaimReconciler:
         return None
 
     async def _write_bound_status(
-        self, claim: Claim, pool: Pool | None, pod: Pod, *, source: str
+        self, claim: SandboxClaim, pool: Pool | None, pod: Pod, *, source: ClaimSource
     ) -> None:
         """Write 2: the claim's status; a claim that is gone gives its pod back to nobody."""
         now = self._wall()
@@ -541,7 +551,7 @@ class ClaimReconciler:
 
     # --- Bound ---------------------------------------------------------------------------------
 
-    async def _reconcile_bound(self, claim: Claim, attempt: Attempt) -> float | None:
+    async def _reconcile_bound(self, claim: SandboxClaim, attempt: Attempt) -> float | None:
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         now = self._wall()
         limits = pool
@@ -562,7 +572,7 @@ class ClaimReconciler:
         if pod is None or pod.finished:
             lost = await self._ending(claim, attempt, pod)
             message = f"{lost.message}. Its state is lost; create a new claim"
-            await self._finish(claim, "Lost", lost.reason, message)
+            await self._finish(claim, ClaimPhase.LOST, lost.reason, message)
             return None
         for other in self._cluster.pods.of_claim(*claim.identity):
             if other.metadata.uid != pod.metadata.uid:
@@ -572,7 +582,7 @@ class ClaimReconciler:
             claim,
             pod,
             self._candidate_tracker.host_state(pod, pool),
-            source=was.source or "Warm",
+            source=was.source or ClaimSource.WARM,
             bound_at=epoch(was.boundAt or "") or now,
             expires=expires,
             # What was known when it was handed out.
@@ -592,7 +602,9 @@ class ClaimReconciler:
         attempt.message_written_at = self._clock()
         return left
 
-    async def _ending(self, claim: Claim, attempt: Attempt, pod: Pod | None) -> TerminationCause:
+    async def _ending(
+        self, claim: SandboxClaim, attempt: Attempt, pod: Pod | None
+    ) -> TerminationCause:
         """Why a claim has lost its pod, by what was seen of it last."""
         last = attempt.last_pod if pod is None else pod
         if last is not None and last.metadata.uid == claim.status.podUID:
@@ -610,7 +622,7 @@ class ClaimReconciler:
         """Seconds for which the words of the claim's conditions are not to be changed yet."""
         return attempt.message_written_at + MESSAGE_UPDATE_SECONDS - self._clock()
 
-    async def _reconcile_deleting(self, claim: Claim, attempt: Attempt) -> float | None:
+    async def _reconcile_deleting(self, claim: SandboxClaim, attempt: Attempt) -> float | None:
         """A claim was deleted, and somebody's finalizer keeps it: its pod does not run for ever.
 
         What was never told to anybody goes at once. A sandbox in use is left to the finalizer for
@@ -636,16 +648,20 @@ class ClaimReconciler:
         await self._expire(claim, "it was deleted, and its finalizers have kept it for too long")
         return None
 
-    async def _expire(self, claim: Claim, message: str) -> None:
+    async def _expire(self, claim: SandboxClaim, message: str) -> None:
         """Expired first, and only if nobody has changed the claim since; then the pod goes."""
-        status = decide.finished_status(claim, "Expired", Reason.TTL_EXPIRED, message, self._wall())
+        status = decide.finished_status(
+            claim, ClaimPhase.EXPIRED, Reason.TTL_EXPIRED, message, self._wall()
+        )
         written, _ = await self._requests.write_status(claim, status)
         if written is WriteOutcome.DONE:
-            self._report(claim, "Expired", Reason.TTL_EXPIRED, message)
+            self._report(claim, ClaimPhase.EXPIRED, Reason.TTL_EXPIRED, message)
 
     # --- Finished ------------------------------------------------------------------------------
 
-    async def _finish(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
+    async def _finish(
+        self, claim: SandboxClaim, phase: ClaimPhase, reason: Reason, message: str
+    ) -> None:
         """End a claim that has no pod, or has lost it; a pod that carries it goes afterwards."""
         attempt = self._attempt(claim)
         self._cancel_allocation(claim.uid)
@@ -655,14 +671,14 @@ class ClaimReconciler:
             self._record_written_version(attempt, version)
             self._report(claim, phase, reason, message)
 
-    def _report(self, claim: Claim, phase: str, reason: Reason, message: str) -> None:
+    def _report(self, claim: SandboxClaim, phase: ClaimPhase, reason: Reason, message: str) -> None:
         self._observer.claim_finished(
             claim.metadata.namespace, claim.spec.poolName, phase, str(reason)
         )
-        post = self._events.normal if phase == "Expired" else self._events.warning
+        post = self._events.normal if phase is ClaimPhase.EXPIRED else self._events.warning
         post(about(claim), str(reason), message)
 
-    async def _reconcile_finished(self, claim: Claim, attempt: Attempt) -> float | None:
+    async def _reconcile_finished(self, claim: SandboxClaim, attempt: Attempt) -> float | None:
         """Take back the pod of a claim that has ended, and in time the claim itself."""
         pool = self._pools.get((claim.metadata.namespace, claim.spec.poolName))
         until = decide.cleanup_time(claim, pool.spec if pool is not None else None)
@@ -671,7 +687,7 @@ class ClaimReconciler:
             live = await self._live_pool(claim)
             until = decide.cleanup_time(claim, live.spec if live is not None else None)
             left = attempt.retention.left(until, wall=self._wall(), clock=self._clock())
-        if claim.status.phase != "Lost" or left <= 0:
+        if claim.status.phase is not ClaimPhase.LOST or left <= 0:
             # Until then a lost claim's pod is kept: its logs say why it ended.
             for pod in self._cluster.pods.of_claim(*claim.identity):
                 await self._requests.delete_pod(pod, f"its claim is {claim.status.phase}")
@@ -685,7 +701,7 @@ class ClaimReconciler:
 
     # --- Small things --------------------------------------------------------------------------
 
-    async def _set_pending(self, claim: Claim, reason: Reason, message: str) -> None:
+    async def _set_pending(self, claim: SandboxClaim, reason: Reason, message: str) -> None:
         attempt = self._attempt(claim)
         status = decide.pending_status(claim, reason, message, self._wall())
         if status.conditions == claim.status.conditions:
@@ -725,7 +741,7 @@ class ClaimReconciler:
                 logger.warning("sweep: claim %s/%s: %s", namespace, owner.name, error)
 
 
-def _is_owned_by(pod: Pod, claim: Claim) -> bool:
+def _is_owned_by(pod: Pod, claim: SandboxClaim) -> bool:
     owner = pod.metadata.controller
     return owner is not None and owner.uid == claim.uid
 

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import names
+from sandboxpool.api.conditions import stored_conditions
+from sandboxpool.api.core import Condition
 from sandboxpool.api.v1alpha1 import IsolationProof, SandboxPoolSpec
 from sandboxpool.util.references import ObjectReference
 
@@ -58,15 +60,14 @@ class Pool:
         return revision_of(self.template, per_sandbox=per_sandbox)
 
     @property
-    def conditions(self) -> list[Mapping[str, Any]]:
+    def conditions(self) -> list[Condition]:
         """The conditions as they stand in the status; damage counts as absence."""
-        listed = self.status.get("conditions")
-        return [c for c in listed if isinstance(c, dict)] if isinstance(listed, list) else []
+        return stored_conditions(self.status)
 
     def ready_message(self) -> str:
         """The message of its condition Ready, for whoever waits for it."""
-        ready = (c.get("message") for c in self.conditions if c.get("type") == "Ready")
-        return str(next(ready, "nothing yet"))
+        ready = (c.message for c in self.conditions if c.type == "Ready")
+        return next(ready, "nothing yet")
 
     @property
     def reference(self) -> ObjectReference:

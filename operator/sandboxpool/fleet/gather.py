@@ -2,8 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
+from sandboxpool.api.v1alpha1 import PoolStartup
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.status import RuntimeStatusInput
@@ -99,6 +99,6 @@ class RuntimeStatusGatherer:
                 return True
         return False
 
-    def _startup(self, class_name: str) -> dict[str, Any] | None:
+    def _startup(self, class_name: str) -> PoolStartup | None:
         times = self._startups.get(class_name)
         return times.summary(self._clock()) if times is not None else None

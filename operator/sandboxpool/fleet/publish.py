@@ -194,22 +194,12 @@ class NodePublisher:
         self, node: Node, facts: NodeFacts, handlers: set[str]
     ) -> list[dict[str, Any]]:
         before = {c.type: c for c in node.status.conditions}
-        former = {
-            "conditions": [
-                {"type": c.type, "status": c.status, "lastTransitionTime": c.lastTransitionTime}
-                for c in node.status.conditions
-            ]
-        }
         findings = [self._finding(facts, handler) for handler in sorted(handlers)]
         changed = []
-        for condition in conditions(findings, former, 0, self._wall()):
-            del condition["observedGeneration"]
-            old = before.get(condition["type"])
-            if old is None or (old.status, old.reason) != (
-                condition["status"],
-                condition["reason"],
-            ):
-                changed.append(condition)
+        for new in conditions(findings, node.status.conditions, None, self._wall()):
+            old = before.get(new.type)
+            if old is None or (old.status, old.reason) != (new.status, new.reason):
+                changed.append(new.to_wire())
         # One of a handler that no class names any more goes; a merge by type removes it so.
         of_classes = {finding.type for finding in findings}
         gone = {t for t in before if t.startswith(CONDITION_PREFIX)} - of_classes

@@ -8,9 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandboxpool.api.conditions import ConditionResult, conditions
+from sandboxpool.api.conditions import ConditionResult, conditions, stored_conditions
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch, timestamp
+from sandboxpool.api.v1alpha1 import (
+    IsolationEvidence,
+    PoolStartup,
+    RuntimeAdvice,
+    RuntimeIssue,
+    SandboxCounts,
+    SandboxRuntimeStatus,
+)
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.runtimes.advice import cure
 from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
@@ -59,7 +67,7 @@ class RuntimeStatusInput:
     evidence: Sequence[EvidenceSummary] = ()
     pools: Sequence[str] = ()
     sandboxes: Mapping[SandboxState, int] = field(default_factory=dict)
-    startup: Mapping[str, Any] | None = None
+    startup: PoolStartup | None = None
     proof_wanted: bool = False
     proven: bool = False
 
@@ -70,43 +78,31 @@ class RuntimeStatusInput:
 
 
 def runtime_status(given: RuntimeStatusInput, former: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute the whole status.
+    """Compute the whole status, as it is sent.
 
     Args:
         given: what is known.
         former: the status as it stands on the server, possibly damaged by others. It says since
             when conditions and issues have stood, and what a class that is missing was.
     """
-    verdict = given.verdict
-    status: dict[str, Any] = {
-        **_identity(given, former),
-        "nodes": {
-            "eligible": verdict.eligible,
-            "serving": len(verdict.serving),
-            "notServing": len(verdict.not_serving),
-            "unknown": len(verdict.unknown),
-            "quarantined": len(verdict.quarantined),
-            "notIsolating": len(verdict.not_isolating),
-            "unproven": len(verdict.unproven),
-        },
-        "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
-        "issues": _issues(given, former),
-        "pools": sorted(given.pools)[:MAX_POOLS],
-        "poolCount": len(given.pools),
-        "sandboxes": {
-            state.value: given.sandboxes.get(state, 0)
-            for state in SandboxState
-            # Pools count what is being started for a claim as the claim's.
-            if state is not SandboxState.COLD
-        },
-        "evidence": [_evidence(kind) for kind in given.evidence],
-        "conditions": conditions(_findings(given), former, GENERATION, given.now),
-    }
-    if given.startup is not None:
-        status["startup"] = dict(given.startup)
-    if verdict.advice is not None:
-        status["advice"] = {"nodeSelector": dict([verdict.advice])}
-    return status
+    verdict, runtime, advice = given.verdict, given.runtime, given.verdict.advice
+    return SandboxRuntimeStatus(
+        exists=runtime is not None,
+        # While the class is missing, what it was last.
+        classUID=str(former.get("classUID", "")) if runtime is None else runtime.uid,
+        handler=str(former.get("handler", "")) if runtime is None else runtime.handler,
+        overhead={} if runtime is None else dict(runtime.overhead),
+        nodes=verdict.counts,
+        servingOfEligible=f"{len(verdict.serving)}/{verdict.eligible}",
+        issues=_issues(given, former),
+        pools=sorted(given.pools)[:MAX_POOLS],
+        poolCount=len(given.pools),
+        sandboxes=_sandboxes(given.sandboxes),
+        startup=given.startup,
+        evidence=[_evidence(kind) for kind in given.evidence],
+        advice=None if advice is None else RuntimeAdvice(nodeSelector=dict([advice])),
+        conditions=conditions(_findings(given), stored_conditions(former), GENERATION, given.now),
+    ).to_wire()
 
 
 def urgent_part(status: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,25 +129,22 @@ def listed(status: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     return [part for part in found if isinstance(part, dict)] if isinstance(found, list) else []
 
 
-def _identity(given: RuntimeStatusInput, former: Mapping[str, Any]) -> dict[str, Any]:
-    """The class's uid and handler; while it is missing, what they were last."""
-    runtime = given.runtime
-    if runtime is None:
-        return {
-            "exists": False,
-            "classUID": str(former.get("classUID", "")),
-            "handler": str(former.get("handler", "")),
-            "overhead": {},
-        }
-    return {
-        "exists": True,
-        "classUID": runtime.uid,
-        "handler": runtime.handler,
-        "overhead": dict(runtime.overhead),
-    }
+def _sandboxes(counted: Mapping[SandboxState, int]) -> SandboxCounts:
+    """The counts; pools count what is being started for a claim as the claim's."""
+    return SandboxCounts(
+        warm=counted.get(SandboxState.WARM, 0),
+        starting=counted.get(SandboxState.STARTING, 0),
+        unproven=counted.get(SandboxState.UNPROVEN, 0),
+        unready=counted.get(SandboxState.UNREADY, 0),
+        stranded=counted.get(SandboxState.STRANDED, 0),
+        failed=counted.get(SandboxState.FAILED, 0),
+        claimed=counted.get(SandboxState.CLAIMED, 0),
+        ended=counted.get(SandboxState.ENDED, 0),
+        stopping=counted.get(SandboxState.STOPPING, 0),
+    )
 
 
-def _issues(given: RuntimeStatusInput, former: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _issues(given: RuntimeStatusInput, former: Mapping[str, Any]) -> list[RuntimeIssue]:
     """The issues; one that stood before the operator's own memory began keeps its beginning."""
     stood = {(i.get("handler"), i.get("reason")): i for i in listed(former, "issues")}
     issues = []
@@ -160,30 +153,30 @@ def _issues(given: RuntimeStatusInput, former: Mapping[str, Any]) -> list[dict[s
         since, until = (epoch(str(before.get(key, ""))) for key in ("firstSeen", "lastSeen"))
         goes_on = 0 < since < row.first_seen <= until + WINDOW_SECONDS
         issues.append(
-            {
-                "reason": str(row.reason),
-                "handler": row.handler,
-                "count": row.count,
-                "nodes": _examples(row.nodes),
-                "firstSeen": timestamp(since if goes_on else row.first_seen),
-                "lastSeen": timestamp(row.last_seen),
-                "message": row.message,
-            }
+            RuntimeIssue(
+                reason=str(row.reason),
+                handler=row.handler,
+                count=row.count,
+                nodes=_examples(row.nodes),
+                firstSeen=timestamp(since if goes_on else row.first_seen),
+                lastSeen=timestamp(row.last_seen),
+                message=row.message,
+            )
         )
     return issues
 
 
-def _evidence(kind: EvidenceSummary) -> dict[str, Any]:
-    return {
-        "containerRuntime": kind.container_runtime[:MAX_EVIDENCE_TEXT],
-        "kubelet": kind.kubelet[:MAX_EVIDENCE_TEXT],
-        "isolation": kind.isolation.value,
-        "kernel": kind.kernel,
-        "nodes": kind.nodes,
-        "exampleNode": kind.example,
-        "lastProbed": timestamp(kind.at),
-        "message": kind.message[:MAX_EVIDENCE_TEXT],
-    }
+def _evidence(kind: EvidenceSummary) -> IsolationEvidence:
+    return IsolationEvidence(
+        containerRuntime=kind.container_runtime[:MAX_EVIDENCE_TEXT],
+        kubelet=kind.kubelet[:MAX_EVIDENCE_TEXT],
+        isolation=kind.isolation,
+        kernel=kind.kernel,
+        nodes=kind.nodes,
+        exampleNode=kind.example,
+        lastProbed=timestamp(kind.at),
+        message=kind.message[:MAX_EVIDENCE_TEXT],
+    )
 
 
 def _examples(nodes: Sequence[str]) -> list[str]:

@@ -366,12 +366,8 @@ class ClusterCollector(Collector):
             families.nodes.add_metric([*of, answer.value], float(counts.get(answer.value, 0)))
         families.lag.add_metric(at, self._lag(pool))
         for condition in pool.conditions:
-            status, type_, reason = (
-                str(condition.get(key)) for key in ("status", "type", "reason")
-            )
-            families.ready.add_metric(
-                [*at, type_, reason], {"True": 1.0, "False": 0.0}.get(status, -1.0)
-            )
+            holds = {"True": 1.0, "False": 0.0}.get(condition.status, -1.0)
+            families.ready.add_metric([*at, condition.type, condition.reason], holds)
 
     def _quarantined(self) -> Metric:
         quarantined = GaugeMetricFamily(
@@ -386,8 +382,8 @@ class ClusterCollector(Collector):
 
     def _lag(self, pool: Pool) -> float:
         for condition in pool.conditions:
-            if condition.get("type") == "Warm" and condition.get("status") == "False":
-                return max(0.0, self._wall() - epoch(str(condition.get("lastTransitionTime"))))
+            if condition.type == "Warm" and condition.status == "False":
+                return max(0.0, self._wall() - epoch(condition.lastTransitionTime or ""))
         return 0.0
 
     async def _states(self, pool: Pool, turns: CooperativeYield) -> dict[SandboxState, int]:

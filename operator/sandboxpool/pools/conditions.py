@@ -5,11 +5,10 @@ claims can be served, so it does not flap while a pool refills.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sandboxpool.api.conditions import ConditionResult
 from sandboxpool.api.reasons import Reason
-from sandboxpool.api.v1alpha1 import IsolationProof
+from sandboxpool.api.v1alpha1 import IsolationProof, PoolIssue
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.pools.plan import PoolInput, PoolPlan, TemplateState, outdated
 from sandboxpool.runtimes.advice import cure, exclusion_pending_message, hostnames_cost
@@ -29,7 +28,7 @@ def pool_conditions(
     given: PoolInput,
     plan: PoolPlan,
     counts: Mapping[SandboxState, int],
-    issues: list[dict[str, Any]],
+    issues: Sequence[PoolIssue],
 ) -> list[ConditionResult]:
     """All conditions of a pool, in the order in which they shall stand.
 
@@ -266,7 +265,7 @@ def _warm(
     given: PoolInput,
     plan: PoolPlan,
     counts: Mapping[SandboxState, int],
-    issues: list[dict[str, Any]],
+    issues: Sequence[PoolIssue],
 ) -> ConditionResult:
     warm, target = counts[SandboxState.WARM], plan.target
     so_far = f"{warm} of {target} are warm"
@@ -289,12 +288,12 @@ def _warm(
     if given.resolution.usable and given.template.state is TemplateState.ACCEPTED:
         if issues:
             worst = issues[0]
-            where = f" on {', '.join(worst['nodes'])}" if worst["nodes"] else ""
+            where = f" on {', '.join(worst.nodes)}" if worst.nodes else ""
             return ConditionResult(
                 "Warm",
                 False,
-                Reason(worst["reason"]),
-                f"{so_far}; {worst['count']} not ready{where}: {worst['message']}",
+                Reason(worst.reason),
+                f"{so_far}; {worst.count} not ready{where}: {worst.message}",
             )
         if given.backoff.reason is Reason.NAMESPACE_TERMINATING:
             return ConditionResult(

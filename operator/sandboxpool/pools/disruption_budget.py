@@ -94,7 +94,7 @@ class DisruptionBudgets:
         """See to a pool's budget; return the condition to show, if one is wanted or was made."""
         assert pool.spec is not None, "asked before"
         wish = pool.spec.claims.disruption
-        noted = any(condition.get("type") == CONDITION for condition in pool.conditions)
+        noted = any(condition.type == CONDITION for condition in pool.conditions)
         if wish is Disruption.ALLOW and not noted and pool.uid not in self._found:
             return None
         former = self._found.get(pool.uid)

@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
+from sandboxpool.api.v1alpha1 import PoolIssue
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.pools.conditions import MAX_EXAMPLES
 from sandboxpool.pools.plan import PoolInput
@@ -19,24 +19,24 @@ def severity(reason: Reason) -> int:
     return SEVERITY.index(reason) if reason in SEVERITY else len(SEVERITY)
 
 
-def quarantine_issues(given: PoolInput) -> list[dict[str, Any]]:
+def quarantine_issues(given: PoolInput) -> list[PoolIssue]:
     """Group the quarantined nodes by cause, the worst first."""
     groups: dict[Reason, list[tuple[str, Quarantine]]] = defaultdict(list)
     for node, quarantine in given.quarantines:
         groups[quarantine.reason].append((node, quarantine))
     return [
-        {
-            "reason": str(reason),
-            "count": len(groups[reason]),
-            "nodes": [node for node, _ in groups[reason][:MAX_EXAMPLES]],
-            "since": timestamp(min(known.changed_at for _, known in groups[reason])),
-            "message": groups[reason][0][1].message,
-        }
+        PoolIssue(
+            reason=str(reason),
+            count=len(groups[reason]),
+            nodes=[node for node, _ in groups[reason][:MAX_EXAMPLES]],
+            since=timestamp(min(known.changed_at for _, known in groups[reason])),
+            message=groups[reason][0][1].message,
+        )
         for reason in sorted(groups, key=severity)
     ]
 
 
-def startup_issues(members: Members, former: Mapping[str, str], now: float) -> list[dict[str, Any]]:
+def startup_issues(members: Members, former: Mapping[str, str], now: float) -> list[PoolIssue]:
     """Group the pods in trouble by cause, the worst first."""
     groups: dict[Reason, list[Member]] = defaultdict(list)
     for member in members.of(
@@ -49,12 +49,12 @@ def startup_issues(members: Members, former: Mapping[str, str], now: float) -> l
         group = sorted(groups[reason], key=lambda m: (m.created, m.name))
         first = group[0].failure
         found.append(
-            {
-                "reason": str(reason),
-                "count": len(group),
-                "nodes": sorted({m.node_name for m in group if m.node_name})[:MAX_EXAMPLES],
-                "since": former.get(reason) or timestamp(now),
-                "message": first.message if first else "",
-            }
+            PoolIssue(
+                reason=str(reason),
+                count=len(group),
+                nodes=sorted({m.node_name for m in group if m.node_name})[:MAX_EXAMPLES],
+                since=former.get(reason) or timestamp(now),
+                message=first.message if first else "",
+            )
         )
     return found

@@ -96,7 +96,7 @@ class StatusPublisher:
                 f"RuntimeClass {now_is['className']!r} was deleted and made again: its handler "
                 f"was {was.get('handler')!r} and is {now_is['handler']!r} now",
             )
-        before = {c.get("type"): (c.get("status"), c.get("reason")) for c in pool.conditions}
+        before = {c.type: (c.status, c.reason) for c in pool.conditions}
         announced = set()
         for condition in status["conditions"]:
             type_, now = condition["type"], (condition["status"], condition["reason"])

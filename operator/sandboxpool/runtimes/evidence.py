@@ -15,7 +15,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any
 
 import msgspec
@@ -23,6 +22,7 @@ import msgspec
 from sandboxpool.api import names
 from sandboxpool.api.core import ContainerStatus, Pod, Terminated
 from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import Isolation as Isolation
 from sandboxpool.runtimes.diagnosis import truncate
 from sandboxpool.runtimes.nodes import Machine, NodeFacts
 from sandboxpool.runtimes.probe import (
@@ -49,14 +49,6 @@ PROBE_UNANSWERED_SECONDS = 300.0
 _GRAIN_SECONDS = 1.0
 
 _BOOT_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-class Isolation(Enum):
-    """What is known of a runtime's isolation."""
-
-    PROVEN = "Proven"
-    NOT_PROVEN = "NotProven"
-    UNAVAILABLE = "Unavailable"
 
 
 _WORST_FIRST = (Isolation.NOT_PROVEN, Isolation.UNAVAILABLE, Isolation.PROVEN)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 
+from sandboxpool.api.v1alpha1 import NodeCounts
 from sandboxpool.runtimes.advice import separating_label
 from sandboxpool.runtimes.exclusion import MAX_HOSTNAMES, ExclusionReason
 from sandboxpool.runtimes.node_constraints import NodeConstraints, is_feasible
@@ -171,6 +172,19 @@ class Verdict:
     exclusions_pending: int = 0
     newest_not_serving: float = 0.0
     advice: tuple[str, str] | None = None
+
+    @property
+    def counts(self) -> NodeCounts:
+        """How many nodes stand how, as statuses show it."""
+        return NodeCounts(
+            eligible=self.eligible,
+            serving=len(self.serving),
+            notServing=len(self.not_serving),
+            unknown=len(self.unknown),
+            quarantined=len(self.quarantined),
+            notIsolating=len(self.not_isolating),
+            unproven=len(self.unproven),
+        )
 
     @property
     def eligible(self) -> int:

@@ -7,9 +7,9 @@ operator started are not measured.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from sandboxpool.api.core import Pod
+from sandboxpool.api.v1alpha1 import PoolStartup, StageTiming
 
 WINDOW_SECONDS = 3600
 MAX_SAMPLES = 500
@@ -48,19 +48,19 @@ class StartupTimes:
         values = self._values(stage, now)
         return _percentile(values, 95) / 1000 if values else None
 
-    def summary(self, now: float) -> dict[str, Any] | None:
+    def summary(self, now: float) -> PoolStartup | None:
         """Percentiles as the API has them, over the window; None without samples."""
         stages = {}
         for stage in self._samples:
             values = self._values(stage, now)
             if values:
-                stages[stage] = {
-                    "p50Milliseconds": _percentile(values, 50),
-                    "p95Milliseconds": _percentile(values, 95),
-                    "p99Milliseconds": _percentile(values, 99),
-                    "samples": len(values),
-                }
-        return {"stages": stages, "windowSeconds": WINDOW_SECONDS} if stages else None
+                stages[stage] = StageTiming(
+                    p50Milliseconds=_percentile(values, 50),
+                    p95Milliseconds=_percentile(values, 95),
+                    p99Milliseconds=_percentile(values, 99),
+                    samples=len(values),
+                )
+        return PoolStartup(stages=stages, windowSeconds=WINDOW_SECONDS) if stages else None
 
     def _values(self, stage: str, now: float) -> list[float]:
         samples = self._samples[stage]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from crdgen.__main__ import REPOSITORY
+from sandboxpool.api.v1alpha1 import KINDS
 from sandboxpool.app import preflight
 from sandboxpool.app.preflight import StartError, check, missing_fields
 from sandboxpool.app.settings import Settings
@@ -34,16 +35,16 @@ class Server:
             "/version": {"major": "1", "minor": "30", "gitVersion": "v1.30.0"},
             "/apis/sandboxpool.io/v1alpha1": {
                 "resources": [
-                    {"name": f"{plural}{end}"}
-                    for plural in preflight.KINDS
+                    {"name": f"{kind.resource.plural}{end}"}
+                    for kind in KINDS
                     for end in ("", "/status")
                 ]
             },
             "/openapi/v3/apis/sandboxpool.io/v1alpha1": {
                 "components": {
                     "schemas": {
-                        f"io.sandboxpool.v1alpha1.{kind.__name__}": schemas()[plural]
-                        for plural, kind in preflight.KINDS.items()
+                        f"io.sandboxpool.v1alpha1.{kind.__name__}": schemas()[kind.resource.plural]
+                        for kind in KINDS
                     }
                 }
             },
@@ -112,19 +113,33 @@ async def test_without_any_kind_the_crds_are_missing() -> None:
 
 
 @looptime
-async def test_a_field_that_the_crd_lacks_is_named() -> None:
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("SandboxPool", "spec.claims.ttlSecondsAfterFinished"),
+        ("SandboxPool", "status.runtime.issues.since"),
+        ("SandboxClaim", "spec.metadata.labels"),
+        ("SandboxClaim", "status.conditions.observedGeneration"),
+        ("SandboxRuntime", "status.startup.stages.samples"),
+    ],
+)
+async def test_a_field_that_the_crd_lacks_is_named(kind: str, path: str) -> None:
     server = Server()
     (openapi,) = [v for k, v in server.answers.items() if k.startswith("/openapi")]
-    pool = openapi["components"]["schemas"]["io.sandboxpool.v1alpha1.SandboxPool"]
-    del pool["properties"]["spec"]["properties"]["claims"]["properties"]["ttlSecondsAfterFinished"]
+    schema = openapi["components"]["schemas"][f"io.sandboxpool.v1alpha1.{kind}"]
+    *parents, field = path.split(".")
+    for parent in parents:
+        schema = schema["properties"][parent]
+        schema = schema.get("items") or schema.get("additionalProperties") or schema
+    del schema["properties"][field]
     text = await said(server)
-    assert "sandboxpools.sandboxpool.io" in text
-    assert "spec.claims.ttlSecondsAfterFinished" in text
+    assert f"{kind.lower()}s.sandboxpool.io" in text
+    assert path in text
 
 
 def test_the_crds_of_this_version_lack_nothing() -> None:
-    for plural, kind in preflight.KINDS.items():
-        assert list(missing_fields(kind, schemas()[plural])) == []
+    for kind in KINDS:
+        assert list(missing_fields(kind, schemas()[kind.resource.plural])) == []
 
 
 @looptime

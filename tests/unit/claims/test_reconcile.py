@@ -12,7 +12,7 @@ from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pool import Pool
@@ -85,7 +85,7 @@ class World:
 
     def __init__(self, *pods: str, **spec: Any) -> None:
         self.cluster = ClusterCache()
-        self.claims: dict[tuple[str, str], Claim] = {}
+        self.claims: dict[tuple[str, str], SandboxClaim] = {}
         self.pools = PoolStore(lambda old, new: None)
         self.allocator = Allocator()
         self.granted: list[str] = []
@@ -181,8 +181,8 @@ def _pod(body: Any) -> Pod | None:
     return None if body is None else msgspec.convert(body, Pod)
 
 
-def _claim(body: Any) -> Claim | None:
-    return None if body is None else msgspec.convert(body, Claim)
+def _claim(body: Any) -> SandboxClaim | None:
+    return None if body is None else msgspec.convert(body, SandboxClaim)
 
 
 def claim_bound(pod: str = "pod-1", **more: Any) -> dict[str, Any]:

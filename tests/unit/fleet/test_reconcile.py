@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from sandboxpool.api.reasons import Reason
+from sandboxpool.api.v1alpha1 import SandboxRuntime
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.fleet.reconcile import (
     RESTLESS_INTERVAL_SECONDS,
     WINDOW_CHECK_SECONDS,
     WRITE_INTERVAL_SECONDS,
     RuntimeReconciler,
-    StoredRuntime,
 )
 from sandboxpool.fleet.status import RuntimeStatusInput
 from sandboxpool.kube.errors import ApiError, KubeError
@@ -72,7 +72,7 @@ class World:
         if new is not None and "status" in new:
             new["status"] = self.echo(new["status"])
         if self.watching:
-            before, after = (msgspec.convert(b, StoredRuntime | None) for b in (old, new))
+            before, after = (msgspec.convert(b, SandboxRuntime | None) for b in (old, new))
             self.news.append(self.reconciler.observe(before, after))
 
     async def reconcile(self) -> float | None:
@@ -282,7 +282,7 @@ async def test_our_own_writes_are_no_news() -> None:
     world = World()
     world.watching = False
     await world.settle()
-    stored = msgspec.convert(world.api.objects[GVISOR], StoredRuntime)
+    stored = msgspec.convert(world.api.objects[GVISOR], SandboxRuntime)
     assert world.reconciler.observe(None, stored) is False
     older = msgspec.structs.replace(
         stored, metadata=msgspec.structs.replace(stored.metadata, resourceVersion="1")

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.api_reader import ApiReader
-from sandboxpool.claims.claim import Claim
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.cluster.pool import Pool
 from support.invariants import overtaken, waits
@@ -90,7 +90,7 @@ def test_a_claim_that_fails_for_want_of_a_sandbox_that_is_there_is_missed(
 def test_a_claim_that_fails_for_what_its_pool_was_is_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def cached(self: ClaimReconciler, claim: Claim) -> Pool | None:
+    async def cached(self: ClaimReconciler, claim: SandboxClaim) -> Pool | None:
         return self._pools.get((claim.metadata.namespace, claim.spec.poolName))
 
     monkeypatch.setattr(ClaimReconciler, "_live_pool", cached)

@@ -27,6 +27,7 @@ from support.builders import (
     pool_input,
     quarantine,
 )
+from support.schema import check_written
 
 W, S, U, STRANDED = (
     SandboxState.WARM,
@@ -39,7 +40,7 @@ NO_SHIM, NO_KVM = quarantine(), quarantine(Reason.KVM_UNAVAILABLE, message="no /
 
 def computed(given: PoolInput) -> dict[str, Any]:
     status = pool_status(pool(), given, decide(given), None)
-    SandboxPoolStatus.model_validate(status)
+    check_written(SandboxPoolStatus, status)
     return status
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import StageTiming
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.events import MAX_SANDBOX_EVENTS, SandboxEvents
 from sandboxpool.cluster.ownership import claim_uid_of, pool_uid_of
@@ -393,12 +394,9 @@ def test_percentiles_of_a_window() -> None:
         times.add("ready", i / 1000, 0.0)
     found = times.summary(10.0)
     assert found is not None
-    assert found["stages"]["ready"] == {
-        "p50Milliseconds": 50,
-        "p95Milliseconds": 95,
-        "p99Milliseconds": 99,
-        "samples": 100,
-    }
+    assert found.stages["ready"] == StageTiming(
+        p50Milliseconds=50, p95Milliseconds=95, p99Milliseconds=99, samples=100
+    )
     assert times.summary(WINDOW_SECONDS + 1.0) is None
 
 
@@ -408,7 +406,7 @@ def test_samples_are_bounded() -> None:
         times.add("ready", float(i), 0.0)
     found = times.summary(0.0)
     assert found is not None
-    assert found["stages"]["ready"]["samples"] == MAX_SAMPLES
+    assert found.stages["ready"].samples == MAX_SAMPLES
 
 
 def test_each_stage_is_measured_once_from_the_creation() -> None:
@@ -545,7 +543,8 @@ def test_messages_about_pods_are_bounded() -> None:
 
 
 def test_a_pool_tells_what_its_condition_says() -> None:
-    listed = [{"type": "Ready", "message": "no node"}, {"type": "Warm", "message": "other"}]
+    said = (("Ready", "no node"), ("Warm", "other"))
+    listed = [{"type": type_, "status": "False", "message": text} for type_, text in said]
     assert pool(status={"conditions": listed}).ready_message() == "no node"
     assert pool(status={"conditions": "junk"}).ready_message()
     assert pool().ready_message()

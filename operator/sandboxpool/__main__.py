@@ -11,9 +11,9 @@ from sandboxpool.app.preflight import StartError
 from sandboxpool.kube.credentials import CredentialsError
 from sandboxpool.observability.web import ListenError
 
-# An API server reads no JSON that is nested more than 10,000 deep, and a pool's template may hold
-# whatever it reads. With Python's own limit, one such pool would make the list of all unreadable.
-# To copy takes two calls a level. A main thread's stack of 8 MiB holds the decoders' frames twice.
+# The API server accepts JSON nested up to 10,000 levels deep, also in a pool's template. With
+# Python's default limit, one such pool would make the list of all pools unreadable. A deep copy
+# takes two calls a level. The main thread's stack of 8 MiB has room for twice the decoders' frames.
 RECURSION_LIMIT = 25_000
 
 
@@ -27,14 +27,14 @@ def main() -> int:
         return 2
     logs.configure(configured.log_level)
     sys.setrecursionlimit(RECURSION_LIMIT)
-    # What start-up has made lives as long as the process: keep the collector away from it, and
-    # let it run less often, for each full pass stalls the loop for as long as the caches are big.
+    # Objects created by now live as long as the process, so the garbage collector need not traverse
+    # them. It runs less often, because a full collection blocks the loop, longer for larger caches.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     try:
         asyncio.run(app.run(configured))
     except (CredentialsError, ListenError, StartError) as error:
-        # One line that says what to do, and no traceback.
+        # The message says what to do; a traceback would hide it.
         logging.getLogger("sandboxpool").critical("the operator cannot start: %s", error)
         return 2
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
-"""Routes changes of objects to the caches, to the work queues and to whoever is told of them.
+"""Routes watch events to the caches, the work queues and the components that observe them.
 
-The informers and stores call the router after a change, and it never waits; it decides and writes
-nothing.
+The informers and stores call the router after each change. It does not wait, makes no decision and
+writes nothing.
 """
 
 import logging
@@ -35,21 +35,21 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 
-# Changes that come in bursts are gathered for a moment before a pool is looked at.
+# Changes come in bursts. A key is enqueued after a delay, so that one reconciliation covers many.
 POD_BURST_SECONDS = 0.05
 NODE_BURST_SECONDS = 0.1
-# A pod that is held for a claim, or so no longer, mostly changes by itself within this time.
-HELD_SECONDS = 0.5
+# A pod mostly changes by itself within this time after it was allocated or released.
+ALLOCATION_SECONDS = 0.5
 
 
 @dataclass
 class Queues:
-    """The keys to be worked on: pools and claims by namespace and name, all else by name."""
+    """The work queues: keys of pools and claims are namespace and name, all others the name."""
 
     pools: WorkQueue[Key]
     claims: WorkQueue[Key]
     runtimes: WorkQueue[str]
-    # Nodes to label, or to publish on; None if neither is wanted.
+    # None if nodes are neither labelled nor published on.
     nodes: WorkQueue[str] | None
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Queues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destinations:
-    """The caches that changes are applied to, and the parts that are told of them."""
+    """The caches that changes are applied to, and the components that observe them."""
 
     cluster: ClusterCache
     pools: PoolStore
@@ -73,17 +73,17 @@ class Destinations:
     fleet: RuntimeStatusGatherer
     health: Health
     prober: Prober
-    inquiry: PodEventReader
+    event_reader: PodEventReader
     events: EventRecorder
     metrics: Metrics
     queues: Queues
 
 
 class EventRouter:
-    """One method for each kind of change.
+    """Has one method for each kind of change.
 
-    It exists before all that it routes from and to, so that each of these can be given its methods
-    when it is made. ``connect`` comes after that, and before the first change.
+    The router is created before all other components, so that each of them can be given the
+    router's methods at its creation. ``connect`` is called after that, before the first change.
     """
 
     _to: Destinations
@@ -92,13 +92,13 @@ class EventRouter:
         self._claims = ClaimIndex()
 
     def connect(self, destinations: Destinations) -> None:
-        """Set where changes are routed to."""
+        """Set the destinations of all changes."""
         self._to = destinations
 
     # --- Objects ---------------------------------------------------------------------------------
 
     def pod_changed(self, old: Pod | None, new: Pod | None) -> None:
-        """A pod of ours has changed."""
+        """A sandbox's pod has changed."""
         self._to.cluster.pods.put(old, new)
         was, is_now = (
             self._to.pools.uid_of(state) if state is not None else None for state in (old, new)
@@ -112,7 +112,8 @@ class EventRouter:
         if new is not None:
             if was is not None and is_now is None:
                 logger.warning(
-                    "pod %s/%s has left its pool: somebody else has changed its owner",
+                    "pod %s/%s does not belong to its pool any more: its controller owner or "
+                    "labels were changed by another client; the pool replaces it",
                     new.metadata.namespace,
                     new.metadata.name,
                 )
@@ -125,14 +126,14 @@ class EventRouter:
             self._to.claim_reconciler.observe_pod_deleted(old)
             self._to.cluster.events.forget(old)
         if new is None or (new.ready and (old is None or not old.ready)):
-            # There is nothing to be asked about any more.
-            self._to.inquiry.forget(new or old)  # type: ignore[arg-type]
+            # No further events of the pod are read.
+            self._to.event_reader.forget(new or old)  # type: ignore[arg-type]
         for state in (old, new):
             if state is not None:
                 self._enqueue_claim_of(state)
 
     def node_changed(self, old: Node | None, new: Node | None) -> None:
-        """A node has changed; its heartbeats end here."""
+        """A node has changed; mere heartbeats are not routed."""
         name = (new or old).metadata.name  # type: ignore[union-attr]
         before = self._to.cluster.nodes.get(name)
         if not self._to.cluster.nodes.put(old, new):
@@ -140,32 +141,32 @@ class EventRouter:
         after = self._to.cluster.nodes.get(name)
         self._to.health.observe_node(name, after)
         if old is None:
-            # Its pods may have come before it.
+            # Its pods may have been delivered before it.
             for pod in self._to.cluster.pods.on_node(name):
                 self._observe_sandbox(pod)
         self._enqueue_pods_on(name)
         verdicts_changed = self._enqueue_readers()
-        # What was learned of it may have gone, or have to be asked for.
-        changed = not _is_alike(before, after)
+        # Evidence of the node may be void now, or may have to be probed for.
+        changed = not _same_usability(before, after)
         if changed:
             for class_name in self._to.cluster.classes:
                 self._to.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
         if changed or verdicts_changed:
             self._request_probes()
         for pool_uid in self._to.cluster.pools_avoiding(name):
-            # They may have waited for the node's label.
+            # The pool may have waited for the node's label.
             pool = self._to.pools.by_uid(pool_uid)
             if pool is not None:
                 self._to.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
         self.enqueue_node(name)
 
     def sandbox_event(self, old: Event | None, new: Event | None) -> None:
-        """The kubelet has said why a sandbox could not be made."""
+        """The kubelet has reported why a sandbox could not be created."""
         del old
         if new is None:
             return
         cluster = self._to.cluster
-        is_news = cluster.events.put(new)
+        changed = cluster.events.put(new)
         pod = cluster.pods.get(new.involvedObject.uid)
         if pod is None:
             return
@@ -174,12 +175,12 @@ class EventRouter:
             return
         self._to.health.observe_sandbox(pod)
         self._to.pool_reconciler.mark_dirty(pool.uid, pod.metadata.uid)
-        if is_news:
+        if changed:
             self._to.queues.pools.add(pool.key)
             self._enqueue_claim_of(pod)
 
     def pod_events_read(self, pod: Pod) -> None:
-        """What a pod's events say was read."""
+        """The events of a pod were read."""
         pool = self._to.pools.of(pod)
         if pool is None:
             return
@@ -205,7 +206,7 @@ class EventRouter:
                 self._to.pool_reconciler.forget(old.uid)
                 self._to.cluster.forget_pool(old.uid)
                 self._to.metrics.forget_pool(old)
-        # A change of the status alone, which is mostly our own, offers nothing new to anybody.
+        # A change of the status alone, mostly by the operator itself, affects no claim.
         changed = gone or old is None or new is None or old.generation != new.generation
         for state in (old, new):
             if state is not None and state.spec is not None:
@@ -225,7 +226,7 @@ class EventRouter:
                 self._to.queues.claims.add(claim)
 
     def runtime_class_changed(self, name: str) -> None:
-        """A class has appeared, changed or vanished."""
+        """A RuntimeClass was added, changed or deleted."""
         for pool in list(self._to.pools.by_class(name).pools.values()):
             self._to.candidate_tracker.refresh_pool(pool)
             self._to.queues.pools.add(pool.key)
@@ -235,28 +236,24 @@ class EventRouter:
         self._request_probes()
 
     def claim_granted(self, claim_uid: str) -> None:
-        """A waiting claim has been given a pod; one that is gone leaves it to the next."""
-        if self.enqueue_claim(claim_uid):
-            return
-        freed = self._to.allocator.cancel_claim(claim_uid)
-        pod = self._to.cluster.pods.get(freed[1].uid) if freed is not None else None
-        if pod is not None:
-            self._to.candidate_tracker.refresh([pod])
+        """A pod was reserved for a waiting claim; a deleted claim leaves it to the next one."""
+        if not self.enqueue_claim(claim_uid):
+            self._to.candidate_tracker.cancel_claim(claim_uid)
 
     def pod_hold_changed(self, pool_uid: str, pod_uid: str) -> None:
-        """A pod is held for a claim, or no longer, which the pod itself may never show."""
+        """A pod was allocated or released, which the pod itself may never show."""
         self._to.pool_reconciler.mark_dirty(pool_uid, pod_uid)
         pool = self._to.pools.by_uid(pool_uid)
         if pool is not None:
-            self._to.queues.pools.add_after(pool.key, HELD_SECONDS)
+            self._to.queues.pools.add_after(pool.key, ALLOCATION_SECONDS)
 
     def runtime_changed(self, old: SandboxRuntime | None, new: SandboxRuntime | None) -> None:
-        """A SandboxRuntime has changed; what is our own write needs no work."""
+        """A SandboxRuntime has changed; the operator's own writes are not enqueued."""
         if self._to.runtime_reconciler.observe(old, new):
             self._to.queues.runtimes.add((new or old).metadata.name)  # type: ignore[union-attr]
 
     def startup_measured(self, pool: Pool, stage: str, seconds: float) -> None:
-        """A sandbox of the pool has reached a stage of its start, seconds after its creation."""
+        """A sandbox of the pool reached a start-up stage this many seconds after its creation."""
         resolution = self._to.cluster.resolution(pool)
         if resolution is not None and resolution.runtime is not None:
             runtime = resolution.runtime
@@ -266,7 +263,7 @@ class EventRouter:
     # --- The runtimes' health --------------------------------------------------------------------
 
     def handler_changed(self, node: str, handler: str) -> None:
-        """What is known of a handler on a node is not what it was; perhaps verdicts are not."""
+        """The state of a handler on a node has changed, and so verdicts may have."""
         self._enqueue_pods_on(node)
         self._enqueue_readers()
         for runtime in self._to.cluster.classes.values():
@@ -276,44 +273,44 @@ class EventRouter:
         self._request_probes()
 
     def probe_hinted(self) -> None:
-        """A sandbox has failed in a way that may be its runtime's fault: there is more to probe."""
+        """A sandbox has failed, perhaps because of its runtime: there is a new probe to run."""
         self._to.prober.wake()
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
         """A quarantine has begun."""
         self._to.metrics.quarantine_changed(handler, "open")
-        text = f"no sandbox of handler {handler} is put on this node: {reason}: {message}"
+        text = f"no new sandbox of handler {handler} is scheduled to this node: {reason}: {message}"
         self._to.events.warning(self._about_node(node), str(Reason.NODE_QUARANTINED), text)
 
     def released(self, node: str, handler: str) -> None:
-        """A quarantine has ended, or its machine is gone."""
+        """A quarantine has ended, or its machine does not exist any more."""
         self._to.metrics.quarantine_changed(handler, "closed")
-        text = f"sandboxes of handler {handler} may be put on this node again"
+        text = f"sandboxes of handler {handler} may be scheduled to this node again"
         self._to.events.normal(self._about_node(node), str(Reason.QUARANTINE_LIFTED), text)
 
     def not_isolating(self, node: str, handler: str, evidence: Evidence) -> None:
-        """A runtime was seen not to isolate."""
+        """A runtime was observed not to isolate."""
         text = f"handler {handler}: {evidence.message}"
         self._to.events.warning(self._about_node(node), str(Reason.ISOLATION_NOT_PROVEN), text)
 
     def probed(self, handler: str, outcome: str) -> None:
-        """A probe has ended; of no handler, if it was a positive control."""
+        """A probe has finished; the handler of a positive control is empty."""
         self._to.metrics.probed(handler, outcome)
 
     def room_changed(self, pool_uid: str) -> None:
-        """A sandbox of the pool is to give way to a probe, or its place is the pool's again."""
+        """A sandbox of the pool is to be preempted by a probe, or its place is free again."""
         pool = self._to.pools.by_uid(pool_uid)
         if pool is not None:
             self._to.queues.pools.add(pool.key)
 
     def labels_changed(self) -> None:
-        """Which nodes can be labelled has changed, and so perhaps have verdicts."""
+        """The set of nodes that can be labelled has changed, and so verdicts may have."""
         self._enqueue_readers()
 
-    # --- Small things ----------------------------------------------------------------------------
+    # --- Enqueueing ------------------------------------------------------------------------------
 
     def _enqueue_readers(self) -> bool:
-        """Wake those whose verdict may be another one; return whether there are any."""
+        """Enqueue pools and classes whose verdict may have changed; return whether any has."""
         readers = self._to.cluster.nodes.drain_changed()
         for kind, name in readers:
             if kind == "class":
@@ -323,7 +320,7 @@ class EventRouter:
             if pool is not None:
                 self._to.queues.pools.add_after(pool.key, NODE_BURST_SECONDS)
             else:
-                # It was being worked on as it went.
+                # The pool was deleted while it was being reconciled.
                 self._to.cluster.forget_pool(name)
         return bool(readers)
 
@@ -332,7 +329,7 @@ class EventRouter:
         self._to.prober.wake()
 
     def enqueue_node(self, node: str) -> None:
-        """What stands on a node of ours may have to be something else."""
+        """The labels or conditions that the operator keeps on a node may be stale."""
         if self._to.queues.nodes is not None:
             self._to.queues.nodes.add_after(node, NODE_BURST_SECONDS)
 
@@ -347,26 +344,26 @@ class EventRouter:
             self._enqueue_claim_of(pod)
 
     def enqueue_claim(self, uid: str | None) -> bool:
-        """Have a claim looked at; return whether there is one of this uid."""
+        """Enqueue the claim with this uid; return whether there is one."""
         key = self._claims.get(uid) if uid is not None else None
         if key is not None:
             self._to.queues.claims.add(key)
         return key is not None
 
     def _enqueue_claim_of(self, pod: Pod) -> None:
-        """The claim that owns the pod, if it is one of the pod's own namespace."""
+        """Enqueue the claim that owns the pod, if it is in the pod's namespace."""
         uid = claim_uid_of(pod)
         key = self._claims.get(uid) if uid is not None else None
         if key is not None and key[0] == pod.metadata.namespace:
             self._to.queues.claims.add(key)
 
     def _observe_sandbox(self, pod: Pod) -> None:
-        """Only what a known pool of the same namespace owns may speak of a runtime."""
+        """Use a pod as evidence of its runtime, if a known pool of its namespace owns it."""
         if self._to.pools.of(pod) is not None:
             self._to.health.observe_sandbox(pod)
 
     def _enqueue_claims_bound_to(self, pod_uid: str) -> None:
-        """A pod is gone before any watch has shown that it was handed out."""
+        """Enqueue the claims of a pod that was deleted before its cache showed an owner."""
         for claim in self._claims.of_pod(pod_uid):
             self._to.queues.claims.add(claim)
 
@@ -375,8 +372,8 @@ class EventRouter:
         return ObjectReference("v1", "Node", "", name, node.uid if node is not None else "")
 
 
-def _is_alike(before: NodeFacts | None, after: NodeFacts | None) -> bool:
-    """Whether nothing about a node has changed but which pods it takes."""
+def _same_usability(before: NodeFacts | None, after: NodeFacts | None) -> bool:
+    """Whether a node's usability and software are the same; its labels and taints may differ."""
     return (
         before is not None
         and after is not None

@@ -20,7 +20,8 @@ from sandboxpool.api import names
 from sandboxpool.api.reasons import Reason
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.fleet.status import GENERATION, RuntimeStatusInput, runtime_status
-from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence_store import EvidenceSummary
 from sandboxpool.runtimes.failure_history import FailureSummary
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict

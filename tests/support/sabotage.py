@@ -33,7 +33,7 @@ from sandboxpool.app import build
 from sandboxpool.app import operator as app
 from sandboxpool.app.watches import Watches
 from sandboxpool.claims.attempt import Attempt
-from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.claims.pending import PendingReconciler
 from sandboxpool.claims.requests import ClaimRequests
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.kube import client
@@ -244,7 +244,7 @@ def taken_pods_are_forgotten() -> None:
 @_change
 def bindings_are_forgotten() -> None:
     """A claim that was told of its pod counts as waiting until the cache shows it."""
-    _set(ClaimReconciler, _record_written_version=lambda *_: None)
+    _set(Attempt, record_written_version=lambda *_: None)
 
 
 @_change
@@ -305,7 +305,7 @@ def set_back_clocks_are_trusted() -> None:
 def half_a_view_is_enough() -> None:
     """Decisions are made before the caches are complete."""
 
-    async def synced(_: Watches) -> None:
+    async def wait_for_sync(_: Watches) -> None:
         return
 
     async def _take_over(self: app.Operator) -> None:
@@ -313,7 +313,7 @@ def half_a_view_is_enough() -> None:
             await informer.release_notifications()
         await self._listed.wait()
 
-    _set(Watches, synced)
+    _set(Watches, wait_for_sync)
     _set(app.Operator, _take_over)
 
 
@@ -347,7 +347,7 @@ def second_pods_are_kept() -> None:
     original = ClaimRequests.delete_pod
 
     async def delete_pod(self: ClaimRequests, pod: Any, why: str) -> None:
-        if why != "the claim has another one":
+        if why != "its claim has another pod":
             await original(self, pod, why)
 
     _set(ClaimRequests, delete_pod)
@@ -393,30 +393,32 @@ def one_claim_at_a_time_and_in_line() -> None:
     turn = asyncio.Lock()
 
     async def _none_warm(
-        self: ClaimReconciler, claim: Any, attempt: Any, pool: Any, left: float
+        self: PendingReconciler, claim: Any, attempt: Any, pool: Any, left: float
     ) -> float | None:
         async with turn:
             while (  # noqa: ASYNC110
                 pod := self._allocator.allocate(pool.uid, claim.uid)
             ) is None:
                 await asyncio.sleep(0.01)
-        await self._bind(claim, attempt, pool, pod)
+        await self._binder.bind(claim, attempt, pool, pod)
         return None
 
-    _set(ClaimReconciler, _none_warm)
+    _set(PendingReconciler, _none_warm)
     _set(build, _lane_of=lambda *_: None)
 
 
 @_change
 def waiting_is_reported() -> None:
     """A claim that waits says so, each time it is looked at."""
-    original, looks = ClaimReconciler._none_warm, deque(range(1_000_000))
+    original, looks = PendingReconciler._none_warm, deque(range(1_000_000))
 
-    async def _none_warm(self: ClaimReconciler, claim: Any, *rest: Any) -> float | None:
-        await self._set_pending(claim, Reason.NO_WARM_SANDBOX, f"look {looks.popleft()}")
+    async def _none_warm(self: PendingReconciler, claim: Any, *rest: Any) -> float | None:
+        await self._status_writer.set_pending(
+            claim, Reason.NO_WARM_SANDBOX, f"look {looks.popleft()}"
+        )
         return await original(self, claim, *rest)
 
-    _set(ClaimReconciler, _none_warm)
+    _set(PendingReconciler, _none_warm)
 
 
 def _given(function: Callable[..., Any], **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which change sets what in motion, and that most changes set nothing in motion."""
+"""Which changes enqueue which keys, and that most changes enqueue nothing."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -54,7 +54,7 @@ NO_SHIM = 'binary not installed "containerd-shim-runsc-v1": file does not exist'
 
 
 class Queue:
-    """Keys in the order of their adding; nothing is worked on."""
+    """Records keys in the order in which they were added."""
 
     def __init__(self) -> None:
         self.keys: list[Any] = []
@@ -75,7 +75,7 @@ class Queue:
 
 
 class Parts:
-    """Whatever is told what; the parts that decide and write."""
+    """Records the calls of the components that decide and write."""
 
     def __init__(self) -> None:
         self.told: Counter[str] = Counter()
@@ -141,13 +141,14 @@ class World:
         self.queues = {name: Queue() for name in ("pools", "claims", "runtimes", "nodes")}
         if not publishes:
             del self.queues["nodes"]
+        self.now = NOW
         self.health = Health(
             cluster=self.cluster,
             issues=FailureHistory(),
             records=cast(NodeRecords, Records()),
             listener=self.router,
             pools=self.pools,
-            wall=lambda: NOW,
+            wall=lambda: self.now,
         )
         self.router.connect(
             Destinations(
@@ -161,7 +162,7 @@ class World:
                 fleet=cast(RuntimeStatusGatherer, parts),
                 health=self.health,
                 prober=cast(Prober, parts),
-                inquiry=NoInquiry(),
+                event_reader=NoInquiry(),
                 events=cast(EventRecorder, parts),
                 metrics=cast(Metrics, parts),
                 queues=Queues(
@@ -272,7 +273,7 @@ def world() -> World:
 
 
 @pytest.mark.parametrize("given", [{}, {"handlers": ["kata", "runsc"]}], ids=["beat", "shuffle"])
-def test_a_heartbeat_sets_nothing_in_motion(world: World, given: Any) -> None:
+def test_a_heartbeat_enqueues_nothing(world: World, given: Any) -> None:
     world.put_node("node-a", version=2, **given)
     assert world.take() == {}
     assert not world.parts.told
@@ -287,7 +288,7 @@ def test_a_heartbeat_sets_nothing_in_motion(world: World, given: Any) -> None:
     ],
     ids=str,
 )
-def test_where_a_node_stands_otherwise_all_whose_verdict_it_changes_are_told(
+def test_a_changed_node_enqueues_all_whose_verdict_it_changes(
     world: World, given: dict[str, Any]
 ) -> None:
     world.put_claim("bound")
@@ -317,7 +318,7 @@ def test_where_a_node_stands_otherwise_all_whose_verdict_it_changes_are_told(
     ],
     ids=str,
 )
-def test_what_changes_no_verdict_concerns_those_with_pods_there(
+def test_a_node_change_without_a_new_verdict_enqueues_the_pools_with_pods_there(
     world: World, given: dict[str, Any], runtimes: list[str]
 ) -> None:
     world.put_node("node-a", version=2, **given)
@@ -328,7 +329,7 @@ def test_what_changes_no_verdict_concerns_those_with_pods_there(
     assert taken == {"pools": ["a"], "nodes": ["node-a"]}
 
 
-def test_only_those_are_told_to_whose_verdict_a_node_matters(world: World) -> None:
+def test_a_node_enqueues_only_those_whose_verdict_depends_on_it(world: World) -> None:
     picky = {"spec": {"nodeSelector": {"zone": "x"}}}
     tolerant = {"spec": {"tolerations": [{"key": "team", "value": "t", "operator": "Equal"}]}}
     world.pools.observe(pool_body("picky", uid="picky-uid", template=picky))
@@ -345,8 +346,8 @@ def test_only_those_are_told_to_whose_verdict_a_node_matters(world: World) -> No
     assert world.take()["pools"] == ["tolerant"]
 
 
-def test_a_pool_that_is_gone_is_told_nothing(world: World) -> None:
-    """Not even if it was being looked at as it went."""
+def test_a_deleted_pool_is_not_enqueued(world: World) -> None:
+    """Not even if it was deleted while it was being reconciled."""
     pool, gvisor = world.pools.by_uid("b-uid"), runtime()
     assert pool is not None
     world.pools.observe(pool_body("b", uid="b-uid", version=2), deleted=True)
@@ -357,7 +358,7 @@ def test_a_pool_that_is_gone_is_told_nothing(world: World) -> None:
     assert ("pool", "b-uid") not in world.cluster.nodes._readers
 
 
-def test_what_is_on_a_node_is_offered_as_the_node_allows(world: World) -> None:
+def test_the_pods_of_a_node_are_candidates_only_if_the_node_is_usable(world: World) -> None:
     assert (world.free("a-uid"), world.free("b-uid")) == (1, 1)
     world.put_node("node-a", version=2, unschedulable=True)
     assert (world.free("a-uid"), world.free("b-uid")) == (0, 1)
@@ -366,13 +367,13 @@ def test_what_is_on_a_node_is_offered_as_the_node_allows(world: World) -> None:
     assert world.free("a-uid") == 1
 
 
-def test_a_node_that_goes_takes_its_offers_with_it(world: World) -> None:
+def test_a_deleted_node_removes_its_candidates(world: World) -> None:
     world.router.node_changed(world.nodes.pop("node-a"), None)
     assert world.free("a-uid") == 0
     assert world.take()["pools"] == ALL
 
 
-def test_a_node_that_comes_after_its_pods_is_told_of_them(world: World) -> None:
+def test_a_node_that_is_observed_after_its_pods_has_them_evaluated(world: World) -> None:
     world.put_pod("early", pool_uid="a-uid", node="late", ready=False)
     world.says("early-uid")
     assert not world.cluster.hints.next_probes(NOW)
@@ -391,7 +392,7 @@ def test_a_node_that_comes_after_its_pods_is_told_of_them(world: World) -> None:
     ],
     ids=["node", "pool", "class"],
 )
-def test_what_may_lack_evidence_now_is_looked_for_again(
+def test_a_change_that_may_void_evidence_requests_probes(
     world: World, change: Callable[[World], None]
 ) -> None:
     body = pool_body("a", uid="a-uid", version=2, generation=2, isolationProof="PerNode")
@@ -408,7 +409,7 @@ def test_what_may_lack_evidence_now_is_looked_for_again(
     assert list(world.health.pending_probes())
 
 
-def test_where_nothing_is_published_nodes_are_not_queued() -> None:
+def test_nodes_are_not_enqueued_if_nothing_is_published_on_them() -> None:
     quiet = World(publishes=False)
     quiet.put_node("node-a", version=2, ready=False)
     assert quiet.take() == {"pools": ALL, "runtimes": ["gvisor", "kata"]}
@@ -417,7 +418,7 @@ def test_where_nothing_is_published_nodes_are_not_queued() -> None:
 # --- Pods ----------------------------------------------------------------------------------------
 
 
-def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
+def test_a_changed_pod_enqueues_its_pool_and_its_claim(world: World) -> None:
     world.put_pod("pod-a", pool_uid="a-uid", node="node-a", version=2, ready=False)
     assert world.parts.told == {"a-uid: pod": 1}
     assert world.take() == {"pools": ["a"]}
@@ -433,8 +434,8 @@ def test_a_pods_change_concerns_its_pool_and_its_claim(world: World) -> None:
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
 
 
-def test_a_pod_that_names_a_pool_of_another_namespace_concerns_nobody(world: World) -> None:
-    """It could settle what the pool expects, under a name that it chose."""
+def test_a_pod_that_names_a_pool_of_another_namespace_enqueues_nothing(world: World) -> None:
+    """It could fulfil an expectation of the pool, under a name that its author chose."""
     known = pod("forged", pool_uid="a-uid", node="node-a")
     elsewhere = msgspec.structs.replace(known.metadata, namespace="attacker")
     world.router.pod_changed(None, msgspec.structs.replace(known, metadata=elsewhere))
@@ -443,7 +444,7 @@ def test_a_pod_that_names_a_pool_of_another_namespace_concerns_nobody(world: Wor
     assert world.free("a-uid") == 1
 
 
-def test_a_pod_that_is_gone_is_forgotten_everywhere(world: World) -> None:
+def test_a_deleted_pod_is_forgotten_everywhere(world: World) -> None:
     world.says("pod-a-uid", "a word")
     known = world.pods["pod-a"]
     assert world.cluster.events.get(known) is not None
@@ -453,8 +454,10 @@ def test_a_pod_that_is_gone_is_forgotten_everywhere(world: World) -> None:
     assert world.free("a-uid") == 0
 
 
-def test_a_pod_that_goes_before_it_was_seen_as_a_claims_concerns_the_claim(world: World) -> None:
-    """The watch was down: what it shows next is that the pod is gone."""
+def test_a_pod_that_is_deleted_before_its_owner_was_observed_enqueues_its_claim(
+    world: World,
+) -> None:
+    """The watch was down, and delivers only the deletion of the pod."""
     world.put_claim("job", status={"phase": "Bound", "podUID": "pod-a-uid"}, pool="a")
     world.put_claim("other", status={"phase": "Bound", "podUID": "pod-b-uid"}, pool="b")
     assert world.allocator.allocate("a-uid", "job-uid") is not None
@@ -466,7 +469,7 @@ def test_a_pod_that_goes_before_it_was_seen_as_a_claims_concerns_the_claim(world
     assert "claims" not in world.take(), "it was nobody's"
 
 
-def test_a_pod_that_changes_its_pool_is_gone_from_the_one_and_new_in_the_other(
+def test_a_pod_that_changes_its_pool_is_removed_from_one_and_added_to_the_other(
     world: World,
 ) -> None:
     world.put_pod("pod-a", pool_uid="b-uid", node="node-a", version=2)
@@ -474,7 +477,7 @@ def test_a_pod_that_changes_its_pool_is_gone_from_the_one_and_new_in_the_other(
     assert world.take() == {"pools": ["a", "b"]}
 
 
-def test_a_sandbox_that_sees_the_nodes_kernel_orders_a_probe_and_changes_nothing_else(
+def test_a_sandbox_that_sees_the_nodes_kernel_requests_a_probe_and_changes_nothing_else(
     world: World,
 ) -> None:
     for name, of_pool, runs in (("a", "a-uid", {}), ("k", "k-uid", KATA)):
@@ -496,7 +499,7 @@ def test_a_sandbox_that_sees_the_nodes_kernel_orders_a_probe_and_changes_nothing
 # --- What kubelets say ---------------------------------------------------------------------------
 
 
-def test_a_kubelets_word_concerns_the_pool_of_its_pod_once(world: World) -> None:
+def test_an_event_of_the_kubelet_enqueues_the_pool_of_its_pod_once(world: World) -> None:
     world.put_pod("stuck", pool_uid="a-uid", node="empty", ready=False)
     world.take()
     world.parts.stirred.clear()
@@ -510,7 +513,7 @@ def test_a_kubelets_word_concerns_the_pool_of_its_pod_once(world: World) -> None
     assert world.take() == {}
 
 
-def test_a_quarantine_concerns_the_handlers_pools_and_what_stands_on_the_node(
+def test_a_quarantine_enqueues_the_handlers_pools_and_the_pods_of_the_node(
     world: World,
 ) -> None:
     for handler in ("runsc", "kata"):
@@ -533,7 +536,7 @@ def test_a_quarantine_concerns_the_handlers_pools_and_what_stands_on_the_node(
     assert "ShimMissing" in message
 
 
-def test_a_release_is_told_as_widely_as_the_quarantine(world: World) -> None:
+def test_a_release_enqueues_the_same_keys_as_the_quarantine(world: World) -> None:
     world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=False)
     world.put_pod("stuck", pool_uid="a-uid", node="node-b", ready=False)
     world.probe("node-b", works=False)
@@ -546,10 +549,10 @@ def test_a_release_is_told_as_widely_as_the_quarantine(world: World) -> None:
     assert world.parts.events[-1][:3] == ("Normal", "node-b", "QuarantineLifted")
 
 
-def test_evidence_that_no_verdict_depends_on_concerns_only_who_is_on_the_node(
+def test_evidence_that_changes_no_verdict_enqueues_only_the_pools_on_the_node(
     world: World,
 ) -> None:
-    """In a fleet of thousands of nodes each is probed, and none of that is news to a pool."""
+    """In a fleet of thousands of nodes, each probe would enqueue every pool."""
     world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=True)
     for name, pools in (("empty", []), ("node-b", ["b"])):
         at = world.cluster.nodes.get(name)
@@ -564,7 +567,7 @@ def test_evidence_that_no_verdict_depends_on_concerns_only_who_is_on_the_node(
 # --- Pools ---------------------------------------------------------------------------------------
 
 
-def test_a_pools_status_concerns_itself_and_its_class(world: World) -> None:
+def test_a_changed_pool_status_enqueues_the_pool_and_its_class(world: World) -> None:
     world.put_claim("waiting", pool="a")
     world.take()
     world.pools.observe(pool_body("a", uid="a-uid", version=2, status={"warm": 1}))
@@ -572,7 +575,7 @@ def test_a_pools_status_concerns_itself_and_its_class(world: World) -> None:
     assert world.take() == {"pools": ["a"], "runtimes": ["gvisor"]}
 
 
-def test_a_pools_new_spec_concerns_its_claims_and_both_its_classes(world: World) -> None:
+def test_a_changed_pool_spec_enqueues_its_claims_and_both_classes(world: World) -> None:
     world.put_claim("waiting", pool="a")
     world.put_claim("of another", pool="b")
     world.put_claim("finished", pool="a", status={"phase": "Failed"})
@@ -585,7 +588,7 @@ def test_a_pools_new_spec_concerns_its_claims_and_both_its_classes(world: World)
 
 
 @pytest.mark.parametrize("how", ["deleted", "deleting", "remade"])
-def test_a_pool_that_goes_is_forgotten_and_its_claims_are_told(world: World, how: str) -> None:
+def test_a_deleted_pool_is_forgotten_and_its_claims_are_enqueued(world: World, how: str) -> None:
     world.put_claim("waiting", pool="a")
     world.take()
     match how:
@@ -615,7 +618,7 @@ def test_a_pool_that_goes_is_forgotten_and_its_claims_are_told(world: World, how
         lambda classes: replace(classes, [], "9"),
     ],
 )
-def test_a_class_concerns_its_pools(
+def test_a_changed_class_enqueues_its_pools(
     world: World, change: Callable[[RuntimeClassStore], None]
 ) -> None:
     change(world.classes)
@@ -627,7 +630,7 @@ def test_a_class_concerns_its_pools(
     assert (world.free("a-uid"), world.free("b-uid")) == (0, 0)
 
 
-def test_a_class_that_comes_back_gives_the_sandboxes_back(world: World) -> None:
+def test_the_sandboxes_of_a_recreated_class_are_candidates_again(world: World) -> None:
     world.classes.observe(runtime_class(version=2), deleted=True)
     world.take()
     world.classes.observe(runtime_class(version=3))
@@ -635,7 +638,7 @@ def test_a_class_that_comes_back_gives_the_sandboxes_back(world: World) -> None:
     assert (world.free("a-uid"), world.free("b-uid"), world.free("k-uid")) == (1, 1, 1)
 
 
-def test_the_same_class_again_sets_nothing_in_motion(world: World) -> None:
+def test_an_unchanged_class_enqueues_nothing(world: World) -> None:
     world.classes.observe(runtime_class(version=5))
     assert world.take() == {}
 
@@ -643,14 +646,14 @@ def test_the_same_class_again_sets_nothing_in_motion(world: World) -> None:
 # --- Claims --------------------------------------------------------------------------------------
 
 
-def test_a_claim_concerns_itself(world: World) -> None:
+def test_a_changed_claim_is_enqueued(world: World) -> None:
     world.put_claim("claim")
     assert world.take() == {"claims": ["claim"]}
     world.router.claim_changed(world.claims.pop(("default", "claim")), None)
     assert world.take() == {}
 
 
-def test_a_sandbox_that_falls_to_a_waiting_claim_wakes_it(world: World) -> None:
+def test_a_reservation_enqueues_the_waiting_claim(world: World) -> None:
     world.put_claim("waiting", pool="a")
     assert world.allocator.allocate("a-uid", "first") is not None
     assert world.allocator.allocate("a-uid", "waiting-uid") is None
@@ -659,8 +662,8 @@ def test_a_sandbox_that_falls_to_a_waiting_claim_wakes_it(world: World) -> None:
     assert world.take() == {"pools": ["a"], "claims": ["waiting"]}
 
 
-def test_a_sandbox_that_falls_to_nobody_is_there_for_the_next(world: World) -> None:
-    """Nobody should wait who is not known; if one does, the sandbox must not be lost with him."""
+def test_the_reservation_of_a_deleted_claim_is_released(world: World) -> None:
+    """An unknown claim should never be queued; if one is, its sandbox must not be lost."""
     assert world.allocator.allocate("a-uid", "first") is not None
     assert world.allocator.allocate("a-uid", "unheard of") is None
     world.put_claim("waiting", pool="a")
@@ -672,7 +675,7 @@ def test_a_sandbox_that_falls_to_nobody_is_there_for_the_next(world: World) -> N
     assert candidate.name == "new"
 
 
-def test_all_timers_end_together(world: World) -> None:
+def test_close_cancels_all_timers(world: World) -> None:
     world.router._to.queues.close()
     assert [queue.keys for queue in world.queues.values()] == [["closed"]] * 4
 
@@ -685,7 +688,7 @@ NODES = ["node-a", "node-b"]
 
 
 class Anything(World):
-    """Whatever may happen to classes, pools, nodes and sandboxes; each claim is told its pool."""
+    """Random changes of classes, pools, nodes and sandboxes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -747,7 +750,7 @@ class Anything(World):
         at = self.cluster.nodes.get(name)
         if at is None:
             return
-        self.health._wall = lambda: NOW + self.version
+        self.now = NOW + self.version
         control = evidence(Isolation.NOT_PROVEN, at)
         made_at = NOW + self.version
         self.health.observe_probe(
@@ -847,10 +850,10 @@ happenings = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(happenings, max_size=30))
-def test_whatever_happens_nobody_is_given_a_sandbox_of_another_class(
+def test_no_claim_ever_gets_a_sandbox_of_another_class(
     changes: list[tuple[Any, ...]],
 ) -> None:
-    """There is no second choice: where the pool's own class cannot be had, nothing is."""
+    """If the pool's own class is not usable, the claim gets nothing."""
     world = Anything()
     for what, *about in changes:
         getattr(world, what)(*about)

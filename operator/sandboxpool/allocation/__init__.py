@@ -1,1 +1,1 @@
-"""Which claim gets which sandbox."""
+"""Assigns sandboxes to claims."""

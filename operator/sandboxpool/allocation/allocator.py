@@ -1,12 +1,11 @@
-"""Who gets which warm pod: a pure data structure, one per process, with no awaits inside.
+"""Assigns warm pods to claims: a pure data structure, one per process.
 
-A pod is *free*, or *held*: reserved for a claim or already a claim's. A held pod is never
-offered again, whatever an old watch event says; only its end, or a refused write, frees it. As
-long as claims wait, no pod is free: a pod that is offered goes to the first in line.
+A pod is *free*, or *allocated*: reserved for a claim or already bound. An allocated pod does not
+become free because of an old watch event, but only when it ends or its binding is refused. While
+claims wait, no pod is free: a new candidate is reserved for the claim at the head of the queue.
 
-The cost of a request does not depend on the number of pods or pools: nodes stand in a heap by
-the number of sandboxes claimed on them, entries that are out of date are dropped when they
-surface.
+The cost of an allocation does not depend on the number of pods or pools: the nodes are in a heap by
+their number of allocated sandboxes, and stale entries are dropped when they reach the top.
 """
 
 import heapq
@@ -19,11 +18,11 @@ from sandboxpool.util.resource_version import parse_resource_version
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A warm pod that may be handed out.
+    """A warm pod that is allocatable.
 
     Attributes:
-        version: the resourceVersion that it was seen at.
-        current: it is of the newest template revision.
+        version: the resourceVersion at which the pod was observed.
+        current: whether the pod is of the newest template revision.
     """
 
     uid: str
@@ -35,7 +34,7 @@ class Candidate:
 
 
 class _NodeHeap:
-    """Free pods of one pool and one kind (newest revision or not), by node."""
+    """The free pods of one pool, of the newest revision or of older ones, by node."""
 
     def __init__(self) -> None:
         self.nodes: defaultdict[str, OrderedDict[str, Candidate]] = defaultdict(OrderedDict)
@@ -58,7 +57,7 @@ class _NodeHeap:
         if node not in self.nodes:
             return
         if len(self.heap) > 4 * len(self.nodes) + 64:
-            # Too many entries out of date lie below the surface: start anew.
+            # Too many entries are stale: build the heap again.
             self.heap = [(pool_state.rank(name), name) for name in self.nodes]
             heapq.heapify(self.heap)
         else:
@@ -66,9 +65,10 @@ class _NodeHeap:
 
 
 class _PoolState:
-    """One pool: its free pods, its waiting claims, and how many sandboxes it has where.
+    """The free pods of a pool, its waiting claims, and its number of allocated pods per node.
 
-    Claimed pods outlive their pool, and after a restart are seen without ever having seen it.
+    Allocated pods can outlive their pool, and after a restart the pool may never have been
+    observed.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class _PoolState:
         self.free: dict[str, Candidate] = {}
         self.heaps = {True: _NodeHeap(), False: _NodeHeap()}
         self.waiting: OrderedDict[str, None] = OrderedDict()
-        # A Counter, which does not keep what it is only asked for.
+        # Unlike a defaultdict, a Counter does not insert a key when it is read.
         self.allocated_by_node: Counter[str] = Counter()
 
     def rank(self, node: str) -> int:
@@ -101,7 +101,7 @@ class _PoolState:
                 rank, node = node_heap.heap[0]
                 pods = node_heap.nodes.get(node)
                 if not pods or rank != self.rank(node):
-                    # Out of date: if the node still has pods, a fresher entry stands in the heap.
+                    # The entry is stale: if the node still has pods, the heap has a newer one.
                     heapq.heappop(node_heap.heap)
                     continue
                 candidate = next(iter(pods.values()))
@@ -116,7 +116,7 @@ class _PoolState:
             node_heap.rerank(node, self)
 
     def rebuild(self) -> None:
-        """Order all shelves anew, after the placement has changed."""
+        """Build the heaps again, after a change of the placement."""
         candidates = list(self.free.values())
         self.free.clear()
         self.heaps = {True: _NodeHeap(), False: _NodeHeap()}
@@ -128,8 +128,8 @@ class Allocator:
     """Free pods, waiting claims, reservations.
 
     Args:
-        on_allocation_changed: told the pool and the pod whenever one becomes allocated, or no
-            longer is.
+        on_allocation_changed: called with the uids of pool and pod when the pod becomes allocated
+            or ceases to be.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class Allocator:
         self._allocated: dict[str, tuple[str, str]] = {}
         self._reserved: dict[str, Candidate] = {}
         self._pool_of_claim: dict[str, str] = {}
-        # Versions up to which pods are known to be out of date, by uid.
+        # The versions up to which pods are known to be stale, by uid.
         self._stale_versions: dict[str, int] = {}
 
     def _pool_state(self, pool: str) -> _PoolState:
         return self._pool_states.setdefault(pool, _PoolState())
 
     def set_packed(self, pool: str, *, packed: bool) -> None:
-        """Set whether a pool's claims go to the node with the most or with the fewest."""
+        """Set whether claims get pods of the node with the most or the fewest allocated pods."""
         pool_state = self._pool_state(pool)
         pool_state.known = True
         if pool_state.packed != packed:
@@ -156,7 +156,7 @@ class Allocator:
             pool_state.rebuild()
 
     def add_candidate(self, pool: str, candidate: Candidate) -> str | None:
-        """A pod may be handed out. Return the uid of the waiting claim that got it, if any."""
+        """Add an allocatable pod; return the uid of the waiting claim that got it, if any."""
         if candidate.uid in self._allocated:
             return None
         if parse_resource_version(candidate.version) <= self._stale_versions.get(candidate.uid, -1):
@@ -173,7 +173,7 @@ class Allocator:
         return None
 
     def remove_candidate(self, pod: str) -> bool:
-        """A pod may not be handed out now. Return False if it is already held for a claim."""
+        """Remove a pod that is not allocatable now; return False if it is allocated."""
         pool = self._pool_of_free.pop(pod, None)
         if pool is not None:
             self._pool_states[pool].drop(pod)
@@ -181,7 +181,7 @@ class Allocator:
         return pod not in self._allocated
 
     def allocate(self, pool: str, claim: str) -> Candidate | None:
-        """Reserve a pod for a claim, or put the claim in line; asking again changes nothing."""
+        """Reserve a pod for a claim, or enqueue the claim; a repeated call changes nothing."""
         if claim in self._reserved:
             return self._reserved[claim]
         pool_state = self._pool_state(pool)
@@ -197,12 +197,12 @@ class Allocator:
         return candidate
 
     def waiting_claims(self, pool: str) -> list[str]:
-        """The uids of the claims that wait for a pod of a pool, the first in line at the front."""
+        """The uids of the claims that wait for a pod of a pool, the head of the queue first."""
         pool_state = self._pool_states.get(pool)
         return list(pool_state.waiting) if pool_state else []
 
     def requeue_first(self, pool: str, claim: str) -> None:
-        """Put a claim that had its turn in vain at the front of the line."""
+        """Reserve a pod for a claim, or put the claim at the head of the queue."""
         if self.allocate(pool, claim) is None:
             self._pool_state(pool).waiting.move_to_end(claim, last=False)
 
@@ -213,9 +213,9 @@ class Allocator:
         self.mark_allocated(pool, candidate.uid, candidate.node)
 
     def mark_allocated(self, pool: str, pod: str, node: str) -> None:
-        """A pod is a claim's, or about to be: never offer it, and count it on its node.
+        """Record that a pod is bound or reserved: it is no candidate, and counts on its node.
 
-        A pod that was made for a claim has no node at first.
+        A pod that was created for a claim has no node at first.
         """
         self.remove_candidate(pod)
         was = self._allocated.get(pod)
@@ -231,35 +231,35 @@ class Allocator:
             self._clean_up(was[0])
 
     def release(self, pod: str) -> None:
-        """A pod has ended, or was certainly not handed out."""
+        """Release a pod that has ended, or that certainly was not bound."""
         self._stale_versions.pop(pod, None)
         self._deallocate(pod)
 
     def _deallocate(self, pod: str) -> None:
         self.remove_candidate(pod)
-        held = self._allocated.pop(pod, None)
-        if held is not None:
-            pool, node = held
+        allocation = self._allocated.pop(pod, None)
+        if allocation is not None:
+            pool, node = allocation
             self._pool_state(pool).count(node, -1)
             self._clean_up(pool)
             self._on_allocation_changed(pool, pod)
 
     def mark_stale(self, pod: str, version: str) -> None:
-        """The pod is known to have changed since this version, which the watch has yet to show.
+        """Record that a pod has changed since this version, though the cache does not show it yet.
 
-        Until then it is not offered: a binding would only be refused.
+        Until it does, the pod is no candidate: a binding would be refused.
         """
         self._stale_versions[pod] = parse_resource_version(version)
 
     def confirm_reservation(self, claim: str) -> None:
-        """The reserved pod is the claim's now; it stays held until it ends."""
+        """Record that the reserved pod is bound; it stays allocated until it ends."""
         self._reserved.pop(claim, None)
         self._pool_of_claim.pop(claim, None)
 
     def replace_reservation(self, claim: str) -> Candidate | None:
-        """The reserved pod could not be had: reserve the next one instead.
+        """Reserve another pod for a claim that could not be bound to its reserved one.
 
-        Without another free pod the claim is put first in line: it had its turn.
+        If no pod is free, the claim goes to the head of the queue.
         """
         candidate = self._reserved.pop(claim)
         pool = self._pool_of_claim[claim]
@@ -273,8 +273,8 @@ class Allocator:
         self._reserve(pool, claim, following)
         return following
 
-    def cancel_claim(self, claim: str) -> tuple[str, Candidate] | None:
-        """A claim wants nothing any more. Return its pool and reserved pod, to be offered again."""
+    def cancel_claim(self, claim: str) -> Candidate | None:
+        """Dequeue a claim; return the pod that was reserved for it, to be evaluated again."""
         pool = self._pool_of_claim.pop(claim, None)
         if pool is None:
             return None
@@ -284,18 +284,18 @@ class Allocator:
             self._clean_up(pool)
             return None
         self.release(candidate.uid)
-        return pool, candidate
+        return candidate
 
     def pool_of(self, claim: str) -> str | None:
-        """The pool that a claim waits for, or has something reserved of."""
+        """The pool for whose pods a claim waits, or of which it has a reserved pod."""
         return self._pool_of_claim.get(claim)
 
     def is_allocated(self, pod: str) -> bool:
-        """The pod is reserved for a claim, or a claim's."""
+        """Whether the pod is reserved for a claim or bound."""
         return pod in self._allocated
 
     def forget_pool(self, pool: str) -> list[str]:
-        """A pool is gone. Return the uids of the claims that waited for it."""
+        """Drop a deleted pool; return the uids of the claims that waited for it."""
         pool_state = self._pool_states.get(pool)
         if pool_state is None:
             return []
@@ -310,7 +310,7 @@ class Allocator:
         return waiting
 
     def _clean_up(self, pool: str) -> None:
-        """A pool may be gone, or never have been there: the last of what it had takes it along."""
+        """Drop the state of an unknown pool that has no pods and no claims left."""
         pool_state = self._pool_states.get(pool)
         if pool_state and not (
             pool_state.known
@@ -321,15 +321,15 @@ class Allocator:
             del self._pool_states[pool]
 
     def free(self, pool: str) -> int:
-        """How many pods of a pool could be handed out now."""
+        """The number of free pods of a pool."""
         pool_state = self._pool_states.get(pool)
         return len(pool_state.free) if pool_state else 0
 
     def binding(self, pool: str) -> int:
-        """How many claims are being given a pod of a pool at this moment."""
+        """The number of claims that are being bound to a pod of a pool."""
         return sum(self._pool_of_claim[claim] == pool for claim in self._reserved)
 
     def waiting(self, pool: str) -> int:
-        """How many claims wait for a pod of a pool."""
+        """The number of claims that wait for a pod of a pool."""
         pool_state = self._pool_states.get(pool)
         return len(pool_state.waiting) if pool_state else 0

@@ -1,7 +1,7 @@
-"""Which pods may be handed out: the bridge from the caches to the allocator.
+"""Decides which pods are allocatable, and keeps the allocator's candidates in step with the caches.
 
-A pod is offered when it is ready, unclaimed, of the pool's runtime of this moment, and on a node
-that is well; any change of the pod, its node, its pool or its class asks again.
+A pod is a candidate if it is ready, unclaimed, of the pool's current RuntimeClass, and on a healthy
+node. It is evaluated again when the pod, its node, its pool or the class changes.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,8 +23,8 @@ class CandidateTracker:
     """Keeps the allocator in step with the caches.
 
     Args:
-        is_deleting: whether the deletion of the pod with this uid was asked for.
-        on_allocated: told the uid of a waiting claim that has just been given a pod.
+        is_deleting: whether the deletion of a pod was requested, by the uids of pool and pod.
+        on_allocated: called with the uid of a waiting claim for which a pod was reserved.
     """
 
     def __init__(
@@ -39,22 +39,22 @@ class CandidateTracker:
         self._cluster = cluster
         self._pools = pools
         self._allocator = allocator
-        self._is_leaving = is_deleting
+        self._is_deleting = is_deleting
         self._on_allocated = on_allocated
 
     def is_allocatable(self, pod: Pod, pool: Pool) -> bool:
-        """Whether a claim of this pool may be given this pod now."""
+        """Whether this pod may be bound to a claim of this pool now."""
         return (
             not pool.deleting
             and pool_identity_of(pod) == pool.identity
             and claim_uid_of(pod) is None
             and self._is_of_class(pod, pool)
             and self._has_allocatable_host(pod, pool)
-            and not self._is_leaving(pool.uid, pod.metadata.uid)
+            and not self._is_deleting(pool.uid, pod.metadata.uid)
         )
 
     def _has_allocatable_host(self, pod: Pod, pool: Pool) -> bool:
-        """Ready, on a node that is well; a cordoned one will do where no other node serves."""
+        """Ready on a healthy node; or on a cordoned one, if the pool has no candidate nodes."""
         host_state = self.host_state(pod, pool)
         if is_ready_on_host(pod, host_state):
             return True
@@ -73,7 +73,7 @@ class CandidateTracker:
             return True
 
     def _is_of_class(self, pod: Pod, pool: Pool) -> bool:
-        """The pod is of the pool's class of this moment, and the pool may use that."""
+        """Whether the pod is of the pool's current class, and the class is usable."""
         resolution = self._cluster.resolution(pool)
         return (
             resolution is not None
@@ -83,23 +83,24 @@ class CandidateTracker:
         )
 
     def host_state(self, pod: Pod, pool: Pool | None) -> HostState:
-        """What the pod stands on; a pool that is gone wants what a pool wants unless told."""
+        """The state of the pod's host; for a deleted pool with the default isolation proof."""
         proof = pool.proof if pool is not None else IsolationProof.PER_NODE
         return self._cluster.host_state(pod, proof)
 
     def is_ready_for_claim(self, pod: Pod, pool: Pool | None) -> bool:
-        """Whether a pod that was made for a claim is ready for it, with the proof it needs.
+        """Whether a pod that was started for a claim may be bound to it.
 
-        It has nowhere else to go, so a node that was cordoned meanwhile will do.
+        No other claim gets the pod, so a node that was cordoned meanwhile is no obstacle.
         """
         if pool is not None and not self._is_of_class(pod, pool):
             return False
         return is_ready_on_host(pod, self.host_state(pod, pool).ignoring_cordon())
 
     def should_replace_cold_pod(self, pod: Pod, pool: Pool | None) -> bool:
-        """Whether a pod made for a claim should not be its: another one might do better.
+        """Whether a pod that was started for a claim should be replaced by another one.
 
-        It stands where none of its kind should, or the pool is of another class now.
+        It is on a node whose handler is quarantined or does not isolate, or the pool has another
+        class now.
         """
         if pool is not None and self._is_of_another_class(pod, pool):
             return True
@@ -109,10 +110,10 @@ class CandidateTracker:
         )
 
     def is_invalid_binding(self, pod: Pod, pool: Pool | None) -> bool:
-        """Whether a pod that a claim owns is none that the operator would have bound to it.
+        """Whether the operator would never have bound this pod to a claim that owns it.
 
-        Only what does not pass counts: a pod whose node has become doubtful since the binding is
-        the claim's all the same. A pool that is gone can say nothing.
+        A node that has become unready, or whose proof has expired, since the binding does not make
+        the binding invalid. Nothing is known of the pods of a deleted pool.
         """
         if pool is None:
             return False
@@ -121,19 +122,31 @@ class CandidateTracker:
         return self.host_state(pod, pool).isolation_failed
 
     def _is_of_another_class(self, pod: Pod, pool: Pool) -> bool:
-        """The pool's class is there, and the pod was not made of it."""
+        """Whether the pool's class exists and the pod is not of it."""
         resolution = self._cluster.resolution(pool)
         runtime = resolution.runtime if resolution is not None else None
         return runtime is not None and self._cluster.runtime_of(pod) is not runtime
 
     def evidence(self, pod: Pod, pool: Pool | None) -> str | None:
-        """What proves the pod's isolation, in words, where its pool wants proof."""
+        """The message that says what proves the pod's isolation, if its pool requires proof."""
         return self.host_state(pod, pool).isolation_message or None
 
     def refresh(self, pods: Iterable[Pod]) -> None:
-        """Look at pods again, after they or something around them has changed."""
+        """Evaluate pods again, after a change of the pods or of their hosts."""
         for pod in pods:
             self._refresh(pod)
+
+    def refresh_uid(self, pod_uid: str) -> None:
+        """Evaluate the pod with this uid again, if it exists."""
+        pod = self._cluster.pods.get(pod_uid)
+        if pod is not None:
+            self._refresh(pod)
+
+    def cancel_claim(self, claim_uid: str) -> None:
+        """Dequeue a claim, and make the pod that was reserved for it a candidate again."""
+        released = self._allocator.cancel_claim(claim_uid)
+        if released is not None:
+            self.refresh_uid(released.uid)
 
     def _refresh(self, pod: Pod) -> None:
         pool_uid = self._pools.uid_of(pod)
@@ -143,7 +156,7 @@ class CandidateTracker:
             return
         if claim_uid_of(pod) is not None:
             if pod.finished:
-                # Kept for its logs, and no load on its node.
+                # The pod is kept for its logs and no longer counts on its node.
                 self._allocator.release(uid)
             else:
                 self._allocator.mark_allocated(pool_uid, uid, pod.spec.nodeName)
@@ -165,7 +178,7 @@ class CandidateTracker:
             self._on_allocated(allocated_claim)
 
     def refresh_pool(self, pool: Pool) -> None:
-        """A pool, or its class, has changed."""
+        """Evaluate all pods of a pool again, after a change of the pool or its class."""
         if pool.spec is not None:
             self._allocator.set_packed(pool.uid, packed=pool.spec.placement is Placement.PACKED)
         self.refresh(list(self._cluster.pods.of_pool(*pool.identity).values()))

@@ -7,7 +7,7 @@ from sandboxpool.api.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a claim gets nothing, now or ever."""
+    """Why a claim gets no sandbox, now or ever."""
 
     reason: Reason
     message: str

@@ -1,1 +1,1 @@
-"""The API: models of the kinds, and the names that stand on the objects we write."""
+"""The API: models of the kinds, reasons, and the names of labels and annotations."""

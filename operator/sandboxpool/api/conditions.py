@@ -1,4 +1,4 @@
-"""Conditions, with Kubernetes' rule for time: it moves only when the status does."""
+"""Conditions; lastTransitionTime changes only with the status, as Kubernetes requires."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ _STATUS = {
 
 @dataclass(frozen=True, slots=True)
 class ConditionResult:
-    """A condition before it has a time; ``holds`` None means that nobody can say."""
+    """A condition without its time; the status None means Unknown."""
 
     type: str
     status: bool | None
@@ -32,42 +32,42 @@ class ConditionResult:
 
 
 def conditions(
-    findings: Iterable[ConditionResult],
+    results: Iterable[ConditionResult],
     before: Iterable[core.Condition | Condition],
     generation: int | None,
     now: float,
 ) -> list[Condition]:
-    """Write findings as conditions.
+    """Write results as conditions.
 
     Args:
-        findings: all of them, in the order in which they shall stand.
-        before: the conditions as they stand on the server.
-        generation: the generation that the findings are about; None where conditions have none.
+        results: all conditions, in their order in the status.
+        before: the conditions on the server.
+        generation: the observed generation; None where conditions have none.
         now: seconds since the epoch.
     """
     known = {old.type: old for old in before}
-    result = []
-    for finding in findings:
-        status = _STATUS[finding.status]
-        old = known.get(finding.type)
+    written = []
+    for result in results:
+        status = _STATUS[result.status]
+        old = known.get(result.type)
         since = old.lastTransitionTime if old is not None and old.status == status else None
         if since is None or not _TIMESTAMP.fullmatch(since):
             since = timestamp(now)
-        result.append(
+        written.append(
             Condition(
-                type=finding.type,
+                type=result.type,
                 status=status,
-                reason=str(finding.reason),
-                message=finding.message[:MAX_MESSAGE],
+                reason=str(result.reason),
+                message=result.message[:MAX_MESSAGE],
                 lastTransitionTime=since,
                 observedGeneration=generation,
             )
         )
-    return result
+    return written
 
 
 def stored_conditions(status: Mapping[str, Any]) -> list[core.Condition]:
-    """The conditions of a status as it stands on the server; damage counts as absence."""
+    """The conditions of a status on the server; malformed ones are left out."""
     listed = status.get("conditions")
     known = []
     for condition in listed if isinstance(listed, list) else ():

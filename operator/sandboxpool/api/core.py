@@ -1,7 +1,7 @@
-"""Projections of Kubernetes' own kinds: the fields that we read, and no other.
+"""Projections of Kubernetes' own kinds: only the fields that the operator reads.
 
-Unknown fields are skipped while decoding and never exist in memory: a cached pod costs a few
-hundred bytes instead of tens of kilobytes. Names are the API's own, in its spelling.
+Unknown fields are skipped while decoding, so a cached pod takes a few hundred bytes instead of tens
+of kilobytes. Names are spelled as in the API.
 """
 
 # ruff: noqa: D101 - the API's spelling; the kinds are Kubernetes' own
@@ -67,10 +67,10 @@ class ContainerStatus(msgspec.Struct, frozen=True):
     name: str
     restartCount: int = 0
     ready: bool = False
-    # None from kubelets that have not looked yet.
+    # None until the kubelet has set it.
     started: bool | None = None
     state: ContainerState = ContainerState()
-    # How the one before it ended, if it was restarted.
+    # The end of the previous run, if the container was restarted.
     lastState: ContainerState = ContainerState()
 
 
@@ -85,7 +85,7 @@ class SchedulingGate(msgspec.Struct, frozen=True, gc=False):
 class PodSpec(msgspec.Struct, frozen=True):
     nodeName: str = ""
     runtimeClassName: str = ""
-    # What admission took over from the class.
+    # Admission copies it from the class.
     overhead: dict[str, str] = {}
     schedulingGates: list[SchedulingGate] = []
 
@@ -112,13 +112,13 @@ class Pod(msgspec.Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        """Every container passes its readiness, says the kubelet."""
+        """The condition Ready is True."""
         condition = self.condition("Ready")
         return condition is not None and condition.status == "True"
 
     @property
     def running(self) -> bool:
-        """All of its containers have been started."""
+        """All containers of the pod are running."""
         states = [container.state for container in self.status.containerStatuses]
         return bool(states) and all(state.running is not None for state in states)
 
@@ -158,7 +158,7 @@ class NodeInfo(msgspec.Struct, frozen=True, gc=False):
 class NodeStatus(msgspec.Struct, frozen=True):
     conditions: list[Condition] = []
     nodeInfo: NodeInfo = NodeInfo()
-    # None: the kubelet or its container runtime is too old to say. Never the same as empty.
+    # None, unlike an empty list: the kubelet or container runtime is too old to list handlers.
     runtimeHandlers: list[RuntimeHandler] | None = None
 
 

@@ -1,7 +1,7 @@
-"""What a JSON schema cannot say: CEL rules, list semantics and how a kind is listed.
+"""Markers for what a JSON schema cannot express: CEL rules, list semantics, printer columns.
 
-The models carry these markers, and the generator of the CRDs reads them from the JSON schema that
-pydantic makes. The operator never evaluates a rule: the API server does, before an object exists.
+The models carry these markers, and the CRD generator reads them from pydantic's JSON schema. Only
+the API server evaluates the rules, at admission.
 """
 
 import re
@@ -25,11 +25,11 @@ def wire_name(python_name: str) -> str:
     return first + "".join(_INITIALISMS.get(word, word.capitalize()) for word in rest)
 
 
-# An object that breaks a rule which was added or tightened later must go on: its status, its
-# metadata and what else it says can be written. The API server passes over what an update does not
-# change, but where the status is written only since Kubernetes 1.33. So each rule says it itself.
+# Ratcheting: an object that violates a rule which was added or tightened later must remain
+# updatable. The API server ratchets unchanged values by itself, but for writes of the status only
+# since Kubernetes 1.33, so each rule does it explicitly.
 UNCHANGED = "oldSelf.value() == self"
-# For a rule on a whole object, which is changed by whatever is written.
+# For a rule on a whole object, which every update changes.
 AT_CREATION = "true"
 
 
@@ -43,10 +43,10 @@ class CEL:
         message_expression: The same as an expression; used instead of `message` where it is set.
         reason: The kind of error; the API server's default is `FieldValueInvalid`.
         field_path: The child that the error is about, where the rule stands on its parent.
-        passes: Whether an object that is there already, as `oldSelf.value()`, is not judged.
+        ratchet: An expression; true exempts an existing object, `oldSelf.value()`, from the rule.
             Empty for a rule that compares `self` and `oldSelf` itself.
-        replaces: Keywords of the JSON schema that this rule makes superfluous. The API server's
-            own message for a `pattern` recites the expression and does not say what to do.
+        replaces: Keywords of the JSON schema that this rule replaces. The API server's own message
+            for a `pattern` quotes the expression and does not say what to do.
     """
 
     rule: str
@@ -87,7 +87,7 @@ class CEL:
 
 @dataclass(frozen=True, slots=True)
 class SchemaKeywords:
-    """Keywords that are laid over the JSON schema of an annotated field."""
+    """Keywords that are merged into the JSON schema of an annotated field."""
 
     keywords: Mapping[str, Any]
 
@@ -100,7 +100,7 @@ class SchemaKeywords:
 
 
 def must_not_set(name: str, cure: str) -> CEL:
-    """Refuse a property that belongs to somebody else."""
+    """Forbid a property that another field or component sets."""
     return CEL(
         rule=f"!has(self.{name})",
         message=cure,
@@ -111,10 +111,10 @@ def must_not_set(name: str, cure: str) -> CEL:
 
 
 def immutable(name: str, cure: str) -> CEL:
-    """Refuse any change of a property, adding and removing it included.
+    """Forbid any change of a property, including adding and removing it.
 
-    The rule stands on the parent. On the property itself it would not run at all when the property
-    is added or removed.
+    The rule is set on the parent: on the property itself it would not run when the property is
+    added or removed.
     """
     return CEL(
         rule=(
@@ -129,7 +129,7 @@ def immutable(name: str, cure: str) -> CEL:
 
 
 def list_map(*keys: str) -> SchemaKeywords:
-    """Let several writers own items of a list, told apart by these keys."""
+    """Make a list a map by these keys, so that several field managers can own items of it."""
     return SchemaKeywords(
         {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
     )
@@ -152,7 +152,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Where the `/scale` subresource finds its figures."""
+    """The JSON paths of the `/scale` subresource."""
 
     spec_replicas: str
     status_replicas: str
@@ -171,7 +171,7 @@ class Resource:
     scope: Literal["Namespaced", "Cluster"] = "Namespaced"
     columns: Sequence[Column] = field(default_factory=tuple)
     scale: Scale | None = None
-    # What the status of a new object is before the operator has looked at it.
+    # The default status of a new object, before its first reconciliation.
     first_status: Mapping[str, str] | None = None
 
 
@@ -179,7 +179,7 @@ class Model(BaseModel):
     """Base of all API models.
 
     Unknown fields are ignored, because a newer CRD must not break an older operator. Instances are
-    frozen: what was read from a cache is shared by everybody who looks at it.
+    frozen, because objects of a cache are shared by all readers.
     """
 
     model_config = ConfigDict(

@@ -1,7 +1,7 @@
-"""Names that stand on Kubernetes objects: group, labels, annotations.
+"""Names in Kubernetes objects: API group, labels, annotations.
 
-Labels are an index for selectors and people. What binds a pod to its pool or claim is the owner
-reference and the uid in it; a stripped label must not change who owns what.
+Labels are for selectors and people. A pod belongs to its pool or claim by the owner reference and
+its uid; removing a label must not change the owner.
 """
 
 GROUP = "sandboxpool.io"
@@ -27,17 +27,17 @@ ANNOTATION_SOURCE = f"{GROUP}/source"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 
-# `kubectl get` of it lists all kinds. kubectl looks for categories before resources, so that it
-# must be no name of a kind, of ours or anybody else's.
+# `kubectl get sandboxpool-io` lists all kinds. kubectl looks up categories before resources, so the
+# category must not be the name of any resource.
 CATEGORY = "sandboxpool-io"
 
 HOSTNAME_LABEL = "kubernetes.io/hostname"
 OS_LABEL = "kubernetes.io/os"
-# Labels of nodes that are not to be used, for a handler or by a pool.
+# Labels of nodes that are excluded for a handler or for a pool.
 EXCLUSION_PREFIX = f"excluded.{GROUP}/"
 
-# What a label's value can hold; names of pools and claims become label values.
+# The limit of label values; names of pools and claims become label values.
 MAX_LABEL_VALUE = 63
-# A pod is named after its pool, and its name is its hostname, which holds 63 characters.
+# A pod is named after its pool, and its name is its hostname, which is limited to 63 characters.
 POD_SUFFIX_LENGTH = 10
 MAX_POOL_NAME = 63 - 1 - POD_SUFFIX_LENGTH

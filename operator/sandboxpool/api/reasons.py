@@ -1,7 +1,7 @@
-"""One vocabulary of reasons, shared by conditions, events, metrics and logs.
+"""The reasons of conditions, events, metrics and logs.
 
-A reason that an SRE reads in a condition is the one to search for in the logs and to put in an
-alert's label matcher. Nothing else in the code spells a reason as a string.
+A reason in a condition is the same in the logs and in the label matcher of an alert. No other
+module spells a reason as a string.
 """
 
 from enum import StrEnum
@@ -10,7 +10,7 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a condition has its status, an event was posted or a pod failed."""
 
-    # Things are as they should be.
+    # Nothing is wrong.
     OK = "AsExpected"
 
     # The RuntimeClass (condition RuntimeResolved).
@@ -51,7 +51,7 @@ class Reason(StrEnum):
     POD_ALTERED = "PodAltered"
     NAMESPACE_TERMINATING = "NamespaceTerminating"
 
-    # Who may forge what stands on pods (condition PodsGuarded).
+    # Whether labels and annotations of pods are protected from forgery (condition PodsGuarded).
     ADMISSION_POLICY_INSTALLED = "AdmissionPolicyInstalled"
     NO_ADMISSION_POLICY = "NoAdmissionPolicy"
 
@@ -132,8 +132,8 @@ class Reason(StrEnum):
     BIND_TIMEOUT = "BindTimeout"
     TTL_EXPIRED = "TTLExpired"
 
-    # A sandbox that a claim had and that is no more, or goes. The words are those of Kubernetes'
-    # own condition DisruptionTarget and of kubelets, where they have one.
+    # A claimed sandbox that has ended or is terminating. Where Kubernetes' condition
+    # DisruptionTarget or the kubelet has a reason, it is the same.
     EVICTION_BY_EVICTION_API = "EvictionByEvictionAPI"
     PREEMPTION_BY_SCHEDULER = "PreemptionByScheduler"
     PREEMPTION_BY_KUBELET = "PreemptionByKubelet"
@@ -148,10 +148,10 @@ class Reason(StrEnum):
     POD_DELETED = "PodDeleted"
     POD_LOST = "PodLost"
 
-    # What a claim has.
+    # The sandbox of a claim.
     POD_RESTARTED = "PodRestarted"
     POD_READY = "PodReady"
     POD_NOT_READY = "PodNotReady"
 
-    # What the operator did (events).
+    # Actions of the operator (events).
     SANDBOX_REPLACED = "SandboxReplaced"

@@ -1,15 +1,15 @@
-"""Times as the API writes them, to the second and in UTC, and as we reckon with them."""
+"""Conversion between API timestamps (UTC, whole seconds) and seconds since the epoch."""
 
 import datetime
 
 
 def timestamp(now: float) -> str:
-    """Write seconds since the epoch as the API does."""
+    """Format seconds since the epoch as an API timestamp."""
     return datetime.datetime.fromtimestamp(now, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def epoch(timestamp: str) -> float:
-    """Turn an API timestamp into seconds since the epoch; 0 if it is none."""
+    """Parse an API timestamp to seconds since the epoch; 0 if it is malformed."""
     try:
         return datetime.datetime.fromisoformat(timestamp).timestamp()
     except (ValueError, OverflowError):

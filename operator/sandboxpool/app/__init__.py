@@ -1,1 +1,1 @@
-"""Builds the operator and runs it."""
+"""Builds the components of the operator and runs the process."""

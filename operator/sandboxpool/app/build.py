@@ -1,7 +1,7 @@
-"""The composition root: builds the parts of the operator and connects them.
+"""The composition root: creates the components of the operator and connects them.
 
-Nothing else knows all the parts. The event router exists first; every other part is given what it
-needs when it is made, and the router is connected last.
+The event router is created first. Every other component gets its dependencies at its creation, and
+the router is connected last.
 """
 
 import logging
@@ -51,17 +51,17 @@ from sandboxpool.util.references import ObjectReference
 logger = logging.getLogger(__name__)
 
 USER_AGENT = "sandboxpool-operator"
-# Nodes labelled at once: a pool's first sandboxes wait for those that are not to be used.
+# A pool's first sandboxes wait until the nodes that they must keep away from are labelled.
 NODE_WORKERS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What speaks to the API server, and what says whether it may write.
+    """The clients of the API server, and the leader election that allows their writes.
 
     Attributes:
-        client: refuses writes of a process that does not hold the lease.
-        lease_client: renews the lease, so that no other request delays that.
+        client: refuses to write if the process does not hold the lease.
+        lease_client: only renews the lease, so that no other request delays a renewal.
         clock: the API server's time, in seconds since the epoch.
     """
 
@@ -75,7 +75,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """The parts of one operator process that the process itself starts, stops and asks."""
+    """The components that the operator process starts, stops and reads."""
 
     connection: Connection
     cluster: ClusterCache
@@ -86,7 +86,7 @@ class Components:
     nodes: Informer[Node]
     queues: Queues
     events: EventRecorder
-    inquiry: PodEventReader
+    event_reader: PodEventReader
     records: NodeRecords
     health: Health
     prober: Prober
@@ -105,14 +105,14 @@ def build(
     wall: Callable[[], float],
     clock: Callable[[], float],
 ) -> Components:
-    """Build the parts of one operator process; none of them runs yet.
+    """Create the components of one operator process; none of them runs yet.
 
     Args:
-        settings: how it runs.
-        info: where the API server is.
-        client: speaks to it; made from ``info`` unless given.
-        wall: this machine's own clock, in seconds since the epoch.
-        clock: a monotonic clock, in seconds, that counts the time of a suspension too.
+        settings: the operator's settings.
+        info: the address and credentials of the API server.
+        client: the client to use; created from ``info`` if None.
+        wall: this machine's clock, in seconds since the epoch.
+        clock: a monotonic clock, in seconds, that includes the time of a suspension.
     """
     router = EventRouter()
     pools = PoolStore(_logging_errors(router.pool_changed))
@@ -132,7 +132,7 @@ def build(
         on_drop=metrics.dropped_events.inc,
         wall=wall,
     )
-    inquiry = PodEventReader(client, router.pod_events_read)
+    event_reader = PodEventReader(client, router.pod_events_read)
     fleet = RuntimeStatusGatherer(
         cluster=cluster, pools=pools, issues=issues, wall=wall, clock=clock
     )
@@ -148,7 +148,7 @@ def build(
         nodes=cluster.nodes.get,
         classes=cluster.classes.get,
         sandbox_event=cluster.events.message,
-        event_reader=inquiry,
+        event_reader=event_reader,
         on_started=health.observe_probe_started,
         on_result=health.observe_probe,
         make_room=health.make_room,
@@ -157,7 +157,7 @@ def build(
         seed=lambda: uuid.uuid4().hex,
     )
 
-    # In the order in which a new leader takes their objects in.
+    # In the order in which a new leader processes their objects.
     watch = _Watcher(connection)
     nodes = watch("nodes", "v1", "nodes", Node, router.node_changed)
     watch(
@@ -208,7 +208,7 @@ def build(
         on_start_timeout=health.observe_timeout,
         enqueue=queues.pools.add,
         enqueue_claim=router.enqueue_claim,
-        event_reader=inquiry,
+        event_reader=event_reader,
         probe=settings.to_probe_image(),
         guarded=settings.admission_policy,
         pods_cache_age=pods.staleness,
@@ -222,10 +222,10 @@ def build(
         pools=pools,
         allocator=allocator,
         candidate_tracker=candidate_tracker,
-        cold=pool_reconciler,
+        cold=pool_reconciler.cold_starter,
         events=events,
         observer=metrics,
-        pod_events=inquiry.events_of,
+        pod_events=event_reader.events_of,
         wall=wall,
         clock=clock,
     )
@@ -254,7 +254,7 @@ def build(
             fleet=fleet,
             health=health,
             prober=prober,
-            inquiry=inquiry,
+            event_reader=event_reader,
             events=events,
             metrics=metrics,
             queues=queues,
@@ -272,7 +272,7 @@ def build(
         nodes=nodes,
         queues=queues,
         events=events,
-        inquiry=inquiry,
+        event_reader=event_reader,
         records=records,
         health=health,
         prober=prober,
@@ -285,7 +285,7 @@ def build(
 
 
 def bare_client(info: kopf.ConnectionInfo, metrics: Metrics) -> ApiClient:
-    """A client that needs no lease for its writes: what it asks is a POST, and changes nothing."""
+    """A client that needs no lease for its writes: reviews and dry runs are POSTs, too."""
     return ApiClient(info, user_agent=USER_AGENT, observe=metrics.request)
 
 
@@ -299,7 +299,7 @@ def _connect(
     clock: Callable[[], float],
 ) -> Connection:
     metrics = Metrics(lambda key: pools.get(key) is not None)
-    # Whatever is compared with times in API objects is reckoned in the API server's time.
+    # Times in API objects are compared with the API server's time.
     server_clock = ServerClock(wall, clock)
     watches = Watches()
     lease_client = client or ApiClient(
@@ -308,12 +308,12 @@ def _connect(
     elector = LeaderElector(
         lease_client,
         settings.namespace,
-        # Not even the next process in the same container has the same.
+        # Unique to this process: a restarted container keeps its host name.
         identity=f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}",
         times=settings.lease,
         clock=clock,
         wall=server_clock,
-        not_ready_reason=watches.unfit,
+        not_ready_reason=watches.not_ready_reason,
     )
     client = client or ApiClient(
         info,
@@ -333,7 +333,7 @@ def _connect(
 
 
 class _Watcher:
-    """Makes the informers of a process, each known to its watches and its metrics."""
+    """Creates informers, and adds each of them to the watches and to the metrics."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -358,8 +358,8 @@ class _Watcher:
             **selectors,
         )
         metrics.watch_age.labels(name).set_function(informer.staleness)
-        # A standby's caches are warm, and everything that remembers or decides is as new as in a
-        # process that has just been started: it comes to life when the lease is ours.
+        # A standby keeps its caches warm, but delivers no change to the other components: they
+        # start from scratch when the process acquires the lease.
         informer.hold_notifications()
         self._connection.watches.add(name, informer)
         return informer
@@ -380,26 +380,26 @@ def _queues(settings: Settings, metrics: Metrics, claims: Informer[SandboxClaim]
 
 
 def _lane_of(claims: Informer[SandboxClaim], key: tuple[str, str]) -> tuple[str, str]:
-    """The queue's lane of a claim: its pool, so that a burst on one holds up no other pool's."""
+    """The queue's lane of a claim: its pool, so that a burst on one pool delays no other pool."""
     claim = claims.get(*key)
     return key if claim is None else (key[0], claim.spec.poolName)
 
 
-def _rank(about: ObjectReference) -> int:
-    """Whose events go first: the fleet's are for many, and a claim's for its author alone."""
-    if not about.namespace:
+def _rank(regarding: ObjectReference) -> int:
+    """The priority of an event, lowest first: cluster-scoped objects, pools, then claims."""
+    if not regarding.namespace:
         return 0
-    return 2 if about.kind == names.CLAIM_KIND else 1
+    return 2 if regarding.kind == names.CLAIM_KIND else 1
 
 
 def _logging_errors(handle: Callable[..., None]) -> Callable[..., None]:
-    """The same handler, which logs what it raises: one change that fails must not stop others."""
+    """Wrap a handler so that it logs what it raises: a failed change must not stop others."""
 
     def safe(*states: Any) -> None:
         try:
             handle(*states)
         except Exception:
             keys = [getattr(state, "key", state) for state in states]
-            logger.exception("a change could not be taken in: %s", keys)
+            logger.exception("a change could not be processed: %s", keys)
 
     return safe

@@ -1,11 +1,11 @@
-"""kopf's part: the watches of what people edit, as handlers that hand over and return.
+"""Watches pools and classes with kopf, whose handlers only pass the objects on.
 
-kopf is the shell here, not the engine: no handler that keeps state, patches, or needs a
-finalizer is registered, so kopf writes nothing to the cluster.
+No registered handler keeps state, patches or needs a finalizer, so kopf writes nothing to the
+cluster.
 
-It runs in a thread and an event loop of its own. One bad answer of the API server ends it, and at
-its end it waits for, and cancels, every task of its loop that was made after its start: it must not
-take ours with it, and where it waits in vain nobody must wait for it.
+kopf runs in a thread and an event loop of its own. One bad response of the API server ends it. At
+its end it cancels and waits for every task of its loop that was created after its start, sometimes
+for ever. The tasks of the operator must not be among them, and nothing may wait for kopf's end.
 """
 
 import asyncio
@@ -21,26 +21,26 @@ from sandboxpool.api import names
 
 Observe = Callable[[Mapping[str, Any], bool], None]
 
-# As much as the main thread has. A template may be nested as deep as the API server reads it, and
-# a thread's own default is smaller with some C libraries.
+# As much as the main thread has. A template may be nested as deeply as the API server accepts, and
+# the default of threads is smaller with some C libraries.
 STACK_BYTES = 8 * 1024 * 1024
-# What is left of kopf after its end has so long to close what it has opened.
+# How long kopf's remaining tasks have to close their connections.
 CLOSE_SECONDS = 1.0
 
 
 class KopfEndedError(Exception):
-    """kopf runs no longer, and nobody has asked it to end; the cause is its own error, if any."""
+    """kopf has ended without being stopped; the cause is kopf's own error, if any."""
 
 
 class EndlessBackoff:
     """Delays in seconds between attempts to reach the API server: growing, capped, endless.
 
-    kopf gives up, and ends the operator, when they run out; an outage of the API server must
-    be survived however long it lasts.
+    kopf ends the operator when its delays are exhausted; the operator must survive an outage of the
+    API server of any length.
     """
 
     def __iter__(self) -> Iterator[float]:
-        """Begin anew, as kopf does for each request."""
+        """Restart the delays, as kopf does for each request."""
         delay = 0.2
         while True:
             yield delay
@@ -48,14 +48,14 @@ class EndlessBackoff:
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
-    """Keeps no last-handled state: nothing here reacts to differences."""
+    """Keeps no last-handled state: no handler needs differences."""
 
     def build(self, **_: Any) -> Any:
         """Keep nothing of the object."""
         return {}
 
     def fetch(self, **_: Any) -> None:
-        """Know nothing of earlier states."""
+        """Return no earlier state."""
 
     def store(self, **_: Any) -> None:
         """Write nothing."""
@@ -65,7 +65,7 @@ class NoProgress(kopf.ProgressStorage):
     """Keeps no progress of handlers: the work queues own the retries."""
 
     def fetch(self, **_: Any) -> None:
-        """Know nothing."""
+        """Return no progress."""
 
     def store(self, **_: Any) -> None:
         """Write nothing."""
@@ -77,12 +77,12 @@ class NoProgress(kopf.ProgressStorage):
         """Write nothing."""
 
     def clear(self, *, essence: Any) -> Any:
-        """Leave the essence as it is, uncopied."""
+        """Return the essence unchanged and uncopied."""
         return essence
 
 
 def settings() -> kopf.OperatorSettings:
-    """Kopf's settings, so that it stays silent and never gives up."""
+    """Kopf's settings: it writes nothing to the cluster and retries without end."""
     result = kopf.OperatorSettings()
     result.persistence.diffbase_storage = NoDiffBase()
     result.persistence.progress_storage = NoProgress()
@@ -91,7 +91,7 @@ def settings() -> kopf.OperatorSettings:
     result.scanning.disabled = True
     result.networking.error_backoffs = EndlessBackoff()
     result.networking.request_timeout = 30
-    # It would kill the process some time after its own end.
+    # Otherwise kopf kills the process some time after its own end.
     result.process.ultimate_exiting_timeout = None
     result.watching.server_timeout = 270
     return result
@@ -104,7 +104,7 @@ def register(
     on_pool: Observe,
     on_class: Observe,
 ) -> None:
-    """Register the handlers; each gives the object on, and says whether it was deleted."""
+    """Register the handlers; each passes the object on, and whether it was deleted."""
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
@@ -125,20 +125,21 @@ async def watch(
     """Run kopf until it ends, or until cancelled.
 
     Args:
-        connection: where the API server is; asked at the start, and when a credential is refused.
-        on_pool: told of each pool, in the caller's event loop, and whether it was deleted.
-        on_class: told of each RuntimeClass in the same way.
+        connection: returns the address and credentials of the API server; called at the start and
+            when a credential is refused.
+        on_pool: called in the caller's event loop with each pool, and whether it was deleted.
+        on_class: called in the same way with each RuntimeClass.
 
     Raises:
-        KopfEndedError: it has ended by itself.
+        KopfEndedError: kopf has ended by itself.
     """
-    ours = asyncio.get_running_loop()
-    ended: asyncio.Future[BaseException | None] = ours.create_future()
+    operator_loop = asyncio.get_running_loop()
+    ended: asyncio.Future[BaseException | None] = operator_loop.create_future()
 
-    def hand_over(call: Callable[..., None], *args: Any) -> None:
-        # When our loop is closed the process is about to end.
+    def pass_on(call: Callable[..., None], *args: Any) -> None:
+        # The loop is closed when the process is about to end.
         with suppress(RuntimeError):
-            ours.call_soon_threadsafe(call, *args)
+            operator_loop.call_soon_threadsafe(call, *args)
 
     def end(cause: BaseException | None) -> None:
         if not ended.done():
@@ -148,10 +149,10 @@ async def watch(
     register(
         registry,
         connection=connection,
-        on_pool=lambda body, deleted: hand_over(on_pool, body, deleted),
-        on_class=lambda body, deleted: hand_over(on_class, body, deleted),
+        on_pool=lambda body, deleted: pass_on(on_pool, body, deleted),
+        on_class=lambda body, deleted: pass_on(on_class, body, deleted),
     )
-    thread = _Thread(registry, lambda cause: hand_over(end, cause))
+    thread = _Thread(registry, lambda cause: pass_on(end, cause))
     thread.start_with_stack()
     try:
         cause = await ended
@@ -161,7 +162,7 @@ async def watch(
 
 
 class _Thread(threading.Thread):
-    """Runs kopf; as a daemon it keeps no process from its end."""
+    """Runs kopf; a daemon, so that the process can exit while it still runs."""
 
     def __init__(
         self, registry: kopf.OperatorRegistry, on_end: Callable[[BaseException | None], None]
@@ -175,12 +176,12 @@ class _Thread(threading.Thread):
         self._task: asyncio.Task[None] | None = None
 
     def start_with_stack(self) -> None:
-        """Start with a stack of a size that is known."""
-        former = threading.stack_size(STACK_BYTES)
+        """Start the thread with a stack of ``STACK_BYTES``."""
+        previous = threading.stack_size(STACK_BYTES)
         try:
             self.start()
         finally:
-            threading.stack_size(former)
+            threading.stack_size(previous)
 
     def run(self) -> None:
         cause: BaseException | None = None
@@ -202,17 +203,17 @@ class _Thread(threading.Thread):
             settings=settings(),
             clusterwide=True,
             standalone=True,
-            # Unless told, kopf looks its user up, and the uid of a container need not have a name.
-            identity=socket.gethostname(),  # type: ignore[arg-type]  # a str that it gives a name
+            # By default kopf looks up the user's name, and the uid of a container may have none.
+            identity=socket.gethostname(),  # type: ignore[arg-type]  # kopf has a NewType of str
         )
-        # All of them are to run for ever. `kopf.run_tasks` would wait for the end of each once one
-        # has ended, and some wait for credentials that nobody gets any more.
+        # None of the tasks should end. Once one has, `kopf.run_tasks` would wait for all others,
+        # and some wait for credentials that never come.
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
     def stop(self) -> None:
-        """Ask it to end, and do not wait for that."""
+        """Cancel kopf's main task, without waiting for its end."""
         with self._lock:
             self._stopped = True
             if self._loop is not None and self._task is not None:
@@ -221,13 +222,13 @@ class _Thread(threading.Thread):
 
 
 def _abandon(loop: asyncio.AbstractEventLoop) -> None:
-    """End what is left, as far as it lets itself be ended."""
+    """Cancel the tasks that kopf has left, and close its loop after ``CLOSE_SECONDS`` at most."""
     with suppress(Exception):
-        left = asyncio.all_tasks(loop)
-        for task in left:
+        remaining = asyncio.all_tasks(loop)
+        for task in remaining:
             task.cancel()
-        if left:
-            loop.run_until_complete(asyncio.wait(left, timeout=CLOSE_SECONDS))
-        # Whatever has not ended by now would be told of when it is collected.
+        if remaining:
+            loop.run_until_complete(asyncio.wait(remaining, timeout=CLOSE_SECONDS))
+        # asyncio would log each task that has not ended when the task is garbage-collected.
         loop.set_exception_handler(lambda loop, context: None)
         loop.close()

@@ -1,4 +1,4 @@
-"""JSON logs, one object a line, with the reference of the object that a line is about."""
+"""JSON logs: one object a line, with a reference to the Kubernetes object concerned."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ class JsonFormatter(logging.Formatter):
     converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Make one line of a record."""
+        """Format a record as one line."""
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
@@ -32,9 +32,9 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # kopf says INFO for each handled event.
+    # kopf logs each handled event at INFO.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
-    # Signals are ours, and kopf, which has no say in them, warns of it at each start.
+    # The operator handles signals itself, of which kopf warns at each start.
     logging.getLogger("kopf._core.reactor.running").addFilter(_is_not_about_signals)
 
 

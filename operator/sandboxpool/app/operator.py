@@ -1,4 +1,4 @@
-"""The life of one operator process: it stands by, takes over, leads and ends."""
+"""Runs one operator process: as a standby, at the take-over and as the leader."""
 
 import asyncio
 import logging
@@ -27,18 +27,19 @@ from sandboxpool.observability.webauth import Reviewer
 logger = logging.getLogger(__name__)
 
 LIST_SECONDS = 60.0
-# A new leader labels no node before it has looked at all pools; it asks so often, and goes on then.
-FIRST_LOOKS = 300
-FIRST_LOOK_SECONDS = 0.2
+# A new leader labels no node before it has a verdict of every pool; it waits for this many polls at
+# most.
+VERDICT_POLLS = 300
+VERDICT_POLL_SECONDS = 0.2
 SWEEP_SECONDS = 60.0
 LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
 FLUSH_SECONDS = 1.0
 LEASE_LOST_EXIT_CODE = 3
-# A part that fails is started anew after a pause, which grows unless it has run for a while.
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 60.0
-HEALTHY_WATCH_SECONDS = 300.0
+# A component that fails is restarted with a backoff, which is reset after it has run for a while.
+FIRST_RESTART_SECONDS = 1.0
+LONGEST_RESTART_SECONDS = 60.0
+RESTART_RESET_SECONDS = 300.0
 
 POOLS_PATH = resource_path(names.API_VERSION, names.POOLS)
 CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
@@ -48,11 +49,11 @@ class Operator:
     """One operator process, connected to one cluster.
 
     Args:
-        settings: how it runs.
-        info: where the API server is.
-        client: speaks to it; made from ``info`` unless given.
-        wall: this machine's own clock, in seconds since the epoch.
-        clock: a monotonic clock, in seconds, that counts the time of a suspension too.
+        settings: the operator's settings.
+        info: the address and credentials of the API server.
+        client: the client to use; created from ``info`` if None.
+        wall: this machine's clock, in seconds since the epoch.
+        clock: a monotonic clock, in seconds, that includes the time of a suspension.
     """
 
     def __init__(
@@ -72,34 +73,36 @@ class Operator:
         self._elector = self.components.connection.elector
         self._watches = self.components.connection.watches
         self._main: asyncio.Task[Any] | None = None
-        # The pools and classes are complete.
+        # Set when the pools and classes were listed for the first time.
         self._listed = asyncio.Event()
 
-    async def _survive(self, name: str, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a part of the process until cancelled, and begin anew whenever it ends.
+    async def _supervise(
+        self, name: str, component: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Run a component until cancelled; restart it whenever it ends or fails.
 
-        Nothing that the API server says, and no object of a tenant, may end the process.
+        No response of the API server, and no object of a tenant, may end the process.
         """
         loop = asyncio.get_running_loop()
-        pause = FIRST_PAUSE_SECONDS
+        pause = FIRST_RESTART_SECONDS
         while True:
-            began, cause = loop.time(), "has ended"
+            began, cause = loop.time(), "it has ended"
             try:
-                await part()
+                await component()
             except handlers.KopfEndedError as error:
                 cause = str(error)
             except Exception as error:
                 logger.exception("%s failed", name)
                 cause = repr(error)
-            if loop.time() - began >= HEALTHY_WATCH_SECONDS:
-                pause = FIRST_PAUSE_SECONDS
-            logger.warning("%s: %s; it is started anew in %.0f s", name, cause, pause)
+            if loop.time() - began >= RESTART_RESET_SECONDS:
+                pause = FIRST_RESTART_SECONDS
+            logger.warning("%s: %s; it is restarted in %.0f s", name, cause, pause)
             self._metrics.restarts.labels(name).inc()
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, LONGEST_RESTART_SECONDS)
 
-    async def _list_what_kopf_watches(self) -> None:
-        """List pools and classes every minute: kopf never says what vanished behind its back."""
+    async def _relist_kopf_resources(self) -> None:
+        """List pools and classes every minute: kopf misses what is deleted while it is down."""
         while True:
             try:
                 await list_into(self._client, CLASSES_PATH, self.components.classes)
@@ -107,9 +110,11 @@ class Operator:
                 self._listed.set()
                 wait = LIST_SECONDS
             except (KubeError, *UNREADABLE) as error:
-                # Also where something between us and the API server answers in its place.
-                logger.warning("list of pools and classes: %r", error)
+                # A proxy may respond instead of the API server.
                 wait = LIST_SECONDS if self._listed.is_set() else 1.0
+                logger.warning(
+                    "pools and classes cannot be listed: %r; retried in %.0f s", error, wait
+                )
             await asyncio.sleep(wait)
 
     async def _sweep(self) -> None:
@@ -117,7 +122,7 @@ class Operator:
             try:
                 await self.components.claim_reconciler.sweep()
             except (KubeError, *UNREADABLE) as error:
-                logger.warning("sweep: %s", error)
+                logger.warning("sweep: %s; retried in %.0f s", error, SWEEP_SECONDS)
             await asyncio.sleep(SWEEP_SECONDS)
 
     async def _measure_loop(self) -> None:
@@ -131,12 +136,12 @@ class Operator:
             self._metrics.tasks.set(len(asyncio.all_tasks()))
 
     async def _load_records(self) -> None:
-        """Know what the last process knew before anything is judged."""
+        """Load what the former leader knew of the nodes."""
         while True:
             try:
                 await self.components.health.load()
             except (KubeError, *UNREADABLE) as error:
-                logger.warning("records of the nodes: %s", error)
+                logger.warning("the records of the nodes cannot be read: %s; retried in 1 s", error)
                 await asyncio.sleep(1.0)
             else:
                 return
@@ -145,24 +150,24 @@ class Operator:
         try:
             await self._elector.run()
         except NotLeaderError as error:
-            # Another may lead by now. All that this process knows, and has under way, ends here.
-            self._give_up(str(error))
+            # Another process may lead by now, so requests in flight must not be continued.
+            self._exit(str(error))
 
-    def _give_up(self, why: str) -> None:
-        """End at once; the next process begins as a standby."""
-        logger.critical("%s: the process ends", why)
+    def _exit(self, why: str) -> None:
+        """Exit at once; the restarted process is a standby."""
+        logger.critical("%s: the process exits, and is a standby after its restart", why)
         logging.shutdown()
         os._exit(LEASE_LOST_EXIT_CODE)
 
     async def _take_over(self) -> None:
-        """Become as a process that has just been started, with full caches.
+        """Refresh what the former leader has written until a moment ago.
 
-        The former leader has written until a moment ago. What decides about sandboxes must be no
-        older than our lease: its bindings, and what it has kept of the nodes.
+        Pods, claims and records of the nodes must be no older than the lease, for decisions on
+        sandboxes depend on them.
 
         Raises:
-            TimeoutError: it cannot be read within two durations of the lease. Another may be able
-                to, but not while we hold the lease.
+            TimeoutError: they cannot be read within two lease durations. Another process may be
+                able to, but not while this one holds the lease.
         """
         deadline = asyncio.get_running_loop().time() + 2 * self._settings.lease.lease_duration
         async with asyncio.timeout_at(deadline), asyncio.TaskGroup() as reading:
@@ -175,7 +180,7 @@ class Operator:
             await self._listed.wait()
 
     async def _work(self) -> None:
-        """Decide, now that every cache is complete: a partial view creates and deletes."""
+        """Reconcile; all caches must be complete, as partial ones lead to wrong deletions."""
         logger.info(
             "caches synced: %d pools, %d claims, %d pods, %d nodes",
             len(self.components.pools),
@@ -190,34 +195,37 @@ class Operator:
             "pools": lambda: queues.pools.run(self.components.pool_reconciler.reconcile),
             "runtimes": lambda: queues.runtimes.run(self.components.runtime_reconciler.reconcile),
             "prober": self.components.prober.run,
-            "inquiry": self.components.inquiry.run,
+            "event reader": self.components.event_reader.run,
             "records": self.components.records.run,
             "sweep": self._sweep,
             "kopf": self._kopf,
         }
         if (nodes := queues.nodes) is not None:
-            running["nodes"] = lambda: self._keep_nodes(nodes)
-        async with asyncio.TaskGroup() as parts:
-            for name, part in running.items():
-                parts.create_task(self._survive(name, part))
+            running["nodes"] = lambda: self._publish_on_nodes(nodes)
+        async with asyncio.TaskGroup() as tasks:
+            for name, component in running.items():
+                tasks.create_task(self._supervise(name, component))
 
-    async def _keep_nodes(self, nodes: WorkQueue[str]) -> None:
-        """Keep what is ours on nodes, once every pool was looked at: none of it goes by mistake."""
-        for _ in range(FIRST_LOOKS):
+    async def _publish_on_nodes(self, nodes: WorkQueue[str]) -> None:
+        """Reconcile labels and conditions of nodes, once every pool has a verdict.
+
+        Before that, labels that are still needed would be removed.
+        """
+        for _ in range(VERDICT_POLLS):
             if not any(map(self.components.cluster.lacks_verdict, self.components.pools)):
                 break
-            await asyncio.sleep(FIRST_LOOK_SECONDS)
+            await asyncio.sleep(VERDICT_POLL_SECONDS)
         await nodes.run(self.components.publisher.reconcile)
 
     async def run(self) -> None:
-        """Run until a signal comes, or the lease is lost.
+        """Run until a signal arrives or the lease is lost.
 
         Raises:
             ListenError: metrics or probes cannot be served.
-            StartError: the cluster lacks what cannot be done without.
+            StartError: the cluster lacks a prerequisite.
         """
         self._main = asyncio.current_task()
-        self._take_signals()
+        self._handle_signals()
         async with self._serving():
             with suppress(asyncio.CancelledError):
                 async with bare_client(self._info, self._metrics) as client:
@@ -226,40 +234,40 @@ class Operator:
 
     @asynccontextmanager
     async def _serving(self) -> AsyncGenerator[None]:
-        """Answer probes and scrapes, whether we lead or stand by."""
+        """Serve probes and metrics, as the leader and as a standby."""
         settings = self._settings
-        async with AsyncExitStack() as doors:
+        async with AsyncExitStack() as servers:
             reviewer = None
             if settings.metrics_auth:
-                # A client of its own: one that stands by may ask too, and no renewal of the lease
-                # waits for whoever scrapes.
+                # A client of its own: a standby may send reviews, too, and no renewal of the lease
+                # waits for a review.
                 reviewer = Reviewer(
-                    await doors.enter_async_context(bare_client(self._info, self._metrics))
+                    await servers.enter_async_context(bare_client(self._info, self._metrics))
                 )
-            health = await web.serve_health(*settings.health_listen, self._watches.blind)
-            doors.push_async_callback(health.close)
+            health = await web.serve_health(*settings.health_listen, self._watches.not_synced)
+            servers.push_async_callback(health.close)
             metrics = await web.serve_metrics(
                 *settings.listen, self.components.exposition, reviewer
             )
-            doors.push_async_callback(metrics.close)
-            doors.callback(self.components.exposition.close)
+            servers.push_async_callback(metrics.close)
+            servers.callback(self.components.exposition.close)
             yield
 
-    def _take_signals(self) -> None:
-        """Let a signal end everything at once, so that the next leader need not wait."""
+    def _handle_signals(self) -> None:
+        """End on a signal at once and release the lease, so that the next leader need not wait."""
         if self._main is not None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, self._main.cancel)
 
     async def operate(self) -> None:
-        """Do all but answer probes and scrapes."""
+        """Watch, wait for the lease and lead; probes and metrics are served elsewhere."""
         try:
-            async with self._connected(), asyncio.TaskGroup() as parts:
+            async with self._connected(), asyncio.TaskGroup() as tasks:
                 for name, informer in self._watches:
-                    parts.create_task(self._survive(f"watch of {name}", informer.run))
-                parts.create_task(self._survive("measurement", self._measure_loop))
-                await self._watches.synced()
-                async with self._leading(parts):
+                    tasks.create_task(self._supervise(f"watch of {name}", informer.run))
+                tasks.create_task(self._supervise("measurement", self._measure_loop))
+                await self._watches.wait_for_sync()
+                async with self._leading(tasks):
                     await self._lead()
         finally:
             self.components.queues.close()
@@ -269,9 +277,9 @@ class Operator:
         try:
             await self._take_over()
         except TimeoutError:
-            # Nothing was written yet, so the next one need not wait.
+            # Nothing was written yet, so the next leader need not wait for the lease to expire.
             await self._elector.release()
-            self._give_up("what the former leader has left cannot be read in time")
+            self._exit("pods, claims or records of the nodes cannot be read in time to lead")
             raise
         self._metrics.leader.set(1)
         try:
@@ -287,14 +295,14 @@ class Operator:
             yield
 
     @asynccontextmanager
-    async def _leading(self, parts: asyncio.TaskGroup) -> AsyncGenerator[None]:
-        """Wait for the lease, hold it, and give it back when all has been said."""
-        background = [parts.create_task(self._elect())]
+    async def _leading(self, tasks: asyncio.TaskGroup) -> AsyncGenerator[None]:
+        """Wait for the lease, hold it, and release it after the last write."""
+        background = [tasks.create_task(self._elect())]
         try:
             await self._elector.leading.wait()
             background += [
-                parts.create_task(self._survive("list", self._list_what_kopf_watches)),
-                parts.create_task(self._survive("events", self.components.events.run)),
+                tasks.create_task(self._supervise("list", self._relist_kopf_resources)),
+                tasks.create_task(self._supervise("events", self.components.events.run)),
             ]
             yield
         finally:
@@ -303,9 +311,9 @@ class Operator:
             await self._elector.release()
 
     async def _kopf(self) -> None:
-        """Watch pools and classes; what is missed while it is down the minute's list tells."""
+        """Watch pools and classes; the list of every minute covers what is missed meanwhile."""
         await handlers.watch(
-            # Asked anew at each start: a token is often refused because it is old.
+            # Read again at each start: a refused token is often an expired one.
             connection=connection_info,
             on_pool=lambda body, deleted: self.components.pools.observe(body, deleted=deleted),
             on_class=lambda body, deleted: self.components.classes.observe(body, deleted=deleted),
@@ -313,5 +321,5 @@ class Operator:
 
 
 async def run(settings: Settings) -> None:
-    """Run one operator until it is told to stop."""
+    """Run one operator until a signal arrives."""
     await Operator(settings, connection_info()).run()

@@ -1,8 +1,7 @@
-"""What the operator cannot do without: asked for at the start, and named when it is missing.
+"""Checks the prerequisites of the operator at its start.
 
-An answer that says no ends the process, after it was given a few times: the controllers of a
-cluster that is being set up, or upgraded, may be a moment behind. No answer ends nothing, for the
-next process would have none either.
+A missing prerequisite ends the process after a few checks: controllers of a cluster that is being
+installed or upgraded may lag. A failed request does not, as it would fail in the next process, too.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ from sandboxpool.util.backoff import delay_after
 
 logger = logging.getLogger(__name__)
 
-# Rules in CRDs and admission policies need what came with it. The chart and README say the same.
+# The validation rules of CRDs and admission policies need it. The chart and README say the same.
 OLDEST_KUBERNETES = (1, 30)
 APPLY_CRDS = (
     "run `kubectl apply --server-side --force-conflicts -f crds/` with the files of this version "
@@ -37,63 +36,62 @@ ATTEMPTS = 3
 PAUSE_SECONDS = 2.0
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
-MOST_NAMED = 5
+MAX_LISTED = 5
 
 
 class StartError(Exception):
-    """The operator cannot work here; the message says what is missing, and the cure."""
+    """A prerequisite is missing; the message names it, its consequence and the remedy."""
 
 
 async def check(client: ApiClient, settings: Settings) -> None:
-    """Return when all that is needed is there.
+    """Return when all prerequisites are met.
 
     Args:
-        client: may write before anybody leads; the only write is a dry run.
-        settings: how the operator runs.
+        client: needs no lease for its writes; the only write is a dry run.
+        settings: the operator's settings.
 
     Raises:
-        StartError: something is missing, and still is when asked again.
+        StartError: a prerequisite is missing, at several checks in a row.
     """
-    refusals = silences = 0
+    failed_checks = failed_requests = 0
     while True:
         try:
-            fault = await find_problem(client, settings)
+            problem = await find_problem(client, settings)
         except (KubeError, *UNREADABLE) as error:
-            pause = delay_after(silences, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
-            silences += 1
+            pause = delay_after(failed_requests, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
+            failed_requests += 1
             logger.warning(
-                "the API server does not say whether all that the operator needs is there: %s; it "
-                "is asked again in %.0f s",
+                "the operator's prerequisites cannot be checked: %s; retried in %.0f s",
                 error,
                 pause,
             )
         else:
-            if fault is None:
+            if problem is None:
                 return
-            refusals += 1
-            if refusals == ATTEMPTS:
-                raise StartError(fault)
+            failed_checks += 1
+            if failed_checks == ATTEMPTS:
+                raise StartError(problem)
             pause = PAUSE_SECONDS
         await asyncio.sleep(pause)
 
 
 async def find_problem(client: ApiClient, settings: Settings) -> str | None:
-    """What is missing, why that matters, and the cure; None if there is nothing.
+    """The first missing prerequisite, its consequence and the remedy; None if all are met.
 
     Raises:
-        KubeError: the API server did not answer.
-        UNREADABLE: something between us and it answered in its place.
+        KubeError: a request failed.
+        UNREADABLE: a response cannot be decoded, such as that of a proxy.
     """
     return (
-        await _version(client)
-        or await _kinds(client)
-        or await _rights(client, settings)
-        or await _namespace(client, settings.namespace)
+        await _check_version(client)
+        or await _check_kinds(client)
+        or await _check_permissions(client, settings)
+        or await _check_namespace(client, settings.namespace)
     )
 
 
 async def _read_if_allowed(client: ApiClient, path: str) -> bytes | None:
-    """What anybody may read by default; None where this cluster has taken that right away."""
+    """Read what every user may read by default; None if this cluster forbids it."""
     try:
         return await client.get(path)
     except ApiError as error:
@@ -111,7 +109,7 @@ class _Version(msgspec.Struct):
     gitVersion: str = ""
 
 
-async def _version(client: ApiClient) -> str | None:
+async def _check_version(client: ApiClient) -> str | None:
     answer = await _read_if_allowed(client, "/version")
     if answer is None:
         return None
@@ -123,8 +121,8 @@ async def _version(client: ApiClient) -> str | None:
         return None
     oldest = ".".join(map(str, OLDEST_KUBERNETES))
     return (
-        f"the API server is Kubernetes {version.gitVersion}, which does not know all that the "
-        f"CRDs' rules and the admission policies use; upgrade the cluster to {oldest} or newer"
+        f"the API server is Kubernetes {version.gitVersion}, which does not support the validation "
+        f"rules of the CRDs and admission policies; upgrade the cluster to {oldest} or newer"
     )
 
 
@@ -147,7 +145,7 @@ class _OpenApi(msgspec.Struct):
     components: _Components = msgspec.field(default_factory=_Components)
 
 
-async def _kinds(client: ApiClient) -> str | None:
+async def _check_kinds(client: ApiClient) -> str | None:
     try:
         answer = await _read_if_allowed(client, f"/apis/{names.API_VERSION}")
     except ApiError as error:
@@ -163,11 +161,11 @@ async def _kinds(client: ApiClient) -> str | None:
                 f"the API server does not serve {plural} of {names.API_VERSION} with their "
                 f"status: the CRD is missing or of another version; {APPLY_CRDS}"
             )
-    return await _fields(client)
+    return await _check_fields(client)
 
 
-async def _fields(client: ApiClient) -> str | None:
-    """A field that the CRD lacks is dropped by the API server without a word."""
+async def _check_fields(client: ApiClient) -> str | None:
+    """Check for fields that the CRDs lack: the API server drops them silently."""
     try:
         answer = await _read_if_allowed(client, f"/openapi/v3/apis/{names.API_VERSION}")
     except ApiError as error:
@@ -191,10 +189,10 @@ async def _fields(client: ApiClient) -> str | None:
 def missing_fields(
     model: type[Model] | type[Struct], schema: Mapping[str, Any], path: str = ""
 ) -> Iterator[str]:
-    """The paths of the model's fields that a schema does not have, the outermost only."""
+    """The paths of the model's fields that a schema lacks; of nested ones only the outermost."""
     properties = schema.get("properties")
     if properties is None:
-        # Whatever is written there is kept.
+        # Without a schema, all fields are preserved.
         return
     hints = typing.get_type_hints(model, include_extras=True)
     for name in model.model_fields if issubclass(model, Model) else model.__struct_fields__:
@@ -224,7 +222,7 @@ def _model_in(annotation: Any) -> type[Model] | type[Struct] | None:
     return next((model for model in inner if model is not None), None)
 
 
-# --- The rights ----------------------------------------------------------------------------------
+# --- The permissions -----------------------------------------------------------------------------
 
 REVIEWS_PATH = resource_path("authorization.k8s.io/v1", "selfsubjectaccessreviews")
 
@@ -238,51 +236,53 @@ class _Review(msgspec.Struct):
     status: _ReviewStatus
 
 
-async def _rights(client: ApiClient, settings: Settings) -> str | None:
-    wanted = [
-        right
-        for right in PERMISSIONS
-        if not right.purpose or (getattr(settings, right.purpose) and not right.is_optional)
+async def _check_permissions(client: ApiClient, settings: Settings) -> str | None:
+    required = [
+        permission
+        for permission in PERMISSIONS
+        if not permission.purpose
+        or (getattr(settings, permission.purpose) and not permission.is_optional)
     ]
-    answers = await asyncio.gather(*(_may(client, r, settings.namespace) for r in wanted))
-    missing = [str(right) for right, allowed in zip(wanted, answers, strict=True) if not allowed]
+    answers = await asyncio.gather(*(_is_allowed(client, p, settings.namespace) for p in required))
+    missing = [str(p) for p, allowed in zip(required, answers, strict=True) if not allowed]
     if not missing:
         return None
     return (
-        f"the operator's service account has no right to {_listed(missing)}; install the chart's "
-        "ClusterRole and Role with their bindings (Helm: rbac.create), or grant the same rights"
+        f"the operator's service account has no permission to {_listed(missing)}; install the "
+        "chart's ClusterRole and Role with their bindings (Helm: rbac.create), or grant the same "
+        "permissions"
     )
 
 
-async def _may(client: ApiClient, right: Permission, own_namespace: str) -> bool:
-    resource, _, subresource = right.resource.partition("/")
+async def _is_allowed(client: ApiClient, permission: Permission, own_namespace: str) -> bool:
+    resource, _, subresource = permission.resource.partition("/")
     attributes = {
-        "group": right.group,
+        "group": permission.group,
         "resource": resource,
         "subresource": subresource,
-        "verb": right.verb,
-        "namespace": own_namespace if right.own else "",
-        # Of many, one stands for all.
-        "name": next(iter(right.names), ""),
+        "verb": permission.verb,
+        "namespace": own_namespace if permission.own else "",
+        # One of the names is enough: they are granted together.
+        "name": next(iter(permission.names), ""),
     }
     try:
         answer = await client.create(REVIEWS_PATH, {"spec": {"resourceAttributes": attributes}})
     except ApiError as error:
         if error.status == 403:
-            # This cluster lets nobody ask; a request that is refused will be in the log.
+            # This cluster forbids the review. A request that is refused later will be logged.
             return True
         raise
     status = msgspec.json.decode(answer, type=_Review).status
     if not status.allowed and status.evaluationError:
-        raise KubeError(f"the right to {right}: {status.evaluationError}")
+        raise KubeError(f"the permission to {permission}: {status.evaluationError}")
     return status.allowed
 
 
 # --- The namespace -------------------------------------------------------------------------------
 
 
-async def _namespace(client: ApiClient, namespace: str) -> str | None:
-    """Ask with what we may do there anyway: nothing is written."""
+async def _check_namespace(client: ApiClient, namespace: str) -> str | None:
+    """Check the namespace by a dry run of the Lease's creation, which needs no other permission."""
     path = resource_path(lease.API_VERSION, "leases", namespace)
     try:
         await client.create(path, {"metadata": {"name": lease.NAME}}, {"dryRun": "All"})
@@ -290,8 +290,8 @@ async def _namespace(client: ApiClient, namespace: str) -> str | None:
         if error.not_found or error.namespace_terminating:
             why = "does not exist" if error.not_found else "is being deleted"
             return (
-                f"the namespace {namespace!r} {why}, and the Lease of the operator and its probe "
-                "pods have no place; create it, or set SANDBOXPOOL_NAMESPACE to one that is there"
+                f"the namespace {namespace!r} {why}, so the operator cannot create its Lease and "
+                "its probe pods; create it, or set SANDBOXPOOL_NAMESPACE to one that exists"
             )
         if error.status >= 500 or error.status == 429:
             raise
@@ -299,5 +299,5 @@ async def _namespace(client: ApiClient, namespace: str) -> str | None:
 
 
 def _listed(things: list[str]) -> str:
-    more = len(things) - MOST_NAMED
-    return ", ".join(things[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(things) - MAX_LISTED
+    return ", ".join(things[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,1 +1,1 @@
-"""Handing sandboxes out: the allocator, the two writes of a binding, and a claim's later life."""
+"""SandboxClaims: reconciliation, binding in two writes, expiry and clean-up."""

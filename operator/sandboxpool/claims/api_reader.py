@@ -1,8 +1,8 @@
-"""Live reads of what a final verdict on a claim rests on.
+"""Reads from the API server before irreversible decisions on claims.
 
-Each kind is watched by a connection of its own, so that the cache of one may be far behind that of
-another. What is decided by the caches alone can be decided again; what cannot be taken back waits
-until the API server has the other objects as the caches show them.
+Each kind has a watch of its own, so that the cache of one kind may lag far behind another. A
+decision by the caches alone must be reversible. One that is not is made only when the API server
+has the objects that it depends on as the caches do.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from sandboxpool.runtimes.nodes import node_facts
 from sandboxpool.runtimes.resolve import runtime_from_class
 from sandboxpool.util.resource_version import parse_resource_version
 
-# Where ready sandboxes stand idle on more nodes than this, the cache of nodes is believed.
-MOST_NODES = 10
+# The most nodes that are read for one pool; the cache is trusted for the others.
+MAX_NODES = 10
 
 
 class _Pods(msgspec.Struct):
@@ -34,9 +34,9 @@ _decode_pods = msgspec.json.Decoder(_Pods).decode
 
 
 class ApiReader:
-    """Asks the API server, and holds the caches against its answers.
+    """Compares the caches with the API server.
 
-    All methods raise KubeError where the API server does not answer: nothing is final then.
+    All methods raise KubeError if the API server does not respond.
     """
 
     def __init__(self, client: ApiClient, cluster: ClusterCache) -> None:
@@ -51,7 +51,7 @@ class ApiReader:
         return parse(msgspec.json.decode(answer), None) if answer is not None else None
 
     async def is_pool_current(self, pool: Pool) -> bool:
-        """Whether the server has a pool's spec, and the class that it names, as the caches do."""
+        """Whether the caches of a pool's spec and of its RuntimeClass are current."""
         live = await self.pool(pool.namespace, pool.name)
         if live is None or (live.uid, live.generation) != (pool.uid, pool.generation):
             return False
@@ -69,22 +69,20 @@ class ApiReader:
         return live == self._cluster.classes.get(name)
 
     async def confirms_no_warm(self, pool: Pool, is_allocated: Callable[[str], bool]) -> bool:
-        """Whether a pool is as the caches show it, and has no sandbox of which they do not know.
+        """Whether the caches are current enough to say that a pool has no warm sandbox.
 
-        A sandbox that the cache shows as the server does was judged, and must not be handed out.
-        That may be for its node's sake, so that the node is read then. However many claims find a
-        pool empty at once, one look after another answers all of them.
+        If the cache has a ready pod in the server's version, the pod is not a candidate for a known
+        reason. The reason may be its node, so the nodes of such pods are read, too. Concurrent
+        calls for the same pool share their reads.
 
         Args:
-            pool: whose sandboxes are looked for.
-            is_allocated: whether the pod with this uid is another claim's.
+            pool: the pool.
+            is_allocated: whether the pod with this uid is reserved or bound.
         """
-        question = pool.uid, pool.generation
-        return await self._single_flight.do(
-            question, partial(self._look_for_warm, pool, is_allocated)
-        )
+        key = pool.uid, pool.generation
+        return await self._single_flight.do(key, partial(self._read_no_warm, pool, is_allocated))
 
-    async def _look_for_warm(self, pool: Pool, is_allocated: Callable[[str], bool]) -> bool:
+    async def _read_no_warm(self, pool: Pool, is_allocated: Callable[[str], bool]) -> bool:
         if not await self.is_pool_current(pool):
             return False
         selector = f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}"
@@ -100,7 +98,7 @@ class ApiReader:
             ):
                 return False
         nodes = dict.fromkeys(pod.spec.nodeName for pod in ready)
-        for name in list(nodes)[:MOST_NODES]:
+        for name in list(nodes)[:MAX_NODES]:
             if not await self._is_node_current(name):
                 return False
         return True
@@ -110,7 +108,7 @@ class ApiReader:
         return (node_facts(node) if node is not None else None) == self._cluster.nodes.get(name)
 
     async def is_node_gone(self, name: str) -> bool:
-        """Whether there is no node of this name."""
+        """Whether no node of this name exists; False for an empty name."""
         return bool(name) and await self._node(name) is None
 
     async def _node(self, name: str) -> Node | None:
@@ -119,7 +117,7 @@ class ApiReader:
 
 
 def _is_free(pod: Pod, pool: Pool) -> bool:
-    """Ready, and nobody's yet."""
+    """Whether the pod is ready and unclaimed."""
     return (
         pod.ready
         and pod.metadata.deletionTimestamp is None

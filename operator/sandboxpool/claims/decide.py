@@ -1,4 +1,4 @@
-"""What may be said of a claim without I/O: whether it may have a pod, and its status. Pure."""
+"""Decides on claims without I/O: whether a pool serves a claim, its deadlines and its status."""
 
 import math
 
@@ -34,7 +34,7 @@ from sandboxpool.sandboxes.template import ClaimRef
 
 DEFAULT_TTL_AFTER_FINISHED_SECONDS = 3600
 
-# What a claim may assert of a pool that wants so much proof.
+# The proofs that a claim may assert, by the proof that its pool requires.
 _ASSERTABLE: dict[IsolationProof, tuple[AssertedProof, ...]] = {
     IsolationProof.NONE: (),
     IsolationProof.PER_NODE: (AssertedProof.PER_NODE,),
@@ -43,21 +43,21 @@ _ASSERTABLE: dict[IsolationProof, tuple[AssertedProof, ...]] = {
 
 
 def refusal_for(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
-    """Say why this pool will never serve this claim, if so."""
+    """Why this pool will never serve this claim; None if it may."""
     asserted = claim.spec.runtimeClassName
     if asserted is not None and asserted != spec.runtime_class_name:
         return Refusal(
             Reason.RUNTIME_CLASS_MISMATCH,
             f"spec.runtimeClassName asserts {asserted!r}, but pool {claim.spec.poolName!r} has "
-            f"{spec.runtime_class_name!r}: claim from a pool of that class",
+            f"{spec.runtime_class_name!r}: name a pool of the asserted class in spec.poolName",
         )
     proof = claim.spec.isolationProof
     if proof is not None and proof not in _ASSERTABLE[spec.isolation_proof]:
         return Refusal(
             Reason.ISOLATION_PROOF_MISMATCH,
             f"spec.isolationProof asserts at least {proof.value!r}, but pool "
-            f"{claim.spec.poolName!r} has {spec.isolation_proof.value!r}: claim from a "
-            "pool that wants as much proof",
+            f"{claim.spec.poolName!r} has {spec.isolation_proof.value!r}: name a pool that "
+            "requires as much proof in spec.poolName, or assert less",
         )
     allowed = spec.claims.allowed_metadata_prefixes
     for field in ("labels", "annotations"):
@@ -67,21 +67,21 @@ def refusal_for(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
                 return Refusal(
                     Reason.METADATA_NOT_ALLOWED,
                     f"spec.metadata.{field}[{key!r}] is not allowed: pool "
-                    f"{claim.spec.poolName!r} takes keys that begin with "
+                    f"{claim.spec.poolName!r} allows keys that begin with "
                     f"{', '.join(allowed) or '(nothing: claims.allowedMetadataPrefixes is empty)'}",
                 )
             if key in fixed:
                 return Refusal(
                     Reason.METADATA_NOT_ALLOWED,
                     f"spec.metadata.{field}[{key!r}] is not allowed: the template of pool "
-                    f"{claim.spec.poolName!r} sets it, and a claim cannot replace that; leave it "
-                    "out, or use another key",
+                    f"{claim.spec.poolName!r} sets it, and a claim cannot override that; remove "
+                    "it, or use another key",
                 )
     return None
 
 
 def reference(claim: SandboxClaim) -> ClaimRef:
-    """The claim as it stands on its pod."""
+    """The claim as the metadata of its pod refers to it."""
     return ClaimRef(
         name=claim.metadata.name,
         uid=claim.uid,
@@ -91,16 +91,16 @@ def reference(claim: SandboxClaim) -> ClaimRef:
 
 
 def minimum_wait(claim: SandboxClaim, now: float) -> float:
-    """Seconds that a claim has certainly waited: its creation time is cut to whole seconds.
+    """The least number of seconds for which the claim has existed.
 
-    A creation time in the future, or none, says nothing of the past.
+    The creation time has whole seconds. One in the future, or none, counts as now.
     """
     created = epoch(claim.metadata.creationTimestamp)
     return max(0.0, now - created - 1.0) if created else 0.0
 
 
 def ttl_seconds(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> int | None:
-    """How long the claim may live from its binding; None for as long as it likes."""
+    """Seconds after its binding at which the claim expires; None if it does not expire."""
     wanted = claim.spec.ttlSeconds
     if spec is None:
         return wanted
@@ -113,19 +113,16 @@ def ttl_seconds(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> int | None
 
 
 def is_edited(claim: SandboxClaim) -> bool:
-    """The ttlSeconds of a bound claim are not those that were last looked at.
-
-    Nothing else of a claim's spec can be changed.
-    """
+    """Whether the ttlSeconds of a bound claim were changed: the rest of the spec is immutable."""
     return claim.status.observedGeneration != claim.metadata.generation
 
 
 def expiry(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float | None:
     """Epoch seconds at which a bound claim expires; None if it lives until it is deleted.
 
-    What was promised at the binding stands, whatever has become of the pool's limits. Only the
-    claim's owner changes it, by its ttlSeconds: within the limit of the pool as it is now, which
-    takes nothing back that was promised. Of a pool that is gone there is no limit.
+    The time set at the binding does not change with the pool's limits. The claim's owner changes it
+    by ttlSeconds, within the current limit of the pool, which never shortens what was set before. A
+    deleted pool has no limit.
     """
     bound = epoch(claim.status.boundAt or "")
     if not bound:
@@ -155,7 +152,7 @@ def bound_status(
     evidence: str | None,
     now: float,
 ) -> SandboxClaimStatus:
-    """The status of a claim that has this pod."""
+    """The status of a claim that is bound to this pod."""
     annotations = pod.metadata.annotations
     return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
@@ -184,15 +181,15 @@ def bound_status(
 
 def _readiness(pod: Pod, host_state: HostState) -> tuple[bool, Reason, str]:
     restarted = [restart_cause(c) for c in pod.status.containerStatuses if c.restartCount > 0]
-    ending = termination_cause(pod) if pod.metadata.deletionTimestamp is not None else None
-    if ending is not None:
-        return False, ending.reason, ending.message
+    cause = termination_cause(pod) if pod.metadata.deletionTimestamp is not None else None
+    if cause is not None:
+        return False, cause.reason, cause.message
     if host_state.node is not None and host_state.node.ready and not host_state.handler_served:
         return (
             False,
             Reason.HANDLER_REMOVED,
-            f"node {host_state.node.name} no longer has the handler {host_state.handler!r}: what "
-            "runs goes on, but nothing can be executed or restarted in it",
+            f"node {host_state.node.name} no longer has the handler {host_state.handler!r}: the "
+            "sandbox keeps running, but kubectl exec and restarts of its containers fail",
         )
     if not pod.ready:
         failure = diagnose(pod, None)
@@ -201,7 +198,7 @@ def _readiness(pod: Pod, host_state: HostState) -> tuple[bool, Reason, str]:
         return (
             False,
             Reason.POD_RESTARTED,
-            f"container {', '.join(restarted)} was restarted: what was in it is lost",
+            f"container {', '.join(restarted)} was restarted: the state in it is lost",
         )
     return True, Reason.POD_READY, "the pod is ready"
 
@@ -209,7 +206,7 @@ def _readiness(pod: Pod, host_state: HostState) -> tuple[bool, Reason, str]:
 def pending_status(
     claim: SandboxClaim, reason: Reason, message: str, now: float
 ) -> SandboxClaimStatus:
-    """The status of a claim that has to wait for something it should be told about."""
+    """The status of a claim that waits, with the reason."""
     return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
         phase=ClaimPhase.PENDING,
@@ -220,7 +217,7 @@ def pending_status(
 def finished_status(
     claim: SandboxClaim, phase: ClaimPhase, reason: Reason, message: str, now: float
 ) -> SandboxClaimStatus:
-    """The status of a claim that has come to its end; what it had stays readable."""
+    """The status of a claim that has finished; it keeps what was bound."""
     was = claim.status
     return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
@@ -244,9 +241,9 @@ def cleanup_time(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
 
 
 def finalizer_deadline(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
-    """Epoch seconds until which a bound claim that was deleted keeps its pod for its finalizers.
+    """Epoch seconds until which a deleted claim keeps its pod for its finalizers.
 
-    As long as a finished claim is kept, and never longer than it was promised.
+    The pod is kept as long as a finished claim is, but not beyond the claim's expiry.
     """
     limit = epoch(claim.metadata.deletionTimestamp or "") + _ttl_after_finished(spec)
     expires = expiry(claim, spec)
@@ -254,14 +251,14 @@ def finalizer_deadline(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> flo
 
 
 def _ttl_after_finished(spec: SandboxPoolSpec | None) -> int:
-    """Seconds for which what a claim has left is kept."""
+    """Seconds for which a finished claim is kept."""
     if spec is None:
         return DEFAULT_TTL_AFTER_FINISHED_SECONDS
     return spec.claims.ttl_seconds_after_finished
 
 
 def differ_only_in_messages(old: SandboxClaimStatus, new: SandboxClaimStatus) -> bool:
-    """Whether two statuses say the same, but for the messages of their conditions."""
+    """Whether two statuses differ, and only in the messages of their conditions."""
     return old != new and _without_messages(old) == _without_messages(new)
 
 
@@ -272,17 +269,17 @@ def _without_messages(status: SandboxClaimStatus) -> SandboxClaimStatus:
     return msgspec.structs.replace(status, conditions=without_message)
 
 
-def reported_ending(claim: SandboxClaim) -> TerminationCause | None:
-    """Why the claim's pod goes, if the claim says so already."""
-    told = (
+def reported_cause(claim: SandboxClaim) -> TerminationCause | None:
+    """Why the claim's pod terminates, if the claim's status reports it already."""
+    causes = (
         TerminationCause(Reason(c.reason), c.message)
         for c in claim.status.conditions
-        if _reports_ending(c)
+        if _reports_termination(c)
     )
-    return next(told, None)
+    return next(causes, None)
 
 
-def _reports_ending(condition: Condition) -> bool:
+def _reports_termination(condition: Condition) -> bool:
     return (
         condition.type == "Ready"
         and condition.status == "False"
@@ -291,7 +288,7 @@ def _reports_ending(condition: Condition) -> bool:
 
 
 def choose(claim: SandboxClaim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
-    """Of several pods that carry one claim, keep one: the one it names, else the oldest."""
+    """Split the pods of one claim: the one that its status names, else the oldest; the others."""
     ranked = sorted(
         pods,
         key=lambda pod: (

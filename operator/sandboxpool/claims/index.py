@@ -1,4 +1,4 @@
-"""Which claims name a pool or a pod, so that a change of either looks at no others. Pure."""
+"""An index of the claims that name a pool or a pod, so that a change enqueues no others."""
 
 from collections import defaultdict
 from collections.abc import Hashable
@@ -13,11 +13,11 @@ class ClaimIndex:
 
     def __init__(self) -> None:
         self._by_uid: dict[str, Key] = {}
-        # By uid again, in the order in which they came.
+        # The keys by uid, in the order in which the claims were observed.
         self._by_name: defaultdict[Hashable, dict[str, Key]] = defaultdict(dict)
 
     def put(self, old: SandboxClaim | None, new: SandboxClaim | None) -> None:
-        """Take in a change of one claim."""
+        """Update the index after a change of one claim."""
         if old is not None and (new is None or new.uid != old.uid):
             self._by_uid.pop(old.uid, None)
         if new is not None:
@@ -33,20 +33,20 @@ class ClaimIndex:
                 self._by_name[name][new.uid] = new.key
 
     def get(self, uid: str) -> Key | None:
-        """The claim with this uid."""
+        """The key of the claim with this uid."""
         return self._by_uid.get(uid)
 
     def of_pool(self, pool: Key) -> list[Key]:
-        """The claims that name a pool and have not ended."""
+        """The keys of the unfinished claims that name a pool."""
         return list(self._by_name.get(pool, {}).values())
 
     def of_pod(self, uid: str) -> list[Key]:
-        """The claims that say that they have a pod."""
+        """The keys of the claims whose status names a pod."""
         return list(self._by_name.get(uid, {}).values())
 
 
 def _named_by(claim: SandboxClaim | None) -> set[Hashable]:
-    """The claim's pool, as namespace and name, unless it has ended; and its pod's uid."""
+    """The namespace and name of the claim's pool, unless it has finished; and its pod's uid."""
     if claim is None:
         return set()
     named: set[Hashable] = set()

@@ -1,7 +1,6 @@
-"""What is sent to the API server, and read from it, on account of one claim.
+"""The requests to the API server that concern one claim.
 
-A conditional write is never repeated blindly, and what is final is asked for. Nothing is remembered
-here.
+A conditional write whose outcome is unknown is never repeated before the object was read again.
 """
 
 import asyncio
@@ -40,16 +39,16 @@ _decode_written = msgspec.json.Decoder(_WriteResponse).decode
 
 
 class WriteOutcome(Enum):
-    """What became of the write of a claim's status."""
+    """The outcome of a write of a claim's status."""
 
     DONE = "done"
     GONE = "gone"
     CHANGED = "changed"
-    """The claim is not as it was seen. The watch brings it as it is, and has it looked at again."""
+    """The claim has changed since it was read: the watch will deliver it and enqueue it again."""
 
 
 class ClaimRequests:
-    """The requests, with the answers that they may get."""
+    """Sends the requests and interprets the responses; keeps no state."""
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
@@ -57,7 +56,7 @@ class ClaimRequests:
     async def bind_pod(
         self, claim: SandboxClaim, candidate: Candidate, known: Pod
     ) -> tuple[Pod | None, KubeError | None]:
-        """Send write 1; return the pod as the server has it then, and why it did not succeed."""
+        """Make the claim the owner of a pod; return the resulting pod and the failure, if any."""
         body = {
             "metadata": {
                 "resourceVersion": candidate.version,
@@ -75,25 +74,28 @@ class ClaimRequests:
             if error.not_found:
                 return None, error
             if error.status < 500 and not error.conflict:
-                # A policy refuses what this claim puts on its pod: no other pod would do better.
+                # An admission policy refuses the claim's metadata: it would on any other pod, too.
                 raise
             failure: KubeError = error
         except UnknownOutcomeError as error:
-            logger.warning("binding: %s", error, extra=about(claim).log)
+            logger.warning(
+                "the outcome of the binding is unknown, the pod is read again: %s",
+                error,
+                extra=about(claim).log,
+            )
             failure = error
         return await self.read_back(claim, path, candidate, failure), failure
 
     async def read_back(
         self, claim: SandboxClaim, path: str, candidate: Candidate, failure: KubeError
     ) -> Pod | None:
-        """After a conflict or an unknown outcome only the pod itself can say whose it is.
+        """Read the pod after a conflict or an unknown outcome; None if it was deleted.
 
-        Return it as it is now; None if it is gone. Where it is nobody's, as it was, the write may
-        still be on its way: pod and claim stay together, as another pod would be the claim's
-        second one then.
+        If the pod has not changed, the write may still arrive. The failure is raised then, so that
+        the claim keeps its reservation: another pod could become the claim's second one.
 
         Raises:
-            KubeError: the failure, where it may still turn out to be a success.
+            KubeError: the failure, where the write may still succeed.
         """
         for attempt in range(READ_BACK_ATTEMPTS):
             try:
@@ -111,14 +113,18 @@ class ClaimRequests:
                     raise failure
                 return pod
             await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
-        raise UnknownOutcomeError(f"{path}: nobody can say whether it was given to {claim.key}")
+        raise UnknownOutcomeError(
+            f"{path}: cannot be read after {READ_BACK_ATTEMPTS} tries; it may be bound to the "
+            f"claim {'/'.join(claim.key)}, so both are retried together"
+        )
 
     async def write_status(
         self, claim: SandboxClaim, status: SandboxClaimStatus
     ) -> tuple[WriteOutcome, str]:
-        """Write a claim's status, if it is as it was seen: nothing newer is ever overwritten.
+        """Write a claim's status, on condition of the claim's version.
 
-        Return also the version at which the claim is so, or is otherwise; none if it is gone.
+        Return also the claim's resulting version, or that of the newer state that was found; an
+        empty one if the claim was deleted.
         """
         path = path_of(claim)
         version = claim.metadata.resourceVersion
@@ -131,13 +137,13 @@ class ClaimRequests:
                 if error.not_found:
                     return WriteOutcome.GONE, ""
                 if error.status == 422:
-                    # A failed test and an invalid status look alike: ask.
+                    # A failed test of the version and an invalid status both give a 422.
                     now = await self.read(*claim.key, claim.uid)
                     if now is None:
                         return WriteOutcome.GONE, ""
                     found = now.metadata.resourceVersion
                     if now.status == status:
-                        # By an attempt whose answer was lost.
+                        # Written by an attempt whose response was lost.
                         return WriteOutcome.DONE, found
                     if found == version:
                         raise
@@ -145,16 +151,19 @@ class ClaimRequests:
                     if status.phase is not ClaimPhase.BOUND or not waits:
                         return WriteOutcome.CHANGED, found
                     if attempt == STATUS_ATTEMPTS:
-                        message = f"{path}: changed {attempt} times while it was being told"
+                        message = (
+                            f"{path}: the claim changed {attempt} times while its status was being "
+                            "written"
+                        )
                         raise KubeError(message) from error
-                    # Whatever has changed, it has its pod already.
+                    # Whatever has changed, the claim owns its pod already.
                     version = found
                     continue
                 if error.status < 500:
                     raise
                 failure: Exception = error
             except UnknownOutcomeError as error:
-                # Guarded by the version and the same every time, so it may be sent again.
+                # On condition of the version and idempotent, so it may be sent again.
                 failure = error
             else:
                 return WriteOutcome.DONE, _decode_written(answer).metadata.resourceVersion
@@ -164,7 +173,7 @@ class ClaimRequests:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def delete_pod(self, pod: Pod, why: str) -> None:
-        """Delete exactly this pod, if it still carries what we saw on it."""
+        """Delete this pod, on condition of its uid and version."""
         if pod.metadata.deletionTimestamp is not None:
             return
         about = ObjectReference(
@@ -178,13 +187,12 @@ class ClaimRequests:
                 resource_version=pod.metadata.resourceVersion,
             )
         except ApiError as error:
-            # A conflict says that it has changed since: the watch brings the new state, and with
-            # it this claim again.
+            # After a conflict, the watch delivers the pod's new state and enqueues its claim.
             if not (error.conflict or error.not_found):
                 raise
 
     async def delete_claim(self, claim: SandboxClaim) -> None:
-        """Delete this very claim."""
+        """Delete this claim, on condition of its uid."""
         try:
             await self._client.delete(path_of(claim), uid=claim.uid)
         except ApiError as error:
@@ -192,7 +200,7 @@ class ClaimRequests:
                 raise
 
     async def find_pod(self, claim: SandboxClaim) -> Pod | None:
-        """A pod that the watch no longer shows may only have lost its labels: ask the server."""
+        """The claim's pod, read from the API server: the watch does not show one without labels."""
         path = resource_path(
             "v1", "pods", claim.metadata.namespace, claim.status.podName or "unknown"
         )
@@ -201,13 +209,13 @@ class ClaimRequests:
         return pod if pod is not None and pod.metadata.uid == claim.status.podUID else None
 
     async def is_claim_current(self, claim: SandboxClaim) -> bool:
-        """Whether the server has the claim as the cache shows it: no other process has told it."""
+        """Whether the API server has the claim in the version that the cache has."""
         live = await self.read(*claim.key, claim.uid)
         version = claim.metadata.resourceVersion
         return live is not None and live.metadata.resourceVersion == version
 
     async def read(self, namespace: str, name: str, uid: str) -> SandboxClaim | None:
-        """This very claim by a live read; None if it is gone."""
+        """The claim with this uid, read from the API server; None if it was deleted."""
         path = resource_path(names.API_VERSION, names.CLAIMS, namespace, name)
         answer = await self._client.find(path)
         claim = _decode_claim(answer) if answer is not None else None
@@ -222,7 +230,7 @@ def path_of(claim: SandboxClaim) -> str:
 
 
 def about(claim: SandboxClaim) -> ObjectReference:
-    """The claim, for events and logs."""
+    """The reference to the claim, for events and logs."""
     return ObjectReference(
         names.API_VERSION,
         names.CLAIM_KIND,

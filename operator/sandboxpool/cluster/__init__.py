@@ -1,1 +1,1 @@
-"""What is known of the cluster, in memory: pods, nodes, classes, pools."""
+"""The informer caches and indexes: pods, nodes, RuntimeClasses and pools, in memory."""

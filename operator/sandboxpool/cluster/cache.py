@@ -1,7 +1,7 @@
-"""What we know of the cluster: pods, nodes, classes and sandbox failures, indexed in memory.
+"""The cluster cache: pods, nodes, RuntimeClasses and sandbox failures, indexed in memory.
 
-Fed by the informers, read by the reconcilers; it writes nothing and decides nothing. Every index
-is kept up to date by the change itself, so no reader ever scans what is not its own.
+Informers write it and reconcilers read it. Each event updates every index, so that no reader scans
+objects of others.
 """
 
 import random
@@ -18,14 +18,13 @@ from sandboxpool.cluster.pods import PodIndex
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.runtimes.avoidance import AvoidedNodes, chosen, exclude_nodes
 from sandboxpool.runtimes.evidence import (
-    MAX_AGE_SECONDS,
     Evidence,
-    EvidenceStore,
     Isolation,
     control_failure,
     judge_sandbox,
     no_evidence,
 )
+from sandboxpool.runtimes.evidence_store import MAX_AGE_SECONDS, EvidenceStore
 from sandboxpool.runtimes.exclusion import AVOIDED, handler_key, pool_key
 from sandboxpool.runtimes.hints import Hints
 from sandboxpool.runtimes.host_state import HostState
@@ -41,12 +40,13 @@ MAX_HOST_STATES = 50_000
 
 
 class ClusterCache:
-    """All caches of the cluster's own kinds.
+    """The caches and indexes of the cluster's own kinds.
 
     Args:
-        max_proof_age: seconds after which a proof of isolation is none any more.
+        max_proof_age: seconds after which a proof of isolation expires.
         wall: seconds since the epoch.
-        on_exclusion_change: told the name of a node whose exclusion labels may have to change.
+        on_exclusion_change: called with the name of a node whose exclusion labels may have to
+            change.
     """
 
     def __init__(
@@ -65,24 +65,24 @@ class ClusterCache:
         self.events = SandboxEvents()
         self.classes: dict[str, Runtime] = {}
         self._host_states: dict[tuple[str, str, IsolationProof], HostState] = {}
-        # By the pool's uid, with what they were made of.
+        # By the pool's uid, with the template and class that they were computed from.
         self._constraints: dict[str, tuple[Mapping[str, Any], Runtime, NodeConstraints]] = {}
-        # What the dry run has shown, by the pool's uid, with the revision and class of it.
+        # Constraints after admission, by the pool's uid, with the revision and class they hold for.
         self._admitted: dict[str, tuple[str, Runtime, NodeConstraints]] = {}
-        # The names of the nodes that each pool keeps away from, where it does so.
+        # The names of the nodes that each pool avoids now, by the pool's uid.
         self._avoided: dict[str, tuple[str, ...]] = {}
 
     def resolution(self, pool: Pool) -> Resolution | None:
-        """What the pool's class stands for now; None for a pool that does not fit the API."""
+        """The resolution of the pool's class; None for a pool whose spec is invalid."""
         if pool.spec is None:
             return None
         return resolve(pool.spec.runtime_class_name, pool.spec.expected_handler, self.classes)
 
     def verdict(self, pool: Pool, runtime: Runtime) -> Verdict:
-        """How the fleet stands to a pool.
+        """The verdict of a pool.
 
         Raises:
-            NodeConstraintsError: its template is malformed.
+            NodeConstraintsError: the pool's template is malformed.
         """
         verdict = self.nodes.verdict(
             runtime.handler,
@@ -106,39 +106,39 @@ class ClusterCache:
             self.nodes.on_exclusion_change(name)
 
     def pools_avoiding(self, node: str) -> list[str]:
-        """The uids of the pools that keep away from a node by themselves."""
+        """The uids of the pools that avoid a node."""
         return [uid for uid, nodes in self._avoided.items() if node in nodes]
 
     def exclusion_labels(self, node: str) -> dict[str, str]:
-        """The labels that keep pods off a node."""
+        """The exclusion labels that a node must have."""
         handlers = {runtime.handler for runtime in self.classes.values()}
-        marks = self.nodes.exclusion_reasons(node)
-        labels = {handler_key(h): str(why) for h, why in marks.items() if h in handlers}
+        reasons = self.nodes.exclusion_reasons(node)
+        labels = {handler_key(h): str(reason) for h, reason in reasons.items() if h in handlers}
         return labels | {pool_key(uid): AVOIDED for uid in self.pools_avoiding(node)}
 
     def note_admitted(
-        self, pool: Pool, runtime: Runtime, placement: NodeConstraints | None
+        self, pool: Pool, runtime: Runtime, constraints: NodeConstraints | None
     ) -> None:
-        """What limits the nodes of a pool's pods, as admission leaves them; None: not known."""
-        if placement is None:
+        """Store the node constraints of a pool's pods after admission; None: not known."""
+        if constraints is None:
             self._admitted.pop(pool.uid, None)
-        elif self._admitted.get(pool.uid) != (pool.revision, runtime, placement):
-            self._admitted[pool.uid] = pool.revision, runtime, placement
+        elif self._admitted.get(pool.uid) != (pool.revision, runtime, constraints):
+            self._admitted[pool.uid] = pool.revision, runtime, constraints
 
     def _constraints_of(self, pool: Pool, runtime: Runtime) -> NodeConstraints:
         admitted = self._admitted.get(pool.uid)
         if admitted is not None and admitted[:2] == (pool.revision, runtime):
             return admitted[2]
         known = self._constraints.get(pool.uid)
-        # A template stays the same object for as long as nobody edits it.
+        # The template is the same object until it is edited.
         if known is not None and known[0] is pool.template and known[1] is runtime:
             return known[2]
-        placement = node_constraints_of(pool.template.get("spec") or {}, runtime)
-        self._constraints[pool.uid] = pool.template, runtime, placement
-        return placement
+        constraints = node_constraints_of(pool.template.get("spec") or {}, runtime)
+        self._constraints[pool.uid] = pool.template, runtime, constraints
+        return constraints
 
     def lacks_verdict(self, pool: Pool) -> bool:
-        """Whether a pool that may make sandboxes has not been looked at yet."""
+        """Whether a pool that may create sandboxes has not been reconciled yet."""
         resolution = self.resolution(pool)
         return (
             not pool.deleting
@@ -148,14 +148,14 @@ class ClusterCache:
         )
 
     def forget_pool(self, uid: str) -> None:
-        """The pool is gone, so that no verdict concerns it."""
+        """Drop a deleted pool."""
         self._constraints.pop(uid, None)
         self._admitted.pop(uid, None)
         self._set_avoided(uid, ())
         self.nodes.forget(("pool", uid))
 
     def runtime_of(self, pod: Pod) -> Runtime | None:
-        """The class that a pod was made of; None unless all that it says of it agrees."""
+        """The class of a pod; None unless its class name, uid and handler all match."""
         runtime = self.classes.get(pod.spec.runtimeClassName)
         annotations = pod.metadata.annotations
         agrees = (
@@ -166,7 +166,7 @@ class ClusterCache:
         return runtime if agrees else None
 
     def host_state(self, pod: Pod, proof: IsolationProof) -> HostState:
-        """What a pod stands on, with as much proof as its pool wants."""
+        """The state of the pod's node and handler, with the proof that its pool requires."""
         handler = pod.metadata.annotations.get(names.ANNOTATION_HANDLER, "")
         node = self.nodes.get(pod.spec.nodeName) if pod.spec.nodeName else None
         found = self._evidence_for(pod, node, handler, proof) if node is not None else None
@@ -180,15 +180,14 @@ class ClusterCache:
         )
 
     def host_state_lookup(self, proof: IsolationProof) -> Callable[[Pod], HostState]:
-        """Return ``host_state`` for many pods of one moment.
+        """Return a function as ``host_state`` for many pods at one moment.
 
-        Pods of one node and handler share the answer, unless each has a proof of its own, or is
-        judged by its age; and as long as it stays the same it is the same object, which is quick
-        to compare.
+        Pods of the same node and handler share the result, unless it depends on their own proof or
+        start time. An unchanged result is the same object as before, which is cheap to compare.
         """
         shared: dict[tuple[str, str], HostState] = {}
         if len(self._host_states) > MAX_HOST_STATES:
-            # Of nodes that are gone, for the most part.
+            # Most of them belong to deleted nodes.
             self._host_states.clear()
 
         def host_state(pod: Pod) -> HostState:

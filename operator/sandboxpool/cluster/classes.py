@@ -1,4 +1,4 @@
-"""The RuntimeClasses that exist: fed by kopf's events and by a list every minute."""
+"""The cache of RuntimeClasses: updated by kopf's watch events and by a list every minute."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -14,25 +14,25 @@ logger = logging.getLogger(__name__)
 
 
 class RuntimeClassStore:
-    """Fills a dict of classes, and says which names have changed.
+    """Keeps a dict of classes up to date, and reports which names have changed.
 
-    A watch never takes a class back behind what is known; a list does, as with pools.
+    A watch event never replaces a newer state; a list does, as with pools.
 
     Args:
-        classes: by name; read by everything else.
-        on_change: called with the name of a class that appeared, changed or vanished.
+        classes: by name; shared with all readers.
+        on_change: called with the name of a class that was added, changed or deleted.
     """
 
     def __init__(self, classes: dict[str, Runtime], on_change: Callable[[str], None]) -> None:
         self._classes = classes
         self._on_change = on_change
         self._versions: dict[str, int] = {}
-        # What the list under way has shown, and what watches have told since it was asked for.
+        # The names in the list in progress, and those of watch events since it was requested.
         self._listed: set[str] = set()
         self._watched: set[str] = set()
 
     def observe(self, body: Mapping[str, Any], *, deleted: bool = False) -> None:
-        """Take in one object as a watch shows it; an older state than the known one is ignored."""
+        """Apply a watch event; a state that is older than the known one is ignored."""
         obj = _read(body)
         if obj is None:
             return
@@ -47,21 +47,21 @@ class RuntimeClassStore:
             self._put(name, None)
 
     def begin_list(self) -> None:
-        """A list is about to be asked for: what is told from now on may be newer than it."""
+        """Begin a list: watch events from now on may be newer than its objects."""
         self._listed.clear()
         self._watched.clear()
 
     def is_known(self, namespace: str, name: str, uid: str, version: str) -> bool:
-        """Note an object of the list; return whether it is known as it is there."""
+        """Record that an object is in the list; return whether this version of it is known."""
         del namespace
-        # One that does not fit is not gone.
+        # A malformed object still exists.
         self._listed.add(name)
         known = self._classes.get(name)
         same = self._versions.get(name) == parse_resource_version(version) != 0
         return known is not None and known.uid == uid and same
 
     def put_listed(self, body: Mapping[str, Any]) -> None:
-        """Take in an object of the list."""
+        """Apply an object of the list."""
         obj = _read(body)
         if obj is None:
             return
@@ -73,12 +73,12 @@ class RuntimeClassStore:
         self._put(name, runtime_from_class(obj))
 
     def end_list(self, version: str) -> None:
-        """The list is complete: what it lacks, and nobody has told of since, is gone."""
+        """Remove what the complete list lacks, unless a watch event has shown it since."""
         for name in [name for name in self._classes if name not in self._listed]:
             if name not in self._watched or self._versions.get(name, 0) <= parse_resource_version(
                 version
             ):
-                # A watch that lags behind may still tell of its last days.
+                # A delayed watch may still deliver its last states.
                 self._versions[name] = parse_resource_version(version) + 1
                 self._put(name, None)
 
@@ -96,5 +96,5 @@ def _read(body: Mapping[str, Any]) -> RuntimeClass | None:
     try:
         return msgspec.convert(body, RuntimeClass)
     except (msgspec.ValidationError, RecursionError) as error:
-        logger.warning("a RuntimeClass does not fit and is skipped: %s", error)
+        logger.warning("a RuntimeClass cannot be decoded and is ignored: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""What kubelets said of sandboxes that they could not make."""
+"""The cache of the kubelets' FailedCreatePodSandBox events."""
 
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
@@ -11,32 +11,34 @@ MAX_SANDBOX_EVENTS = 5000
 
 @dataclass(frozen=True, slots=True)
 class SandboxEvent:
-    """What the kubelet said when it could not make a sandbox, and when (epoch seconds)."""
+    """The message of a FailedCreatePodSandBox event, and its time in epoch seconds."""
 
     message: str
     at: float
 
 
-# Namespace, name and uid of the pod, and the node whose kubelet speaks.
-_About = tuple[str, str, str, str]
+# Namespace, name and uid of the pod, and the node of the kubelet.
+_EventKey = tuple[str, str, str, str]
 
 
 class SandboxEvents:
     """The last FailedCreatePodSandBox event of each pod from its own node's kubelet, bounded.
 
-    Anybody who may create Events in a namespace can write any uid, name and source into one. So an
-    event is about a pod only if all of them are the pod's, in the event's own namespace; and where
-    there is no room, the namespace with the most gives way.
+    A user who may create Events in a namespace can set any uid, name and source in them. So an
+    event counts only if all of them match the pod, in the event's own namespace; and at capacity,
+    the oldest event of the namespace with the most events is evicted.
     """
 
     def __init__(self) -> None:
-        self._events: defaultdict[str, OrderedDict[_About, SandboxEvent]] = defaultdict(OrderedDict)
+        self._events: defaultdict[str, OrderedDict[_EventKey, SandboxEvent]] = defaultdict(
+            OrderedDict
+        )
         self._size = 0
 
     def put(self, event: Event) -> bool:
-        """Take in an event; return whether it is the first about its pod.
+        """Store an event; return whether it is the first about its pod.
 
-        A list has the events of a pod in any order: an older one does not replace a newer.
+        Events are listed in any order: an older one does not replace a newer one.
         """
         about, namespace = event.involvedObject, event.metadata.namespace
         if about.namespace != namespace:
@@ -58,27 +60,27 @@ class SandboxEvents:
 
     def get(self, pod: Pod) -> SandboxEvent | None:
         """The last event about a pod."""
-        key = _about(pod)
+        key = _key_of(pod)
         return self._events[key[0]].get(key) if key[0] in self._events else None
 
     def message(self, pod: Pod) -> str | None:
-        """What the last event about a pod says."""
+        """The message of the last event about a pod."""
         event = self.get(pod)
         return event.message if event is not None else None
 
     def forget(self, pod: Pod) -> None:
-        """The pod is gone."""
-        key = _about(pod)
+        """Drop the event of a deleted pod."""
+        key = _key_of(pod)
         if key in self._events.get(key[0], ()):
             self._drop(key[0], key)
 
-    def _drop(self, namespace: str, key: _About) -> None:
+    def _drop(self, namespace: str, key: _EventKey) -> None:
         del self._events[namespace][key]
         self._size -= 1
         if not self._events[namespace]:
             del self._events[namespace]
 
 
-def _about(pod: Pod) -> _About:
+def _key_of(pod: Pod) -> _EventKey:
     metadata = pod.metadata
     return metadata.namespace, metadata.name, metadata.uid, pod.spec.nodeName

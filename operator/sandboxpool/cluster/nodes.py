@@ -1,4 +1,4 @@
-"""The nodes of the cluster, and verdicts over them that are kept up to date node by node."""
+"""The index of nodes, and the verdicts over them, kept up to date node by node."""
 
 import time
 from collections import defaultdict
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from sandboxpool.api.core import Node
-from sandboxpool.runtimes.evidence import EvidenceStore, Isolation
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence_store import EvidenceStore
 from sandboxpool.runtimes.exclusion import (
     INSTALL_GRACE_SECONDS,
     ExclusionReason,
@@ -19,24 +20,24 @@ from sandboxpool.runtimes.quarantine import Quarantines
 from sandboxpool.runtimes.verdict import HandlerState, Verdict, VerdictAggregator, assess_node
 
 VIEW_REVIEW_CHANGES = 1000
-MAX_UNREAD_PLACEMENTS = 1000
+MAX_UNREAD_CONSTRAINTS = 1000
 
-# Who reads a verdict: a pool, by its uid, or a class, by its name.
+# The reader of a verdict: a pool, by its uid, or a class, by its name.
 Reader = tuple[Literal["pool", "class"], str]
 
 
 class _View:
-    """One handler and placement over all nodes, kept up to date node by node."""
+    """The verdict of one handler and node constraints, kept up to date node by node."""
 
-    def __init__(self, handler: str, placement: NodeConstraints, *, proof_wanted: bool) -> None:
+    def __init__(self, handler: str, constraints: NodeConstraints, *, proof_wanted: bool) -> None:
         self.handler = handler
-        self.placement = placement
+        self.constraints = constraints
         self.proof_wanted = proof_wanted
         self.aggregator = VerdictAggregator()
-        # Where there is proof, if it is wanted, and where probes have had no answer for long.
+        # Nodes with proof, if it is required, and nodes whose probes have had no answer for long.
         self.proven: set[str] = set()
-        self.silent: set[str] = set()
-        # A set that keeps an order.
+        self.unanswered: set[str] = set()
+        # An ordered set.
         self.readers: dict[Reader, None] = {}
         self.pools = 0
         self.read = True
@@ -46,14 +47,14 @@ class _View:
 
 
 class NodeIndex:
-    """The facts of all nodes, and verdicts over them.
+    """The facts of all nodes, and the verdicts over them.
 
-    A change of one node costs one look at it for each view, however large the fleet is, and
-    concerns only those who have read a verdict that it has changed. Whoever stands alike to all
-    nodes shares a view: tolerations of what no node has are left out.
+    A change of one node is assessed once for each view, whatever the number of nodes, and only the
+    readers of changed verdicts are reported. Pools with the same constraints share a view, after
+    the tolerations that no node needs have been dropped.
 
-    ``on_exclusion_change`` is told the name of a node whose exclusion labels may have to change,
-    unless it is the node's own change that says so.
+    ``on_exclusion_change`` is called with the name of a node whose exclusion labels may have to
+    change, except for changes of that node itself.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class NodeIndex:
         self._wall = wall
         self.on_exclusion_change = on_exclusion_change
         self.by_hostname = False
-        # Nodes that cannot be labelled, and those that have joined a moment ago.
+        # The names of nodes that cannot be labelled, and of recently joined nodes.
         self._unlabelable: frozenset[str] = frozenset()
         self._recently_joined: set[str] = set()
         self._facts: dict[str, NodeFacts] = {}
@@ -76,7 +77,8 @@ class NodeIndex:
         self._readers: dict[Reader, tuple[NodeConstraints, _View]] = {}
         self._changed: dict[Reader, None] = {}
         self._taints = TaintIndex()
-        # Each placement without the tolerations that no node needs, and by these the placements.
+        # Constraints without the tolerations that no node needs, by the original ones; and the
+        # originals by the keys of the tolerations that were dropped.
         self._normalized: dict[NodeConstraints, NodeConstraints] = {}
         self._by_dropped_taint: defaultdict[TaintKey, set[NodeConstraints]] = defaultdict(set)
         self._changes = 0
@@ -89,9 +91,9 @@ class NodeIndex:
         return self._facts.get(name)
 
     def put(self, old: Node | None, new: Node | None) -> bool:
-        """Take in a change of one node; return whether anything that matters has changed.
+        """Apply a change of one node; return whether its facts have changed.
 
-        A node that does not run Linux is none: nothing of ours can be there.
+        Nodes that do not run Linux are ignored: no sandbox can run there.
         """
         name = (new or old).metadata.name  # type: ignore[union-attr]
         before = self._facts.get(name)
@@ -104,7 +106,7 @@ class NodeIndex:
             self._unlabelable -= {name}
         else:
             self._facts[name] = after
-            if self.seconds_young(after) > 0:
+            if self.install_grace_left(after) > 0:
                 self._recently_joined.add(name)
         self._invalidate_normalized(
             self._taints.change(before.taints if before else (), after.taints if after else ())
@@ -116,8 +118,8 @@ class NodeIndex:
         return True
 
     def reevaluate(self, name: str) -> bool:
-        """A node has changed, or what is known of it; return whether any verdict has."""
-        if name in self._recently_joined and self.seconds_young(self._facts[name]) <= 0:
+        """Assess a node again in all views; return whether any verdict has changed."""
+        if name in self._recently_joined and self.install_grace_left(self._facts[name]) <= 0:
             self._recently_joined.discard(name)
         changed = False
         for view in self._views.values():
@@ -132,30 +134,30 @@ class NodeIndex:
 
     def _assess(self, view: _View, name: str) -> bool:
         had_proof = bool(view.proven)
-        changed = self._stand_alone(view, name)
+        changed = self._assess_alone(view, name)
         if bool(view.proven) != had_proof:
-            # Whether a silent node will do depends on whether another is better.
-            found = [self._stand_alone(view, silent) for silent in list(view.silent)]
+            # Unanswered nodes count as unproven only while another node is proven.
+            found = [self._assess_alone(view, unanswered) for unanswered in list(view.unanswered)]
             changed = changed or any(found)
         return changed
 
-    def _stand_alone(self, view: _View, name: str) -> bool:
+    def _assess_alone(self, view: _View, name: str) -> bool:
         node = self._facts.get(name)
-        assessment, isolation, silent = None, None, False
+        assessment, isolation, unanswered = None, None, False
         if node is not None:
             if view.proof_wanted:
                 seen = self._evidence.current(node, view.handler)
                 isolation = seen.isolation if seen is not None else None
-                silent = self._evidence.is_unanswered(name, view.handler)
+                unanswered = self._evidence.is_unanswered(name, view.handler)
             assessment = assess_node(
                 node,
                 view.handler,
-                view.placement,
+                view.constraints,
                 quarantined=self._quarantines.is_open(name, view.handler),
                 not_isolating=isolation is Isolation.NOT_PROVEN,
-                unproven=silent and bool(view.proven),
-                marked=self._is_exclusion_effective(node, view),
-                young=name in self._recently_joined,
+                unproven=unanswered and bool(view.proven),
+                exclusion_effective=self._is_exclusion_effective(node, view),
+                recently_joined=name in self._recently_joined,
             )
         proven = (
             isolation is Isolation.PROVEN
@@ -163,8 +165,8 @@ class NodeIndex:
             and assessment.eligible
             and assessment.handler_state in (HandlerState.SERVING, HandlerState.UNKNOWN)
         )
-        for names_of, holds in ((view.proven, proven), (view.silent, silent)):
-            (names_of.add if holds else names_of.discard)(name)
+        for names, holds in ((view.proven, proven), (view.unanswered, unanswered)):
+            (names.add if holds else names.discard)(name)
         return view.aggregator.put(name, assessment)
 
     # --- Exclusion labels ------------------------------------------------------------------------
@@ -176,7 +178,7 @@ class NodeIndex:
             node.exclusions,
             view.handler,
             proof_wanted=view.proof_wanted,
-            user_namespaces=view.placement.user_namespaces,
+            user_namespaces=view.constraints.user_namespaces,
         )
 
     def _notify_exclusion_change(self, nodes: Iterable[str]) -> None:
@@ -184,12 +186,12 @@ class NodeIndex:
             self.on_exclusion_change(name)
 
     def exclusion_reasons(self, name: str) -> dict[str, ExclusionReason]:
-        """The handlers of pools that a node is not to be used for, and why."""
+        """The handlers of pools for which a node is excluded, and why."""
         found: dict[str, ExclusionReason] = {}
         for view in self._views.values():
-            why = view.aggregator.exclusion_reason(name) if view.pools else None
-            if why is not None:
-                found[view.handler] = most_severe(why, found.get(view.handler))
+            reason = view.aggregator.exclusion_reason(name) if view.pools else None
+            if reason is not None:
+                found[view.handler] = most_severe(reason, found.get(view.handler))
         return found
 
     @property
@@ -198,13 +200,13 @@ class NodeIndex:
         return self._unlabelable
 
     def set_labelable(self, name: str, possible: bool) -> None:
-        """Whether the labels of a node can be written; pods wait for no label that cannot."""
+        """Record whether a node can be labelled; no pod waits for a label that cannot be set."""
         if possible is (name in self._unlabelable):
             self._unlabelable ^= {name}
             self.reevaluate(name)
 
     def set_by_hostname(self, by_hostname: bool) -> None:
-        """Whether pods have to name the hostnames that they keep away from."""
+        """Set whether pods exclude nodes by hostname."""
         if self.by_hostname is by_hostname:
             return
         self.by_hostname = by_hostname
@@ -214,32 +216,32 @@ class NodeIndex:
             for name in self._facts:
                 self._assess(view, name)
 
-    def seconds_young(self, node: NodeFacts) -> float:
-        """For how long a node's runtimes may yet be installed."""
+    def install_grace_left(self, node: NodeFacts) -> float:
+        """For how many seconds the node's runtimes may still be installed."""
         age = self._wall() - node.created
         return max(0.0, INSTALL_GRACE_SECONDS - max(0.0, age))
 
     def verdict(
         self,
         handler: str,
-        placement: NodeConstraints,
+        constraints: NodeConstraints,
         *,
         proof_wanted: bool,
         reader: Reader | None = None,
     ) -> Verdict:
-        """Judge a handler over all nodes; whoever stands alike to them shares the answer.
+        """The verdict on a handler over all nodes; readers with equal constraints share it.
 
         Args:
-            handler: what the pods' class resolves to.
-            placement: what the class and the template demand of a node.
-            proof_wanted: nodes on which the handler was seen not to isolate are told apart.
-            reader: is told of by ``drain_changed`` once the answer may be another one, for as long
-                as it asks for no other and is not forgotten.
+            handler: the handler of the pods' class.
+            constraints: the node constraints of the class and the template.
+            proof_wanted: proof of isolation is required.
+            reader: ``drain_changed`` reports it when the verdict may have changed, until it reads
+                another verdict or is forgotten.
         """
         known = self._readers.get(reader) if reader is not None else None
-        if known is not None and known[0] is placement and known[1].is_of(handler, proof_wanted):
+        if known is not None and known[0] is constraints and known[1].is_of(handler, proof_wanted):
             return known[1].aggregator.verdict
-        needed = self._normalize(placement)
+        needed = self._normalize(constraints)
         key = handler, needed, proof_wanted
         view = self._views.get(key)
         if view is None:
@@ -250,7 +252,7 @@ class NodeIndex:
         view.read = True
         if reader is not None:
             self.forget(reader)
-            self._readers[reader] = placement, view
+            self._readers[reader] = constraints, view
             view.readers[reader] = None
             if reader[0] == "pool":
                 view.pools += 1
@@ -259,12 +261,12 @@ class NodeIndex:
         return view.aggregator.verdict
 
     def drain_changed(self) -> list[Reader]:
-        """Whose verdict may be another one than at the last call, each once."""
+        """Return the readers whose verdict may have changed since the last call, each once."""
         changed, self._changed = self._changed, {}
         return list(changed)
 
     def forget(self, reader: Reader) -> None:
-        """A reader is gone, or asks for something else."""
+        """Unregister a reader that is deleted or reads another verdict."""
         known = self._readers.pop(reader, None)
         if known is None:
             return
@@ -276,40 +278,40 @@ class NodeIndex:
                 self._notify_exclusion_change(view.aggregator.excluded_nodes())
 
     def is_read_by(self, reader: Reader) -> bool:
-        """Whether a reader has asked for a verdict."""
+        """Whether a reader is registered for a verdict."""
         return reader in self._readers
 
     # --- Tolerations -----------------------------------------------------------------------------
 
-    def _normalize(self, placement: NodeConstraints) -> NodeConstraints:
-        """The same without the tolerations that no node needs now."""
-        needed = self._normalized.get(placement)
+    def _normalize(self, constraints: NodeConstraints) -> NodeConstraints:
+        """Drop the tolerations that no node needs now."""
+        needed = self._normalized.get(constraints)
         if needed is None:
-            needed, unneeded = self._taints.split(placement)
-            self._normalized[placement] = needed
-            for mark in unneeded:
-                self._by_dropped_taint[mark].add(placement)
+            needed, dropped = self._taints.split(constraints)
+            self._normalized[constraints] = needed
+            for key in dropped:
+                self._by_dropped_taint[key].add(constraints)
         return needed
 
-    def _invalidate_normalized(self, marks: set[TaintKey]) -> None:
-        """A node has taints that none had: whoever tolerates them stands otherwise to it."""
-        longer = {p for mark in marks for p in self._by_dropped_taint.pop(mark, ())}
-        if not longer:
+    def _invalidate_normalized(self, new: set[TaintKey]) -> None:
+        """Normalize again the constraints whose dropped tolerations match new taints."""
+        stale = {c for key in new for c in self._by_dropped_taint.pop(key, ())}
+        if not stale:
             return
-        for placement in longer:
-            self._normalized.pop(placement, None)
-        for reader in [r for r, (placement, _) in self._readers.items() if placement in longer]:
+        for constraints in stale:
+            self._normalized.pop(constraints, None)
+        for reader in [r for r, (constraints, _) in self._readers.items() if constraints in stale]:
             self._changed[reader] = None
-            # It has to ask for another view.
+            # The reader needs another view.
             self.forget(reader)
 
     def _review(self) -> None:
-        """Drop the views that nobody has read for long, and the placements that nobody has."""
+        """Drop the views that nobody has read lately, and constraints without a reader."""
         self._views = {k: view for k, view in self._views.items() if view.read or view.readers}
         for view in self._views.values():
             view.read = False
-        if len(self._normalized) > 2 * len(self._readers) + MAX_UNREAD_PLACEMENTS:
+        if len(self._normalized) > 2 * len(self._readers) + MAX_UNREAD_CONSTRAINTS:
             self._normalized.clear()
             self._by_dropped_taint.clear()
-            for placement, _ in self._readers.values():
-                self._normalize(placement)
+            for constraints, _ in self._readers.values():
+                self._normalize(constraints)

@@ -5,9 +5,9 @@ from sandboxpool.api.core import OwnerReference, Pod
 
 
 def controller_of(pod: Pod, kind: str) -> OwnerReference | None:
-    """The pod's controller, if it is one of our kinds, of this kind.
+    """The controller owner of a pod, if it is of this kind and of our API group.
 
-    Labels and annotations own nothing: whoever may create pods writes them.
+    Labels and annotations prove no ownership: any user who may create pods can set them.
     """
     owner = pod.metadata.controller
     if owner is None or owner.kind != kind or owner.apiVersion.partition("/")[0] != names.GROUP:
@@ -16,16 +16,16 @@ def controller_of(pod: Pod, kind: str) -> OwnerReference | None:
 
 
 def claim_uid_of(pod: Pod) -> str | None:
-    """The uid of the claim that owns a pod; it means a claim of the pod's own namespace only."""
+    """The uid of the claim that owns a pod; valid only in the pod's own namespace."""
     owner = controller_of(pod, names.CLAIM_KIND)
     return owner.uid if owner is not None else None
 
 
 def pool_uid_of(pod: Pod) -> str | None:
-    """The uid of the pool that a pod belongs to: its owner, or, once a claim owns it, its label.
+    """The uid of the pod's pool: of its owner, or of its label once a claim owns the pod.
 
-    It means a pool of the pod's own namespace only. A pod that somebody took, by making himself
-    its owner, or set free, by taking the owner away, is no longer the pool's.
+    The uid is valid only in the pod's own namespace. A pod whose owner reference to the pool was
+    replaced by one to another object, or removed, does not belong to the pool any more.
     """
     owner = controller_of(pod, names.POOL_KIND)
     if owner is not None:
@@ -36,5 +36,5 @@ def pool_uid_of(pod: Pod) -> str | None:
 
 
 def pool_identity_of(pod: Pod) -> tuple[str, str]:
-    """Namespace and uid of the pool that a pod belongs to; an empty uid if it is no pool's."""
+    """Namespace and uid of the pod's pool; the uid is empty if the pod belongs to no pool."""
     return pod.metadata.namespace, pool_uid_of(pod) or ""

@@ -1,4 +1,4 @@
-"""The pods of the cluster that are ours, indexed in memory."""
+"""The index of the operator's pods."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ _Owner = tuple[str, str]
 class PodIndex:
     """Pods by pool, by claim and by node.
 
-    An owner is a uid in the pod's own namespace: an owner reference to an object of another
-    namespace, which anybody can write, leads nowhere.
+    Owners are identified by namespace and uid, so that an owner reference to an object of another
+    namespace, which any user can write, has no effect.
     """
 
     def __init__(self) -> None:
@@ -24,13 +24,13 @@ class PodIndex:
         self._by_node: defaultdict[str, dict[str, Pod]] = defaultdict(dict)
 
     def put(self, old: Pod | None, new: Pod | None) -> None:
-        """Take in a change of one pod."""
+        """Apply a change of one pod."""
         if old is not None:
             uid = old.metadata.uid
             self._by_uid.pop(uid, None)
             for index, key in self._owners(old):
-                _take_out(index, key, uid)
-            _take_out(self._by_node, old.spec.nodeName, uid)
+                _remove(index, key, uid)
+            _remove(self._by_node, old.spec.nodeName, uid)
         if new is not None:
             self._by_uid[new.metadata.uid] = new
             for index, key in self._owners(new):
@@ -51,11 +51,11 @@ class PodIndex:
         return list(self._by_uid.values())
 
     def of_pool(self, namespace: str, uid: str) -> Mapping[str, Pod]:
-        """The pods of a pool by uid, claimed ones included; not to be kept across an await."""
+        """The pods of a pool by uid, with the claimed ones; a live view, invalid after an await."""
         return self._by_pool.get((namespace, uid), {})
 
     def of_claim(self, namespace: str, uid: str) -> list[Pod]:
-        """The pods that a claim owns: one, if all is well."""
+        """The pods that a claim owns; normally one."""
         return list(self._by_claim.get((namespace, uid), {}).values())
 
     def on_node(self, name: str) -> list[Pod]:
@@ -67,7 +67,7 @@ class PodIndex:
         return [pod for pods in self._by_claim.values() for pod in pods.values()]
 
 
-def _take_out(index: dict[Any, dict[str, Pod]], key: Any, uid: str) -> None:
+def _remove(index: dict[Any, dict[str, Pod]], key: Any, uid: str) -> None:
     if key in index:
         index[key].pop(uid, None)
         if not index[key]:

@@ -1,4 +1,4 @@
-"""A pool as the operator holds it: identity, parsed spec, and what its status says now."""
+"""A SandboxPool in the cache: identity, parsed spec and current status."""
 
 import hashlib
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ class Pool:
     """One SandboxPool.
 
     Attributes:
-        spec: None if the object does not fit the API; ``problem`` says how then.
-        template: the pod template as it was written, for the pods that we make.
-        status: the status as it stands on the server, possibly damaged by others.
-        version: the resourceVersion that this was read at.
+        spec: None if the spec is invalid; ``spec_error`` says why.
+        template: the pod template as the user wrote it.
+        status: the status on the server, possibly changed by others.
+        version: the resourceVersion of the object.
     """
 
     namespace: str
@@ -50,34 +50,34 @@ class Pool:
 
     @property
     def proof(self) -> IsolationProof:
-        """How much proof of isolation the pool wants."""
+        """The proof of isolation that the pool requires."""
         return self.spec.isolation_proof if self.spec is not None else IsolationProof.PER_NODE
 
     @property
     def revision(self) -> str:
-        """Short hash of what its pods are made from: pods of another revision are outdated."""
+        """Short hash of the pod template: pods of another revision are outdated."""
         per_sandbox = self.proof is IsolationProof.PER_SANDBOX
         return revision_of(self.template, per_sandbox=per_sandbox)
 
     @property
     def conditions(self) -> list[Condition]:
-        """The conditions as they stand in the status; damage counts as absence."""
+        """The conditions in the status; malformed ones are left out."""
         return stored_conditions(self.status)
 
     def ready_message(self) -> str:
-        """The message of its condition Ready, for whoever waits for it."""
+        """The message of the condition Ready, for claims that wait for the pool."""
         ready = (c.message for c in self.conditions if c.type == "Ready")
-        return next(ready, "nothing yet")
+        return next(ready, "no condition Ready is set yet")
 
     @property
     def reference(self) -> ObjectReference:
-        """What events and log lines are about."""
+        """The reference for events and log lines."""
         return ObjectReference(
             names.API_VERSION, names.POOL_KIND, self.namespace, self.name, self.uid
         )
 
 
 def revision_of(template: Mapping[str, Any], *, per_sandbox: bool = False) -> str:
-    """Hash a template, and whether a probe goes before it; the order of keys does not matter."""
+    """Hash a template, and whether a probe container is added; the order of keys is ignored."""
     probe = b"+probe" if per_sandbox else b""
     return hashlib.sha256(_encode(template) + probe).hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""The pools that exist: fed by kopf's events and by a list every minute, read by everything."""
+"""The cache of SandboxPools: updated by kopf's watch events and by a list every minute."""
 
 import logging
 from bisect import bisect_left, insort
@@ -24,14 +24,14 @@ MAX_DELETED_UIDS = 1000
 
 @dataclass(slots=True)
 class ClassPools:
-    """The pools that name one class, and what they say of themselves, summed up.
+    """The pools of one class, and the sums of their status counts.
 
     Attributes:
         pools: by uid.
         names: namespace/name, sorted.
-        sandboxes: how many the pools have counted in each state.
-        wanting_proof: how many of the pools want proof of isolation.
-        warm_with_proof: how many sandboxes these have counted as warm.
+        sandboxes: the number of sandboxes in each state, by the statuses of the pools.
+        wanting_proof: how many of the pools require proof of isolation.
+        warm_with_proof: the number of warm sandboxes of these.
     """
 
     pools: dict[str, Pool] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class ClassPools:
     warm_with_proof: int = 0
 
     def change(self, old: Pool | None, new: Pool | None) -> None:
-        """A pool of the class comes, changes or goes; the cost is that of one pool."""
+        """Add, replace or remove one pool, at constant cost."""
         for pool, sign in ((old, -1), (new, 1)):
             if pool is None:
                 continue
@@ -63,13 +63,13 @@ class ClassPools:
 class PoolStore:
     """Pools by key, by uid and by class.
 
-    A watch may lag, so that it never takes a pool back behind what is known. A list does: it shows
-    what there is, even where the API server's data was restored from a backup and versions count
-    from an earlier one. Only of what a watch tells while the list is under way the newer counts.
+    A watch may lag, so a watch event never replaces a newer state. A list does: it is complete and
+    current, even after a restore of etcd from a backup has reset the resource versions. For objects
+    with a watch event during the list, the newer state counts.
 
     Args:
-        on_change: called with the old and the new state of a pool when either differs; one of
-            them may be None.
+        on_change: called with the old and the new state of a changed pool; None for the old state
+            of a new pool, and for the new state of a deleted one.
     """
 
     def __init__(self, on_change: Callable[[Pool | None, Pool | None], None]) -> None:
@@ -78,7 +78,7 @@ class PoolStore:
         self._by_uid: dict[str, Pool] = {}
         self._by_class: dict[str, ClassPools] = {}
         self._deleted_uids: OrderedDict[str, None] = OrderedDict()
-        # What the list under way has shown, and what watches have told since it was asked for.
+        # The keys in the list in progress, and those of watch events since it was requested.
         self._listed: set[tuple[str, str]] = set()
         self._watched: set[tuple[str, str]] = set()
 
@@ -93,15 +93,15 @@ class PoolStore:
         return self._pools.get(key)
 
     def of(self, pod: Pod) -> Pool | None:
-        """The pool that a pod belongs to, if it is known, and in the pod's own namespace."""
+        """The pool of a pod, if it is known and in the pod's own namespace."""
         namespace, uid = pool_identity_of(pod)
         pool = self._by_uid.get(uid)
         return pool if pool is not None and pool.namespace == namespace else None
 
     def uid_of(self, pod: Pod) -> str | None:
-        """The uid of the pool that a pod belongs to, known or not.
+        """The uid of the pod's pool, known or not.
 
-        None for a pod of no pool, and for one that names a pool of another namespace.
+        None if the pod belongs to no pool, or refers to a pool of another namespace.
         """
         namespace, uid = pool_identity_of(pod)
         pool = self._by_uid.get(uid)
@@ -113,21 +113,21 @@ class PoolStore:
         return self._by_uid.get(uid)
 
     def by_class(self, class_name: str) -> ClassPools:
-        """The pools that name a class; what does not fit the API names none."""
+        """The pools of a class; pools with an invalid spec have none."""
         return self._by_class.get(class_name) or ClassPools()
 
     # --- Watched ---------------------------------------------------------------------------------
 
     def observe(self, body: Mapping[str, Any], *, deleted: bool = False) -> None:
-        """Take in one object as a watch shows it; an older state than the known one is ignored."""
+        """Apply a watch event; a state that is older than the known one is ignored."""
         metadata = _identity_of(body)
         if metadata is None:
             return
         old = self._pools.get(metadata.key)
         version = parse_resource_version(metadata.resourceVersion)
         if metadata.uid in self._deleted_uids or (old is not None and version < old.version):
-            # A uid is never used again: what a list has shown to be gone stays gone, even if a
-            # watch that lags behind tells of its last days.
+            # Uids are never reused: a pool that a list has shown to be deleted stays deleted, even
+            # if a delayed watch still delivers its last states.
             return
         if deleted:
             if old is not None and old.uid == metadata.uid:
@@ -135,7 +135,7 @@ class PoolStore:
                 self._put(metadata.key, None)
             return
         if self._has(metadata.key, metadata.uid, version):
-            # A watch begins with all that there is.
+            # A watch begins with all existing objects.
             return
         self._watched.add(metadata.key)
         self._put(metadata.key, _parse(body, metadata, old))
@@ -143,29 +143,29 @@ class PoolStore:
     # --- Listed ----------------------------------------------------------------------------------
 
     def begin_list(self) -> None:
-        """A list is about to be asked for: what is told from now on may be newer than it."""
+        """Begin a list: watch events from now on may be newer than its objects."""
         self._listed.clear()
         self._watched.clear()
 
     def is_known(self, namespace: str, name: str, uid: str, version: str) -> bool:
-        """Note an object of the list; return whether it is known as it is there."""
+        """Record that an object is in the list; return whether this version of it is known."""
         self._listed.add((namespace, name))
         return self._has((namespace, name), uid, parse_resource_version(version))
 
     def put_listed(self, body: Mapping[str, Any]) -> None:
-        """Take in an object of the list."""
+        """Apply an object of the list."""
         metadata = _identity_of(body)
         if metadata is None:
             return
         if metadata.key in self._watched:
             self.observe(body)
             return
-        # A backup may hold what was deleted after it was made.
+        # A restored backup may contain a pool that was deleted later.
         self._deleted_uids.pop(metadata.uid, None)
         self._put(metadata.key, _parse(body, metadata, self._pools.get(metadata.key)))
 
     def end_list(self, version: str) -> None:
-        """The list is complete: what it lacks, and nobody has told of since, is gone."""
+        """Remove what the complete list lacks, unless a watch event has shown it since."""
         missing = [key for key in self._pools if key not in self._listed]
         for key in missing:
             if key not in self._watched or self._pools[key].version <= parse_resource_version(
@@ -173,11 +173,11 @@ class PoolStore:
             ):
                 self._put(key, None)
 
-    # --- Inside ----------------------------------------------------------------------------------
+    # --- Internals -------------------------------------------------------------------------------
 
     def _has(self, key: tuple[str, str], uid: str, version: int) -> bool:
         known = self._pools.get(key)
-        # What has no version can be told apart from nothing.
+        # Without a version an unchanged object cannot be recognized.
         return known is not None and known.uid == uid and known.version == version != 0
 
     def _put(self, key: tuple[str, str], new: Pool | None) -> None:
@@ -192,21 +192,21 @@ class PoolStore:
             self._by_uid[new.uid] = new
         else:
             self._pools.pop(key, None)
-        self._sum_up(old, new)
+        self._update_sums(old, new)
         if old is None or new is None or old != new:
             self._on_change(old, new)
 
-    def _sum_up(self, old: Pool | None, new: Pool | None) -> None:
-        was, is_now = _class_of(old), _class_of(new)
-        if was is not None and was == is_now:
-            self._by_class[was].change(old, new)
+    def _update_sums(self, old: Pool | None, new: Pool | None) -> None:
+        before, after = _class_of(old), _class_of(new)
+        if before is not None and before == after:
+            self._by_class[before].change(old, new)
             return
-        if was is not None:
-            self._by_class[was].change(old, None)
-            if not self._by_class[was].pools:
-                del self._by_class[was]
-        if is_now is not None:
-            self._by_class.setdefault(is_now, ClassPools()).change(None, new)
+        if before is not None:
+            self._by_class[before].change(old, None)
+            if not self._by_class[before].pools:
+                del self._by_class[before]
+        if after is not None:
+            self._by_class.setdefault(after, ClassPools()).change(None, new)
 
 
 def _class_of(pool: Pool | None) -> str | None:
@@ -219,7 +219,7 @@ def _name_of(pool: Pool) -> str:
 
 
 def sandbox_counts(pool: Pool) -> dict[SandboxState, int]:
-    """How many sandboxes a pool has in each state, by its own count: made when its pods changed."""
+    """The number of a pool's sandboxes in each state, by its status."""
     return {state: max(0, _count(pool, state.value)) for state in SandboxState}
 
 
@@ -246,19 +246,19 @@ class _Object(msgspec.Struct):
 
 
 def _identity_of(body: Mapping[str, Any]) -> _Metadata | None:
-    """What every object of the API has; None, and a line in the log, if this one lacks it."""
+    """Decode the metadata of an object; None, with a log line, if it is malformed."""
     try:
         return msgspec.convert(body, _Object).metadata
     except (msgspec.ValidationError, RecursionError) as error:
-        logger.warning("a SandboxPool without the metadata of an object is skipped: %s", error)
+        logger.warning("a SandboxPool with malformed metadata is ignored: %s", error)
         return None
 
 
 def parse(body: Mapping[str, Any], old: Pool | None) -> Pool:
-    """Make a Pool of an object; the parsed spec is taken over while the generation stands.
+    """Parse an object into a Pool; the parsed spec is reused while the generation is the same.
 
     Raises:
-        msgspec.ValidationError: it has not the metadata that every object has.
+        msgspec.ValidationError: the metadata is malformed.
     """
     return _parse(body, msgspec.convert(body, _Object).metadata, old)
 
@@ -281,7 +281,7 @@ def _parse(body: Mapping[str, Any], metadata: _Metadata, old: Pool | None) -> Po
             problem = f"{path}: {first['msg']}"
             spec = None
             logger.warning(
-                "SandboxPool %s/%s does not fit the API and is skipped: %s",
+                "SandboxPool %s/%s is invalid and not reconciled until it is corrected: %s",
                 metadata.namespace,
                 metadata.name,
                 problem,
@@ -301,5 +301,5 @@ def _parse(body: Mapping[str, Any], metadata: _Metadata, old: Pool | None) -> Po
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is a mapping; damage, which an older CRD may have let in, is none."""
+    """The value if it is a mapping; an older CRD may have admitted other values."""
     return value if isinstance(value, dict) else {}

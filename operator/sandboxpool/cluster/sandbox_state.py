@@ -4,21 +4,21 @@ from enum import Enum
 
 
 class SandboxState(Enum):
-    """Where a pod stands in its pool; the states exclude each other."""
+    """The state of a pod in its pool; the states are mutually exclusive."""
 
     STARTING = "starting"
     WARM = "warm"
-    # It was ready and is not now, though its node is well: not handed out before it is again.
+    # The pod was ready and is not now, though its node is ready: not allocatable until it is again.
     UNREADY = "unready"
-    # Ready, but the proof of isolation that the pool wants is not there yet: not handed out.
+    # Ready, but without the proof of isolation that the pool requires: not allocatable yet.
     UNPROVEN = "unproven"
-    # Its node is lost, cordoned, leaving, quarantined, or no longer serves the handler, or the
-    # runtime does not isolate there: never handed out.
+    # The node is not ready, cordoned, being removed, quarantined, or does not serve the handler, or
+    # the runtime does not isolate there: not allocatable.
     STRANDED = "stranded"
     FAILED = "failed"
-    # Being started for one claim.
+    # Starting for one claim.
     COLD = "cold"
     CLAIMED = "claimed"
-    # A claim's, kept for its logs: its containers have ended, and it takes no room.
+    # Claimed and kept for its logs: its containers have ended and use no resources.
     ENDED = "ended"
     STOPPING = "stopping"

@@ -1,1 +1,1 @@
-"""The fleet as it is found to be: what is kept of nodes, probes, what is shown of runtimes."""
+"""Nodes and their runtimes: probes, records, published node labels, SandboxRuntime statuses."""

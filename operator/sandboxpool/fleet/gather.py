@@ -1,4 +1,4 @@
-"""Gathers what is known of one RuntimeClass, from the caches and the pools' own counts."""
+"""Gathers the input of a SandboxRuntime's status from the caches and the pools' counts."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from sandboxpool.api.v1alpha1 import PoolStartup
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.status import RuntimeStatusInput
-from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence_store import EvidenceSummary
 from sandboxpool.runtimes.failure_history import FailureHistory, FailureSummary
 from sandboxpool.runtimes.node_constraints import node_constraints_of
 from sandboxpool.runtimes.resolve import Runtime
@@ -16,7 +17,7 @@ from sandboxpool.sandboxes.startup import StartupTimes
 
 
 class RuntimeStatusGatherer:
-    """Knows where everything about a class is to be found.
+    """Gathers the status input of RuntimeClasses, and keeps their start-up times.
 
     Args:
         wall: seconds since the epoch.
@@ -40,11 +41,11 @@ class RuntimeStatusGatherer:
         self._startups: defaultdict[str, StartupTimes] = defaultdict(StartupTimes)
 
     def measured(self, class_name: str, stage: str, seconds: float) -> None:
-        """A sandbox of the class has reached a stage of its start."""
+        """Record that a sandbox of the class reached a stage of its start after so many seconds."""
         self._startups[class_name].add(stage, seconds, self._clock())
 
     def gather(self, class_name: str) -> RuntimeStatusInput | None:
-        """Everything about a class; None if it does not exist and no pool names it."""
+        """Return the input for a class; None if it does not exist and no pool names it."""
         runtime = self._cluster.classes.get(class_name)
         by_class = self._pools.by_class(class_name)
         if runtime is None:
@@ -64,7 +65,7 @@ class RuntimeStatusGatherer:
                 reader=("class", class_name),
             )
             concerns = self._concerning(runtime)
-            issues = self._issues.rows(runtime.handler, now, concerns)
+            issues = self._issues.summaries(runtime.handler, now, concerns)
             evidence = self._cluster.evidence.summaries(runtime.handler, concerns)
             proven = by_class.warm_with_proof > 0 or self._proves(verdict, runtime.handler)
         return RuntimeStatusInput(
@@ -82,7 +83,7 @@ class RuntimeStatusGatherer:
         )
 
     def _concerning(self, runtime: Runtime) -> Callable[[str], bool]:
-        """Which nodes are the class's: another class of its handler may be for others."""
+        """Which nodes the class admits: another class with its handler may admit others."""
 
         def concerns(name: str) -> bool:
             node = self._cluster.nodes.get(name)
@@ -91,7 +92,7 @@ class RuntimeStatusGatherer:
         return concerns
 
     def _proves(self, verdict: Verdict, handler: str) -> bool:
-        """Whether some node that may take a sandbox now was seen to isolate."""
+        """Whether isolation is proven on a node that can take a sandbox."""
         for name in (*verdict.serving, *verdict.unknown):
             node = self._cluster.nodes.get(name)
             seen = self._cluster.evidence.current(node, handler) if node is not None else None

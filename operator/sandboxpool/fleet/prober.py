@@ -1,11 +1,11 @@
-"""Probe pods: made within limits, watched, judged and removed.
+"""Creates probe pods within limits, watches them, judges their results and deletes them.
 
-At most ``PER_SECOND`` a second, and one for each node and handler. Each purpose has places of its
-own, and of these each handler has one that no other takes, so that probes without an answer, which
-last for minutes, keep no other runtime waiting. What to probe next is asked for whenever there is
-room, so it is always what is most urgent then. Every probe ends: with an answer, with a failure, or
-at its deadline. The operator keeps nothing for its next start: probe pods that it does not know are
-deleted.
+At most ``PER_SECOND`` probes start a second, and one at a time runs for each node and handler. Each
+purpose has its own concurrency limit, beyond which each handler may still run one probe, so that
+probes without an answer, which last for minutes, do not block other runtimes. The prober asks for
+the next probe whenever one may start, so that it always starts the most urgent one. Every probe
+ends: with an answer, with a failure, or at its deadline. Nothing is kept across restarts: probe
+pods that the operator does not know are deleted.
 """
 
 import asyncio
@@ -51,30 +51,30 @@ from sandboxpool.util.backoff import delay_after
 logger = logging.getLogger(__name__)
 
 ProbePurpose = Literal["hint", "scout", "control", "evidence"]
-# How many may be under way for each purpose, besides one for each handler.
+# How many may run at once for each purpose; beyond that, one for each handler.
 MAX_RUNNING_PROBES: dict[ProbePurpose, int] = {"hint": 4, "scout": 4, "control": 6, "evidence": 10}
 PER_SECOND = 5.0
 # Virtual machines take long to start, above all many at once.
 DEADLINE_SECONDS = 120.0
-# Nothing that a probe waits for makes room on a full node, unless a sandbox gives way to it.
+# A full node stays full while a probe waits, unless a sandbox is preempted for it.
 UNSCHEDULABLE_SECONDS = 15.0
-# A pod that has been Terminating for so long will not go by itself, and that is told so often.
+# A pod that is Terminating for this long is stuck, which is reported at this interval.
 STUCK_SECONDS = 120.0
-STUCK_AGAIN_SECONDS = 600.0
-# After such a pod another is made on the node once it has stayed for so long, each time longer.
+STUCK_REPORT_SECONDS = 600.0
+# The pause before another probe on a node with stuck pods; it grows with their number.
 FIRST_STUCK_PAUSE_SECONDS = 900.0
 LONGEST_STUCK_PAUSE_SECONDS = 6 * 3600.0
-# A text that does not prove that the runtime is broken speaks against it once it has stood so long:
-# the kubelet has tried again by then.
+# A failure that may be transient counts once it has lasted this long: the kubelet has tried again
+# by then.
 FAILING_SECONDS = 8.0
-# When the events of a probe that nothing is known of are read, each time once.
-LOOKS = {"slow": 10.0, "overdue": DEADLINE_SECONDS - 20.0}
-# Events about a probe's pod do not wake it, so it looks by itself.
-LOOK_SECONDS = 1.0
-# Wishes come with time, too.
+# How long after its start the events of a probe without a known failure are read, once each.
+EVENT_READ_SECONDS = {"slow": 10.0, "overdue": DEADLINE_SECONDS - 20.0}
+# Events about a probe pod do not wake its probe, so it polls.
+POLL_SECONDS = 1.0
+# Probes also become due by time alone.
 IDLE_SECONDS = 5.0
 CREATE_ATTEMPTS = 3
-# Where a probe brought no proof the next one waits, each time longer.
+# The backoff after a probe that brought no proof.
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 600.0
 LONGEST_PAUSE_OF_MANY_SECONDS = 6 * 3600.0
@@ -82,20 +82,20 @@ MAX_BACKOFFS = 10_000
 
 NodeHandler = tuple[str, str]
 
-# As the scheduler says that a node is full.
+# The scheduler's messages that a node is full.
 _FULL = re.compile(r"\bInsufficient |\bToo many pods")
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeRequest:
-    """A probe that would tell something new.
+    """A probe to run.
 
     Attributes:
         node: the node as it is now.
         runtime: the class to start a sandbox of; None for the positive control.
-        why: whether a sandbox's failure is the runtime's (hint), whether the runtime works again
-            (scout), whether the node's boot id is its kernel's (control), or whether the runtime
-            isolates there (evidence).
+        purpose: what to find out: whether the runtime caused a sandbox's failure (hint), whether
+            it works again (scout), whether the node's boot id is its kernel's (control), or
+            whether the runtime isolates (evidence).
         waiting: of a positive control, the handler whose evidence waits for it.
     """
 
@@ -105,13 +105,13 @@ class ProbeRequest:
     waiting: str = ""
 
     @property
-    def line(self) -> tuple[ProbePurpose, str]:
-        """With which others it stands in one line for a place."""
+    def group(self) -> tuple[ProbePurpose, str]:
+        """The purpose and handler, by which concurrency is limited."""
         return self.purpose, self.waiting or self.handler
 
     @property
     def handler(self) -> str:
-        """What the runtime stands for."""
+        """The handler to probe; ``CONTROL`` for the positive control."""
         return self.runtime.handler if self.runtime is not None else CONTROL
 
     @property
@@ -130,9 +130,9 @@ class ProbeResult:
     """How a probe ended.
 
     Attributes:
-        evidence: what was learned; None if what it was to tell of is no more.
+        evidence: what the probe showed; None if its node or class no longer exists as it was.
         failure: why no sandbox started, as far as that is known.
-        made_at: epoch seconds; it says nothing of the time before.
+        made_at: when the probe was created, in epoch seconds; it shows nothing of the time before.
         started: a sandbox started, and a container ran in it.
     """
 
@@ -153,7 +153,7 @@ OnResult = Callable[[ProbeRequest, ProbeResult], None]
 
 
 def outcome_of(probe_request: ProbeRequest, result: ProbeResult) -> str:
-    """One word for logs and metrics; a positive control is to see what a sandbox must not."""
+    """One word for logs and metrics. A positive control passes if it sees the node's kernel."""
     if result.evidence is None:
         return "Superseded"
     isolation = result.evidence.isolation
@@ -164,29 +164,29 @@ def outcome_of(probe_request: ProbeRequest, result: ProbeResult) -> str:
 
 @dataclass(slots=True)
 class _RunningProbe:
-    """A probe under way; ``began`` is in seconds of the event loop's clock."""
+    """A probe that runs; ``began`` is in seconds of the event loop's clock."""
 
-    wish: ProbeRequest
+    request: ProbeRequest
     name: str
     made_at: float
     began: float
     pod: Pod | None = None
     gone: bool = False
     failing_since: float | None = None
-    # Whether somebody makes room for it on its node; None while nobody was asked.
-    room: bool | None = None
+    # Whether a sandbox is preempted for it; None while that was not asked for.
+    has_room: bool | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
 class _Backoff:
-    """No such probe before this time of the event loop's clock, unless the software changes."""
+    """No such probe before ``until``, by the event loop's clock, unless the software changes."""
 
     software: Software
     tries: int
     until: float
-    line: tuple[ProbePurpose, str]
-    silent: bool
+    group: tuple[ProbePurpose, str]
+    unanswered: bool
 
 
 class Prober:
@@ -194,21 +194,21 @@ class Prober:
 
     Args:
         client: the API client.
-        namespace: the operator's own, in which probe pods are made.
-        image: what they run.
-        options: what else their pods have.
-        pending_probes: asked whenever there is room for another probe; the most urgent come first.
-        nodes: the facts of a node now.
-        classes: a RuntimeClass now, by name.
-        sandbox_event: the last FailedCreatePodSandBox message of a pod.
-        inquiry: reads the events of probe pods that take long.
-        on_started: told of each probe that is sent.
-        on_result: told of each probe's end.
-        make_room: asked once of a probe that finds its node full; whether it is worth waiting.
-        on_stuck: told of the node and handler of a probe pod, and its name, that has been
-            Terminating for long, now and then; without a name once it is gone.
+        namespace: the operator's namespace, in which probe pods are created.
+        image: the image and command of probe pods.
+        options: further settings of probe pods.
+        pending_probes: returns the probes that are due, the most urgent first.
+        nodes: returns the facts of a node.
+        classes: returns a RuntimeClass by name.
+        sandbox_event: returns the last FailedCreatePodSandBox message of a pod.
+        event_reader: reads the events of probe pods that take long.
+        on_started: called for each probe before its pod is created.
+        on_result: called with the result of each probe.
+        make_room: called once for a probe whose node is full; returns whether to wait for room.
+        on_stuck: called at intervals with node and handler, and the name of their probe pod that
+            is stuck Terminating; with None once no such pod is left.
         wall: seconds since the epoch.
-        seed: a string that was never given before, for names.
+        seed: returns a unique string, for names.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class Prober:
         event_reader: PodEventReader,
         on_started: Callable[[ProbeRequest], None],
         on_result: OnResult,
-        make_room: Callable[[ProbeRequest], bool] = lambda wish: False,
+        make_room: Callable[[ProbeRequest], bool] = lambda request: False,
         on_stuck: Callable[[NodeHandler, str | None], None] = lambda pair, name: None,
         wall: Callable[[], float],
         seed: Callable[[], str],
@@ -249,13 +249,13 @@ class Prober:
         self._running_probes: dict[str, _RunningProbe] = {}
         self._pods: dict[str, Pod] = {}
         self._deleted: set[str] = set()
-        # Since when pods are Terminating, and when that was told last, by uid.
-        self._leaving: dict[str, float] = {}
-        self._told: dict[str, float] = {}
+        # Since when pods are Terminating, and when that was last reported, by uid.
+        self._terminating_since: dict[str, float] = {}
+        self._stuck_reported_at: dict[str, float] = {}
         self._backoffs: dict[tuple[NodeHandler, ProbePurpose], _Backoff] = {}
 
     def wake(self) -> None:
-        """There may be new wishes."""
+        """Look for pending probes now."""
         self._woken.set()
 
     def observe(self, old: Pod | None, new: Pod | None) -> None:
@@ -266,7 +266,7 @@ class Prober:
             self._pods[new.metadata.uid] = new
             if new.metadata.deletionTimestamp is not None:
                 now = asyncio.get_running_loop().time()
-                self._leaving.setdefault(new.metadata.uid, now)
+                self._terminating_since.setdefault(new.metadata.uid, now)
         else:
             self._forget(pod)
             self._event_reader.forget(pod)
@@ -281,66 +281,75 @@ class Prober:
         uid, pair = pod.metadata.uid, _pair_of(pod)
         self._pods.pop(uid, None)
         self._deleted.discard(uid)
-        self._leaving.pop(uid, None)
-        was_told = self._told.pop(uid, None) is not None
-        if was_told and not any(_pair_of(self._pods[told]) == pair for told in self._told):
+        self._terminating_since.pop(uid, None)
+        was_reported = self._stuck_reported_at.pop(uid, None) is not None
+        if was_reported and not any(
+            _pair_of(self._pods[other]) == pair for other in self._stuck_reported_at
+        ):
             self._on_stuck(pair, None)
 
     async def run(self) -> None:
-        """Probe until cancelled; probes that are under way then are left to the next start."""
-        async with asyncio.TaskGroup() as flights:
+        """Probe until cancelled; the next process deletes the pods of probes that run then."""
+        async with asyncio.TaskGroup() as probes:
             while True:
                 self._woken.clear()
                 await self._sweep()
-                wish = self._next_request()
-                if wish is not None:
-                    running_probe = self._start_probe(wish)
-                    flights.create_task(self._run_probe(running_probe))
+                request = self._next_request()
+                if request is not None:
+                    running_probe = self._start_probe(request)
+                    probes.create_task(self._run_probe(running_probe))
                 else:
                     await _within(IDLE_SECONDS, self._woken)
-                # Also after waking up: what wakes us comes in bursts.
+                # Also after a wake-up: these come in bursts.
                 await asyncio.sleep(1 / PER_SECOND)
 
     # --- What to probe ---------------------------------------------------------------------------
 
     def _next_request(self) -> ProbeRequest | None:
-        busy = {running_probe.wish.pair for running_probe in self._running_probes.values()}
+        busy = {running_probe.request.pair for running_probe in self._running_probes.values()}
         busy |= self._occupied()
-        taken = Counter(
-            running_probe.wish.purpose for running_probe in self._running_probes.values()
+        running = Counter(
+            running_probe.request.purpose for running_probe in self._running_probes.values()
         )
-        own = {running_probe.wish.line for running_probe in self._running_probes.values()}
+        running_groups = {
+            running_probe.request.group for running_probe in self._running_probes.values()
+        }
 
-        def has_place(probe_request: ProbeRequest) -> bool:
+        def may_start(probe_request: ProbeRequest) -> bool:
             return (
-                taken[probe_request.purpose] < MAX_RUNNING_PROBES[probe_request.purpose]
-                or probe_request.line not in own
+                running[probe_request.purpose] < MAX_RUNNING_PROBES[probe_request.purpose]
+                or probe_request.group not in running_groups
             )
 
         return next(
             (
-                wish
-                for wish in self._pending_probes()
-                if has_place(wish) and wish.pair not in busy and not self._is_backing_off(wish)
+                request
+                for request in self._pending_probes()
+                if may_start(request)
+                and request.pair not in busy
+                and not self._is_backing_off(request)
             ),
             None,
         )
 
     def _occupied(self) -> set[NodeHandler]:
-        """Where a probe's pod is still there, be it on its way out.
+        """The nodes and handlers that have a probe pod, Terminating ones included.
 
-        A node that cannot get rid of one gets no other for a long time, and that is told.
+        Where a pod is stuck Terminating, this is reported, and no other probe runs for a long time.
         """
         now = asyncio.get_running_loop().time()
         occupied, stuck = set(), defaultdict[NodeHandler, list[float]](list)
         for uid, pod in self._pods.items():
-            since, pair = self._leaving.get(uid), _pair_of(pod)
+            since, pair = self._terminating_since.get(uid), _pair_of(pod)
             if since is None or now - since < STUCK_SECONDS:
                 occupied.add(pair)
                 continue
             stuck[pair].append(since)
-            if now - self._told.get(uid, -STUCK_AGAIN_SECONDS) >= STUCK_AGAIN_SECONDS:
-                self._told[uid] = now
+            if (
+                now - self._stuck_reported_at.get(uid, -STUCK_REPORT_SECONDS)
+                >= STUCK_REPORT_SECONDS
+            ):
+                self._stuck_reported_at[uid] = now
                 self._on_stuck(pair, pod.metadata.name)
         for pair, times in stuck.items():
             pause = delay_after(
@@ -351,11 +360,11 @@ class Prober:
         return occupied
 
     def _is_backing_off(self, probe_request: ProbeRequest) -> bool:
-        pause = self._backoffs.get((probe_request.pair, probe_request.purpose))
+        backoff = self._backoffs.get((probe_request.pair, probe_request.purpose))
         return (
-            pause is not None
-            and pause.software.is_on(probe_request.node)
-            and asyncio.get_running_loop().time() < pause.until
+            backoff is not None
+            and backoff.software.is_on(probe_request.node)
+            and asyncio.get_running_loop().time() < backoff.until
         )
 
     def _conclude(self, probe_request: ProbeRequest, result: ProbeResult) -> None:
@@ -374,29 +383,31 @@ class Prober:
         self, probe_request: ProbeRequest, result: ProbeResult, evidence: Evidence
     ) -> None:
         key = probe_request.pair, probe_request.purpose
-        # Taken out even if it comes back: the oldest stand first.
+        # Removed even if it is added again, so that the oldest come first.
         old = self._backoffs.pop(key, None)
         if evidence.isolation is Isolation.PROVEN:
             return
         if probe_request.purpose != "evidence" and result.works is not None:
-            # Whoever wished for it says when the next one is due.
+            # Hints and quarantines have a backoff of their own.
             return
         again = old is not None and old.software == evidence.software
         tries = old.tries + 1 if old is not None and again else 1
-        silent = self._count_silent(probe_request.line) if result.works is None else 0
-        pause = _backoff_seconds(probe_request, tries, silent)
+        unanswered = self._count_unanswered(probe_request.group) if result.works is None else 0
+        pause = _backoff_seconds(probe_request, tries, unanswered)
         until = asyncio.get_running_loop().time() + pause
         self._backoffs[key] = _Backoff(
-            evidence.software, tries, until, probe_request.line, result.works is None
+            evidence.software, tries, until, probe_request.group, result.works is None
         )
         if len(self._backoffs) > MAX_BACKOFFS:
             del self._backoffs[next(iter(self._backoffs))]
 
-    def _count_silent(self, line: tuple[ProbePurpose, str]) -> int:
-        """How many nodes give such probes no answer."""
+    def _count_unanswered(self, group: tuple[ProbePurpose, str]) -> int:
+        """How many probes of the group got no answer, on nodes that exist."""
         for key in [key for key in self._backoffs if self._nodes(key[0][0]) is None]:
             del self._backoffs[key]
-        return sum(pause.silent and pause.line == line for pause in self._backoffs.values())
+        return sum(
+            backoff.unanswered and backoff.group == group for backoff in self._backoffs.values()
+        )
 
     # --- One probe -------------------------------------------------------------------------------
 
@@ -410,13 +421,13 @@ class Prober:
 
     async def _run_probe(self, running_probe: _RunningProbe) -> None:
         try:
-            refusal = await self._create(running_probe)
-            if refusal is None:
+            rejection = await self._create(running_probe)
+            if rejection is None:
                 result = await self._wait_for_result(running_probe)
             else:
-                text = f"the probe pod was refused: {refusal}"
-                result = self._unanswered(running_probe, running_probe.wish.node, text)
-            self._conclude(running_probe.wish, result)
+                text = f"the API server rejected the probe pod: {rejection}"
+                result = self._unanswered(running_probe, running_probe.request.node, text)
+            self._conclude(running_probe.request, result)
             if running_probe.pod is not None and not running_probe.gone:
                 await self._delete(running_probe.pod)
         finally:
@@ -424,18 +435,23 @@ class Prober:
             self.wake()
 
     async def _create(self, running_probe: _RunningProbe) -> str | None:
-        """Create the pod; return why the API server refused it, if it did."""
+        """Create the pod; return why the API server rejected it, if it did."""
         path = resource_path("v1", "pods", self._namespace)
-        wish = running_probe.wish
+        request = running_probe.request
         body = build_probe(
-            running_probe.name, self._namespace, wish.node, wish.runtime, self._image, self._options
+            running_probe.name,
+            self._namespace,
+            request.node,
+            request.runtime,
+            self._image,
+            self._options,
         )
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
                 await self._client.create(path, body)
             except ApiError as error:
                 if error.already_exists:
-                    # By an attempt before this one, whose outcome was unknown.
+                    # An earlier attempt with an unknown outcome created it.
                     return None
                 if error.status < 500 or attempt == CREATE_ATTEMPTS:
                     return str(error)
@@ -444,7 +460,7 @@ class Prober:
             else:
                 return None
             await asyncio.sleep(0.2 * attempt)
-        # If it was made after all, the watch shows it.
+        # If the pod was created after all, the watch shows it.
         return None
 
     async def _wait_for_result(self, running_probe: _RunningProbe) -> ProbeResult:
@@ -453,34 +469,30 @@ class Prober:
             result = self._evaluate(running_probe)
             if result is not None:
                 return result
-            await _within(LOOK_SECONDS, running_probe.changed)
+            await _within(POLL_SECONDS, running_probe.changed)
 
     def _evaluate(self, running_probe: _RunningProbe) -> ProbeResult | None:
-        """Judge a probe as it is now; None while it is worth waiting for."""
-        wish, pod = running_probe.wish, running_probe.pod
-        node = self._nodes(wish.node.name)
-        if node is None or not software_of(wish.node).is_on(node):
+        """Judge a probe; None while it has no result yet."""
+        request, pod = running_probe.request, running_probe.pod
+        node = self._nodes(request.node.name)
+        if node is None or not software_of(request.node).is_on(node):
             return ProbeResult(None, None, running_probe.made_at)
-        if not self._is_current(wish.runtime):
+        if not self._is_current(request.runtime):
             return ProbeResult(None, None, running_probe.made_at)
         if running_probe.gone:
             return self._unanswered(
-                running_probe, node, "the probe pod was deleted by somebody else"
+                running_probe, node, "the probe pod was deleted by another client"
             )
-        failure, told = None, None
+        failure, events = None, None
         if pod is not None:
-            wanted = wish.runtime.class_name if wish.runtime is not None else ""
-            if pod.spec.runtimeClassName != wanted:
-                text = f"admission gave the probe pod the class {pod.spec.runtimeClassName!r}"
-                return self._unanswered(running_probe, node, text)
-            if pod.spec.nodeName not in ("", node.name):
-                text = f"the probe pod came to node {pod.spec.nodeName!r}: admission changed it"
-                return self._unanswered(running_probe, node, text)
+            change = _change_by_admission(pod, request)
+            if change:
+                return self._unanswered(running_probe, node, change)
             evidence = judge_probe(pod, node, self._wall())
             if evidence is not None and has_run(pod):
                 return ProbeResult(evidence, None, running_probe.made_at, started=True)
-            told = self._event_reader.events_of(pod)
-            failure = diagnose(pod, self._sandbox_event(pod), told)
+            events = self._event_reader.events_of(pod)
+            failure = diagnose(pod, self._sandbox_event(pod), events)
             if evidence is not None:
                 return ProbeResult(evidence, failure, running_probe.made_at)
         now = asyncio.get_running_loop().time()
@@ -500,28 +512,28 @@ class Prober:
                 running_probe, node, f"{failure.reason}: {failure.message}", failure
             )
         if pod is not None and pod.spec.nodeName and failure is None:
-            # Nobody has said yet what it waits for.
-            for stage, seconds in LOOKS.items():
+            # Neither its status nor its events show a failure so far.
+            for stage, seconds in EVENT_READ_SECONDS.items():
                 if waited >= seconds:
                     self._event_reader.enqueue(pod, "", stage)
         limit = DEADLINE_SECONDS
         if failure is not None and failure.reason is Reason.UNSCHEDULABLE:
             if waited < UNSCHEDULABLE_SECONDS:
                 return None
-            if running_probe.room is None and _FULL.search(failure.message):
-                running_probe.room = self._make_room(wish)
-            limit = DEADLINE_SECONDS if running_probe.room else UNSCHEDULABLE_SECONDS
+            if running_probe.has_room is None and _FULL.search(failure.message):
+                running_probe.has_room = self._make_room(request)
+            limit = DEADLINE_SECONDS if running_probe.has_room else UNSCHEDULABLE_SECONDS
         if waited < limit:
             return None
         if failure is None and pod is not None:
-            failure = _silent(pod, node, told)
+            failure = _timeout_failure(pod, node, events)
         cause = f"{failure.reason}: {failure.message}" if failure else "its pod was never seen"
         return self._unanswered(
             running_probe, node, f"no answer after {limit:.0f} s: {cause}", failure
         )
 
     def _is_current(self, runtime: Runtime | None) -> bool:
-        """The class is still the one that the probe was made for."""
+        """Whether the class is still the one that the probe was created for."""
         if runtime is None:
             return True
         now = self._classes(runtime.class_name)
@@ -534,13 +546,13 @@ class Prober:
         message: str,
         failure: Failure | None = None,
     ) -> ProbeResult:
-        evidence = no_evidence(node, running_probe.wish.class_uid, self._wall(), message)
+        evidence = no_evidence(node, running_probe.request.class_uid, self._wall(), message)
         return ProbeResult(evidence, failure, running_probe.made_at)
 
     # --- Leftovers -------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        """Delete the probe pods that belong to no probe under way."""
+        """Delete the probe pods that belong to no running probe."""
         for pod in list(self._pods.values()):
             known = pod.metadata.name in self._running_probes or pod.metadata.uid in self._deleted
             if known or pod.metadata.deletionTimestamp is not None:
@@ -549,7 +561,7 @@ class Prober:
                 return
 
     async def _delete(self, pod: Pod) -> bool:
-        """Delete a probe pod; return whether that is done. If not, the sweep does it again."""
+        """Delete a probe pod; return False if it failed, so that the sweep deletes it later."""
         path = resource_path("v1", "pods", self._namespace, pod.metadata.name)
         try:
             await self._client.delete(path, uid=pod.metadata.uid)
@@ -565,32 +577,43 @@ class Prober:
         return True
 
 
+def _change_by_admission(pod: Pod, request: ProbeRequest) -> str:
+    """What admission has changed about a probe pod so that it cannot answer; empty if nothing."""
+    wanted = request.runtime.class_name if request.runtime is not None else ""
+    if pod.spec.runtimeClassName != wanted:
+        return f"admission gave the probe pod the RuntimeClass {pod.spec.runtimeClassName!r}"
+    if pod.spec.nodeName not in ("", request.node.name):
+        return f"the probe pod runs on node {pod.spec.nodeName!r}: admission changed its node"
+    return ""
+
+
 def _pair_of(pod: Pod) -> NodeHandler:
     annotations = pod.metadata.annotations
     return annotations.get(ANNOTATION_NODE, ""), annotations.get(names.ANNOTATION_HANDLER, "")
 
 
-def _silent(pod: Pod, node: NodeFacts, told: PodEvents | None) -> Failure:
-    """A probe has run out of time, and nobody has said why."""
+def _timeout_failure(pod: Pod, node: NodeFacts, events: PodEvents | None) -> Failure:
+    """The failure of a probe that reached its deadline without a known cause."""
     made = pod.condition("PodReadyToStartContainers")
     no_sandbox = made is not None and made.status == "False" and node.tells_of_sandboxes
-    text = "the sandbox was not made" if no_sandbox else "no container ran"
+    text = "the sandbox was not created" if no_sandbox else "no container ran"
     return Failure(
         Reason.SANDBOX_START_TIMEOUT,
-        f"{text}, and {no_cause_message(told)}",
+        f"{text}, and {no_cause_message(events)}",
         pod.spec.nodeName,
-        # An image that is pulled slowly blames nobody; a sandbox is made before any is pulled.
+        # A slow image pull is not the runtime's fault; the sandbox is created before any pull.
         blames_runtime=no_sandbox,
     )
 
 
-def _backoff_seconds(probe_request: ProbeRequest, tries: int, silent: int) -> float:
-    """Spread by node and handler, so that a fleet does not ask all at once.
+def _backoff_seconds(probe_request: ProbeRequest, tries: int, unanswered: int) -> float:
+    """Seconds until the next probe, spread by node and handler so that a fleet's are not in step.
 
-    Nodes that give no answer hold their places for a deadline each: together, about half of them.
+    Each unanswered probe runs until its deadline. The backoff grows with their number, so that
+    together they take about half of the concurrency limit.
     """
     longest = delay_after(tries - 1, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-    of_many = 2 * DEADLINE_SECONDS / MAX_RUNNING_PROBES[probe_request.purpose] * silent
+    of_many = 2 * DEADLINE_SECONDS / MAX_RUNNING_PROBES[probe_request.purpose] * unanswered
     of_many = min(of_many, LONGEST_PAUSE_OF_MANY_SECONDS)
     longest = max(longest, of_many)
     share = zlib.crc32(f"{probe_request.pair}{tries}".encode()) / 2**32

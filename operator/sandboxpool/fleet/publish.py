@@ -1,12 +1,12 @@
-"""Tells the rest of the cluster, on the nodes themselves, what is known of their runtimes.
+"""Publishes what is known of the runtimes on each node as labels and conditions of the Node.
 
-What a node must not be used for is said by *exclusion labels*, which pods require not to be there;
-they are kept on every node, whatever state it is in. The rest is told only where that is wanted:
-for each handler that a RuntimeClass names a node gets a *label* if its container runtime lists the
-handler, and a *condition* that says whether it works there. The label is what a RuntimeClass's
-``scheduling.nodeSelector`` can select by; it says nothing of failures, because a probe has to obey
-that selector too, and could never find out that a node works again. The condition is for rules that
-taint nodes by it, which probes tolerate.
+*Exclusion labels* keep sandboxes off a node by the pods' node affinity; they are kept on every
+node, Ready or not. Labels and conditions for others are optional: for each handler that a
+RuntimeClass names, a node gets a *label* if its container runtime lists the handler, and a
+*condition* that shows whether it works. A RuntimeClass's ``scheduling.nodeSelector`` can select by
+the label. The label does not depend on failures, because probes obey that selector too and could
+not find out that a node works again. Controllers can taint nodes by the condition; probes tolerate
+such taints.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 LABEL_PREFIX = f"runtime.{names.GROUP}/"
 CONDITION_PREFIX = f"{names.GROUP}/"
 
-# What somebody else changes in what is ours, perhaps a former leader by a late write, is no news
-# of the node: it is put right when the node is looked at again. Each has a time of its own.
+# Changes that other clients (or a late write of a former leader) make to our labels and conditions
+# do not enqueue the node: the resync corrects them. It is spread over the nodes.
 LOOK_AGAIN_SECONDS = (300.0, 900.0)
-# A large fleet's labels leave the API server room for claims.
+# Labelling a large fleet must leave the API server capacity for claims.
 PAUSE_SECONDS = 0.01
-# Where nodes may not be patched it is tried again after so long.
+# Backoff where RBAC does not allow patching nodes.
 DENIED_SECONDS = 300.0
 
 
@@ -52,7 +52,7 @@ class _Patched(msgspec.Struct):
 
 
 def handler_labels(node: NodeFacts, handlers: set[str]) -> dict[str, str]:
-    """The labels that say which handlers a node lists."""
+    """The labels for the handlers that a node lists."""
     return {
         LABEL_PREFIX + handler: "true"
         for handler in handlers
@@ -71,12 +71,12 @@ class NodePublisher:
     """Writes labels and conditions of one node at a time, only where they differ.
 
     Args:
-        get: the Node of this name as the API server has it.
+        get: returns the cached Node of this name.
         wall: seconds since the epoch.
         clock: seconds of a monotonic clock.
-        exclude: whether exclusion labels are wanted.
-        publish: whether the other labels and the conditions are.
-        on_change: told that what nodes can be labelled with may have changed verdicts.
+        exclude: whether to write exclusion labels.
+        publish: whether to write the other labels and the conditions.
+        on_change: called when verdicts may have changed.
     """
 
     def __init__(
@@ -99,30 +99,30 @@ class NodePublisher:
         self._exclude = exclude
         self._publish = publish
         self._on_change = on_change
-        # By the clock; None as long as nodes may be patched, for all we know.
+        # By the clock; None unless the last patch was forbidden.
         self._denied_until: float | None = None
 
     async def reconcile(self, name: str) -> float | None:
-        """Bring one node's labels and conditions up to date; return when to look again."""
+        """Update one node's labels and conditions; return the seconds until the resync."""
         node, facts = self._get(name), self._cluster.nodes.get(name)
         if node is None or facts is None:
             return None
-        # That it joined a moment ago may be over.
+        # A node that has just joined has another verdict, which ends by time.
         if self._cluster.nodes.reevaluate(name):
             self._on_change()
         handlers = {runtime.handler for runtime in self._cluster.classes.values()}
-        # A node that is not Ready is not believed, and keeps what was last known of it.
-        tells = self._publish and facts.ready
+        # What a NotReady node reports may be stale: it keeps its labels and conditions.
+        publishes = self._publish and facts.ready
         path = resource_path("v1", "nodes", name=name)
         labels: dict[str, str | None] = {}
         if self._exclude:
             labels |= label_changes(facts, PREFIX, self._cluster.exclusion_labels(name))
-        if tells:
+        if publishes:
             labels |= label_changes(facts, LABEL_PREFIX, handler_labels(facts, handlers))
         try:
             if labels:
                 await self._label(name, path, labels)
-            changed = self._changed_conditions(node, facts, handlers) if tells else []
+            changed = self._changed_conditions(node, facts, handlers) if publishes else []
             if changed:
                 await self._client.strategic_patch(
                     path + "/status", {"status": {"conditions": changed}}
@@ -132,7 +132,7 @@ class NodePublisher:
                 raise
             return None
         pause = random.uniform(*LOOK_AGAIN_SECONDS)  # noqa: S311 - no secret
-        young = self._cluster.nodes.seconds_young(facts)
+        young = self._cluster.nodes.install_grace_left(facts)
         return min(pause, young + 1.0) if young and self._exclude else pause
 
     async def _label(self, name: str, path: str, labels: Mapping[str, str | None]) -> None:
@@ -144,26 +144,26 @@ class NodePublisher:
             if isinstance(error, ApiError) and _is_denied(error):
                 self._denied(error)
                 return
-            # It is tried again, and nobody waits for that: one node must not keep pools empty.
+            # The write is retried, but pools do not wait: one node must not keep them empty.
             self._note(name, str(error))
             raise
         self._permitted()
         try:
             left = msgspec.json.decode(answer, type=_Patched).metadata.labels
         except UNREADABLE as error:
-            self._note(name, f"no node came back: {error}")
+            self._note(name, f"the response to the patch is not a Node: {error}")
             return
         lost = sorted(key for key, value in labels.items() if left.get(key) != value)
-        self._note(name, f"an admission plugin changes {', '.join(lost)}" if lost else "")
+        self._note(name, f"an admission plugin reverts {', '.join(lost)}" if lost else "")
         await asyncio.sleep(PAUSE_SECONDS)
 
     def _denied(self, error: ApiError) -> None:
         self._denied_until = self._clock() + DENIED_SECONDS
         if self._exclude and not self._cluster.nodes.by_hostname:
             logger.warning(
-                "sandboxes name the hostnames of nodes to keep away from, because nodes may not be "
-                "labelled: give the operator the right to patch nodes, or set "
-                "SANDBOXPOOL_EXCLUSION_LABELS to false (nodes.exclusionLabels of the chart): %s",
+                "RBAC does not allow the operator to label nodes, so sandboxes exclude nodes by "
+                "hostname: allow it to patch nodes, or set SANDBOXPOOL_EXCLUSION_LABELS to false "
+                "(nodes.exclusionLabels of the chart): %s",
                 error,
             )
             self._cluster.nodes.set_by_hostname(True)
@@ -174,17 +174,19 @@ class NodePublisher:
             return
         self._denied_until = None
         if self._exclude:
-            logger.info("nodes may be labelled again")
+            logger.info("the operator may label nodes again: sandboxes exclude them by label")
             self._cluster.nodes.set_by_hostname(False)
             for node in self._cluster.nodes:
                 self._cluster.nodes.on_exclusion_change(node.name)
             self._on_change()
 
     def _note(self, name: str, trouble: str) -> None:
-        """A node has its labels, or does not get them: then no pool waits for that."""
+        """Record whether a node can be labelled; pools do not wait for one that cannot."""
         if trouble:
             logger.warning(
-                "node %s is not labelled, so that sandboxes may be put on it: %s", name, trouble
+                "node %s could not be labelled, so sandboxes may be scheduled there: %s",
+                name,
+                trouble,
             )
         if self._exclude and self._cluster.nodes.get(name) is not None:
             self._cluster.nodes.set_labelable(name, not trouble)
@@ -200,7 +202,7 @@ class NodePublisher:
             old = before.get(new.type)
             if old is None or (old.status, old.reason) != (new.status, new.reason):
                 changed.append(new.to_wire())
-        # One of a handler that no class names any more goes; a merge by type removes it so.
+        # Conditions of handlers that no class names any more are deleted, by their merge key.
         of_classes = {finding.type for finding in findings}
         gone = {t for t in before if t.startswith(CONDITION_PREFIX)} - of_classes
         return changed + [{"$patch": "delete", "type": type_} for type_ in sorted(gone)]
@@ -217,10 +219,10 @@ class NodePublisher:
             return ConditionResult(type_, False, quarantine.reason, quarantine.message)
         evidence = self._cluster.evidence.current(node, handler)
         if evidence is None and answer is HandlerState.UNKNOWN:
-            text = "the node does not report its handlers"
+            text = "the node does not report its runtime handlers"
             return ConditionResult(type_, None, Reason.HANDLERS_UNKNOWN, text)
         if evidence is None:
-            text = f"the node lists handler {handler!r}; it was not probed"
+            text = f"the node lists handler {handler!r}; it has not been probed yet"
             return ConditionResult(type_, None, Reason.EVIDENCE_PENDING, text)
         reasons = {
             Isolation.PROVEN: (True, Reason.ISOLATION_PROVEN),
@@ -232,5 +234,5 @@ class NodePublisher:
 
 
 def _is_denied(error: ApiError) -> bool:
-    """Whether no node may be patched, not this one alone."""
+    """Whether RBAC forbids patching nodes, rather than admission this one."""
     return error.status == 403 and 'cannot patch resource "nodes"' in error.message

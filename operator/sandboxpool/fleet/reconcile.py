@@ -1,7 +1,7 @@
 """Keeps one SandboxRuntime for each RuntimeClass that exists or that a pool names.
 
-The objects are the operator's own: what others write into them is overwritten, and one that they
-delete is made again.
+The operator owns the objects: it overwrites what other clients write into them, and creates one
+again that they delete.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,9 +23,9 @@ from sandboxpool.util.resource_version import parse_resource_version
 
 RUNTIMES_PATH = resource_path(names.API_VERSION, names.RUNTIMES)
 
-# The status of a class is written no more often than this,
+# The minimum interval between two writes of a status,
 WRITE_INTERVAL_SECONDS = 1.0
-# and than this, if only that has changed which changes with every sandbox and every failure.
+# and between two that change only what every sandbox and every failure changes.
 RESTLESS_INTERVAL_SECONDS = 5.0
 # Time alone changes a status while issues and samples leave their windows.
 WINDOW_CHECK_SECONDS = 60.0
@@ -33,7 +33,7 @@ WINDOW_CHECK_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _LastWrite:
-    """The status that was sent last, when, and what the server made of it."""
+    """The status that was sent last, when, and the status that the server returned."""
 
     at: float
     status: Mapping[str, Any]
@@ -65,10 +65,10 @@ class RuntimeReconciler:
         self._written: dict[str, _LastWrite] = {}
 
     def observe(self, old: SandboxRuntime | None, new: SandboxRuntime | None) -> bool:
-        """Take in a change that the informer tells of.
+        """Observe a change from the informer.
 
         Returns:
-            Whether the class has to be looked at again. Our own writes are no news.
+            Whether to enqueue the class. Changes by our own writes are known already.
         """
         if new is not None:
             return self._take(new)
@@ -98,8 +98,8 @@ class RuntimeReconciler:
                 return None
             path = resource_path("node.k8s.io/v1", "runtimeclasses", name=name)
             if await self._client.find(path) is not None:
-                # The cache of classes is behind, or cannot read it; what this says of the class
-                # cannot be had back.
+                # The cache of classes is stale, or cannot decode the class. The status must not be
+                # deleted: it holds what no other object does.
                 return RESTLESS_INTERVAL_SECONDS
             await self._delete(stored)
             return None
@@ -123,7 +123,7 @@ class RuntimeReconciler:
                 return wait
             await self._write(stored, status)
             if given.pools:
-                # Of a class that nobody uses the status says enough.
+                # For a class that no pool names, the status is enough.
                 self._announce(stored, status)
         return WINDOW_CHECK_SECONDS if given.issues or given.startup is not None else None
 
@@ -163,7 +163,7 @@ class RuntimeReconciler:
         try:
             await self._client.delete(_path(stored.metadata.name), uid=stored.metadata.uid)
         except ApiError as error:
-            # Gone, or another one by now, of which the watch will tell.
+            # The object is gone, or a new one has its name, which the watch reports.
             if not (error.not_found or error.conflict):
                 raise
         self._drop(stored)
@@ -200,7 +200,7 @@ def _transition(type_: str, before: tuple[Any, Any] | None, now: tuple[str, str]
         case "True":
             return before is not None and before[0] != "True"
         case "False":
-            # While much is wrong, what is worst changes often.
+            # While Healthy is False its reason changes often.
             return before != now and not (
                 type_ == "Healthy" and before is not None and before[0] == "False"
             )

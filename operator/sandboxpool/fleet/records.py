@@ -1,10 +1,10 @@
-"""What is known of each node, kept for the next process in ConfigMaps of the operator's namespace.
+"""Persists what is known of each node in ConfigMaps of the operator's namespace.
 
-One object could not hold a large fleet, and one for each node would be thousands, so there are
-some, and a node's record stands under its name in the one that the name hashes to. Memory is the
-truth here: objects are read once, at the start, and from then on only written, each time only what
-has changed, and only onto what was seen there: what a former leader sends late changes nothing that
-is newer. A ConfigMap that somebody else writes or deletes comes back whole with its next write.
+One ConfigMap cannot hold a large fleet, and one for each node would be thousands, so records are
+sharded by the hash of the node's name. Memory is authoritative: ConfigMaps are read once, at the
+start, and then only written. A write sends only what has changed, with the resourceVersion seen
+last, so that a late write of a former leader does not overwrite newer records. A ConfigMap that
+another client changes or deletes is restored as a whole by its next write.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from sandboxpool.util.backoff import delay_after
 
 logger = logging.getLogger(__name__)
 
-# With so many each is little more than half full if 5,000 nodes have four broken handlers each.
-# They are made only when they are needed.
+# With this many, each is just over half full if 5,000 nodes have four broken handlers each. They
+# are created when needed.
 SHARDS = 64
 NAMES = tuple(f"sandboxpool-nodes-{i}" for i in range(SHARDS))
 LABELS = {"app.kubernetes.io/managed-by": "sandboxpool"}
@@ -71,16 +71,19 @@ class _Shard:
         self._was_full = False
 
     def keep(self, node: str, value: bytes | None) -> bool:
-        """Replace or remove one value, for which there may be no room; whether that is a change.
+        """Replace or remove (None) one value; return whether that is a change.
 
-        What is not kept is found out again; an object that is too large could not be written.
+        A value that does not fit is dropped, because an object that is too large cannot be
+        written. The next process probes that node again.
         """
         before = self.values.pop(node, None)
         self._size -= len(before or b"")
         if value is not None and self._size + len(value) > MAX_SHARD_BYTES:
             value = None
             if not self._was_full:
-                logger.warning("%s is full: what is known of some nodes is not kept", self.name)
+                logger.warning(
+                    "ConfigMap %s is full: the next leader has to probe some nodes again", self.name
+                )
             self._was_full = True
         if value is not None:
             self.values[node] = value
@@ -88,7 +91,7 @@ class _Shard:
         return value != before
 
     def data(self, nodes: set[str]) -> dict[str, str | None]:
-        """What to write for these nodes; None removes a key."""
+        """The merge patch of these nodes' records; None removes a key."""
         values = ((node, self.values.get(node)) for node in sorted(nodes))
         return {node: value.decode() if value is not None else None for node, value in values}
 
@@ -98,7 +101,7 @@ class NodeRecords:
 
     Args:
         client: for the ConfigMaps.
-        namespace: the operator's own.
+        namespace: the operator's namespace.
         clock: a monotonic clock, in seconds.
     """
 
@@ -111,7 +114,7 @@ class NodeRecords:
         self._next_write = clock()
 
     async def load(self) -> dict[str, dict[str, Any]]:
-        """Read all records, by node; what is damaged is logged, and removed with the next write.
+        """Read all records, by node; unreadable ones are logged, and removed by the next write.
 
         Raises:
             KubeError: a ConfigMap could not be read.
@@ -144,7 +147,7 @@ class NodeRecords:
         return found.data or {}
 
     def put(self, node: str, record: Mapping[str, Any] | None) -> None:
-        """Remember what is to be written, None to remove it; the same again costs nothing."""
+        """Schedule a write of a node's record, or its removal (None), unless it is unchanged."""
         shard = self._shards[zlib.crc32(node.encode()) % SHARDS]
         if shard.keep(node, _encode(record) if record is not None else None):
             self._change(shard, node)
@@ -156,7 +159,7 @@ class NodeRecords:
         self._wake.set()
 
     async def run(self) -> None:
-        """Write what changes, one object a second, until cancelled."""
+        """Write changes, one ConfigMap a second, until cancelled."""
         while True:
             waiting = [shard for shard in self._shards if shard.changed]
             if not waiting:
@@ -166,17 +169,17 @@ class NodeRecords:
             shard = min(waiting, key=lambda s: s.due)
             wait = max(shard.due, self._next_write) - self._clock()
             if wait > 0:
-                # Not for longer at once: another shard may have changed, and be due before.
+                # In short steps: another shard may become due earlier.
                 await asyncio.sleep(min(wait, WRITE_SECONDS))
                 continue
             self._next_write = self._clock() + WRITE_SECONDS
             await self._write(shard)
 
     async def flush(self, seconds: float) -> None:
-        """Write all that has changed, as fast as it goes; for the end, when ``run`` is cancelled.
+        """Write all changes without pauses; for shutdown, after ``run`` was cancelled.
 
         Args:
-            seconds: how long to try; what is not written then is logged and lost.
+            seconds: how long to try; changes not written by then are lost, which is logged.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -187,10 +190,13 @@ class NodeRecords:
                         await asyncio.sleep(FIRST_RETRY_SECONDS)
         except TimeoutError:
             lost = sum(len(shard.changed) for shard in self._shards)
-            logger.warning("the records of %d nodes could not be written in time", lost)
+            logger.warning(
+                "the records of %d nodes were not written in time; the next leader probes them",
+                lost,
+            )
 
     async def _write(self, shard: _Shard) -> None:
-        """Try to write what has changed of one shard; what was not written stays changed."""
+        """Try to write the changes of one shard; on failure they stay pending."""
         nodes, shard.changed = shard.changed, set()
         written = False
         try:
@@ -198,11 +204,13 @@ class NodeRecords:
             written = True
             shard.failures = 0
         except (KubeError, *UNREADABLE) as error:
-            # Also where something between us and the API server answers in its place.
+            # An unreadable response comes from a proxy between us and the API server.
             delay = delay_after(shard.failures, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
             shard.failures += 1
             shard.due = self._clock() + delay
-            logger.warning("%s: %s, next try in %.0f s", shard.name, error, delay)
+            logger.warning(
+                "ConfigMap %s was not written: %s; next try in %.0f s", shard.name, error, delay
+            )
         finally:
             if not written:
                 shard.changed |= nodes
@@ -224,10 +232,10 @@ class NodeRecords:
                     nodes.update(left)
                     continue
             except ApiError as error:
-                unseen = error.conflict or error.already_exists or error.not_found
-                if not unseen or attempt == SEND_ATTEMPTS:
+                is_stale = error.conflict or error.already_exists or error.not_found
+                if not is_stale or attempt == SEND_ATTEMPTS:
                     raise
-                # Whatever is there, and whatever becomes of this attempt: all is to be written.
+                # The ConfigMap is not as last seen: everything is pending, even if this fails.
                 nodes.update(await self._read(shard), shard.values)
             else:
                 shard.version = _decode(answer).metadata.resourceVersion

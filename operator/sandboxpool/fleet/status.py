@@ -1,4 +1,4 @@
-"""What is shown of one RuntimeClass, from everything that is known of it. Pure.
+"""Computes the status of a SandboxRuntime. Pure.
 
 The status is bounded: it counts nodes and gives examples, so that it is as small for five thousand
 nodes as for five.
@@ -21,7 +21,8 @@ from sandboxpool.api.v1alpha1 import (
 )
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.runtimes.advice import cure
-from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence_store import EvidenceSummary
 from sandboxpool.runtimes.failure_history import WINDOW_SECONDS, FailureSummary
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
@@ -32,7 +33,7 @@ MAX_EXAMPLES = 5
 MAX_EXAMPLES_TEXT = 300
 MAX_POOLS = 20
 MAX_EVIDENCE_TEXT = 256
-# Nothing that counts as a change of the object's content but its status: it is never edited.
+# A SandboxRuntime has no spec, so its generation never changes.
 GENERATION = 1
 
 _NOTHING_PROVEN = "no node that can take a sandbox was seen to isolate"
@@ -55,7 +56,7 @@ class RuntimeStatusInput:
         sandboxes: how many sandboxes these pools have in each state.
         startup: the start-up times of these sandboxes as the API has them; None without samples.
         proof_wanted: some pool wants proof of isolation.
-        proven: some sandbox may be handed out with that proof, or could be on some node.
+        proven: some sandbox has that proof, or would have it on some node.
         now: seconds since the epoch.
     """
 
@@ -82,13 +83,13 @@ def runtime_status(given: RuntimeStatusInput, former: Mapping[str, Any]) -> dict
 
     Args:
         given: what is known.
-        former: the status as it stands on the server, possibly damaged by others. It says since
-            when conditions and issues have stood, and what a class that is missing was.
+        former: the status as the API server has it, possibly damaged by other clients. It has the
+            times of conditions and issues, and the last handler of a class that is missing.
     """
     verdict, runtime, advice = given.verdict, given.runtime, given.verdict.advice
     return SandboxRuntimeStatus(
         exists=runtime is not None,
-        # While the class is missing, what it was last.
+        # While the class is missing, its last uid and handler.
         classUID=str(former.get("classUID", "")) if runtime is None else runtime.uid,
         handler=str(former.get("handler", "")) if runtime is None else runtime.handler,
         overhead={} if runtime is None else dict(runtime.overhead),
@@ -106,10 +107,10 @@ def runtime_status(given: RuntimeStatusInput, former: Mapping[str, Any]) -> dict
 
 
 def urgent_part(status: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a status that people wait for.
+    """The part of a status that is written at once.
 
-    What is left out changes with every sandbox and every failure: counts of sandboxes, start-up
-    times, the times and texts of what was seen before.
+    The rest changes with every sandbox and every failure: counts of sandboxes, start-up
+    times, and the times and messages of what is already listed.
     """
     parts = {k: v for k, v in status.items() if k not in ("sandboxes", "startup")}
     for name, restless in (
@@ -130,7 +131,7 @@ def listed(status: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
 
 
 def _sandboxes(counted: Mapping[SandboxState, int]) -> SandboxCounts:
-    """The counts; pools count what is being started for a claim as the claim's."""
+    """The counts; a sandbox that starts for a claim belongs to the claim, not to the stock."""
     return SandboxCounts(
         warm=counted.get(SandboxState.WARM, 0),
         starting=counted.get(SandboxState.STARTING, 0),
@@ -145,11 +146,11 @@ def _sandboxes(counted: Mapping[SandboxState, int]) -> SandboxCounts:
 
 
 def _issues(given: RuntimeStatusInput, former: Mapping[str, Any]) -> list[RuntimeIssue]:
-    """The issues; one that stood before the operator's own memory began keeps its beginning."""
-    stood = {(i.get("handler"), i.get("reason")): i for i in listed(former, "issues")}
+    """The issues; one that the former status lists already keeps its ``firstSeen``."""
+    listed_before = {(i.get("handler"), i.get("reason")): i for i in listed(former, "issues")}
     issues = []
     for row in given.issues[:MAX_FAILURES]:
-        before = stood.get((row.handler, str(row.reason)), {})
+        before = listed_before.get((row.handler, str(row.reason)), {})
         since, until = (epoch(str(before.get(key, ""))) for key in ("firstSeen", "lastSeen"))
         goes_on = 0 < since < row.first_seen <= until + WINDOW_SECONDS
         issues.append(
@@ -188,7 +189,7 @@ def _examples(nodes: Sequence[str]) -> list[str]:
 
 
 def _named(some: Sequence[str], count: int) -> str:
-    """Names in a sentence, of which there are more than are named."""
+    """The first few of ``count`` names, for a sentence."""
     few = _examples(some)
     more = f" and {count - len(few)} more" if count > len(few) else ""
     return ", ".join(few) + more
@@ -203,11 +204,11 @@ def _findings(given: RuntimeStatusInput) -> list[ConditionResult]:
 
 
 def _ready(given: RuntimeStatusInput) -> ConditionResult:
-    """Whether some node can take a sandbox that may be handed out."""
+    """Whether some node can take a sandbox that can be bound to a claim."""
     startable = _startable(given)
     if startable.status is False or not given.proof_wanted or given.proven:
         return startable
-    # Where nothing is proven, nothing is handed out.
+    # Without proof no sandbox is bound to a claim.
     silent = next((k for k in given.evidence if k.isolation is Isolation.UNAVAILABLE), None)
     if silent is not None:
         text = f"{_NOTHING_PROVEN}: there is no evidence {_on(given, silent)}"
@@ -300,7 +301,7 @@ def _none_serves(given: RuntimeStatusInput) -> ConditionResult:
 def _healthy(
     given: RuntimeStatusInput, ready: ConditionResult, isolation: ConditionResult
 ) -> ConditionResult:
-    """Whether nothing speaks against the runtime, anywhere."""
+    """Whether no failure of the runtime is known on any node."""
     type_, verdict = "Healthy", given.verdict
     if ready.status is False:
         return ConditionResult(type_, False, ready.reason, ready.message)
@@ -326,7 +327,7 @@ def _worst(row: FailureSummary) -> str:
 
 
 def _isolation_proven(given: RuntimeStatusInput) -> ConditionResult:
-    """Whether sandboxes were seen to have kernels of their own, where proof is wanted."""
+    """Whether sandboxes have kernels of their own, as far as pools want proof."""
     type_ = "IsolationProven"
     if not given.proof_wanted:
         return ConditionResult(
@@ -337,7 +338,7 @@ def _isolation_proven(given: RuntimeStatusInput) -> ConditionResult:
         return ConditionResult(type_, None, Reason.EVIDENCE_PENDING, "no node has been probed yet")
     seen = _on(given, worst)
     if worst.isolation is Isolation.NOT_PROVEN:
-        text = f"{seen}. Such sandboxes are not handed out. {_MEND_ISOLATION}"
+        text = f"{seen}. Such sandboxes are not bound to claims. {_MEND_ISOLATION}"
         return ConditionResult(type_, False, Reason.ISOLATION_NOT_PROVEN, text)
     if worst.isolation is Isolation.UNAVAILABLE:
         text = f"there is no evidence {seen}"
@@ -346,6 +347,6 @@ def _isolation_proven(given: RuntimeStatusInput) -> ConditionResult:
 
 
 def _on(given: RuntimeStatusInput, kind: EvidenceSummary) -> str:
-    """What was seen, and on how many nodes."""
+    """A message of evidence, with the number of nodes that it applies to."""
     nodes = sum(other.nodes for other in given.evidence if other.isolation is kind.isolation)
     return f"on {_named([kind.example], nodes)}: {kind.message}"

@@ -1,1 +1,1 @@
-"""Kubernetes over HTTP: client, informer, work queue, events. Knows nothing of pools and claims."""
+"""Kubernetes over HTTP: client, informer, work queue, events, leader election."""

@@ -1,8 +1,8 @@
-"""A small API client: one pooled HTTP/1.1 session, bytes in and out, errors told apart.
+"""A small API client: one pooled HTTP/1.1 session, bytes in and out, typed errors.
 
-Bodies are built by pure functions as dicts and decoded by the caller into projections. What is
-deliberately missing: generated models, discovery, retries of writes. A write is repeated only
-where the server said that it did not take place (429, or 503 with Retry-After).
+Callers build bodies as dicts and decode responses into projections. The client has no generated
+models, no discovery and no retries of writes, on purpose: it repeats a write only if the server
+says that it was not carried out (429, or 503 with Retry-After).
 """
 
 import asyncio
@@ -27,10 +27,10 @@ JSON_PATCH: Final = "application/json-patch+json"
 
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
 CONNECT_TIMEOUT_SECONDS: Final = 10.0
-# A healthy watch ends within a minute, if it has nothing to say.
+# A healthy watch without events ends within a minute.
 WATCH_SILENCE_SECONDS: Final = 90.0
-# A request that hangs keeps a connection busy. The queues bound how many keys are slow at once, so
-# that many of those leave enough connections to whoever is answered at once.
+# A request that hangs keeps a connection busy. The work queues bound the number of slow keys, so
+# that enough connections are left for quick requests.
 MAX_CONNECTIONS: Final = 500
 THROTTLED_ATTEMPTS: Final = 5
 LONGEST_THROTTLE_SECONDS: Final = 10.0
@@ -39,10 +39,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class RequestObserver(Protocol):
-    """Told of each finished request; ``code`` is the HTTP status or ``<error>``."""
+    """Is called for each finished request; ``code`` is the HTTP status or ``<error>``."""
 
     def __call__(self, verb: str, code: str, seconds: float) -> None:
-        """Take note of one request."""
+        """Observe one request."""
 
 
 class _StatusDetails(msgspec.Struct):
@@ -50,7 +50,7 @@ class _StatusDetails(msgspec.Struct):
 
 
 class Status(msgspec.Struct):
-    """The API server's Status object, as far as we read it."""
+    """The fields of the API server's Status object that are used."""
 
     reason: str = ""
     message: str = ""
@@ -59,7 +59,7 @@ class Status(msgspec.Struct):
 
 
 def error_of(http_status: int, body: bytes, retry_after: str | None = None) -> ApiError:
-    """Make an error of an answer; a body that is no Status becomes the message."""
+    """Return the error of a response; a body that is not a Status becomes the message."""
     try:
         status = msgspec.json.decode(body, type=Status)
     except UNREADABLE:
@@ -96,11 +96,11 @@ class ApiClient:
     """Requests to one API server; use as an async context manager.
 
     Args:
-        info: where the API server is, and who we are.
-        user_agent: what we call ourselves.
-        observe: told of each finished request.
-        permit: called right before each write is sent; what it raises keeps the write from being.
-        on_date: told the Date of the answers, in seconds since the epoch, as they arrive.
+        info: the API server's address and our credentials.
+        user_agent: the User-Agent header.
+        observe: called for each finished request.
+        before_write: called right before each write is sent; if it raises, nothing is sent.
+        on_date: called with the Date of responses, in seconds since the epoch, as they arrive.
     """
 
     def __init__(
@@ -119,20 +119,19 @@ class ApiClient:
         self._authorization: Callable[[], dict[str, str]] = token_source(info)
         self._user_agent = user_agent
         self._observe = observe or (lambda verb, code, seconds: None)
-        self._permit = before_write
+        self._before_write = before_write
         self._on_date = on_date
         self._last_date = ""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "ApiClient":
-        permit = self._permit
+        before_write = self._before_write
 
         class Request(aiohttp.ClientRequest):
-            # Waiting for a free connection may take long: only what comes after it is "right
-            # before".
+            # Waiting for a free connection may take long, so `before_write` is called after it.
             async def send(self, conn: Connection) -> aiohttp.ClientResponse:
                 if self.method != "GET":
-                    permit()
+                    before_write()
                 return await super().send(conn)
 
         connector = aiohttp.TCPConnector(
@@ -141,7 +140,7 @@ class ApiClient:
         self._session = aiohttp.ClientSession(
             connector=connector,
             proxy=self._proxy,
-            # To look for cookies that nobody sets takes a tenth of a request's CPU.
+            # Looking up cookies, which are never set, takes a tenth of a request's CPU time.
             cookie_jar=aiohttp.DummyCookieJar(),
             request_class=Request,
             headers={"User-Agent": self._user_agent, "Accept": JSON},
@@ -160,7 +159,7 @@ class ApiClient:
         return await self._request("GET", path, params=params)
 
     async def find(self, path: str) -> bytes | None:
-        """Read an object; None if there is none of this name."""
+        """Read an object; None if it does not exist."""
         try:
             return await self.get(path)
         except ApiError as error:
@@ -193,13 +192,12 @@ class ApiClient:
 
         Args:
             path: the object's path.
-            uid: the object that is meant; a merge patch of /status would ignore it.
+            uid: the uid that the object must have; a merge patch of /status would ignore it.
             status: the new status.
-            version: if given, the object must still be of this resourceVersion.
+            version: if given, the resourceVersion that the object must have.
 
         Raises:
-            ApiError: 404 if the name is gone, 422 if a test fails: it names another object now,
-                or a newer version of it.
+            ApiError: 404 if no object has the name, 422 if it has another uid or version.
         """
         tests = [{"op": "test", "path": "/metadata/uid", "value": uid}]
         if version is not None:
@@ -211,7 +209,7 @@ class ApiClient:
     async def delete(
         self, path: str, *, uid: str, resource_version: str | None = None, grace: int | None = None
     ) -> bytes:
-        """Delete exactly the object that was looked at, and none that took its name since."""
+        """Delete the object with this uid, and not a later one with the same name."""
         preconditions = {"uid": uid}
         if resource_version is not None:
             preconditions["resourceVersion"] = resource_version
@@ -268,13 +266,13 @@ class ApiClient:
                     raise error_of(response.status, payload, response.headers.get("Retry-After"))
                 return payload
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            self._distrusted(error)
+            self._reload_ca(error)
             raise UnknownOutcomeError(f"{method} {path}: {type(error).__name__} {error}") from error
         finally:
             self._observe(method, code, time.perf_counter() - started)
 
-    def _distrusted(self, error: BaseException) -> None:
-        """Read the CA's file anew if a certificate was not trusted: it is rotated in place."""
+    def _reload_ca(self, error: BaseException) -> None:
+        """Read the CA file again after a certificate was not trusted: it is rotated in place."""
         if isinstance(error, aiohttp.ClientConnectorCertificateError) and self._ca_path:
             assert self._ssl is not None, "only https has certificates"
             with suppress(OSError):
@@ -283,7 +281,7 @@ class ApiClient:
     def _note_date(self, response: aiohttp.ClientResponse) -> None:
         text = response.headers.get("Date", "")
         if text == self._last_date:
-            # It says nothing new: it was as late as it is now when it came for the first time.
+            # Only the first response with a Date is closest to the server's time.
             return
         self._last_date = text
         with suppress(ValueError, OverflowError):
@@ -293,11 +291,11 @@ class ApiClient:
     async def watch(
         self, path: str, params: Mapping[str, str]
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
-        """Open a watch and give its lines; the stream ends when the server or the wire does.
+        """Open a watch and give its lines, until the server ends the watch.
 
         Raises:
-            ApiError: the server refused the watch.
-            UnknownOutcomeError: the connection failed, or nothing came for too long.
+            ApiError: the server rejected the watch.
+            UnknownOutcomeError: the connection failed, or was silent for too long.
         """
         assert self._session is not None, "use the client as a context manager"
         timeout = aiohttp.ClientTimeout(
@@ -311,7 +309,6 @@ class ApiClient:
                 timeout=timeout,
             ) as response:
                 self._note_date(response)
-                self._note_date(response)
                 self._observe("WATCH", str(response.status), 0.0)
                 if response.status >= 400:
                     raise error_of(
@@ -321,12 +318,12 @@ class ApiClient:
                     )
                 yield _lines(response)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            self._distrusted(error)
+            self._reload_ca(error)
             raise UnknownOutcomeError(f"watch {path}: {type(error).__name__} {error}") from error
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    # Objects may be larger than any line limit of a stream reader, so lines are cut here.
+    # Objects may exceed the line limit of a stream reader, so lines are split here.
     rest = b""
     async for chunk in response.content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")

@@ -1,8 +1,8 @@
-"""The API server's time, in which the times of API objects are to be reckoned.
+"""The API server's time, with which the timestamps of API objects are compared.
 
-A node's own clock may be minutes or days away from it, or be set. Each answer of the API server has
-a ``Date``: whole seconds, and as late as the answer was under way. So it can only show less than
-the server's time at its arrival, and the most that it has shown is closest to that.
+The local clock may be minutes or days off, or be set. Each response of the API server has a
+``Date``, which has whole seconds and is as old as the response took to arrive. It is never ahead of
+the server's time, so the observation that is furthest ahead is the most accurate.
 """
 
 import logging
@@ -13,22 +13,21 @@ from sandboxpool.kube.client import REQUEST_TIMEOUT_SECONDS
 
 logger = logging.getLogger(__name__)
 
-# What was shown longer ago counts no more: clocks drift, and are set.
+# Older observations are discarded: clocks drift, and are set.
 WINDOW_SECONDS = 300.0
-# No answer is later than this. Whatever shows more time at once comes from a clock that was set, or
-# from another clock.
+# No response is older than this. A larger step means that the server's clock was set, or that
+# another server answers.
 LARGEST_DELAY_SECONDS = REQUEST_TIMEOUT_SECONDS + 1.0
-# A difference to the local clock that is worth a line in the log.
+# A larger difference to the local clock is logged.
 NOTABLE_SECONDS = 5.0
 
 
 class ServerClock:
-    """Gives seconds since the epoch as the API server counts them; call it.
+    """Returns the API server's time when called, in seconds since the epoch.
 
-    It is behind by about a second at most. Between answers it goes on by a monotonic clock: that
-    the local clock is set changes nothing, and that the server's is set is followed once nothing
-    has shown the former time for as long as the window. Before the first answer it is the local
-    clock.
+    It lags by about a second at most. Between responses it advances by a monotonic clock, so
+    setting the local clock has no effect. If the server's clock is set, it follows after one window
+    without a response that shows the former time. Before the first response it is the local clock.
 
     Args:
         wall: the local clock, in seconds since the epoch.
@@ -38,7 +37,7 @@ class ServerClock:
     def __init__(self, wall: Callable[[], float], clock: Callable[[], float]) -> None:
         self._wall = wall
         self._clock = clock
-        # When which difference between the two clocks was seen; each is greater than all later.
+        # When each difference between the two clocks was observed; differences decrease.
         self._seen: deque[tuple[float, float]] = deque()
         self._ahead_since: float | None = None
 
@@ -49,15 +48,15 @@ class ServerClock:
         return self._clock() + self._seen[0][1]
 
     def observe(self, date: float) -> None:
-        """Take in the Date, in seconds since the epoch, of an answer that arrives now."""
+        """Observe the Date, in seconds since the epoch, of a response that arrives now."""
         now = self._clock()
         offset = date - now
         if not self._seen:
             ahead = self._wall() - date
             if abs(ahead) > NOTABLE_SECONDS:
                 logger.warning(
-                    "the clock of this machine and the API server's differ by %.0f s; "
-                    "the API server's counts",
+                    "the local clock and the API server's differ by %.0f s; the operator uses the "
+                    "API server's",
                     ahead,
                 )
         elif offset > self._seen[0][1] + LARGEST_DELAY_SECONDS:

@@ -1,4 +1,4 @@
-"""Where the API server is and how we prove who we are, for our client and for kopf alike."""
+"""Finds the API server and the credentials, for our client and for kopf."""
 
 import dataclasses
 import logging
@@ -18,21 +18,21 @@ TOKEN_REREAD_SECONDS = 60.0
 
 
 class CredentialsError(Exception):
-    """No way to reach a cluster was found; the message says what to set."""
+    """No usable credentials were found; the message says what to set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Connection(kopf.ConnectionInfo):
-    """What kopf knows of a connection, and the file that its token is read from, if any."""
+    """kopf's connection information, and the file that the token is read from, if any."""
 
     token_path: Path | None = None
 
 
 def connection_info() -> Connection:
-    """Return the connection of KUBECONFIG, else of the pod's service account.
+    """Return the connection from KUBECONFIG, else from the pod's service account.
 
     Raises:
-        CredentialsError: there is neither, or it asks for what is not supported.
+        CredentialsError: neither exists, or the kubeconfig has unsupported fields.
     """
     kubeconfig = os.environ.get("KUBECONFIG")
     if kubeconfig:
@@ -49,7 +49,7 @@ def connection_info() -> Connection:
     host = os.environ.get("KUBERNETES_SERVICE_HOST")
     port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if host:
-        # By address: the operator must come up while the cluster's DNS is down.
+        # By address, so that the operator starts while the cluster's DNS is down.
         host = f"[{host}]" if ":" in host else host
         info = dataclasses.replace(info, server=f"https://{host}:{port}")
     return _connection(info, TOKEN_FILE)
@@ -63,8 +63,8 @@ def _connection(info: kopf.ConnectionInfo, token_path: Path | None, **changes: A
 # --- Kubeconfigs ---------------------------------------------------------------------------------
 
 
-# What a kubeconfig may ask for and neither kopf nor our client does. To ignore it would be to be
-# somebody else, or nobody, or to trust another server.
+# Fields of a kubeconfig that neither kopf nor our client supports. Ignoring them would use another
+# identity, or none.
 _UNSUPPORTED_OF_USER = {
     "exec": "credential plugins are not run",
     "auth-provider": "auth providers are not supported, and no longer by kubectl either",
@@ -122,7 +122,7 @@ def _of_kubeconfig(kubeconfig: str) -> Connection:
 def _current(kubeconfig: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The cluster and the user of the current context; of several files the first value wins.
 
-    Paths are relative to the file that they stand in.
+    Paths are relative to the file that contains them.
     """
     context_name = ""
     found: dict[str, dict[str, dict[str, Any]]] = {"contexts": {}, "clusters": {}, "users": {}}
@@ -157,10 +157,10 @@ _PATHS = ("certificate-authority", "client-certificate", "client-key", "tokenFil
 def token_source(
     info: kopf.ConnectionInfo, clock: Callable[[], float] = time.monotonic
 ) -> Callable[[], dict[str, str]]:
-    """Return a function that gives the authorization headers of this moment.
+    """Return a function that returns the current authorization headers.
 
-    A file with a token is read again every minute: the kubelet, and whoever else writes such files,
-    rotates tokens in place. A token of a kubeconfig is used as it stands there.
+    A token file is read again every minute, because the kubelet and others rotate tokens in place.
+    A token in a kubeconfig itself does not change.
     """
     headers = info.as_http_headers()
     token_path = info.token_path if isinstance(info, Connection) else None
@@ -173,8 +173,10 @@ def token_source(
             try:
                 token = token_path.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeError) as error:
-                # The old one is good for a while yet, and in a minute this is tried again.
-                logger.warning("token in %s: %s", token_path, error)
+                # The former token stays valid for a while.
+                logger.warning(
+                    "token file %s cannot be read, the former token is used: %s", token_path, error
+                )
             else:
                 headers = {"Authorization": f"Bearer {token}"}
         return headers

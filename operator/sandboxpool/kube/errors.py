@@ -1,11 +1,11 @@
-"""What can go wrong between us and the API server, told apart by what a caller may do next."""
+"""Errors of requests to the API server, by what a caller may do next."""
 
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-# What is raised where bytes are no JSON or no UTF-8, nested too deeply, or of another shape.
+# Raised for bytes that are not JSON or UTF-8, are nested too deeply, or do not fit the type.
 UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
@@ -14,25 +14,25 @@ class KubeError(Exception):
 
 
 class UnknownOutcomeError(KubeError):
-    """The request was sent, and nobody can say whether the server carried it out.
+    """The request was sent, and it is unknown whether the server carried it out.
 
-    A caller must never repeat a conditional write after this; it reads the object first.
+    A caller must read the object before it repeats a conditional write.
     """
 
 
 class NotLeaderError(KubeError):
-    """The lease is not ours, or its time is over: nothing was sent, and nothing may be."""
+    """This process does not hold the lease, or it expired: nothing was sent."""
 
 
 @dataclass
 class ApiError(KubeError):
-    """The API server answered, and the answer was no.
+    """The API server responded with an error.
 
     Attributes:
         status: the HTTP status code.
         reason: the machine-readable reason of the Status object, such as ``AlreadyExists``.
-        message: the server's own sentence.
-        retry_after: seconds that the server asks us to wait; None if it does not say.
+        message: the server's message.
+        retry_after: seconds to wait that the server asks for; None if it does not.
     """
 
     status: int
@@ -50,30 +50,30 @@ class ApiError(KubeError):
 
     @property
     def conflict(self) -> bool:
-        """A precondition failed: the object is newer than we thought, or another one."""
+        """A precondition failed: the object has another resourceVersion or uid."""
         return self.status == 409 and self.reason == "Conflict"
 
     @property
     def already_exists(self) -> bool:
-        """A create met an object of the same name."""
+        """An object of this name exists already."""
         return self.status == 409 and self.reason == "AlreadyExists"
 
     @property
     def gone(self) -> bool:
-        """The resource version is too old to go on from (watch or paged list)."""
+        """The resourceVersion is too old to continue a watch or a paged list from."""
         return self.status == 410
 
     @property
     def refused(self) -> bool:
-        """The request as such is not accepted, by a policy or for what is in it."""
+        """The request is rejected for its content, or by a policy."""
         return self.status in (400, 403, 409, 422) and not self.conflict
 
     @property
     def namespace_terminating(self) -> bool:
-        """The namespace is being deleted and takes no new objects."""
+        """The namespace is being deleted and accepts no new objects."""
         return self.status == 403 and "because it is being terminated" in self.message
 
     @property
     def outcome_unknown(self) -> bool:
-        """Somebody gave up waiting, etcd's client or a balancer: a write may be carried out yet."""
+        """A timeout of etcd's client or of a load balancer: a write may still be carried out."""
         return self.status == 504 or (self.status >= 500 and not self.reason)

@@ -1,8 +1,8 @@
-"""Posting Events: one for each transition, bounded, and never in the way of anything else.
+"""Posts Events in the background, rate-limited and in a bounded queue.
 
-Only so many are posted a second, and anybody who can make an object that fails can cause more. What
-matters most goes first, and among equals the namespaces take turns: who causes many waits longer
-for them, and loses the first of them when there are too many.
+Anyone who can create an object that fails can cause more events than may be posted. Events with the
+lowest rank are posted first, and within a rank namespaces take turns. A namespace with many events
+therefore waits longest for them, and loses its latest ones when the queue is full.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ MAX_QUEUED = 1000
 REPEAT_SECONDS = 600.0
 MAX_REMEMBERED = 4096
 MAX_MESSAGE = 1024
-# An event's name holds 253 characters, of which we add some to its object's.
+# An event's name has at most 253 characters: the object's name and a suffix.
 MAX_NAME = 230
-# client-go's spam filter lets a component post this many at once and this many a second.
+# Events per second, after an initial burst.
 BURST = 25
 PER_SECOND = 5.0
-# Events have a namespace even where their object has none; this is where kubectl looks for them.
+# Events of cluster-scoped objects need a namespace; kubectl looks for them in this one.
 NAMESPACE_OF_CLUSTER_SCOPED = "default"
 
 
@@ -44,12 +44,12 @@ class _Pending:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What is not posted twice within a while."""
+        """Events with the same key are not posted again for a while."""
         return self.regarding.uid, self.reason, self.message
 
 
 class _Queue:
-    """What waits: the lowest rank first, and within a rank the namespaces in turn."""
+    """Queued events: the lowest rank first, and within a rank the namespaces in turn."""
 
     def __init__(self) -> None:
         self._ranks: dict[int, OrderedDict[str, deque[_Pending]]] = {}
@@ -57,11 +57,11 @@ class _Queue:
         self._filled = asyncio.Event()
 
     def empty(self) -> bool:
-        """Nothing waits."""
+        """Whether no event is queued."""
         return not self._length
 
     def put(self, event: _Pending) -> _Pending | None:
-        """Add an event; return the one that had to go, perhaps this one."""
+        """Add an event; return the one that was dropped for it, if any, perhaps this one."""
         namespaces = self._ranks.setdefault(event.rank, OrderedDict())
         namespaces.setdefault(event.regarding.namespace, deque()).append(event)
         self._length += 1
@@ -86,7 +86,7 @@ class _Queue:
         return event
 
     def get_nowait(self) -> _Pending:
-        """Take the next event, of which there must be one."""
+        """Remove and return the next event; the queue must not be empty."""
         rank = min(self._ranks)
         namespaces = self._ranks[rank]
         namespace = next(iter(namespaces))
@@ -94,20 +94,20 @@ class _Queue:
         return self._remove(rank, namespace, 0)
 
     async def wait(self) -> None:
-        """Wait until there is an event."""
+        """Wait until an event is queued."""
         while self.empty():
             self._filled.clear()
             await self._filled.wait()
 
 
 class EventRecorder:
-    """Takes events at once, posts them in the background, drops them under pressure.
+    """Records events without blocking, posts them in the background, drops some on overload.
 
     Args:
         client: the API client.
-        component: who posts.
-        instance: which process of it.
-        rank: how much an event about this object matters; the lowest go first.
+        component: the reporting component.
+        instance: the reporting instance.
+        rank: returns the rank of events about an object; the lowest are posted first.
         on_drop: called for each event that is dropped.
         wall: seconds since the epoch.
     """
@@ -132,11 +132,11 @@ class EventRecorder:
         self._recent: OrderedDict[tuple[str, str, str], float] = OrderedDict()
 
     def normal(self, regarding: ObjectReference, reason: str, message: str) -> None:
-        """Say that something went as it should."""
+        """Record an event of type Normal."""
         self._record(regarding, "Normal", reason, message)
 
     def warning(self, regarding: ObjectReference, reason: str, message: str) -> None:
-        """Say that something needs attention."""
+        """Record an event of type Warning."""
         self._record(regarding, "Warning", reason, message)
 
     def _record(self, regarding: ObjectReference, type_: str, reason: str, message: str) -> None:
@@ -152,12 +152,12 @@ class EventRecorder:
             self._recent.popitem(last=False)
         dropped = self._queue.put(event)
         if dropped is not None:
-            # It may be said again before long.
+            # Not posted, so it may be recorded again.
             self._recent.pop(dropped.key, None)
             self._on_drop()
 
     async def run(self) -> None:
-        """Post what was recorded, until cancelled."""
+        """Post the recorded events until cancelled."""
         tokens = float(BURST)
         loop = asyncio.get_running_loop()
         refilled = loop.time()
@@ -168,7 +168,7 @@ class EventRecorder:
             if tokens < 1:
                 await asyncio.sleep((1 - tokens) / PER_SECOND)
             tokens -= 1
-            # Taken no earlier than now: what matters more may have come meanwhile.
+            # Taken only now, after the wait: an event with a lower rank may have been recorded.
             event = self._queue.get_nowait()
             namespace = event.regarding.namespace or NAMESPACE_OF_CLUSTER_SCOPED
             try:
@@ -177,7 +177,7 @@ class EventRecorder:
                 )
             except ApiError as error:
                 if not error.namespace_terminating:
-                    logger.warning("event %s was refused: %s", event.reason, error)
+                    logger.warning("event %s was rejected: %s", event.reason, error)
             except KubeError as error:
                 logger.warning("event %s was not posted: %s", event.reason, error)
 

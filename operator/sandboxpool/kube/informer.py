@@ -1,9 +1,9 @@
-"""A cache of one kind, kept by list and watch, with replace semantics.
+"""A cache of one kind, kept up to date by list and watch.
 
-A relist replaces: what the list no longer holds is reported as deleted, which no watch can do
-for what vanished while it was down. Lists are read with quorum (no resourceVersion), in pages.
-Objects are decoded into the caller's projection; one that does not fit is logged by name and
-skipped, so a damaged object never stops the others.
+A relist replaces the cache: objects that the list does not contain are reported as deleted, which
+no watch reports if they were deleted while it was down. Lists are consistent reads (without a
+resourceVersion), in pages. Objects are decoded into the caller's projection; one that does not fit
+is logged by name and skipped, so that it does not block the others.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 PAGE_SIZE = 500
 FIRST_BACKOFF_SECONDS = 0.2
 LONGEST_BACKOFF_SECONDS = 30.0
-# The server is asked to end a watch before its silence would look like a dead connection: where
-# nothing changes it need not send a bookmark for minutes.
+# The server is asked to end a watch before its silence would look like a dead connection: without
+# changes it may send no bookmark for minutes.
 WATCH_SECONDS = (45, 60)
-# After a failure it is asked to end sooner: its end shows that all is well again.
+# After a failure a shorter watch shows sooner that the server works again.
 RECOVERY_WATCH_SECONDS = (5, 15)
-# One that has lived so long before its end is no part of a tight loop.
+# After a watch that lasted this long the next one starts at once, without a tight loop.
 HEALTHY_WATCH_SECONDS = 4.0
-# A watch without a sign of life for so long is broken, as each ends by itself before: what its
-# cache shows may be true no more.
+# A watch without progress for this long is broken, as each ends by itself before: its cache may
+# be stale.
 MAX_STALENESS_SECONDS = 120.0
-# After so many events without a pause other tasks get a turn: a burst must not stall the loop.
+# After this many events other tasks run: a burst must not block the event loop.
 EVENTS_PER_YIELD = 50
 
 
@@ -55,7 +55,7 @@ class Meta(Protocol):
 
     @property
     def resourceVersion(self) -> str:
-        """The version of this state of the object."""
+        """The object's resourceVersion."""
 
     @property
     def creationTimestamp(self) -> str:
@@ -106,8 +106,8 @@ class Informer(Generic[T]):
         client: the API client.
         path: the collection's URL path (all namespaces, or one).
         type_: the msgspec projection to decode into.
-        on_change: called with the old and the new state; one of them may be None. A name that
-            was deleted and made again with another uid is reported as two changes.
+        on_change: called with the old and the new state; one of them may be None. An object that
+            was deleted and created again (another uid) is reported as two changes.
         label_selector: server-side filter.
         field_selector: server-side filter.
         on_restart: called with the cause each time the watch has to start again.
@@ -141,7 +141,7 @@ class Informer(Generic[T]):
         self._progress_at = -math.inf
         self._clock: Callable[[], float] = lambda: 0.0
         self._held = False
-        # Objects that were kept while muted, and of which nobody was told yet.
+        # Objects cached while notifications were held, and not yet reported.
         self._unnotified: dict[tuple[str, str], T] = {}
         self._relist_timeout: asyncio.Timeout | None = None
         self._listed = asyncio.Event()
@@ -158,9 +158,9 @@ class Informer(Generic[T]):
         return self._objects.get((namespace, name))
 
     def staleness(self) -> float:
-        """Seconds since the API server has last shown that nothing is missed; infinite at first.
+        """Seconds since the API server last confirmed that the cache is current; infinite at first.
 
-        Where nothing changes it is less than a watch lasts, as each ends by itself.
+        Without changes this is at most the duration of a watch, as each ends by itself.
         """
         return self._clock() - self._progress_at
 
@@ -169,15 +169,15 @@ class Informer(Generic[T]):
         self._progress_at = self._clock()
 
     def hold_notifications(self) -> None:
-        """Keep the cache up to date and call nobody back until ``release_notifications``."""
+        """Keep the cache up to date without callbacks until ``release_notifications``."""
         self._held = True
 
     async def release_notifications(self) -> None:
-        """Call back for each object as if it were new, the oldest first; then for each change."""
+        """Report each cached object as new, the oldest first; then each change."""
         self._held = False
         self._unnotified, self._objects = self._objects, {}
         for turn, key in enumerate(sorted(self._unnotified, key=self._age_of), 1):
-            # One that has changed since, or is gone, has been told of.
+            # An object that has changed or was deleted meanwhile is reported already.
             obj = self._unnotified.pop(key, None)
             if obj is not None:
                 self._put(key, obj)
@@ -185,26 +185,26 @@ class Informer(Generic[T]):
                 await asyncio.sleep(0)
 
     def _age_of(self, key: tuple[str, str]) -> tuple[str, int]:
-        # Creation times have whole seconds; among untouched objects versions tell the rest.
+        # Creation times have whole seconds; resourceVersions order objects within a second.
         metadata = self._unnotified[key].metadata
         return metadata.creationTimestamp, parse_resource_version(metadata.resourceVersion)
 
     async def relist(self) -> None:
-        """List anew while ``run`` runs; return when the cache is no older than this call."""
+        """List again while ``run`` runs; return when the cache is no older than this call."""
         listed = self._listed = asyncio.Event()
         if self._relist_timeout is not None:
             self._relist_timeout.reschedule(asyncio.get_running_loop().time())
         await listed.wait()
 
     async def run(self) -> None:
-        """List and watch until cancelled, whatever the API server does meanwhile."""
+        """List and watch until cancelled, with a backoff after failures."""
         self._clock = asyncio.get_running_loop().time
         while True:
             try:
                 async with asyncio.timeout(None) as self._relist_timeout:
                     await self._list_and_watch()
             except TimeoutError:
-                # Asked for: see `relist`.
+                # `relist` was called.
                 self._version = ""
 
     async def _list_and_watch(self) -> None:
@@ -221,8 +221,8 @@ class Informer(Generic[T]):
                 lasted = await self._watch(lifetime)
                 lifetime = WATCH_SECONDS
                 if lasted >= HEALTHY_WATCH_SECONDS:
-                    # It has said all that there was to say, even if that was nothing. Nobody
-                    # watches now, so the next one begins at once.
+                    # The server has sent all changes, if any. Without a watch changes are missed,
+                    # so the next one starts at once.
                     self._progressed()
                     self._on_restart("ended")
                     backoff = FIRST_BACKOFF_SECONDS
@@ -230,7 +230,7 @@ class Informer(Generic[T]):
                 cause = "ended"
             except ApiError as error:
                 if error.gone or error.status == 400:
-                    # Too old, or none at all: whoever gave it to us, the next comes from a list.
+                    # The resourceVersion is too old or invalid: a list returns a new one.
                     self._version = ""
                 cause = "gone" if error.gone else str(error.status)
                 wait = error.retry_after or 0.0
@@ -241,7 +241,7 @@ class Informer(Generic[T]):
                 cause = "connection"
                 logger.warning("%s", error)
             except UNREADABLE as error:
-                # A bookmark or an error that is none: only a list can tell where we are.
+                # A bookmark or an error was unreadable: a list returns a valid resourceVersion.
                 self._version = ""
                 cause = "unreadable"
                 logger.warning("watch of %s: %s", self.path, error)
@@ -265,12 +265,14 @@ class Informer(Generic[T]):
             try:
                 page = msgspec.json.decode(answer, type=_List)
             except UNREADABLE as error:
-                # Something between us and the API server answered in its place.
-                raise KubeError(f"list of {self.path}: no list: {error}") from error
+                # An unreadable response comes from a proxy between us and the API server.
+                raise KubeError(
+                    f"list of {self.path}: the response is not a list: {error}"
+                ) from error
             for raw in page.items or ():
                 obj = self._decoded(raw)
                 if obj is not None:
-                    fresh[obj.metadata.namespace, obj.metadata.name] = self._one_copy(obj)
+                    fresh[obj.metadata.namespace, obj.metadata.name] = self._deduplicated(obj)
                 elif (key := _key_of(raw)) is not None:
                     kept.add(key)
             if not page.metadata.cont:
@@ -286,13 +288,13 @@ class Informer(Generic[T]):
         self._version = page.metadata.resourceVersion
         self._progressed()
 
-    def _one_copy(self, obj: T) -> T:
-        """What is cached already, if it is the same: a new leader lists all that it knows."""
+    def _deduplicated(self, obj: T) -> T:
+        """Return the cached object if it is equal: a new leader lists all objects again."""
         known = self._objects.get((obj.metadata.namespace, obj.metadata.name))
         return known if known is not None and _same(known, obj) else obj
 
     async def _watch(self, lifetime: tuple[int, int]) -> float:
-        """Watch until the server ends it in good order; return how many seconds that took."""
+        """Watch until the server ends the watch; return its duration in seconds."""
         params = {
             **self._params,
             "resourceVersion": self._version,
@@ -322,7 +324,7 @@ class Informer(Generic[T]):
             bare = msgspec.json.decode(event.object, type=_PartialObjectMetadata)
             return bare.metadata.resourceVersion
         if event.type == "DELETED":
-            # The end of an object is its end, even where it can no longer be read.
+            # An object that cannot be decoded is deleted all the same.
             gone = msgspec.json.decode(event.object, type=_PartialObjectMetadata).metadata
             self._put((gone.namespace, gone.name), None)
             return gone.resourceVersion
@@ -338,7 +340,7 @@ class Informer(Generic[T]):
             return self._decode(raw)
         except UNREADABLE as error:
             logger.warning(
-                "%s: object %s does not fit and is skipped: %s", self.path, _key_of(raw), error
+                "%s: object %s cannot be decoded and is skipped: %s", self.path, _key_of(raw), error
             )
             return None
 
@@ -349,7 +351,7 @@ class Informer(Generic[T]):
             else:
                 self._objects.pop(key, None)
             return
-        # Whatever comes now is newer.
+        # This state is newer than the one not yet reported.
         self._unnotified.pop(key, None)
         old = self._objects.get(key)
         if new is None:
@@ -372,14 +374,14 @@ class Informer(Generic[T]):
         try:
             self._on_change(old, new)
         except Exception:
-            # One object must not keep the news of all others from us.
+            # One failed callback must not stop the informer.
             metadata = (new or old).metadata  # type: ignore[union-attr]
             name = f"{metadata.namespace}/{metadata.name}"
-            logger.exception("%s: a change of object %s could not be taken in", self.path, name)
+            logger.exception("%s: the callback failed for a change of object %s", self.path, name)
 
 
 def _same(one: Object, other: Object) -> bool:
-    """Whether two states of an object are one and the same."""
+    """Whether two objects have the same uid and resourceVersion."""
     ours, theirs = one.metadata, other.metadata
     return (ours.uid, ours.resourceVersion) == (theirs.uid, theirs.resourceVersion)
 

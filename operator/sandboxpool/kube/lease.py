@@ -1,9 +1,9 @@
-"""Leader election by a Lease: of several processes the one that holds it acts, the others wait.
+"""Leader election by a Lease, as client-go does it.
 
-Times of two machines are never compared. Somebody else's lease has run out when *we* have seen it
-unchanged for as long as it says. Our own has run out, for us, some seconds before that: they are
-counted from the moment before the renewing write was sent, on a clock that goes on while the
-machine sleeps.
+Clocks of two machines are never compared. Another process's lease has expired when *we* have
+observed it unchanged for its duration. Our own lease expires, for us, some seconds earlier: the
+renew deadline counts from the moment before the renewal was sent, on a clock that includes the time
+in which the machine is suspended.
 """
 
 import asyncio
@@ -40,10 +40,10 @@ class LeaderElectionTimes:
     """How long a lease lasts, in seconds.
 
     Attributes:
-        duration: others wait so long after they have seen the last renewal.
-        deadline: the holder stops so long after it has sent the last renewal; the difference is
-            what a request may be under way, and what two clocks may differ in pace.
-        retry: pause between two renewals, and between two tries.
+        lease_duration: others wait this long after they have observed the last renewal.
+        renew_deadline: the holder stops this long after it has sent the last renewal. The
+            difference covers the latency of a request and clock skew.
+        retry_period: the pause between two renewals, and between two attempts to acquire.
     """
 
     lease_duration: int = 15
@@ -74,24 +74,24 @@ class _WatchEvent(msgspec.Struct):
 
 
 def boot_clock() -> float:
-    """Seconds since the machine was started, those included in which it slept."""
+    """Seconds since the machine booted, including the time in which it was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class LeaderElector:
-    """Takes the lease, keeps it, gives it back.
+    """Acquires the lease, renews it, releases it.
 
     Args:
-        client: speaks to the API server for this alone, so that renewals never wait for others.
-        namespace: the operator's own.
-        identity: names this process, and never any other.
-        times: how long a lease lasts.
+        client: a client for the lease alone, so that renewals do not wait for other requests.
+        namespace: the operator's namespace.
+        identity: unique to this process.
+        times: the durations of the lease.
         clock: see ``boot_clock``.
         wall: seconds since the epoch, for people who read the lease.
-        unfit: why this process cannot lead at this moment; empty if it can.
+        not_ready_reason: returns why this process cannot lead now; empty if it can.
 
     Attributes:
-        leading: set when the lease has become ours.
+        leading: set when the lease has been acquired.
     """
 
     def __init__(
@@ -112,33 +112,33 @@ class LeaderElector:
         self._times = times
         self._clock = clock
         self._wall = wall
-        self._unfit = not_ready_reason
-        self._until = float("-inf")
-        # The lease as we saw it last, and since when. Without a version it does not exist, and
-        # whoever was seen to hold it may not know that yet.
+        self._not_ready_reason = not_ready_reason
+        self._held_until = float("-inf")
+        # The lease as observed last, and since when. Without a version it does not exist, though
+        # its last holder may not have noticed yet.
         self._spec = _Spec()
         self._version = ""
-        self._since = clock()
+        self._observed_at = clock()
 
     @property
     def is_leader(self) -> bool:
-        """Whether we hold the lease at this moment, so that we may write."""
-        return self._clock() < self._until
+        """Whether this process holds the lease now, so that it may write."""
+        return self._clock() < self._held_until
 
     def require_leadership(self) -> None:
-        """To be called right before a write is sent.
+        """Check the lease right before a write is sent.
 
         Raises:
-            NotLeaderError: we do not hold the lease.
+            NotLeaderError: this process does not hold the lease.
         """
         if not self.is_leader:
-            raise NotLeaderError("nothing is written without the lease")
+            raise NotLeaderError("nothing is written: this process does not hold the lease")
 
     async def run(self) -> None:
-        """Wait for the lease, and keep it.
+        """Acquire the lease, and renew it.
 
         Raises:
-            NotLeaderError: we had it and have lost it, or can lead no longer.
+            NotLeaderError: the lease was lost, or this process can no longer lead.
         """
         await self._acquire()
         logger.info("%s leads", self._identity)
@@ -150,7 +150,11 @@ class LeaderElector:
             try:
                 await self._read()
                 await self._watch_until_free()
-                if self._left() <= 0 and not self._unfit() and await self._try_acquire_or_renew():
+                if (
+                    self._seconds_until_free() <= 0
+                    and not self._not_ready_reason()
+                    and await self._try_acquire_or_renew()
+                ):
                     return
             except KubeError as error:
                 logger.warning("lease: %s", error)
@@ -158,9 +162,9 @@ class LeaderElector:
 
     async def _renew_until_lost(self) -> None:
         while self.is_leader:
-            await asyncio.sleep(min(self._times.retry_period, self._until - self._clock()))
-            if why := self._unfit():
-                raise NotLeaderError(f"the lease is given up: {why}")
+            await asyncio.sleep(min(self._times.retry_period, self._held_until - self._clock()))
+            if reason := self._not_ready_reason():
+                raise NotLeaderError(f"the lease is released: {reason}")
             try:
                 await self._renew()
             except (ApiError, UnknownOutcomeError) as error:
@@ -169,17 +173,17 @@ class LeaderElector:
 
     async def _renew(self) -> None:
         while self.is_leader and not await self._try_acquire_or_renew():
-            # Deleted, or written by somebody else; or by us, and we never heard of it.
+            # It was deleted, or written by another process, or by us without a response.
             await self._read()
             if self._spec.holderIdentity != self._identity:
-                self._until = float("-inf")
+                self._held_until = float("-inf")
                 raise NotLeaderError(f"the lease was lost to {self._spec.holderIdentity!r}")
 
     async def release(self) -> None:
-        """Give the lease back, so that the next need not wait for its end."""
+        """Release the lease, so that the next leader need not wait until it expires."""
         if not self.is_leader:
             return
-        self._until = float("-inf")
+        self._held_until = float("-inf")
         free = msgspec.structs.replace(
             self._spec, holderIdentity="", leaseDurationSeconds=1, renewTime=self._now()
         )
@@ -188,22 +192,22 @@ class LeaderElector:
                 while self._spec.holderIdentity == self._identity and not await self._write(free):
                     await self._read()
         except (KubeError, TimeoutError) as error:
-            logger.warning("lease: not given back: %r", error)
+            logger.warning("lease: not released, the next leader waits until it expires: %r", error)
 
-    # --- What we see -----------------------------------------------------------------------------
+    # --- Observing -------------------------------------------------------------------------------
 
-    def _left(self) -> float:
-        """Seconds until the lease may be taken."""
+    def _seconds_until_free(self) -> float:
+        """Seconds until the lease may be acquired."""
         if self._spec.holderIdentity in (None, "", self._identity):
             return 0.0
         lasts = self._spec.leaseDurationSeconds or self._times.lease_duration
-        return self._since + lasts - self._clock()
+        return self._observed_at + lasts - self._clock()
 
     def _observe(self, body: bytes | msgspec.Raw) -> None:
         lease = _decoded(body, _Lease)
         self._version = lease.metadata.resourceVersion
         if lease.spec != self._spec:
-            self._spec, self._since = lease.spec, self._clock()
+            self._spec, self._observed_at = lease.spec, self._clock()
 
     async def _read(self) -> None:
         try:
@@ -214,12 +218,12 @@ class LeaderElector:
             self._version = ""
 
     async def _watch_until_free(self) -> None:
-        """Follow the lease until it may be taken, or the watch ends."""
-        if self._left() <= 0:
+        """Watch the lease until it may be acquired, or the watch ends."""
+        if self._seconds_until_free() <= 0:
             return
         params = {"fieldSelector": f"metadata.name={NAME}", "resourceVersion": self._version}
         async with self._client.watch(self._path(), params) as lines:
-            while (left := self._left()) > 0:
+            while (left := self._seconds_until_free()) > 0:
                 line = await _next(lines, left)
                 if line is None:
                     return
@@ -231,17 +235,17 @@ class LeaderElector:
                 else:
                     self._observe(event.object)
 
-    # --- What we write ---------------------------------------------------------------------------
+    # --- Writing ---------------------------------------------------------------------------------
 
     async def _try_acquire_or_renew(self) -> bool:
-        """Take or renew the lease; return False if it is not as we saw it last."""
+        """Acquire or renew the lease; return False if it is not as observed last."""
         sent = self._clock()
-        held = await self._write(self._ours())
+        held = await self._write(self._renewed_spec())
         if held:
-            self._until = sent + self._times.renew_deadline
+            self._held_until = sent + self._times.renew_deadline
         return held
 
-    def _ours(self) -> _Spec:
+    def _renewed_spec(self) -> _Spec:
         now, before = self._now(), self._spec
         if before.holderIdentity == self._identity:
             return msgspec.structs.replace(before, renewTime=now)
@@ -256,11 +260,11 @@ class LeaderElector:
 
     async def _write(self, spec: _Spec) -> bool:
         fields = msgspec.to_builtins(spec)
-        patience = self._times.renew_deadline / 2
+        timeout = self._times.renew_deadline / 2
         if self.is_leader:
-            patience = min(patience, self._until - self._clock())
+            timeout = min(timeout, self._held_until - self._clock())
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 if self._version:
                     metadata = {"resourceVersion": self._version}
                     body = {"metadata": metadata, "spec": fields}
@@ -272,7 +276,7 @@ class LeaderElector:
                 return False
             raise
         except TimeoutError as error:
-            raise UnknownOutcomeError("no answer to the write of the lease") from error
+            raise UnknownOutcomeError("the write of the lease timed out") from error
         self._observe(answer)
         return True
 
@@ -297,11 +301,11 @@ def _decoded(body: bytes | msgspec.Raw, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type_)
     except UNREADABLE as error:
-        raise UnknownOutcomeError(f"what should be a lease is none: {error}") from error
+        raise UnknownOutcomeError(f"the response is not a Lease: {error}") from error
 
 
 async def _next(lines: AsyncIterator[bytes], seconds: float) -> bytes | None:
-    """The next line; None if there is none in time, or none any more."""
+    """The next line; None if none comes in time, or the watch has ended."""
     try:
         async with asyncio.timeout(seconds):
             return await anext(lines, None)

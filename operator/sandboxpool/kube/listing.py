@@ -1,6 +1,6 @@
-"""Takes in whole collections, in pages, without keeping the event loop from its other work.
+"""Lists whole collections into a store, in pages, without blocking the event loop.
 
-Of an object that is known as it is listed nothing is read but its metadata: mostly that is all.
+Only the metadata of an object is decoded if the store knows this version, as it mostly does.
 """
 
 import logging
@@ -15,24 +15,24 @@ from sandboxpool.util.cooperative import CooperativeYield
 
 logger = logging.getLogger(__name__)
 
-# What is decoded at a time, a few milliseconds' work even if the objects are large.
+# Decoding a page takes a few milliseconds even if the objects are large.
 PAGE_SIZE = 250
 
 
 class ListTarget(Protocol):
-    """Takes in lists, one at a time; watches may tell it of changes meanwhile."""
+    """Receives lists, one at a time; a watch may change it meanwhile."""
 
     def begin_list(self) -> None:
-        """A list is about to be asked for."""
+        """A list is about to be requested."""
 
     def is_known(self, namespace: str, name: str, uid: str, version: str) -> bool:
-        """Note an object of the list; return whether it is known as it is there."""
+        """Mark an object as listed; return whether this version of it is known."""
 
     def put_listed(self, body: Mapping[str, Any]) -> None:
-        """Take in an object of the list."""
+        """Store an object of the list."""
 
     def end_list(self, version: str) -> None:
-        """The list is complete, and was true at this version."""
+        """The list is complete, as of this resourceVersion."""
 
 
 class _PageMetadata(msgspec.Struct):
@@ -61,9 +61,9 @@ async def list_into(client: ApiClient, path: str, store: ListTarget) -> None:
     """List a collection into a store.
 
     Raises:
-        KubeError: the API server did not answer, or the list expired between two pages. What was
-            listed until then is taken in, and nothing is gone.
-        UNREADABLE: something between us and the API server answered in its place.
+        KubeError: the API server did not respond, or the list expired between two pages. What was
+            listed until then is stored, and nothing is removed.
+        UNREADABLE: the response is not a list; a proxy may have sent it.
     """
     store.begin_list()
     params = {"limit": str(PAGE_SIZE)}
@@ -80,10 +80,10 @@ async def list_into(client: ApiClient, path: str, store: ListTarget) -> None:
 
 
 def _take(store: ListTarget, raw: msgspec.Raw) -> None:
-    """What cannot be read is passed over; one that at least has a name is not taken for gone."""
+    """Store one object; one that cannot be decoded is skipped, but not removed if it has a name."""
     try:
         head = msgspec.json.decode(raw, type=_Head).metadata
         if not store.is_known(head.namespace, head.name, head.uid, head.resourceVersion):
             store.put_listed(msgspec.json.decode(raw, type=dict[str, Any]))
     except UNREADABLE as error:
-        logger.warning("an object is skipped, which cannot be read: %s", error)
+        logger.warning("a listed object cannot be decoded and is skipped: %s", error)

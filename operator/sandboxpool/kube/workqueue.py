@@ -1,14 +1,13 @@
-"""A work queue with client-go's semantics, in which slow keys do not hold up quick ones.
+"""A work queue with client-go's semantics, in which slow keys do not block quick ones.
 
-A key that is added twice before it is taken is handed out once; a key that is added while it is
-being worked on is handed out again afterwards, never twice at the same time. Delays and retries
-are timers that add. ``forget`` ends a key's history of failures, and ``drop`` all that is known
-of it.
+A key that is added twice before it is processed is processed once; a key that is added while it is
+processed is processed again afterwards, never twice at the same time. Delays and retries are timers
+that add. ``forget`` resets a key's failures, and ``drop`` discards its timers too.
 
-Keys stand in lanes, such as one for each pool, and a webhook that hangs makes all keys of a lane
-slow. A key that turns out to be slow gives its place to the next and goes on without one. For a
-while its lane counts as slow: few of its keys are worked on at once, and they take no place. So a
-slow lane holds up other lanes once, for as long as it takes to notice.
+Keys belong to lanes, such as one for each pool, as a webhook that hangs makes all keys of a lane
+slow. A key that turns out to be slow releases its slot and continues without one. For a while its
+lane counts as slow: few of its keys are processed at once, and they take no slots. So a slow lane
+blocks other lanes once, for as long as it takes to notice.
 """
 
 import asyncio
@@ -28,31 +27,31 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 60.0
-# How many keys of a lane that is slow are worked on at once ...
+# How many keys of a slow lane are processed at once ...
 SLOW_PER_LANE = 4
 # ... and of all such lanes together. Each may keep a connection to the API server busy.
 SLOW_AT_ONCE = 64
-# A lane counts as slow for so long after its last slow key, and until it has shown otherwise.
+# A lane counts as slow for this long after its last slow key, and until a key of it is quick.
 SLOW_MEMORY_SECONDS = 10.0
 
 
 class QueueObserver(Protocol):
-    """Told what client-go's queue metrics need; times are seconds of the event loop's clock."""
+    """Receives what client-go's queue metrics need; durations are in seconds."""
 
     def added(self, depth: int) -> None:
         """A key entered the queue."""
 
     def taken(self, depth: int, waited: float) -> None:
-        """Work on a key begins, which had waited so long."""
+        """Processing of a key begins, after the time in the queue."""
 
     def finished(self, worked: float) -> None:
-        """Work on a key has ended."""
+        """Processing of a key has ended."""
 
     def retried(self) -> None:
-        """A key failed and will be tried again."""
+        """A key failed and will be retried."""
 
 
-class _Silent:
+class _NoObserver:
     def added(self, depth: int) -> None: ...
     def taken(self, depth: int, waited: float) -> None: ...
     def finished(self, worked: float) -> None: ...
@@ -61,19 +60,19 @@ class _Silent:
 
 @dataclass(slots=True)
 class _Processing:
-    """A key that is being worked on.
+    """A key that is being processed.
 
     Attributes:
         lane: the lane that it was taken from.
-        timer: rings when the key has become slow.
-        has_place: whether it holds one of the queue's places.
-        slow: it has been worked on for as long as is slow.
-        dropped: what it was about is gone, so that no delay that it asks for counts.
+        timer: fires when the key becomes slow.
+        has_slot: whether it holds one of the queue's slots.
+        slow: whether it has been processed for ``SLOW_SECONDS``.
+        dropped: the key's object no longer exists, so that a requested requeue is ignored.
     """
 
     lane: Hashable
     timer: asyncio.TimerHandle
-    has_place: bool
+    has_slot: bool
     slow: bool = False
     dropped: bool = False
 
@@ -83,9 +82,9 @@ class WorkQueue(Generic[K]):
 
     Args:
         name: for logs.
-        observer: told what metrics need.
-        lane_of: the lane of a key at its arrival; each key is a lane of its own unless told.
-        max_concurrent: how many keys are worked on at once, those that are slow not counted.
+        observer: receives what metrics need.
+        lane_of: returns the lane of a key that is added; by default each key has its own lane.
+        max_concurrent: how many keys are processed at once, not counting slow ones.
     """
 
     def __init__(
@@ -96,19 +95,19 @@ class WorkQueue(Generic[K]):
         max_concurrent: int = 16,
     ) -> None:
         self.name = name
-        self._observer: QueueObserver = observer or _Silent()
+        self._observer: QueueObserver = observer or _NoObserver()
         self._lane_of = lane_of
         self._max_concurrent = max_concurrent
-        # What waits, by lane; and the lanes of which a key may be taken, in turn.
+        # Queued keys by lane; and the lanes from which a key may be taken, in turn.
         self._waiting: dict[Hashable, deque[K]] = {}
         self._quick: OrderedDict[Hashable, None] = OrderedDict()
         self._slow: OrderedDict[Hashable, None] = OrderedDict()
-        # The lanes that count as slow, and when each was so for the last time, in that order.
+        # The lanes that count as slow, and when each last had a slow key, in that order.
         self._slow_at: OrderedDict[Hashable, float] = OrderedDict()
         self._added_at: dict[K, float] = {}
         self._processing: dict[K, _Processing] = {}
         self._processing_in: dict[Hashable, int] = {}
-        self._with_place = 0
+        self._slots_in_use = 0
         self._dirty: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
@@ -117,23 +116,23 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         return len(self._added_at)
 
-    # --- Asking for work -------------------------------------------------------------------------
+    # --- Adding keys -----------------------------------------------------------------------------
 
     def add(self, key: K) -> None:
-        """Ask for a key to be worked on as soon as there is a place."""
+        """Enqueue a key."""
         if key in self._processing:
             self._dirty.add(key)
         elif key not in self._added_at:
             self._added_at[key] = asyncio.get_running_loop().time()
             lane = self._lane_of(key)
-            if self._is_idle(lane) and self._is_over(lane):
+            if self._is_idle(lane) and self._has_recovered(lane):
                 del self._slow_at[lane]
             self._waiting.setdefault(lane, deque()).append(key)
             self._observer.added(len(self))
-            self._sort_in(lane)
+            self._update_turn(lane)
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Ask for a key to be worked on after a delay; an earlier time already set stands."""
+        """Enqueue a key after a delay; an earlier timer of the key stays."""
         if seconds <= 0:
             self.add(key)
             return
@@ -160,11 +159,11 @@ class WorkQueue(Generic[K]):
         return delay
 
     def forget(self, key: K) -> None:
-        """A key was worked on with success: its next failure is its first."""
+        """Reset the failures of a key that was processed with success."""
         self._failures.pop(key, None)
 
     def drop(self, key: K) -> None:
-        """What the key is about is gone: nothing is remembered of it, and no delay adds it."""
+        """Discard the failures and timers of a key whose object no longer exists."""
         self._failures.pop(key, None)
         timer = self._timers.pop(key, None)
         if timer is not None:
@@ -175,40 +174,40 @@ class WorkQueue(Generic[K]):
 
     # --- Lanes -----------------------------------------------------------------------------------
 
-    def _is_over(self, lane: Hashable) -> bool:
-        """Whether the lane was slow so long ago that it may count as quick."""
+    def _has_recovered(self, lane: Hashable) -> bool:
+        """Whether the lane's last slow key is so long ago that it may count as quick."""
         at = self._slow_at.get(lane)
         return at is not None and asyncio.get_running_loop().time() - at >= SLOW_MEMORY_SECONDS
 
     def _is_idle(self, lane: Hashable) -> bool:
         return lane not in self._waiting and lane not in self._processing_in
 
-    def _was_slow(self, lane: Hashable) -> None:
+    def _mark_slow(self, lane: Hashable) -> None:
         self._slow_at[lane] = asyncio.get_running_loop().time()
         self._slow_at.move_to_end(lane)
-        while self._is_over(oldest := next(iter(self._slow_at))) and self._is_idle(oldest):
+        while self._has_recovered(oldest := next(iter(self._slow_at))) and self._is_idle(oldest):
             del self._slow_at[oldest]
 
-    def _sort_in(self, lane: Hashable) -> None:
-        """See whether a key of the lane may be taken, and in which turn; it keeps its turn."""
+    def _update_turn(self, lane: Hashable) -> None:
+        """Update whether a key of the lane may be taken, and in which turn; it keeps its turn."""
         slow, working = lane in self._slow_at, self._processing_in.get(lane, 0)
-        may_go_on = lane in self._waiting and (not slow or working < SLOW_PER_LANE)
+        may_take = lane in self._waiting and (not slow or working < SLOW_PER_LANE)
         for turns, belongs in ((self._quick, not slow), (self._slow, slow)):
-            if may_go_on and belongs:
+            if may_take and belongs:
                 turns.setdefault(lane)
             else:
                 turns.pop(lane, None)
         self._wakeup.set()
 
     def _next_lane(self) -> Hashable | None:
-        """The lane whose turn it is; None while nothing may be taken."""
-        if self._slow and len(self._processing) - self._with_place < SLOW_AT_ONCE:
+        """The lane whose turn it is; None while no key may be taken."""
+        if self._slow and len(self._processing) - self._slots_in_use < SLOW_AT_ONCE:
             return next(iter(self._slow))
-        if self._quick and self._with_place < self._max_concurrent:
+        if self._quick and self._slots_in_use < self._max_concurrent:
             return next(iter(self._quick))
         return None
 
-    # --- Working ---------------------------------------------------------------------------------
+    # --- Processing ------------------------------------------------------------------------------
 
     async def get(self) -> K:
         """Wait for a key; the caller must call ``done`` with it afterwards."""
@@ -221,55 +220,55 @@ class WorkQueue(Generic[K]):
         if not keys:
             del self._waiting[lane]
         waited = loop.time() - self._added_at.pop(key)
-        has_place = lane in self._quick
-        self._with_place += has_place
+        has_slot = lane in self._quick
+        self._slots_in_use += has_slot
         timer = loop.call_later(SLOW_SECONDS, self._became_slow, key)
-        self._processing[key] = _Processing(lane, timer, has_place)
+        self._processing[key] = _Processing(lane, timer, has_slot)
         self._processing_in[lane] = self._processing_in.get(lane, 0) + 1
-        # To the end of its turn.
+        # The lane moves to the end of its turn.
         self._quick.pop(lane, None)
         self._slow.pop(lane, None)
-        self._sort_in(lane)
+        self._update_turn(lane)
         self._observer.taken(len(self), waited)
         return key
 
     def _became_slow(self, key: K) -> None:
         work = self._processing[key]
         work.slow = True
-        self._with_place -= work.has_place
-        work.has_place = False
-        self._was_slow(work.lane)
-        self._sort_in(work.lane)
+        self._slots_in_use -= work.has_slot
+        work.has_slot = False
+        self._mark_slow(work.lane)
+        self._update_turn(work.lane)
 
     def done(self, key: K) -> None:
-        """Work on a key has ended; if it was added meanwhile it goes back to the end."""
+        """End the processing of a key; if it was added meanwhile it is enqueued again."""
         work = self._processing.pop(key)
         work.timer.cancel()
-        self._with_place -= work.has_place
+        self._slots_in_use -= work.has_slot
         self._processing_in[work.lane] -= 1
         if not self._processing_in[work.lane]:
             del self._processing_in[work.lane]
         if work.slow:
-            self._was_slow(work.lane)
-        elif self._is_over(work.lane):
+            self._mark_slow(work.lane)
+        elif self._has_recovered(work.lane):
             del self._slow_at[work.lane]
-        self._sort_in(work.lane)
+        self._update_turn(work.lane)
         if key in self._dirty:
             self._dirty.discard(key)
             self.add(key)
 
     async def run(self, reconcile: Callable[[K], Awaitable[float | None]]) -> None:
-        """Work on keys, each in a task of its own, until cancelled.
+        """Process keys, each in a task of its own, until cancelled.
 
         Args:
-            reconcile: works on a key; a number that it returns is the delay in seconds after
-                which the key is due again. What it raises is logged and the key is retried.
+            reconcile: processes a key; returns the seconds after which to requeue it, or None. An
+                exception is logged and the key is retried.
         """
         async with asyncio.TaskGroup() as tasks:
             while True:
-                tasks.create_task(self._work_on(await self.get(), reconcile))
+                tasks.create_task(self._process(await self.get(), reconcile))
 
-    async def _work_on(self, key: K, reconcile: Callable[[K], Awaitable[float | None]]) -> None:
+    async def _process(self, key: K, reconcile: Callable[[K], Awaitable[float | None]]) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
@@ -278,7 +277,7 @@ class WorkQueue(Generic[K]):
             if again is not None and not self._processing[key].dropped:
                 self.add_after(key, again)
         except (KubeError, *UNREADABLE) as error:
-            # Also where something between us and the API server answers in its place.
+            # An unreadable response comes from a proxy between us and the API server.
             delay = self.add_rate_limited(key)
             logger.warning("%s: %s: %s, next try in %.1f s", self.name, key, error, delay)
         except Exception:
@@ -289,7 +288,7 @@ class WorkQueue(Generic[K]):
             self.done(key)
 
     def close(self) -> None:
-        """Cancel the timers, so that nothing is added any more."""
+        """Cancel the timers, so that no key is added any more."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

@@ -1,1 +1,1 @@
-"""Metrics, probes and who may read them."""
+"""Metrics, probes and the authorization of their readers."""

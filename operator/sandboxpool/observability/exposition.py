@@ -1,8 +1,8 @@
-"""The text of /metrics, computed at most once a second, whoever asks and however many.
+"""Renders the text of /metrics, at most once a second for any number of requests.
 
-What is counted from the caches is counted on the event loop, which owns them, in slices. What is
-made of that, megabytes of text in a large cluster, is made by a thread: all that it reads is either
-guarded by the metrics' own locks or never changed again.
+Gauges of cached objects are counted on the event loop, which owns the caches, in slices. The text,
+megabytes in a large cluster, is rendered by a thread. All that the thread reads is either guarded
+by the metrics' own locks or immutable.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from prometheus_client.exposition import generate_latest
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS = 1.0
-# The loop lets go of the interpreter at each of its system calls, and would wait for it for as long
-# as Python's usual 5 ms each time while a text is made.
+# The loop releases the interpreter lock at each of its system calls. While a text is rendered, it
+# would wait up to Python's default of 5 ms each time to get the lock back.
 SWITCH_SECONDS = 0.0005
 
 
@@ -26,8 +26,8 @@ class Exposition:
     """The text of one registry.
 
     Args:
-        registry: what is shown.
-        refresh: brings up to date what the registry does not count by itself.
+        registry: the metrics to render.
+        refresh: updates the metrics that are counted from the caches.
         clock: a monotonic clock, in seconds.
     """
 
@@ -43,46 +43,46 @@ class Exposition:
         self._clock = clock
         self._text = b""
         self._fresh_until = float("-inf")
-        self._under_way: asyncio.Task[bytes] | None = None
+        self._rendering: asyncio.Task[bytes] | None = None
 
     async def text(self) -> bytes:
-        """The text, no older than a second and a computation; all who wait share that one.
+        """The text, no older than a second plus the time to render it; empty if that has failed.
 
-        It is empty if it cannot be computed.
+        Concurrent callers share one text.
         """
-        if self._under_way is None:
+        if self._rendering is None:
             if self._clock() < self._fresh_until:
                 return self._text
-            self._under_way = asyncio.create_task(self._compute(), name="exposition")
-            self._under_way.add_done_callback(self._ended)
-        # Whoever goes away takes nothing from the others.
-        return await asyncio.shield(self._under_way)
+            self._rendering = asyncio.create_task(self._update(), name="exposition")
+            self._rendering.add_done_callback(self._done)
+        # The cancellation of one caller does not cancel the text of the others.
+        return await asyncio.shield(self._rendering)
 
     def close(self) -> None:
-        """End a computation under way."""
-        if self._under_way is not None:
-            self._under_way.cancel()
+        """Cancel rendering in progress."""
+        if self._rendering is not None:
+            self._rendering.cancel()
 
-    async def _compute(self) -> bytes:
+    async def _update(self) -> bytes:
         try:
             await self._refresh()
             self._text = await asyncio.to_thread(self._render)
         except Exception:
-            # Once a second, and not once for each who asks.
-            logger.exception("the metrics cannot be computed")
+            # Logged at most once a second, not once a request.
+            logger.exception("the metrics cannot be rendered; /metrics responds with 500")
             self._text = b""
         finally:
             self._fresh_until = self._clock() + FRESH_SECONDS
         return self._text
 
     def _render(self) -> bytes:
-        usual = sys.getswitchinterval()
+        default = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
         try:
             return generate_latest(self._registry)
         finally:
-            sys.setswitchinterval(usual)
+            sys.setswitchinterval(default)
 
-    def _ended(self, task: asyncio.Task[bytes]) -> None:
+    def _done(self, task: asyncio.Task[bytes]) -> None:
         del task
-        self._under_way = None
+        self._rendering = None

@@ -1,8 +1,8 @@
 """Prometheus metrics.
 
-What can be counted from the caches is counted when it is scraped, so the series of a deleted pool
-disappear with it. The caches belong to the event loop, which binds claims: the count gives way to
-it every few milliseconds.
+Gauges are counted from the caches at a scrape, so the series of a deleted pool disappear with it.
+The caches belong to the event loop, which also binds claims, so the count yields to it every few
+milliseconds.
 """
 
 import time
@@ -33,9 +33,8 @@ CLAIM_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 1
 STARTUP_BUCKETS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 30, 60, 120, 300)
 QUEUE_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60)
 
-# Pods that are counted between two looks at the clock.
-PODS_A_LOOK = 50
-
+# Pods that are counted before the loop is yielded to, if it is time.
+PODS_PER_SLICE = 50
 
 Key = tuple[str, str]
 M = TypeVar("M", Counter, Histogram)
@@ -48,14 +47,14 @@ class Metrics:
     """All metrics of the operator, in one registry.
 
     Args:
-        has_pool: whether there is a pool of this namespace and name. Only such have series of their
-            own: the author of a claim may invent any name, and a claim can outlive its pool.
+        has_pool: whether a pool of this namespace and name exists. Only existing pools have series:
+            a claim may name any pool, and can outlive its pool.
     """
 
     def __init__(self, has_pool: Callable[[Key], bool] = lambda key: True) -> None:
         self.registry = CollectorRegistry()
         self._has_pool = has_pool
-        # What is counted of a pool goes with it.
+        # The series of each pool, which are removed with it.
         self._of_pool: defaultdict[Key, set[tuple[Counter | Histogram, tuple[str, ...]]]] = (
             defaultdict(set)
         )
@@ -68,7 +67,7 @@ class Metrics:
         )
         self._claim_seconds = Histogram(
             "sandboxpool_claim_duration_seconds",
-            "From the moment a claim is seen to its bound status being written.",
+            "From the first observation of a claim to the write of its bound status.",
             ("namespace", "pool", "source"),
             buckets=CLAIM_BUCKETS,
             registry=self.registry,
@@ -119,24 +118,24 @@ class Metrics:
         )
         self.watch_age = Gauge(
             "sandboxpool_watch_age_seconds",
-            "Seconds since a watch has last shown a sign of life; above 120 nothing is decided.",
+            "Seconds since a watch received anything; above 120 the process does not lead.",
             ("resource",),
             registry=self.registry,
         )
         self.dropped_events = Counter(
             "sandboxpool_events_dropped",
-            "Events that were not posted because too many waited.",
+            "Events that were dropped because too many were queued.",
             registry=self.registry,
         )
         self.restarts = Counter(
             "sandboxpool_restarts",
-            "Parts of the process that have ended or failed and were started anew.",
+            "Restarts of components of the process that had ended or failed.",
             ("part",),
             registry=self.registry,
         )
         self.leader = Gauge(
             "sandboxpool_leader",
-            "1 in the process that leads, 0 in one that stands by.",
+            "1 in the leader, 0 in a standby.",
             registry=self.registry,
         )
         self.loop_lag = Gauge(
@@ -171,7 +170,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    # --- Observers of the parts ----------------------------------------------------------------
+    # --- Observers of the components -----------------------------------------------------------
 
     def request(self, verb: str, code: str, seconds: float) -> None:
         """One request to the API server."""
@@ -180,16 +179,16 @@ class Metrics:
             self._request_seconds.labels(verb).observe(seconds)
 
     def watch_restarted(self, resource: str, cause: str) -> None:
-        """A watch has to start again."""
+        """A watch is restarted."""
         self._watch_restarts.labels(resource, cause).inc()
 
     def claim_bound(self, pool: Pool, source: str, seconds: float) -> None:
-        """A claim was bound so many seconds after it was seen."""
+        """A claim was bound this many seconds after it was first observed."""
         self._series(self._claims, pool.key, "Bound", source).inc()
         self._series(self._claim_seconds, pool.key, source).observe(seconds)
 
     def claim_finished(self, namespace: str, pool: str, phase: str, reason: str) -> None:
-        """A claim failed, expired or lost its pod."""
+        """A claim has failed, has expired or has lost its pod."""
         del phase
         self._series(self._claims, (namespace, pool), reason, "").inc()
 
@@ -199,7 +198,7 @@ class Metrics:
         self._series(self._failures, pool.key, name, reason).inc()
 
     def startup(self, pool: Pool, handler: str, stage: str, seconds: float) -> None:
-        """A sandbox reached a stage of its start."""
+        """A sandbox reached a start-up stage."""
         name = pool.spec.runtime_class_name if pool.spec else ""
         self._startup_seconds.labels(name, handler, stage).observe(seconds)
 
@@ -208,7 +207,7 @@ class Metrics:
         self._breakers.labels(handler, to).inc()
 
     def probed(self, handler: str, outcome: str) -> None:
-        """A probe has ended."""
+        """A probe has finished."""
         self._probes.labels(handler, outcome).inc()
 
     def queue(self, name: str) -> "QueueMetrics":
@@ -222,12 +221,12 @@ class Metrics:
         )
 
     def forget_pool(self, pool: Pool) -> None:
-        """Remove the series of a pool that is gone."""
+        """Remove the series of a deleted pool."""
         for metric, labels in self._of_pool.pop(pool.key, ()):
             metric.remove(*pool.key, *labels)
 
     def _series(self, metric: M, pool: Key, *labels: str) -> M:
-        """A metric of one pool; of all that are no pools together, with empty names."""
+        """A pool's series of a metric; one with empty names for all pools that do not exist."""
         if not self._has_pool(pool):
             return metric.labels(*NO_POOL, *labels)
         self._of_pool[pool].add((metric, labels))
@@ -235,7 +234,7 @@ class Metrics:
 
 
 class QueueMetrics:
-    """client-go's metrics of one work queue."""
+    """The metrics of one work queue, named as those of client-go."""
 
     def __init__(
         self, depth: Gauge, adds: Counter, retries: Counter, waited: Histogram, worked: Histogram
@@ -252,21 +251,21 @@ class QueueMetrics:
         self._depth.set(depth)
 
     def taken(self, depth: int, waited: float) -> None:
-        """A worker took a key that had waited so long."""
+        """A worker took a key that had waited this long."""
         self._depth.set(depth)
         self._waited.observe(waited)
 
     def finished(self, worked: float) -> None:
-        """A worker finished a key."""
+        """A worker finished a key after this long."""
         self._worked.observe(worked)
 
     def retried(self) -> None:
-        """A key failed and will be tried again."""
+        """A key failed and is requeued."""
         self._retries.inc()
 
 
 class _Families:
-    """The gauges of one count of all pools."""
+    """The gauges of all pools."""
 
     def __init__(self) -> None:
         self.pods = GaugeMetricFamily(
@@ -275,7 +274,7 @@ class _Families:
             labels=("namespace", "pool", "runtime_class", "handler", "state"),
         )
         self.target = GaugeMetricFamily(
-            "sandboxpool_target", "Warm sandboxes aimed at.", labels=("namespace", "pool")
+            "sandboxpool_target", "Warm sandboxes wanted.", labels=("namespace", "pool")
         )
         self.lag = GaugeMetricFamily(
             "sandboxpool_refill_lag_seconds",
@@ -289,7 +288,7 @@ class _Families:
         )
         self.nodes = GaugeMetricFamily(
             "sandboxpool_runtime_nodes",
-            "Eligible nodes of a pool, by what they say of its handler, and what is known better.",
+            "Eligible nodes of a pool, by the state of its handler on them.",
             labels=("namespace", "pool", "runtime_class", "handler", "answer"),
         )
         self.ready = GaugeMetricFamily(
@@ -299,12 +298,12 @@ class _Families:
         )
 
     def all(self) -> tuple[Metric, ...]:
-        """In the order in which they are shown."""
+        """All families, in the order of the exposition."""
         return self.pods, self.target, self.lag, self.waiting, self.nodes, self.ready
 
 
 class ClusterCollector(Collector):
-    """Gauges that are counted from the caches, by ``refresh``; a scrape shows the last count."""
+    """Gauges that ``refresh`` counts from the caches; a scrape shows the last count."""
 
     def __init__(
         self,
@@ -321,39 +320,39 @@ class ClusterCollector(Collector):
         self._pools = pools
         self._allocator = allocator
         self._candidate_tracker = candidate_tracker
-        # Scrapes come often, and most pods are as they were at the last one.
+        # Kept between scrapes, since few pods change from one to the next.
         self._member_indexes: dict[str, tuple[MemberIndex, set[str]]] = {}
-        self._shown: tuple[Metric, ...] = ()
+        self._families: tuple[Metric, ...] = ()
 
     def describe(self) -> Iterable[Metric]:
-        """Name nothing beforehand: the caches may be empty when this is registered."""
+        """Return nothing: the caches may be empty when the collector is registered."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Show what was counted last; any thread may ask."""
-        return self._shown
+        """Return the last count; safe to call from any thread."""
+        return self._families
 
     async def refresh(self) -> None:
-        """Count, in slices between which the event loop does other work; one at a time."""
-        turns = CooperativeYield(self._clock)
+        """Count, and yield to the event loop between slices; calls must not overlap."""
+        cooperative = CooperativeYield(self._clock)
         families = _Families()
-        # Pools come and go, and change, between two slices.
+        # Pools may be created, changed and deleted between two slices.
         for uid in [pool.uid for pool in self._pools]:
             pool = self._pools.by_uid(uid)
             if pool is not None:
-                await self._count(pool, families, turns)
-                await turns.maybe_yield()
-        living = {pool.uid for pool in self._pools}
+                await self._count(pool, families, cooperative)
+                await cooperative.maybe_yield()
+        existing = {pool.uid for pool in self._pools}
         self._member_indexes = {
-            uid: book for uid, book in self._member_indexes.items() if uid in living
+            uid: index for uid, index in self._member_indexes.items() if uid in existing
         }
-        self._shown = (*families.all(), self._quarantined())
+        self._families = (*families.all(), self._quarantined())
 
-    async def _count(self, pool: Pool, families: _Families, turns: CooperativeYield) -> None:
+    async def _count(self, pool: Pool, families: _Families, cooperative: CooperativeYield) -> None:
         resolution = self._cluster.resolution(pool)
         if resolution is None or pool.spec is None:
             return
-        states = await self._states(pool, turns)
+        states = await self._states(pool, cooperative)
         handler = resolution.runtime.handler if resolution.runtime else ""
         at = [pool.namespace, pool.name]
         of = [*at, pool.spec.runtime_class_name, handler]
@@ -372,7 +371,7 @@ class ClusterCollector(Collector):
     def _quarantined(self) -> Metric:
         quarantined = GaugeMetricFamily(
             "sandboxpool_quarantined_nodes",
-            "Nodes that are kept out of a handler's use since sandboxes failed there.",
+            "Nodes that are quarantined for a handler, because sandboxes failed there.",
             labels=("handler",),
         )
         open_by_handler = Tally(handler for (_, handler), _ in self._cluster.quarantines.open())
@@ -386,27 +385,27 @@ class ClusterCollector(Collector):
                 return max(0.0, self._wall() - epoch(condition.lastTransitionTime or ""))
         return 0.0
 
-    async def _states(self, pool: Pool, turns: CooperativeYield) -> dict[SandboxState, int]:
-        book, seen = self._member_indexes.setdefault(pool.uid, (MemberIndex(), set()))
+    async def _states(self, pool: Pool, cooperative: CooperativeYield) -> dict[SandboxState, int]:
+        index, known = self._member_indexes.setdefault(pool.uid, (MemberIndex(), set()))
         pods = self._cluster.pods.of_pool(*pool.identity)
-        looked = iter({*pods, *seen})
-        seen.clear()
-        seen.update(pods)
-        members = self._sort(pool, book, ())
-        while some := list(islice(looked, PODS_A_LOOK)):
-            members = self._sort(pool, book, some)
-            await turns.maybe_yield()
+        remaining = iter({*pods, *known})
+        known.clear()
+        known.update(pods)
+        members = self._refresh_members(pool, index, ())
+        while uids := list(islice(remaining, PODS_PER_SLICE)):
+            members = self._refresh_members(pool, index, uids)
+            await cooperative.maybe_yield()
         return {state: members.count(state) for state in SandboxState}
 
-    def _sort(self, pool: Pool, book: MemberIndex, uids: Iterable[str]) -> Members:
+    def _refresh_members(self, pool: Pool, index: MemberIndex, uids: Iterable[str]) -> Members:
         host_state = self._cluster.host_state_lookup(pool.proof)
         pods = self._cluster.pods.of_pool(*pool.identity)
 
         def facts_of(uid: str) -> MemberFacts | None:
             pod = pods.get(uid)
-            held = self._allocator.is_allocated(uid)
-            return None if pod is None else (pod, host_state(pod), None, False, held, None)
+            allocated = self._allocator.is_allocated(uid)
+            return None if pod is None else (pod, host_state(pod), None, False, allocated, None)
 
         for uid in uids:
-            book.mark_dirty(uid)
-        return book.refresh(facts_of, ())
+            index.mark_dirty(uid)
+        return index.refresh(facts_of, ())

@@ -1,8 +1,8 @@
-"""The operator's two doors: probes on one port, metrics on another.
+"""Two HTTP servers: probes on one port, metrics on another.
 
-Whoever can reach the pods' network can knock, sandboxes included. So a connection serves one
-request and ends after some seconds whatever it does, there are never more than so many, and what an
-answer costs does not grow with those who ask.
+Every client that reaches the pod network can connect, sandboxes included. So a connection serves
+one request and is closed after some seconds, the number of connections is limited, and the cost of
+a response does not grow with the number of clients.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 CHUNK_BYTES = 64 * 1024
 CLOSE_SECONDS = 1.0
-# A request is a line and some headers; the longest is a token.
+# A request has a line and some headers, the longest of which is a token.
 MAX_LINE_BYTES = 1024
 MAX_FIELD_BYTES = 8190
 MAX_HEADERS = 32
@@ -30,14 +30,14 @@ MAX_HEADERS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one door bears.
+    """The limits of one server.
 
     Attributes:
-        connections: how many there are at most.
-        seconds: for how long each of them lives at most.
-        drop_oldest: beyond the limit, the oldest connection makes room; else the newest is told to
-            come back.
-        backlog: how many connections the loop takes in at a time.
+        connections: the most open connections.
+        seconds: the longest life of a connection.
+        drop_oldest: whether a connection beyond the limit closes the oldest one; otherwise it gets
+            a 503.
+        backlog: how many connections the loop accepts at a time.
     """
 
     connections: int
@@ -46,17 +46,17 @@ class Limits:
     backlog: int
 
 
-# Prometheus gives a scrape up after 10 seconds, unless told otherwise.
+# Prometheus' default scrape timeout is 10 seconds.
 METRICS_LIMITS = Limits(connections=32, seconds=10.0, drop_oldest=False, backlog=16)
-# Who holds connections must not keep the kubelet out, for it would kill the operator. A probe is
-# answered at once, so that the oldest connection is none of the kubelet's.
+# Clients that keep connections open must not lock out the kubelet, which would restart the
+# operator. A probe is answered at once, so the oldest connection is not the kubelet's.
 HEALTH_LIMITS = Limits(connections=64, seconds=5.0, drop_oldest=True, backlog=64)
 
-_BUSY = b"%d requests are in progress, which is the most that are served at a time; try again\n"
+_BUSY = b"%d requests are in progress, which is the limit; try again\n"
 
 
 class ListenError(Exception):
-    """An address cannot be listened on; the message names it and says why."""
+    """The server cannot listen on an address; the message names it, the cause and the remedy."""
 
 
 class HttpServer:
@@ -64,7 +64,7 @@ class HttpServer:
 
     def __init__(self, handler: Handler, limits: Limits) -> None:
         self.limits = limits
-        # In the order in which they came.
+        # In the order in which they were accepted.
         self.open: dict[_Connection, None] = {}
         self.refused: set[asyncio.BaseTransport] = set()
         self._http = web.Server(handler, handler_cancellation=True)
@@ -72,15 +72,15 @@ class HttpServer:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Where it listens."""
+        """The addresses and ports that the server listens on."""
         assert self._listening is not None
         return [listener.getsockname()[:2] for listener in self._listening.sockets]
 
     async def listen(self, host: str | None, port: int) -> "HttpServer":
-        """Begin to listen, on all addresses of all families when no host is given.
+        """Listen on a host's address; on all addresses of all families if the host is None.
 
         Raises:
-            ListenError: it is in use, or none of this machine's.
+            ListenError: the address is in use, or is not one of this machine.
         """
         loop = asyncio.get_running_loop()
 
@@ -100,12 +100,12 @@ class HttpServer:
             where = "all addresses" if host is None else host
             raise ListenError(
                 f"cannot listen on port {port} of {where}: {error}; set SANDBOXPOOL_LISTEN and "
-                "SANDBOXPOOL_HEALTH_LISTEN (Helm: port, healthPort) to what is free"
+                "SANDBOXPOOL_HEALTH_LISTEN (Helm: port, healthPort) to free addresses"
             ) from error
         return self
 
     async def close(self) -> None:
-        """Listen no longer, and end what is there."""
+        """Stop listening, and close all connections."""
         if self._listening is not None:
             self._listening.close()
         for transport in list(self.refused):
@@ -114,22 +114,22 @@ class HttpServer:
 
 
 def _on_all_families(port: int) -> socket.socket:
-    """One socket for IPv6 and IPv4; for IPv4 alone where the kernel has no IPv6.
+    """One socket for IPv6 and IPv4; for IPv4 alone if the kernel has no IPv6.
 
-    The kubelet probes the pod's primary address, whose family the cluster decides.
+    The kubelet probes the pod's primary address, whose family depends on the cluster.
     """
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
         except OSError as error:
-            # Compiled in, and switched off by sysctl.
+            # IPv6 is compiled in, but disabled by sysctl.
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise
     return socket.create_server(("0.0.0.0", port))  # noqa: S104 - on purpose, see above
 
 
 class _Connection(web.RequestHandler):
-    """One connection, from its first byte to its last or until its time is over."""
+    """One connection, closed after its request or after the limit of seconds."""
 
     def __init__(
         self, http_server: HttpServer, manager: web.Server, loop: asyncio.AbstractEventLoop
@@ -137,34 +137,34 @@ class _Connection(web.RequestHandler):
         super().__init__(
             manager,
             loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # None: it keeps none
+            access_log=None,  # type: ignore[arg-type]  # None disables the access log
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_FIELD_BYTES,
             max_headers=MAX_HEADERS,
             lingering_time=0.0,
         )
         self._http_server = http_server
-        self._end: asyncio.TimerHandle | None = None
+        self._timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        door, limits = self._http_server, self._http_server.limits
-        if len(door.open) >= limits.connections:
+        server, limits = self._http_server, self._http_server.limits
+        if len(server.open) >= limits.connections:
             if not limits.drop_oldest:
-                _refuse(door, transport)
+                _refuse(server, transport)
                 return
-            oldest = next(iter(door.open))
-            del door.open[oldest]
+            oldest = next(iter(server.open))
+            del server.open[oldest]
             if oldest.transport is not None:
                 oldest.transport.abort()
-        door.open[self] = None
+        server.open[self] = None
         loop = asyncio.get_running_loop()
-        self._end = loop.call_later(limits.seconds, self._time_is_over)
+        self._timeout = loop.call_later(limits.seconds, self._time_out)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._http_server.open.pop(self, None)
-        if self._end is not None:
-            self._end.cancel()
+        if self._timeout is not None:
+            self._timeout.cancel()
         super().connection_lost(exc)
 
     def handle_error(
@@ -175,13 +175,13 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if isinstance(exc, HttpProcessingError):
-            # aiohttp would write a traceback for each, and so would whoever knocks.
-            response = _plain(400, "this is no request that can be read")
+            # aiohttp would log a traceback for each, so that clients could fill the log.
+            response = _plain(400, "the HTTP request is malformed or too large")
             response.force_close()
             return response
         return super().handle_error(request, status, exc, message)
 
-    def _time_is_over(self) -> None:
+    def _time_out(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 
@@ -197,7 +197,7 @@ def _refuse(http_server: HttpServer, transport: asyncio.BaseTransport) -> None:
 
 
 class _Refusal(asyncio.Protocol):
-    """Tells one that is too many to come back; there is a limit to those as well."""
+    """Responds with 503 to a connection beyond the limit; there is a limit to refusals, too."""
 
     SECONDS = 1.0
 
@@ -208,8 +208,8 @@ class _Refusal(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._http_server.refused.add(transport)
-        # If it were closed before the request is here, its sender would see a reset.
-        self._end = asyncio.get_running_loop().call_later(self.SECONDS, transport.abort)
+        # If the connection were closed before the request arrives, the client would see a reset.
+        self._timeout = asyncio.get_running_loop().call_later(self.SECONDS, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         del data
@@ -223,12 +223,12 @@ class _Refusal(asyncio.Protocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         del exc
-        self._end.cancel()
+        self._timeout.cancel()
         self._http_server.refused.discard(self._transport)
 
 
 def _only(pages: dict[str, Handler]) -> Handler:
-    """Serve some paths, one request a connection."""
+    """Serve only these paths, one request a connection."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         page = pages.get(request.path)
@@ -249,25 +249,27 @@ def _plain(status: int, text: str) -> web.Response:
     return web.Response(status=status, text=f"{text}\n")
 
 
-async def serve_health(host: str | None, port: int, missing: Callable[[], list[str]]) -> HttpServer:
-    """Serve /healthz and /readyz; the caller closes the returned door.
+async def serve_health(
+    host: str | None, port: int, not_synced: Callable[[], list[str]]
+) -> HttpServer:
+    """Serve /healthz and /readyz; the caller closes the returned server.
 
     Args:
         host: address to listen on; all of them if None.
         port: port to listen on.
-        missing: what cannot be seen of the cluster; /readyz is 200 when it is empty.
+        not_synced: returns the watches that are not synced; /readyz is 200 if there are none.
     """
 
     async def healthz(request: web.BaseRequest) -> web.Response:
-        # Answering at all is the proof: the loop runs. A task that dies ends the process.
+        # A response proves that the event loop runs. A task that fails ends the process.
         del request
         return _plain(200, "ok")
 
     async def readyz(request: web.BaseRequest) -> web.Response:
         del request
-        waiting = missing()
-        if waiting:
-            return _plain(503, f"not synced: {', '.join(waiting)}")
+        watches = not_synced()
+        if watches:
+            return _plain(503, f"not synced: {', '.join(watches)}")
         return _plain(200, "ok")
 
     pages: dict[str, Handler] = {"/healthz": healthz, "/readyz": readyz}
@@ -281,47 +283,47 @@ async def serve_metrics(
     reviewer: Reviewer | None = None,
     limits: Limits = METRICS_LIMITS,
 ) -> HttpServer:
-    """Serve /metrics; the caller closes the returned door.
+    """Serve /metrics; the caller closes the returned server.
 
     Args:
         host: address to listen on; all of them if None.
         port: port to listen on.
         exposition: the text.
-        reviewer: says who may read it; everybody if None.
-        limits: what the door bears.
+        reviewer: authorizes the clients; all are allowed if None.
+        limits: the limits of the server.
     """
 
     async def metrics(request: web.BaseRequest) -> web.StreamResponse:
         if reviewer is not None:
-            answer = await reviewer.authorize(request.headers.get("Authorization"))
-            if answer is not Decision.ALLOWED:
-                return _denial(answer)
+            decision = await reviewer.authorize(request.headers.get("Authorization"))
+            if decision is not Decision.ALLOWED:
+                return _denial(decision)
         text = await exposition.text()
         if not text:
-            return _plain(500, "the metrics cannot be computed; the operator's log says why")
+            return _plain(500, "the metrics cannot be rendered; the operator's log says why")
         return await _send(request, text)
 
     return await HttpServer(_only({"/metrics": metrics}), limits).listen(host, port)
 
 
 _DENIALS = {
-    Decision.UNKNOWN: "a bearer token is needed that the API server knows",
-    Decision.FORBIDDEN: 'the user needs the right to "get" the non-resource URL /metrics',
-    Decision.UNDECIDED: "the API server cannot be asked about the token; try again",
+    Decision.UNKNOWN: "send a bearer token that the API server accepts",
+    Decision.FORBIDDEN: 'the user needs the permission to "get" the non-resource URL /metrics',
+    Decision.UNDECIDED: "the API server cannot review the token now; try again",
 }
 
 
-def _denial(answer: Decision) -> web.Response:
-    response = _plain(answer.value, _DENIALS[answer])
-    if answer is Decision.UNKNOWN:
+def _denial(decision: Decision) -> web.Response:
+    response = _plain(decision.value, _DENIALS[decision])
+    if decision is Decision.UNKNOWN:
         response.headers["WWW-Authenticate"] = "Bearer"
-    elif answer is Decision.UNDECIDED:
+    elif decision is Decision.UNDECIDED:
         response.headers["Retry-After"] = "1"
     return response
 
 
 async def _send(request: web.BaseRequest, text: bytes) -> web.StreamResponse:
-    """Send a long text piece by piece: a slow reader must not hold a copy of it."""
+    """Send a long text in chunks: a slow client must not hold a copy of it."""
     response = web.StreamResponse(headers={"Content-Type": CONTENT_TYPE_LATEST})
     response.content_length = len(text)
     response.force_close()
@@ -329,7 +331,7 @@ async def _send(request: web.BaseRequest, text: bytes) -> web.StreamResponse:
     view = memoryview(text)
     for start in range(0, len(text), CHUNK_BYTES):
         await response.write(view[start : start + CHUNK_BYTES])
-        # A fast reader never makes us wait, and all of them together would keep the loop for long.
+        # A write to a fast client does not wait, so that many of them would block the loop.
         await asyncio.sleep(0)
     await response.write_eof()
     return response

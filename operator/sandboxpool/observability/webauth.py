@@ -1,7 +1,7 @@
-"""Who may read /metrics: whoever the API server knows by the token and lets read that path.
+"""Authorizes readers of /metrics by the API server, as Kubernetes' own components do.
 
-As Kubernetes' own components do: a TokenReview says who it is, a SubjectAccessReview whether the
-user may ``get`` the non-resource URL.
+A TokenReview authenticates the bearer token, and a SubjectAccessReview says whether the user may
+``get`` the non-resource URL.
 """
 
 import asyncio
@@ -25,16 +25,15 @@ AUTHORIZATION = "authorization.k8s.io/v1"
 
 T = TypeVar("T")
 
-REMEMBERED_SECONDS = 60.0
-MAX_REMEMBERED = 256
-# Who sends made-up tokens makes no more requests to the API server at a time than these, and nobody
-# waits longer for an answer.
+CACHED_SECONDS = 60.0
+MAX_CACHED = 256
+# Limits of the load on the API server by made-up tokens: concurrent reviews, and the time for one.
 MAX_REVIEWS = 4
 REVIEW_SECONDS = 5.0
 
 
 class Decision(enum.Enum):
-    """What becomes of a request."""
+    """The decision on a request, with the HTTP status of its response."""
 
     ALLOWED = 200
     UNKNOWN = 401
@@ -43,7 +42,7 @@ class Decision(enum.Enum):
 
 
 class Api(Protocol):
-    """The part of the API client that is needed."""
+    """The part of the API client that a reviewer needs."""
 
     async def create(self, path: str, body: Mapping[str, Any]) -> bytes:
         """POST an object to its collection."""
@@ -82,12 +81,12 @@ def bearer(header: str | None) -> str | None:
 
 
 def token_review(token: str) -> dict[str, Any]:
-    """Ask who somebody is."""
+    """The body of a TokenReview."""
     return {"apiVersion": AUTHENTICATION, "kind": "TokenReview", "spec": {"token": token}}
 
 
 def access_review(user: _User, path: str) -> dict[str, Any]:
-    """Ask whether a user may read a non-resource URL."""
+    """The body of a SubjectAccessReview for a non-resource URL."""
     return {
         "apiVersion": AUTHORIZATION,
         "kind": "SubjectAccessReview",
@@ -102,7 +101,7 @@ def access_review(user: _User, path: str) -> dict[str, Any]:
 
 
 class DecisionCache:
-    """The API server's answers of the last minute, by a hash of the token: it is kept nowhere."""
+    """The decisions of the last minute, by a hash of the token; the token itself is not kept."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -112,16 +111,16 @@ class DecisionCache:
         return len(self._known)
 
     def get(self, token: str) -> Decision | None:
-        """What was answered, if that still counts."""
-        until, answer = self._known.get(_hash(token), (float("-inf"), None))
-        return answer if self._clock() < until else None
+        """The cached decision, unless it has expired."""
+        until, decision = self._known.get(_hash(token), (float("-inf"), None))
+        return decision if self._clock() < until else None
 
-    def put(self, token: str, answer: Decision) -> None:
-        """Remember an answer; the oldest goes when there are too many."""
+    def put(self, token: str, decision: Decision) -> None:
+        """Cache a decision; beyond ``MAX_CACHED`` the oldest is dropped."""
         key = _hash(token)
         self._known.pop(key, None)
-        self._known[key] = self._clock() + REMEMBERED_SECONDS, answer
-        if len(self._known) > MAX_REMEMBERED:
+        self._known[key] = self._clock() + CACHED_SECONDS, decision
+        if len(self._known) > MAX_CACHED:
             self._known.popitem(last=False)
 
 
@@ -130,12 +129,11 @@ def _hash(token: str) -> bytes:
 
 
 class Reviewer:
-    """Asks the API server about tokens.
+    """Authorizes requests by reviews of their tokens.
 
     Args:
-        api: speaks to the API server; it must let a replica write that does not lead, for a
-            review is a POST.
-        path: the URL that is asked about.
+        api: the API client; a review is a POST, so the client must not require the lease.
+        path: the non-resource URL.
         clock: a monotonic clock, in seconds.
     """
 
@@ -144,49 +142,53 @@ class Reviewer:
     ) -> None:
         self._api = api
         self._path = path
-        self._answers = DecisionCache(clock)
+        self._decisions = DecisionCache(clock)
         self._clock = clock
-        self._turn = asyncio.Semaphore(MAX_REVIEWS)
+        self._semaphore = asyncio.Semaphore(MAX_REVIEWS)
         self._silent_until = float("-inf")
 
     async def authorize(self, header: str | None) -> Decision:
-        """Judge a request by its Authorization header."""
+        """Decide on a request by its Authorization header."""
         token = bearer(header)
         if token is None:
             return Decision.UNKNOWN
-        known = self._answers.get(token)
-        if known is not None:
-            return known
+        decision = self._decisions.get(token)
+        if decision is not None:
+            return decision
         try:
-            async with asyncio.timeout(REVIEW_SECONDS), self._turn:
-                # Another request with the same token may have asked meanwhile.
-                answer = self._answers.get(token)
-                if answer is None:
-                    answer = await self._ask(token)
-                    self._answers.put(token, answer)
+            async with asyncio.timeout(REVIEW_SECONDS), self._semaphore:
+                # Another request with the same token may have been decided meanwhile.
+                decision = self._decisions.get(token)
+                if decision is None:
+                    decision = await self._review(token)
+                    self._decisions.put(token, decision)
         except (KubeError, TimeoutError) as error:
             if self._clock() >= self._silent_until:
-                # Whoever knocks writes no more lines than this. The token is no part of them.
-                self._silent_until = self._clock() + REMEMBERED_SECONDS
-                logger.warning("who asks for metrics cannot be found out: %r", error)
+                # Clients must not be able to fill the log. The token must not get into it.
+                self._silent_until = self._clock() + CACHED_SECONDS
+                logger.warning(
+                    "the API server cannot review the token of a request for /metrics, which gets "
+                    "a 503: %r",
+                    error,
+                )
             return Decision.UNDECIDED
-        return answer
+        return decision
 
-    async def _ask(self, token: str) -> Decision:
+    async def _review(self, token: str) -> Decision:
         path = resource_path(AUTHENTICATION, "tokenreviews")
         answer = await self._api.create(path, token_review(token))
-        who = _decoded(answer, _TokenReview).status
-        # An authenticator that fails says so beside `authenticated: false`.
-        if not who.authenticated or not who.user.username:
+        identity = _decoded(answer, _TokenReview).status
+        # An authenticator that fails also sets `authenticated: false`.
+        if not identity.authenticated or not identity.user.username:
             return Decision.UNKNOWN
         path = resource_path(AUTHORIZATION, "subjectaccessreviews")
-        answer = await self._api.create(path, access_review(who.user, self._path))
-        may = _decoded(answer, _AccessReview).status
-        return Decision.ALLOWED if may.allowed and not may.denied else Decision.FORBIDDEN
+        answer = await self._api.create(path, access_review(identity.user, self._path))
+        access = _decoded(answer, _AccessReview).status
+        return Decision.ALLOWED if access.allowed and not access.denied else Decision.FORBIDDEN
 
 
 def _decoded(body: bytes, type_: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type_)
     except UNREADABLE as error:
-        raise UnknownOutcomeError(f"what should be a review is none: {error}") from error
+        raise UnknownOutcomeError(f"the review cannot be decoded: {error}") from error

@@ -1,1 +1,1 @@
-"""Keeping the warm stock: pure decisions, and the one module that applies them."""
+"""The SandboxPool controller: pure decisions, and the modules that apply them."""

@@ -1,7 +1,7 @@
-"""The claims of one pool that want a sandbox to be started for them, and what they are told.
+"""Cold starts: sandboxes that a pool starts for a single claim.
 
-They stand in the pool's line with those that only wait, and the pool's decision says when it is
-their turn: one place keeps the ceiling, the pause, the order and the growing delays.
+Claims that request a cold start wait in the same queue as those that wait for a warm sandbox, and
+the pool's decision takes them in turn, so the limits, the pause and the backoff apply to both.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,93 +17,94 @@ from sandboxpool.sandboxes.template import ClaimRef
 
 @dataclass
 class ColdStartRequests:
-    """Who wants one, and what was asked for, by the claim's uid.
+    """The requests of one pool, by the claim's uid.
 
     Attributes:
-        refusal: why those that want one wait, as of the last decision; None if all had their turn.
+        refusal: why pending requests wait, as of the last decision; None if none had to.
     """
 
     refusal: Refusal | None = None
-    _wanted: dict[str, ClaimRef] = field(default_factory=dict)
-    _asked: dict[str, str] = field(default_factory=dict)
-    _taken: dict[str, int] = field(default_factory=dict)
+    _pending: dict[str, ClaimRef] = field(default_factory=dict)
+    _pod_names: dict[str, str] = field(default_factory=dict)
+    _name_conflicts: dict[str, int] = field(default_factory=dict)
 
     def request_start(self, claim: ClaimRef) -> bool:
-        """A claim in line wants one; return whether that is new."""
-        is_new = claim.uid not in self._wanted
-        self._wanted[claim.uid] = claim
+        """Add the request of a queued claim; return whether it is new."""
+        is_new = claim.uid not in self._pending
+        self._pending[claim.uid] = claim
         return is_new
 
     @property
     def pending(self) -> list[str]:
-        """Who wants one and has not had its turn."""
-        return list(self._wanted)
+        """The uids of the claims whose pod is not being created yet."""
+        return list(self._pending)
 
-    def in_queue(self, line: Iterable[str]) -> list[tuple[str, ClaimRef | None]]:
-        """The claims in line, and how those that want one are called; others are forgotten."""
-        if not self._wanted:
+    def in_queue(self, queue: Iterable[str]) -> list[tuple[str, ClaimRef | None]]:
+        """Pair the queued claims with their requests, if any; drop requests of other claims."""
+        if not self._pending:
             return []
-        found = [(uid, self._wanted.get(uid)) for uid in line]
-        self._wanted = {uid: claim for uid, claim in found if claim is not None}
+        found = [(uid, self._pending.get(uid)) for uid in queue]
+        self._pending = {uid: claim for uid, claim in found if claim is not None}
         return found
 
     def start(self, claim: ClaimRef, name: str) -> None:
-        """It is a claim's turn: a pod of this name is asked for."""
-        self._wanted.pop(claim.uid, None)
-        self._asked[claim.uid] = name
+        """The claim's pod is being created under this name."""
+        self._pending.pop(claim.uid, None)
+        self._pod_names[claim.uid] = name
 
     def pod_name_of(self, uid: str) -> str | None:
-        """The name of the pod that was asked for; None if none was."""
-        return self._asked.get(uid)
+        """The name of the pod that is being created for a claim; None if there is none."""
+        return self._pod_names.get(uid)
 
     def pop_finished(self, is_creating: Callable[[str], bool]) -> list[str]:
-        """Forget what is not expected any more; return whose pod it was to be."""
-        settled = [uid for uid, name in self._asked.items() if not is_creating(name)]
-        for uid in settled:
-            del self._asked[uid]
-        self._taken = {
-            uid: tries
-            for uid, tries in self._taken.items()
-            if uid in self._wanted or uid in self._asked or uid in settled
+        """Forget the pods that are no longer expected; return the uids of their claims."""
+        finished = [uid for uid, name in self._pod_names.items() if not is_creating(name)]
+        for uid in finished:
+            del self._pod_names[uid]
+        self._name_conflicts = {
+            uid: count
+            for uid, count in self._name_conflicts.items()
+            if uid in self._pending or uid in self._pod_names or uid in finished
         }
-        return settled
+        return finished
 
-    def name_taken(self, uid: str) -> None:
-        """Somebody else's pod has the name that was asked for: the next try uses another."""
-        self._taken[uid] = self._taken.get(uid, 0) + 1
+    def note_name_conflict(self, uid: str) -> None:
+        """Another pod has the name of the claim's pod: the next attempt uses a new name."""
+        self._name_conflicts[uid] = self._name_conflicts.get(uid, 0) + 1
 
     def seed(self, uid: str, former: Iterable[str]) -> str:
-        """What the name of a claim's next pod is made from.
+        """The seed for the name of a claim's next pod.
 
-        The same for each try of one start, and after a restart, so that no start is made twice.
+        The seed is the same for all attempts of one start, also after a restart of the operator, so
+        that a claim never gets two pods.
 
         Args:
             uid: the claim's uid.
-            former: the uids of its pods that are on their way out.
+            former: the uids of the claim's pods that are terminating.
         """
-        tries = self._taken.get(uid, 0)
+        tries = self._name_conflicts.get(uid, 0)
         return "/".join([uid, *sorted(former), *([str(tries)] if tries else [])])
 
 
 def cold_start_refusal(given: PoolInput, plan: PoolPlan, pool: str) -> Refusal | None:
-    """What the claims that are still to have one started are told."""
+    """Why the pending requests for cold starts wait; None if none has to."""
     reason = plan.cold_blocked_by
     if reason is None:
         return None
     if reason is Reason.PAUSED:
-        text = f"pool {pool!r} is paused (spec.paused): nothing is started"
+        text = f"pool {pool!r} is paused and starts no sandboxes: set spec.paused to false"
     elif reason is Reason.MAX_SANDBOXES_REACHED:
         text = (
             f"pool {pool!r} has reached spec.maxSandboxes ({given.spec.max_sandboxes}): waiting "
-            "for room, or for a warm sandbox"
+            "until another sandbox ends or a warm one is ready"
         )
     elif reason is Reason.MAX_STARTING_REACHED:
         text = (
-            f"pool {pool!r} starts no more sandboxes at once (spec.startup.maxStarting is "
-            f"{given.spec.startup.max_starting}, and one while they fail): waiting in line"
+            f"pool {pool!r} starts at most {given.spec.startup.max_starting} sandboxes at once "
+            "(spec.startup.maxStarting), and only one after failures: waiting in the queue"
         )
     elif reason is Reason.CACHE_STALE:
-        text = f"nothing is started in pool {pool!r} while the operator's watch of pods is stale"
+        text = f"pool {pool!r} starts no sandboxes while the operator's watch of pods is stale"
     elif reason is Reason.HELD_BY_LOST_NODES:
         text = f"pool {pool!r}: {HELD_BY_LOST_NODES}"
     elif reason is given.template.reason:
@@ -114,10 +115,10 @@ def cold_start_refusal(given: PoolInput, plan: PoolPlan, pool: str) -> Refusal |
         pending = exclusion_pending_message(given.verdict.exclusions_pending)
         text = f"sandboxes of pool {pool!r} {pending}"
     elif not given.verdict.has_candidate_nodes:
-        text = f"no node can take a sandbox of pool {pool!r}, and one waits for such a node already"
+        text = f"no node can run a sandbox of pool {pool!r}, and one is pending for such a node"
     else:
         text = (
-            f"the last sandbox of pool {pool!r} failed, the next try waits for a growing delay: "
-            f"{given.backoff.message}"
+            f"the last sandbox of pool {pool!r} failed, and the next start waits for an "
+            f"exponential backoff: {given.backoff.message}"
         )
     return Refusal(reason, text)

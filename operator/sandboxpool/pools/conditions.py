@@ -1,7 +1,7 @@
-"""The conditions of a pool, each a small function of what was decided on. Pure.
+"""Computes the conditions of a pool from the input and the plan of its decision. Pure.
 
-Every condition is set every time. ``Ready`` sums them up for an alert: it is about whether
-claims can be served, so it does not flap while a pool refills.
+Every condition is set at every reconcile. ``Ready`` summarizes them for alerts: it says whether the
+pool can serve claims, so it does not flap while the pool refills.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from sandboxpool.runtimes.node_constraints import wants_user_namespace
 MAX_EXAMPLES = 5
 
 HELD_BY_LOST_NODES = (
-    "no more are made while so many lie on nodes that are not Ready, put there because they "
-    "tolerate that: delete the Node objects of machines that are lost, and name the taints that "
-    "are meant in the tolerations of the template and its RuntimeClass"
+    "no more are created while so many are on nodes that are not Ready, where the scheduler puts "
+    "them because they tolerate it: delete the Node objects of lost machines, and let tolerations "
+    "of the template and its RuntimeClass name the taints that they are meant for"
 )
 
 
@@ -30,13 +30,13 @@ def pool_conditions(
     counts: Mapping[SandboxState, int],
     issues: Sequence[PoolIssue],
 ) -> list[ConditionResult]:
-    """All conditions of a pool, in the order in which they shall stand.
+    """All conditions of a pool, in the order of the status.
 
     Args:
-        given: what was decided on.
-        plan: what was decided.
+        given: the input of the decision.
+        plan: the decision.
         counts: how many of the pool's pods are in each state.
-        issues: what keeps its pods from starting, as the status shows it, the worst first.
+        issues: the start-up issues of the status, the worst first.
     """
     resolved = _resolved(given)
     serving = _nodes_serving(given)
@@ -67,17 +67,17 @@ def pool_conditions(
 
 
 def _guarded(given: PoolInput) -> ConditionResult:
-    """Whether a pod author of the pool's namespace can pass a pod of his own off as a sandbox."""
+    """Whether other clients that may create pods in the namespace can forge a sandbox."""
     if given.guarded:
         text = (
-            "the admission policy that was installed with the operator lets nobody else write "
-            "owners, labels and annotations of sandboxpool.io on pods"
+            "the admission policy of the chart lets only the operator write owners, labels and "
+            "annotations of sandboxpool.io on pods"
         )
         return ConditionResult("PodsGuarded", True, Reason.ADMISSION_POLICY_INSTALLED, text)
     text = (
-        "whoever may create pods in this namespace can pass one of his own off as a sandbox of "
-        "this pool: install the chart with admission.enabled and admission.pods.enabled, or let "
-        "nobody else create pods here"
+        "users who may create pods in this namespace can pass off their pods as sandboxes of this "
+        "pool: install the chart with admission.enabled and admission.pods.enabled, or let only "
+        "the operator create pods in this namespace"
     )
     return ConditionResult("PodsGuarded", False, Reason.NO_ADMISSION_POLICY, text)
 
@@ -111,7 +111,7 @@ def _nodes_serving(given: PoolInput) -> ConditionResult:
     type_ = "NodesServing"
     if runtime is None:
         return ConditionResult(
-            type_, None, Reason.RUNTIME_CLASS_NOT_FOUND, "without its RuntimeClass no node is asked"
+            type_, None, Reason.RUNTIME_CLASS_NOT_FOUND, "nodes cannot be checked without the class"
         )
     handler = runtime.handler
     if not verdict.eligible:
@@ -154,8 +154,8 @@ def _nodes_serving(given: PoolInput) -> ConditionResult:
             type_,
             True,
             Reason.SOME_NODES_NOT_SERVING,
-            f"{so_many}; new sandboxes keep away from those that do not ({examples}); to have the "
-            f"scheduler know it too, {cure(verdict.advice)}{_by_user_namespaces(given)}",
+            f"{so_many}; new sandboxes avoid those that do not ({examples}); to let the scheduler "
+            f"know, too, {cure(verdict.advice)}{_user_namespaces_hint(given)}",
         )
     return ConditionResult(type_, True, Reason.HANDLER_SERVED, so_many)
 
@@ -183,22 +183,22 @@ def _no_node_serves(given: PoolInput, handler: str) -> ConditionResult:
             type_,
             False,
             Reason.AUTOSCALER_ADDS_WRONG_NODES,
-            f"nodes joined for a waiting sandbox, and none lists the handler {handler!r}: set "
+            f"nodes joined for a pending sandbox, and none lists the handler {handler!r}: set "
             "scheduling.nodeSelector of the RuntimeClass to a label of the node group that has it; "
-            "until then a sandbox waits only from time to time",
+            "until then a sandbox is created for the autoscaler only at growing intervals",
         )
     return ConditionResult(
         type_,
         False,
         Reason.NO_NODE_SERVES,
         f"none of {verdict.eligible} eligible nodes lists the handler {handler!r}: configure "
-        "it in the nodes' container runtime (and restart that), or add nodes that have it"
-        + _by_user_namespaces(given),
+        "it in the nodes' container runtime and restart that, or add nodes that have it"
+        + _user_namespaces_hint(given),
     )
 
 
-def _by_user_namespaces(given: PoolInput) -> str:
-    """What else a node must have to serve pods of this template."""
+def _user_namespaces_hint(given: PoolInput) -> str:
+    """What else the template requires of a node; empty if nothing."""
     if not wants_user_namespace(given.spec.template.spec):
         return ""
     return (
@@ -213,7 +213,7 @@ def _quarantined_too(given: PoolInput) -> str:
 
 def _first_quarantine(given: PoolInput) -> str:
     if not given.quarantines:
-        return "the cause is not known any more"
+        return "the cause is no longer known"
     node, quarantine = given.quarantines[0]
     return f"such as {node}: {quarantine.reason}: {quarantine.message}"
 
@@ -221,13 +221,13 @@ def _first_quarantine(given: PoolInput) -> str:
 def _not_isolating(nodes: Sequence[str], handler: str) -> str:
     return (
         f"on {', '.join(nodes[:MAX_EXAMPLES])} a sandbox of handler {handler!r} sees the node's "
-        "own kernel: it is not isolated and never handed out. Mend the handler's configuration "
-        "there, or, if that is what is wanted, set spec.isolationProof to None"
+        "own kernel: it is not isolated and is never allocated. Correct the handler's "
+        "configuration there, or, if this is intended, set spec.isolationProof to None"
     )
 
 
 def _isolation_proven(given: PoolInput) -> list[ConditionResult]:
-    """The condition, if the pool wants proof."""
+    """The condition IsolationProven; none if the pool requires no proof."""
     if given.spec.isolation_proof is IsolationProof.NONE:
         return []
     type_ = "IsolationProven"
@@ -245,18 +245,18 @@ def _isolation_proven(given: PoolInput) -> list[ConditionResult]:
     if without:
         first = without[0]
         text = (
-            f"{len(without)} ready sandboxes are not handed out, because there is no evidence of "
+            f"{len(without)} ready sandboxes are not allocated, because there is no evidence of "
             f"their isolation, such as on {first.node_name}: {first.host_state.isolation_message}"
         )
         if given.verdict.unproven:
-            text += ". Others take their place on nodes where there is"
+            text += ". They are replaced on nodes with evidence"
         return [ConditionResult(type_, False, Reason.EVIDENCE_UNAVAILABLE, text)]
     if waiting:
         nodes = sorted({m.node_name for m in waiting})[:MAX_EXAMPLES]
         text = f"{len(waiting)} ready sandboxes wait for the probe of {', '.join(nodes)}"
         return [ConditionResult(type_, None, Reason.EVIDENCE_PENDING, text)]
     if members.count(SandboxState.WARM):
-        text = "every warm sandbox runs on another kernel than its node's"
+        text = "every warm sandbox runs on a kernel other than its node's"
         return [ConditionResult(type_, True, Reason.ISOLATION_PROVEN, text)]
     return [ConditionResult(type_, None, Reason.EVIDENCE_PENDING, "no sandbox is ready yet")]
 
@@ -279,8 +279,8 @@ def _warm(
         )
     if plan.blocked_by is Reason.CACHE_STALE:
         text = (
-            f"{so_far}; nothing is made while the operator's watch of pods shows nothing: see its "
-            "log, and whether it can list pods"
+            f"{so_far}; no sandboxes are created while the operator's watch of pods is stale: see "
+            "its log, and check that it can list and watch pods"
         )
         return ConditionResult("Warm", False, Reason.CACHE_STALE, text)
     if plan.blocked_by is Reason.HELD_BY_LOST_NODES:
@@ -304,12 +304,12 @@ def _warm(
                 "Warm",
                 False,
                 given.backoff.reason,
-                f"{so_far}; the last {given.backoff.failures} rounds failed, the next try waits "
-                f"for a growing delay: {given.backoff.message}",
+                f"{so_far}; the last {given.backoff.failures} attempts failed, and the next waits "
+                f"for an exponential backoff: {given.backoff.message}",
             )
     if plan.blocked_by is not None and warm < target:
         return ConditionResult(
-            "Warm", False, plan.blocked_by, f"{so_far}: {_why_held(given, plan)}"
+            "Warm", False, plan.blocked_by, f"{so_far}: {_blocked_message(given, plan)}"
         )
     if target < given.spec.replicas:
         return ConditionResult(
@@ -323,23 +323,23 @@ def _warm(
     return ConditionResult("Warm", False, Reason.FILLING, so_far)
 
 
-def _why_held(given: PoolInput, plan: PoolPlan) -> str:
-    held = plan.blocked_by
-    if held is given.resolution.reason:
+def _blocked_message(given: PoolInput, plan: PoolPlan) -> str:
+    reason = plan.blocked_by
+    if reason is given.resolution.reason:
         return given.resolution.message
-    if held is given.template.reason:
+    if reason is given.template.reason:
         return given.template.message
-    failed = next((d for d in plan.delete if d.failed and d.reason is held), None)
+    failed = next((d for d in plan.delete if d.failed and d.reason is reason), None)
     if failed is not None:
-        return f"{failed.member.name} is given up: {failed.message}"
-    if held is Reason.EXCLUSION_PENDING:
+        return f"{failed.member.name} is deleted: {failed.message}"
+    if reason is Reason.EXCLUSION_PENDING:
         return f"sandboxes {exclusion_pending_message(given.verdict.exclusions_pending)}"
     if not given.verdict.has_candidate_nodes:
-        return "one sandbox stays pending until a node can take it"
-    if held is Reason.CEILING_HELD_BY_LOST_NODE:
+        return "one sandbox stays pending until a node can run it"
+    if reason is Reason.CEILING_HELD_BY_LOST_NODE:
         return (
-            "spec.maxSandboxes is reached by sandboxes on a node that is lost: bring the node "
-            "back, or delete it and its pods"
+            "spec.maxSandboxes is reached, and sandboxes on a lost node count towards it: bring "
+            "the node back, or delete it and its pods"
         )
     return "spec.maxSandboxes is reached, terminating sandboxes included"
 
@@ -355,7 +355,7 @@ def _up_to_date(given: PoolInput) -> ConditionResult:
             "UpToDate",
             False,
             given.template.reason,
-            f"{len(old)} are of an older revision and kept, because the new one is not accepted",
+            f"{len(old)} of an older revision are kept until the new template is accepted",
         )
     waits = given.spec.update.type == "OnClaim"
     return ConditionResult(
@@ -385,8 +385,8 @@ def _resolved(given: PoolInput) -> ConditionResult:
                 type_,
                 True,
                 Reason.RUNTIME_CHANGED,
-                f"RuntimeClass {runtime.class_name!r} was deleted and made again, its handler is "
-                f"{runtime.handler!r} now: of {len(former)} sandboxes of the former one the warm "
-                "are replaced and the claimed left alone",
+                f"RuntimeClass {runtime.class_name!r} was deleted and created again with handler "
+                f"{runtime.handler!r}: {len(former)} sandboxes are of the former class; the warm "
+                "ones are replaced, the claimed ones are left alone",
             )
     return ConditionResult(type_, resolution.usable, resolution.reason, resolution.message)

@@ -1,7 +1,7 @@
-"""What to create and what to delete, as a pure function of what is known.
+"""Decides which pods of a pool to create and which to delete. Pure.
 
-``decide`` is total and deterministic. It writes nothing, logs nothing and reads no clock; what
-it refuses to do it says with a reason, which becomes the condition, the event and the metric.
+``decide`` is total and deterministic: no I/O, no logging, no clock. It names a reason for what it
+does not create, which becomes the condition, the event and the metric.
 """
 
 from collections.abc import Iterator
@@ -31,16 +31,16 @@ from sandboxpool.pools.replacement import (
 from sandboxpool.runtimes.verdict import Verdict
 from sandboxpool.sandboxes.members import STOCK, Member, Members, oldest_first
 
-# Creation times have whole seconds: what seems so old may be this much younger.
+# Creation timestamps have whole seconds: a pod may be this much younger than it seems.
 TIMESTAMP_RESOLUTION_SECONDS = 1.0
-# After so many failures in a row a pool tries one sandbox at a time.
+# After this many consecutive failures a pool starts one sandbox at a time.
 CAUTIOUS_AFTER_FAILURES = 2
-# What its node has freed takes no room under the ceiling.
-_ROOMLESS = (SandboxState.FAILED, SandboxState.ENDED)
+# Pods whose containers have ended do not count towards maxSandboxes.
+_NOT_COUNTED = (SandboxState.FAILED, SandboxState.ENDED)
 
 
 def decide(given: PoolInput) -> PoolPlan:
-    """Compare what is with what should be."""
+    """Compare the pool's pods with its spec and return the changes to make."""
     spec = given.spec
     claimed = given.members.count(SandboxState.CLAIMED, SandboxState.COLD)
     target = spec.replicas
@@ -52,61 +52,64 @@ def decide(given: PoolInput) -> PoolPlan:
 
     stuck = stuck_members(given)
     replaceable = stuck if has_other_candidate_node(given, stuck) else []
-    faltering = stalled_members(given, replaceable)
-    avoid = nodes_to_avoid(replaceable, faltering)
-    deletions = irrecoverable(given, faltering)
-    known = {deletion.member.uid for deletion in deletions}
-    waiting = [d for d in competing_with_probes(given) if d.member.uid not in known]
-    deletions += [d for d in preempted_by_probes(given) if d.member.uid not in known] + waiting
+    stalled = stalled_members(given, replaceable)
+    avoid = nodes_to_avoid(replaceable, stalled)
+    deletions = irrecoverable(given, stalled)
+    known = _uids(deletions)
+    competing = [d for d in competing_with_probes(given) if d.member.uid not in known]
+    deletions += [d for d in preempted_by_probes(given) if d.member.uid not in known] + competing
     left = _without(deletions, given.members)
-    moved = _to_relocate(given, left, target)
+    relocated = _to_relocate(given, left, target)
     stock = _stock(given, left)
     rolled = _to_roll(given, stock, target)
     stock = _without(rolled, stock)
-    going = {deletion.member.uid for deletion in (*deletions, *rolled)}
-    faltering = [m for m in faltering if m.state is not SandboxState.COLD and m.uid not in going]
-    surplus = _excess(given, stock, target, faltering)
-    stock = _without(surplus, stock)
-    going = {deletion.member.uid for deletion in surplus}
-    faltering = [member for member in faltering if member.uid not in going]
-    deletions += moved + rolled + surplus
+    known = _uids([*deletions, *rolled])
+    stalled = [m for m in stalled if m.state is not SandboxState.COLD and m.uid not in known]
+    excess = _excess(given, stock, target, stalled)
+    stock = _without(excess, stock)
+    known = _uids(excess)
+    stalled = [member for member in stalled if member.uid not in known]
+    deletions += relocated + rolled + excess
 
-    # Beyond the target, to take the place of what seems not to become warm.
-    wanted = target + min(len(faltering), max_unavailable(spec.update, target))
-    # Whatever takes the place of one that gives way would take the probe's.
+    # Stalled pods count as stock, and are replaced beyond the target.
+    wanted = target + min(len(stalled), max_unavailable(spec.update, target))
+    # A replacement of a preempted pod would take the probe's room.
     missing = wanted - len(stock) - given.creating - len(given.preempted)
-    if waiting or given.awaits_probe:
-        # There is no room for others anyway.
+    if competing or given.awaits_probe:
         missing = 0
     cold = left.count(SandboxState.COLD) + given.creating_cold
-    creation = _creatable(given, stock, faltering, missing, cold)
+    creation = _creatable(given, stock, stalled, missing, cold)
     failed = [deletion for deletion in deletions if deletion.failed]
     if failed:
-        # Their successors wait for the delay that this failure brings.
+        # Their replacements wait for the backoff of this failure.
         creation = creation.after_failures(len(failed), failed[0].reason)
-    asked_about = [
+    unexplained = [
         m for m in given.members.of(SandboxState.FAILED) if m.uid in given.pending_event_reads
     ]
-    if asked_about:
-        # So do those of the ones that have failed and are kept until it is known why.
-        creation = creation.after_failures(len(asked_about), Reason.POD_FAILED)
-    create, held = creation.stock, creation.blocked_by
-    replacing = 0 < missing <= len(faltering) and not create
-    if replacing and held is Reason.CLAMPED_BY_MAX_SANDBOXES:
-        # What is of no use makes room for what may be.
-        deletions.append(replacement_deletion(faltering[0], stock))
+    if unexplained:
+        # So do those of failed pods that are kept until their events are read.
+        creation = creation.after_failures(len(unexplained), Reason.POD_FAILED)
+    create, blocked_by = creation.stock, creation.blocked_by
+    replacing = 0 < missing <= len(stalled) and not create
+    if replacing and blocked_by is Reason.CLAMPED_BY_MAX_SANDBOXES:
+        # At the limit a stalled pod is deleted before its replacement is created.
+        deletions.append(replacement_deletion(stalled[0], stock))
     return PoolPlan(
         target,
         create,
         tuple(deletions),
-        held,
+        blocked_by,
         _requeue_at(given, stock),
         cold=creation.cold,
         cold_blocked_by=creation.cold_blocked_by,
         stuck_nodes=frozenset(member.node_name for member in stuck),
         avoid=avoid,
-        awaits_probe=bool(waiting),
+        awaits_probe=bool(competing),
     )
+
+
+def _uids(deletions: list[Deletion]) -> set[str]:
+    return {deletion.member.uid for deletion in deletions}
 
 
 def _without(deletions: list[Deletion], members: Members) -> Members:
@@ -114,7 +117,7 @@ def _without(deletions: list[Deletion], members: Members) -> Members:
 
 
 def _stock(given: PoolInput, members: Members) -> Members:
-    """Those that count towards the target: they are warm, or may yet become so."""
+    """The members that count towards the target: they are warm or may become warm."""
     stock = members.only(*STOCK)
     for member in members.of(SandboxState.STRANDED):
         if counts_as_starting(member, given):
@@ -122,41 +125,42 @@ def _stock(given: PoolInput, members: Members) -> Members:
     return stock
 
 
-def _replaceable(given: PoolInput) -> bool:
-    """Pods can be made that take the place of others."""
+def _can_create(given: PoolInput) -> bool:
+    """Whether the class and the template allow the creation of replacements."""
     return given.resolution.usable and given.template.state is TemplateState.ACCEPTED
 
 
 def _to_relocate(given: PoolInput, left: Members, target: int) -> list[Deletion]:
-    """Ready pods on doubtful nodes, as others become warm, within the budget.
+    """Ready pods on unsuitable nodes, within maxUnavailable, as others become warm.
 
-    Where nothing can take their place they stay, for their nodes may be released; only those that
-    the target has no use for go.
+    Where they cannot be replaced, only those beyond the target are deleted, because their nodes may
+    be uncordoned or released.
     """
-    doubtful = sorted(filter(_is_to_relocate, left.of(SandboxState.STRANDED)), key=oldest_first)
+    candidates = sorted(filter(_is_to_relocate, left.of(SandboxState.STRANDED)), key=oldest_first)
     floor = target
-    if _replaceable(given) and given.verdict.has_candidate_nodes:
+    if _can_create(given) and given.verdict.has_candidate_nodes:
         ceiling = given.spec.max_sandboxes
         if ceiling is not None:
-            # What stays and cannot be handed out leaves no room to make others first.
+            # Pods that stay and cannot be allocated leave less room for warm ones.
             staying = left.count(
                 SandboxState.CLAIMED,
                 SandboxState.COLD,
                 SandboxState.UNPROVEN,
                 SandboxState.STRANDED,
             )
-            floor = min(floor, ceiling - (staying - len(doubtful)))
+            floor = min(floor, ceiling - (staying - len(candidates)))
         floor -= max_unavailable(given.spec.update, target)
-    budget = max(0, left.count(SandboxState.WARM) + len(doubtful) - max(0, floor))
-    # Where one was put on such a node, the next may be: were that no failure, it would never end.
-    failed = any(member.misplaced for member in doubtful)
+    budget = max(0, left.count(SandboxState.WARM) + len(candidates) - max(0, floor))
+    # A pod that was scheduled to such a node counts as a failure, because the next may be, too.
+    failed = any(member.misplaced for member in candidates)
     return [
-        Deletion(member, *relocation_reason(member), failed=failed) for member in doubtful[:budget]
+        Deletion(member, *relocation_reason(member), failed=failed)
+        for member in candidates[:budget]
     ]
 
 
 def _is_to_relocate(member: Member) -> bool:
-    """Ready, on a node that is well, but cordoned or not to be trusted with it."""
+    """Whether a pod is ready on a Ready node that is cordoned, quarantined or not isolating."""
     node, host_state = member.node, member.host_state
     return (
         member.state is SandboxState.STRANDED
@@ -168,8 +172,8 @@ def _is_to_relocate(member: Member) -> bool:
 
 
 def _to_roll(given: PoolInput, stock: Members, target: int) -> list[Deletion]:
-    """The pods of an older template, or too old, as the update strategy allows."""
-    if not _replaceable(given):
+    """The outdated and expired pods to delete now, by the update strategy."""
+    if not _can_create(given):
         return []
     update = given.spec.update
     text = "it is of an older revision of the template"
@@ -177,17 +181,17 @@ def _to_roll(given: PoolInput, stock: Members, target: int) -> list[Deletion]:
         rolled = sorted(stock.where(lambda m: outdated(m, given)), key=oldest_first)
         if rolled:
             return [Deletion(member, Reason.ROLLING, text) for member in rolled]
-    useless = stock.where(lambda m: m.state is not SandboxState.WARM and outdated(m, given))
+    not_warm = stock.where(lambda m: m.state is not SandboxState.WARM and outdated(m, given))
     rolls = True
     if update.type is UpdateType.ON_CLAIM:
-        # They wait to be claimed; one that was made without its probe never can be.
+        # Outdated pods wait to be claimed; a pod without its probe container never can be.
         per_sandbox = given.spec.isolation_proof is IsolationProof.PER_SANDBOX
-        useless = (m for m in useless if per_sandbox and m.state is SandboxState.UNPROVEN)
+        not_warm = (m for m in not_warm if per_sandbox and m.state is SandboxState.UNPROVEN)
         rolls = False
-    found = [Deletion(m, Reason.ROLLING, text) for m in sorted(useless, key=oldest_first)]
+    found = [Deletion(m, Reason.ROLLING, text) for m in sorted(not_warm, key=oldest_first)]
     warm = stock.count(SandboxState.WARM)
     budget = max(0, warm - max(0, target - max_unavailable(update, target)))
-    # Of a large pool no more are looked at than may go: the oldest are the first in any case.
+    # Iterating by age visits no more pods of a large pool than are deleted.
     some = rolls and any(stock.where(lambda m: m.state is SandboxState.WARM and outdated(m, given)))
     by_age = stock.warm_by_age() if some else iter(())
     rolled_warm = (m for m in by_age if outdated(m, given))
@@ -200,7 +204,7 @@ def _to_roll(given: PoolInput, stock: Members, target: int) -> list[Deletion]:
 
 
 def _expired(given: PoolInput, stock: Members) -> Iterator[Member]:
-    """The warm ones that are too old, the oldest first."""
+    """The warm members beyond maxAgeSeconds, the oldest first."""
     limit = given.spec.max_age_seconds
     if limit is None:
         return iter(())
@@ -208,43 +212,42 @@ def _expired(given: PoolInput, stock: Members) -> Iterator[Member]:
 
 
 def _excess(given: PoolInput, stock: Members, target: int, stalled: list[Member]) -> list[Deletion]:
-    """More than the target: first what is not ready, then what is outdated, then the newest."""
-    # What was asked for and is not seen yet is the first to go as soon as it is: no warm one goes
-    # on its account.
+    """The members beyond the target: not ready ones first, then outdated ones, then the newest."""
+    # Expected pods are not counted: they are the first to be deleted once they are observed.
     excess = len(stock) - target
     kept: set[str] = set()
     if stalled:
-        # Those that are to take their place may start.
-        given_up = {member.uid for member in stalled}
-        starting = [m for m in stock.of(SandboxState.STARTING) if m.uid not in given_up]
+        # The replacements of stalled pods may start.
+        stalled_uids = {member.uid for member in stalled}
+        starting = [m for m in stock.of(SandboxState.STARTING) if m.uid not in stalled_uids]
         starting = sorted(starting, key=oldest_first)[: max_unavailable(given.spec.update, target)]
         kept = {member.uid for member in starting}
         excess -= len(kept)
     if excess <= 0:
         return []
-    going = [replacement_deletion(member, stock) for member in stalled[:excess]]
+    deletions = [replacement_deletion(member, stock) for member in stalled[:excess]]
     known = kept | {member.uid for member in stalled}
     ranked = sorted(
         (member for member in stock if member.uid not in known),
         key=lambda m: (m.state is SandboxState.WARM, not outdated(m, given), -m.created, m.name),
     )
     text = "the pool has more than its target"
-    left = excess - len(going)
-    return going + [Deletion(m, Reason.AT_TARGET, text) for m in ranked[:left]]
+    left = excess - len(deletions)
+    return deletions + [Deletion(m, Reason.AT_TARGET, text) for m in ranked[:left]]
 
 
 def _is_backing_off(given: PoolInput) -> bool:
-    """It waits after a failure; not for an autoscaler, once a node serves the runtime."""
-    trouble = given.backoff
+    """Whether creates are delayed; a serving node ends the delay for an autoscaler."""
+    backoff = given.backoff
     answered = (
-        trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES and given.verdict.has_candidate_nodes
+        backoff.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES and given.verdict.has_candidate_nodes
     )
-    return trouble.until > given.now and not answered
+    return backoff.until > given.now and not answered
 
 
 @dataclass(frozen=True, slots=True)
 class _Creation:
-    """How many pods to create for the stock and for claims, and why not more of each."""
+    """The numbers of pods to create for the stock and for claims, and why not more of each."""
 
     stock: int = 0
     blocked_by: Reason | None = None
@@ -252,7 +255,7 @@ class _Creation:
     cold_blocked_by: Reason | None = None
 
     def after_failures(self, count: int, reason: Reason) -> "_Creation":
-        """What is left where so many of those that go have failed."""
+        """The rest after the replacements of this many failed pods are delayed."""
         return _Creation(
             max(0, self.stock - count),
             reason if self.stock else self.blocked_by,
@@ -262,7 +265,7 @@ class _Creation:
 
 
 def _create_blocked_by(given: PoolInput) -> Reason | None:
-    """Why nothing at all can be created now."""
+    """Why no pod at all can be created now; None if pods can."""
     if given.cache_stale:
         return Reason.CACHE_STALE
     if not given.resolution.usable:
@@ -271,7 +274,7 @@ def _create_blocked_by(given: PoolInput) -> Reason | None:
         return given.template.reason
     if _is_backing_off(given):
         return given.backoff.reason
-    # For the moment until the last node that would take a pod, and must not, has its label.
+    # Until every node that must not run the pods has its exclusion label.
     return Reason.EXCLUSION_PENDING if given.verdict.exclusions_pending else None
 
 
@@ -288,57 +291,57 @@ def _creatable(
             blocked_by=blocked if missing else None, cold_blocked_by=blocked if demand else None
         )
     members, spec = given.members, given.spec
-    lie_in_vain = sum(
+    unacknowledged = sum(
         map(
             unacknowledged_on_lost_node,
             members.of(SandboxState.STRANDED, SandboxState.COLD, SandboxState.STOPPING),
         )
     )
-    if lie_in_vain >= MAX_UNACKNOWLEDGED_ROUNDS * spec.startup.max_starting:
+    if unacknowledged >= MAX_UNACKNOWLEDGED_ROUNDS * spec.startup.max_starting:
         lost = Reason.HELD_BY_LOST_NODES
         return _Creation(
             blocked_by=lost if missing else None, cold_blocked_by=lost if demand else None
         )
     room = missing + demand
     if spec.max_sandboxes is not None:
-        taken = len(members) - members.count(*_ROOMLESS)
+        taken = len(members) - members.count(*_NOT_COUNTED)
         room = max(0, spec.max_sandboxes - taken - given.creating - given.creating_cold)
-    held = _ceiling_reason(given) if room < missing else None
+    blocked_by = _ceiling_reason(given) if room < missing else None
     stuck = sum(member.state is SandboxState.STARTING for member in stalled)
     starting = stock.count(SandboxState.STARTING, SandboxState.STRANDED) - stuck + given.creating
     limit = spec.startup.max_starting
     if not given.verdict.has_candidate_nodes:
-        # One pod stays pending, so that an autoscaler sees the demand, and no more than one.
-        limit, held = 1, no_candidate_node_reason(given.verdict)
+        # A single pending pod shows the demand to an autoscaler.
+        limit, blocked_by = 1, no_candidate_node_reason(given.verdict)
     elif given.backoff.failures >= CAUTIOUS_AFTER_FAILURES:
         limit = 1
-    places = max(0, limit - starting - starting_cold)
-    cold = _cold_start_count(given.claim_queue, starting, missing, min(places, room))
+    slots = max(0, limit - starting - starting_cold)
+    cold = _cold_start_count(given.claim_queue, starting, missing, min(slots, room))
     cold_blocked_by = None
     if cold < demand:
-        cold_blocked_by = held or Reason.MAX_STARTING_REACHED
+        cold_blocked_by = blocked_by or Reason.MAX_STARTING_REACHED
         if room < demand and given.verdict.has_candidate_nodes:
             cold_blocked_by = Reason.MAX_SANDBOXES_REACHED
     return _Creation(
-        max(0, min(missing, room - cold, places - cold)),
-        held,
+        max(0, min(missing, room - cold, slots - cold)),
+        blocked_by,
         cold,
         cold_blocked_by,
     )
 
 
-def _cold_start_count(line: tuple[bool, ...], starting: int, missing: int, places: int) -> int:
-    """For how many claims to start a sandbox of their own, so that the first in line come first.
+def _cold_start_count(queue: tuple[bool, ...], starting: int, missing: int, slots: int) -> int:
+    """The number of cold starts to make so that the claims are served in the queue's order.
 
     Args:
-        line: the claims in line: whether each wants a sandbox of its own.
-        starting: how many sandboxes of the stock are on their way to the first in line.
-        missing: how many of the stock would be made if there were places enough.
-        places: how many sandboxes can be started now.
+        queue: the waiting claims in their order: whether each requests a cold start.
+        starting: the number of starting sandboxes of the stock.
+        missing: the number of sandboxes that the stock lacks.
+        slots: the number of sandboxes that can be started now.
     """
     cold = reserved = 0
-    for wants_cold in line:
-        if cold + reserved >= places:
+    for wants_cold in queue:
+        if cold + reserved >= slots:
             break
         if wants_cold:
             cold += 1
@@ -350,7 +353,7 @@ def _cold_start_count(line: tuple[bool, ...], starting: int, missing: int, place
 
 
 def no_candidate_node_reason(verdict: Verdict) -> Reason:
-    """Why no node can take a pod."""
+    """Why no node can run a pod."""
     if verdict.quarantined:
         return Reason.ALL_NODES_QUARANTINED
     if verdict.not_isolating:
@@ -368,19 +371,19 @@ def _ceiling_reason(given: PoolInput) -> Reason:
 
 
 def _requeue_at(given: PoolInput, stock: Members) -> float | None:
-    """When time alone can change the decision."""
+    """Epoch seconds at which time alone may change the decision; None for never."""
     times = []
     if given.backoff.until > given.now:
         times.append(given.backoff.until)
-    passing = given.members.of(
+    unready = given.members.of(
         SandboxState.STRANDED, SandboxState.UNREADY, SandboxState.STARTING, SandboxState.COLD
     )
-    times += [at for member in passing if (at := member_deadline(member, given)) is not None]
+    times += [at for member in unready if (at := member_deadline(member, given)) is not None]
     limit = given.spec.max_age_seconds
     if limit is not None:
-        # Those that are too old already go as others become warm.
+        # Expired pods are deleted as others become warm, not by time.
         young = dropwhile(lambda m: given.now - m.created > limit, stock.warm_by_age())
         times += [member.created + limit for member in islice(young, 1)]
     moments = (when + TIMESTAMP_RESOLUTION_SECONDS for when in times)
-    # At the very moment itself nothing is due yet, and another look must follow.
+    # A deadline passes strictly after its moment, so another reconcile must follow.
     return min((when for when in moments if when >= given.now), default=None)

@@ -1,12 +1,12 @@
-"""The PodDisruptionBudget over a pool's claimed sandboxes, where the pool protects them.
+"""Reconciles the PodDisruptionBudget over the claimed sandboxes of a pool that protects them.
 
-It is one constant object a pool: it selects what claims own by its labels, and asks for more
-healthy pods than there can be, so that no eviction is granted however many claims there are. A
-number is the only form that the disruption controller can reckon with here: for a percentage, and
-for maxUnavailable, it looks up the scale of the pods' owner, and a SandboxClaim has none.
+Each pool has one budget, and its spec is constant: the budget selects the pool's claimed pods by
+their labels and requires more healthy pods than there can be, so no eviction is granted. The
+budget has to be a number: for a percentage, and for maxUnavailable, the disruption controller looks
+up the scale subresource of the pods' owner, and a SandboxClaim has none.
 
-The pool's status tells of it before it is made. So whoever leads next knows that there may be one
-to be removed.
+The pool's status announces the budget before the budget is created, so the next leader knows that
+there may be one to delete.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,13 +24,12 @@ from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.sandboxes.template import controller_reference
 
 CONDITION = "ClaimsProtected"
-# What somebody has deleted or altered is put right after so long.
+# A budget that somebody has deleted or changed is repaired within this time.
 BUDGET_RESYNC_SECONDS = 60.0
-# So long after something went wrong, or while the pool's status does not tell of the budget yet.
+# The retry interval after an error, and while the pool's status does not announce the budget yet.
 RETRY_SECONDS = 5.0
-NOTED_SECONDS = 1.0
-# The largest that there is.
-EVERY_ONE = 2**31 - 1
+ANNOUNCED_SECONDS = 1.0
+MAX_INT32 = 2**31 - 1
 
 
 def budget_name(pool_name: str) -> str:
@@ -39,21 +38,21 @@ def budget_name(pool_name: str) -> str:
 
 
 def budget_spec(pool_uid: str) -> dict[str, Any]:
-    """What the budget says; the same for as long as there is the pool."""
+    """The budget's spec, constant for the lifetime of the pool."""
     return {
-        "minAvailable": EVERY_ONE,
+        "minAvailable": MAX_INT32,
         "selector": {
             "matchLabels": {names.LABEL_POOL_UID: pool_uid},
             "matchExpressions": [{"key": names.LABEL_CLAIM_UID, "operator": "Exists"}],
         },
-        # One whose readiness probe fails is its claim's all the same. What has not begun to run, or
-        # has ended, no budget keeps.
+        # A running pod whose readiness probe fails is protected too. No budget protects pods that
+        # do not run yet or have ended.
         "unhealthyPodEvictionPolicy": "IfHealthyBudget",
     }
 
 
 def budget_of(pool: Pool) -> dict[str, Any]:
-    """The body of the POST."""
+    """The budget as it is created."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -68,66 +67,68 @@ def budget_of(pool: Pool) -> dict[str, Any]:
 
 
 class DisruptionBudgets:
-    """Makes, mends and removes the pools' budgets.
+    """Creates, repairs and deletes the pools' budgets.
 
     Args:
-        client: speaks to the API server.
+        client: the API client.
         clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, client: ApiClient, clock: Callable[[], float]) -> None:
         self._client = client
         self._clock = clock
-        # By the pool's uid: what was found last, for which wish, and when to look again.
+        # By the pool's uid: the setting, the condition of the last reconcile, and the next resync.
         self._found: dict[str, tuple[Disruption, ConditionResult, float]] = {}
 
     def forget(self, pool_uid: str) -> None:
-        """The pool is gone, and its budget goes with it."""
+        """Forget a deleted pool; the garbage collector deletes its budget."""
         self._found.pop(pool_uid, None)
 
     def due(self, pool_uid: str) -> float | None:
-        """Seconds until the next look at a pool's budget; None where there is none."""
+        """Seconds until a pool's budget is reconciled again; None if it has no budget."""
         found = self._found.get(pool_uid)
         return None if found is None else max(0.0, found[2] - self._clock())
 
     async def reconcile(self, pool: Pool) -> ConditionResult | None:
-        """See to a pool's budget; return the condition to show, if one is wanted or was made."""
-        assert pool.spec is not None, "asked before"
-        wish = pool.spec.claims.disruption
-        noted = any(condition.type == CONDITION for condition in pool.conditions)
-        if wish is Disruption.ALLOW and not noted and pool.uid not in self._found:
+        """Reconcile a pool's budget; return its condition, None without a budget."""
+        assert pool.spec is not None, "checked by the caller"
+        wanted = pool.spec.claims.disruption
+        announced = any(condition.type == CONDITION for condition in pool.conditions)
+        if wanted is Disruption.ALLOW and not announced and pool.uid not in self._found:
             return None
         former = self._found.get(pool.uid)
-        if former is not None and former[0] is wish and self._clock() < former[2]:
+        if former is not None and former[0] is wanted and self._clock() < former[2]:
             return former[1]
-        finding, pause = await self._look(pool, wish, noted=noted)
+        finding, pause = await self._reconcile(pool, wanted, announced=announced)
         if finding is None:
             self.forget(pool.uid)
         else:
-            self._found[pool.uid] = wish, finding, self._clock() + pause
+            self._found[pool.uid] = wanted, finding, self._clock() + pause
         return finding
 
-    async def _look(
-        self, pool: Pool, wish: Disruption, *, noted: bool
+    async def _reconcile(
+        self, pool: Pool, wanted: Disruption, *, announced: bool
     ) -> tuple[ConditionResult | None, float]:
-        """Return what is so now, and after how many seconds to look again."""
+        """Return the condition, and the seconds until the next resync."""
         name = budget_name(pool.name)
         try:
-            if wish is Disruption.ALLOW:
+            if wanted is Disruption.ALLOW:
                 await self._remove(pool)
                 return None, 0.0
-            if not noted:
-                text = f"PodDisruptionBudget {name} is about to be made"
-                return ConditionResult(CONDITION, None, Reason.BUDGET_PENDING, text), NOTED_SECONDS
-            return await self._make(pool)
+            if not announced:
+                text = f"PodDisruptionBudget {name} is about to be created"
+                return ConditionResult(
+                    CONDITION, None, Reason.BUDGET_PENDING, text
+                ), ANNOUNCED_SECONDS
+            return await self._ensure(pool)
         except (KubeError, *UNREADABLE) as error:
-            return _failed(name, wish, error)
+            return _failed(name, wanted, error)
 
     async def _find(self, pool: Pool) -> Mapping[str, Any] | None:
         found = await self._client.find(_path(pool))
         return None if found is None else msgspec.json.decode(found, type=dict[str, Any])
 
-    async def _make(self, pool: Pool) -> tuple[ConditionResult, float]:
+    async def _ensure(self, pool: Pool) -> tuple[ConditionResult, float]:
         name = budget_name(pool.name)
         found = await self._find(pool)
         if found is None:
@@ -136,8 +137,8 @@ class DisruptionBudgets:
             )
         elif not _is_of(found, pool):
             text = (
-                f"a drain may evict claimed sandboxes: there is a PodDisruptionBudget {name} that "
-                "is not this pool's: rename or delete it"
+                f"a drain may evict claimed sandboxes: another object owns PodDisruptionBudget "
+                f"{name}, whose name this pool needs: rename or delete it"
             )
             return ConditionResult(CONDITION, False, Reason.BUDGET_CONFLICT, text), RETRY_SECONDS
         elif found.get("spec") != budget_spec(pool.uid):
@@ -162,22 +163,22 @@ class DisruptionBudgets:
                 raise
 
 
-def _failed(name: str, wish: Disruption, error: Exception) -> tuple[ConditionResult, float]:
-    """What it means that a budget could not be seen to, and after how many seconds to try again."""
+def _failed(name: str, wanted: Disruption, error: Exception) -> tuple[ConditionResult, float]:
+    """Return the condition after a failed reconcile, and the seconds until the retry."""
     refused = isinstance(error, ApiError) and error.status == 403
-    said = str(error)
+    cause = str(error)
     if refused:
-        said += (
+        cause += (
             "; the operator's ClusterRole must allow get, create, patch and delete of "
             "poddisruptionbudgets in the group policy"
         )
-    if wish is Disruption.ALLOW:
+    if wanted is Disruption.ALLOW:
         text = (
             f"PodDisruptionBudget {name} still protects claims, although spec.claims.disruption is "
-            f"Allow: it was not removed: {said}"
+            f"Allow: it could not be deleted: {cause}"
         )
         return ConditionResult(CONDITION, True, Reason.BUDGET_REFUSED, text), RETRY_SECONDS
-    text = f"a drain may evict claimed sandboxes: PodDisruptionBudget {name}: {said}"
+    text = f"a drain may evict claimed sandboxes: PodDisruptionBudget {name}: {cause}"
     if refused:
         return ConditionResult(CONDITION, False, Reason.BUDGET_REFUSED, text), BUDGET_RESYNC_SECONDS
     return ConditionResult(CONDITION, None, Reason.BUDGET_PENDING, text), RETRY_SECONDS
@@ -189,7 +190,7 @@ def _path(pool: Pool) -> str:
 
 
 def _is_of(budget: Mapping[str, Any], pool: Pool) -> bool:
-    """The pool owns it, and it is not on its way out."""
+    """Whether the pool owns the budget, and the budget is not being deleted."""
     metadata = budget["metadata"]
     owners = metadata.get("ownerReferences") or ()
     return "deletionTimestamp" not in metadata and any(o["uid"] == pool.uid for o in owners)

@@ -1,8 +1,8 @@
-"""When the events of a pool's sandbox are to be read. Pure.
+"""Decides when the events of a pool's sandboxes are read. Pure.
 
-To read them costs the API server a walk over all events of the namespace, so it is done once for
-each stage of a sandbox's trouble: when it is slow for its pool, when it is about to be given up,
-and while it is held because of what was read, ever more seldom.
+For each read the API server scans all events of the namespace. So events are read once for each
+stage of a failing start: when the start is slow for its pool, when it is about to time out, and,
+at growing intervals, while the sandbox is kept because its events name a self-healing failure.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.pools.plan import PoolInput
 from sandboxpool.sandboxes.members import Member
 
-# Where a pool has not shown yet how long its sandboxes take, and at least in any other.
+# The least duration of a slow start, and the only one until start-up times are known.
 SLOW_SECONDS = 10.0
-# A start that takes so many times as long as 95 of 100 others is slow.
+# A start is slow if it takes this many times the pool's 95th percentile.
 SLOW_FACTOR = 3.0
-# What was read is read again after so long, twice as long, and so on.
+# The first interval after which events are read again; it doubles each time.
 REREAD_SECONDS = 60.0
 _UNEXPLAINED = (Reason.POD_FAILED, Reason.LIFECYCLE_HOOK_FAILED)
 
@@ -24,17 +24,17 @@ _STARTING = (SandboxState.STARTING, SandboxState.COLD)
 
 
 def slow_after(p95: float | None, limit: float) -> float:
-    """How many seconds a start may take before it is slow.
+    """The seconds after which a start is slow.
 
     Args:
-        p95: what 95 of 100 starts of the pool took at most; None if that is not known.
-        limit: when a start is given up.
+        p95: the 95th percentile of the pool's start-up times, in seconds; None if unknown.
+        limit: the start-up timeout, in seconds.
     """
     return min(max(SLOW_SECONDS, SLOW_FACTOR * (p95 or 0.0)), limit)
 
 
 def members_to_read(given: PoolInput) -> Iterator[tuple[Member, str]]:
-    """Whose events would tell something now, and in which stage of its trouble it is."""
+    """The members whose events should be read now, each with the stage of its failing start."""
     for member in given.members.of(*_STARTING, SandboxState.UNREADY, SandboxState.FAILED):
         stage = _stage(member, given)
         if stage:
@@ -49,7 +49,7 @@ def _stage(member: Member, given: PoolInput) -> str:
     if member.state is SandboxState.UNREADY:
         return "unready" if waited > SLOW_SECONDS else ""
     if not member.node_name or (failure is not None and not failure.from_events):
-        # The scheduler, or its own status, says what it waits for.
+        # The pod's status already names the cause.
         return ""
     if failure is not None and failure.self_healing:
         times = int(waited / REREAD_SECONDS)
@@ -60,13 +60,13 @@ def _stage(member: Member, given: PoolInput) -> str:
 
 
 def next_read_in(given: PoolInput) -> float | None:
-    """Seconds until another look is due because time has passed; None if there is none."""
+    """Seconds until the next member enters a new stage; None if none does."""
     found = [
         due - (given.clock - member.since)
         for member in given.members.of(*_STARTING, SandboxState.UNREADY)
         for due in _due(member, given)
     ]
-    # At the very moment itself nothing is due yet.
+    # A stage begins strictly after its limit.
     return min((seconds + 0.05 for seconds in found if seconds >= 0), default=None)
 
 

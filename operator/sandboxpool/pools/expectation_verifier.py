@@ -1,7 +1,7 @@
-"""Asking the API server about what was done and is shown by no watch.
+"""Verifies with live reads the creates and deletes that no watch event has confirmed.
 
-A watch may be late, down, or blind to a pod that has lost its labels. "Not seen" is not "does not
-exist": only the API server can say which, and until it has, what was asked for takes its room.
+A watch may be late or down, and does not show a pod that has lost its labels. A pod that the cache
+does not show may exist all the same; until a live read says which, it counts towards the limits.
 """
 
 import logging
@@ -21,17 +21,17 @@ from sandboxpool.pools.state import PoolState
 
 logger = logging.getLogger(__name__)
 
-# One look at a pool asks about no more: there may be hundreds, and the others have their turn.
+# Bounds the live reads of one reconcile, so that other pools are not kept waiting.
 MAX_READS_PER_RECONCILE = 10
 
 
 class ExpectationVerifier:
-    """Settles what is expected, where the API server knows better than the caches.
+    """Reads unconfirmed pods from the API server and updates the expectations.
 
     Args:
         client: the API client.
-        cluster: the caches.
-        candidate_tracker: told of a pod that stays after all.
+        cluster: the informer caches.
+        candidate_tracker: refreshed with each pod whose deletion did not happen.
         wall: seconds since the epoch.
     """
 
@@ -48,31 +48,33 @@ class ExpectationVerifier:
         self._wall = wall
 
     async def verify(self, pool: Pool, state: PoolState) -> None:
-        """Ask about what is due; an API server that does not answer is asked again later."""
+        """Verify the expectations that are due; failed reads are retried at a later reconcile."""
         expected = state.expectations
         for name in expected.creations_to_verify()[:MAX_READS_PER_RECONCILE]:
             expected.defer_verification(name)
             try:
-                await self._look_for(pool, state, name)
+                await self._verify_creation(pool, state, name)
             except (KubeError, *UNREADABLE) as error:
-                logger.warning("unseen pod %s: %s", name, error, extra=pool.reference.log)
+                text = "cannot verify the creation of pod %s: %s"
+                logger.warning(text, name, error, extra=pool.reference.log)
         for uid in expected.deletions_to_verify()[:MAX_READS_PER_RECONCILE]:
             expected.defer_verification(uid)
             try:
-                await self._look_after(pool, state, uid)
+                await self._verify_deletion(pool, state, uid)
             except (KubeError, *UNREADABLE) as error:
-                logger.warning("deleted pod %s: %s", uid, error, extra=pool.reference.log)
+                text = "cannot verify the deletion of the pod with uid %s: %s"
+                logger.warning(text, uid, error, extra=pool.reference.log)
 
-    async def _look_for(self, pool: Pool, state: PoolState, name: str) -> None:
-        """A pod that was asked for: was it made?"""
+    async def _verify_creation(self, pool: Pool, state: PoolState, name: str) -> None:
+        """Check whether a pod was created."""
         expected = state.expectations
         pod = await self.read(pool.namespace, name)
         if not expected.is_creating(name):
-            # The watch has shown it meanwhile.
+            # The watch has shown the pod in the meantime.
             return
         if pod is None:
             if expected.has_creation_succeeded(name) and not expected.is_cold(name):
-                text = f"{name} was deleted by somebody else before it was seen"
+                text = f"pod {name} was deleted by another client right after its creation"
                 state.note_failure(Reason.POD_LOST, text, self._wall())
             expected.creation_observed(name)
             return
@@ -81,30 +83,28 @@ class ExpectationVerifier:
             owner.uid == pool.uid or state.cold.pod_name_of(owner.uid) == name
         )
         if is_own and names.LABEL_POOL_UID in pod.metadata.labels:
-            # It takes its room, and the watch will show it in the end.
+            # The pod counts towards the limits until the watch shows it.
             if expected.is_creation_unknown(name):
                 expected.creation_succeeded(name)
             return
         if is_own:
             path = resource_path("v1", "pods", pool.namespace, name)
             await self._client.delete(path, uid=pod.metadata.uid)
-            text = f"{name} has lost its label {names.LABEL_POOL_UID}, by which it is found"
+            text = f"pod {name} has lost its label {names.LABEL_POOL_UID}, which selects the pods"
             state.note_failure(Reason.POD_ALTERED, text, self._wall())
         elif not expected.is_cold(name):
-            state.note_failure(
-                Reason.POD_LOST, f"pod {name} belongs to somebody else", self._wall()
-            )
+            state.note_failure(Reason.POD_LOST, f"pod {name} has another owner", self._wall())
         expected.creation_observed(name)
 
-    async def _look_after(self, pool: Pool, state: PoolState, uid: str) -> None:
-        """A pod whose deletion was asked for: is it going?"""
+    async def _verify_deletion(self, pool: Pool, state: PoolState, uid: str) -> None:
+        """Check whether a pod is deleted or terminating."""
         cached = self._cluster.pods.get(uid)
         if cached is None:
             state.expectations.deletion_observed(uid)
             return
         pod = await self.read(pool.namespace, cached.metadata.name)
         if pod is None or pod.metadata.uid != uid or pod.metadata.deletionTimestamp is not None:
-            # The cache is behind: what it shows must be handed to nobody.
+            # The cache is stale: the pod must not be allocated.
             return
         state.expectations.deletion_observed(uid)
         state.member_index.mark_dirty(uid)
@@ -113,6 +113,6 @@ class ExpectationVerifier:
             self._candidate_tracker.refresh([known])
 
     async def read(self, namespace: str, name: str) -> Pod | None:
-        """The pod of this name as the API server has it; None if there is none."""
+        """Read a pod from the API server; None if it does not exist."""
         answer = await self._client.find(resource_path("v1", "pods", namespace, name))
         return msgspec.json.decode(answer, type=Pod) if answer is not None else None

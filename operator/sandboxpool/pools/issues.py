@@ -1,4 +1,4 @@
-"""What is wrong with a pool's sandboxes and its runtime, grouped by cause. Pure."""
+"""The issues of a pool's sandboxes and nodes for its status, grouped by reason. Pure."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from sandboxpool.sandboxes.members import Member, Members
 
 
 def severity(reason: Reason) -> int:
-    """Sort key, the worst first; what no failure is named by, such as of a damaged record, last."""
+    """Sort key, the worst first; reasons without a severity, as of a damaged record, come last."""
     return SEVERITY.index(reason) if reason in SEVERITY else len(SEVERITY)
 
 
 def quarantine_issues(given: PoolInput) -> list[PoolIssue]:
-    """Group the quarantined nodes by cause, the worst first."""
+    """Group the quarantined nodes by reason, the worst first."""
     groups: dict[Reason, list[tuple[str, Quarantine]]] = defaultdict(list)
     for node, quarantine in given.quarantines:
         groups[quarantine.reason].append((node, quarantine))
@@ -37,7 +37,13 @@ def quarantine_issues(given: PoolInput) -> list[PoolIssue]:
 
 
 def startup_issues(members: Members, former: Mapping[str, str], now: float) -> list[PoolIssue]:
-    """Group the pods in trouble by cause, the worst first."""
+    """Group the failing pods by reason, the worst first.
+
+    Args:
+        members: the pool's pods.
+        former: by reason, the timestamp since when the status shows it.
+        now: seconds since the epoch.
+    """
     groups: dict[Reason, list[Member]] = defaultdict(list)
     for member in members.of(
         SandboxState.STARTING, SandboxState.UNREADY, SandboxState.STRANDED, SandboxState.FAILED

@@ -1,7 +1,7 @@
-"""Whether a pod that the API server has made is what was sent, in all that we rely on. Pure.
+"""Checks that mutating admission left the fields alone that the operator relies on. Pure.
 
-Mutating admission may change whatever it likes. A pod without our labels is shown by no watch of
-ours; one without our owner belongs to nobody; one of another class does not isolate.
+A pod without the operator's labels is not in the watch; a pod without its owner reference belongs
+to no pool; a pod of another RuntimeClass may not be isolated.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from sandboxpool.api import names
 from sandboxpool.api.core import OwnerReference
 from sandboxpool.runtimes.diagnosis import truncate
 
-_OURS = f"{names.GROUP}/"
+_PREFIX = f"{names.GROUP}/"
 
 
 class _Metadata(msgspec.Struct):
@@ -32,14 +32,14 @@ class _Made(msgspec.Struct):
 
 
 def forbidden_mutation(sent: Mapping[str, Any], answer: bytes) -> str:
-    """Say what admission has changed that it must not; empty if there is nothing.
+    """Describe what admission changed that it must not change; empty if there is nothing.
 
     Args:
         sent: the body of the POST, as `build_pod` builds it.
-        answer: the answer to it, or to its dry run.
+        answer: the response to it, or to its dry run.
 
     Raises:
-        msgspec.DecodeError: the answer is no pod. Also the other errors of unreadable bytes.
+        msgspec.DecodeError: the response is not a pod; also the other errors of `UNREADABLE`.
     """
     made = msgspec.json.decode(answer, type=_Made)
     metadata, found = sent["metadata"], made.metadata
@@ -58,11 +58,11 @@ def forbidden_mutation(sent: Mapping[str, Any], answer: bytes) -> str:
     if not wrong:
         return ""
     return truncate(
-        f"an admission plugin changes what this pool's pods must keep: {', '.join(wrong)}: have "
-        "it leave these fields of the operator's pods alone"
+        f"a mutating admission plugin changes {', '.join(wrong)} of this pool's pods: configure it "
+        "to leave these fields of the operator's pods alone"
     )
 
 
 def _differing(field: str, sent: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    ours = sorted(key for key in sent if key.startswith(_OURS) and found.get(key) != sent[key])
-    return [f"{field}[{key}]" for key in ours]
+    own = sorted(key for key in sent if key.startswith(_PREFIX) and found.get(key) != sent[key])
+    return [f"{field}[{key}]" for key in own]

@@ -1,4 +1,4 @@
-"""What a pool's decision depends on, and what it says. Pure."""
+"""The input and the output of a pool's decision. Pure."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,7 +14,7 @@ from sandboxpool.sandboxes.members import Member, Members
 
 
 class TemplateState(Enum):
-    """What the API server's dry run said."""
+    """The outcome of the server-side dry run."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -23,27 +23,30 @@ class TemplateState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TemplateCheckResult:
-    """The dry run's outcome, for the template and class of this moment.
+    """The result of the dry run for the current template and class.
 
     Attributes:
-        placement: what limits the nodes of the pods that came back; None if none did.
+        state: whether the template is accepted.
+        reason: the reason of the condition TemplateAccepted.
+        message: its message.
+        node_constraints: the node constraints of the pod as admission left it; None if unknown.
     """
 
     state: TemplateState
     reason: Reason
     message: str
-    placement: NodeConstraints | None = field(default=None, compare=False)
+    node_constraints: NodeConstraints | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class CreateBackoff:
-    """Why creating is held off for a while.
+    """The delay of creates after failures.
 
     Attributes:
-        failures: how many rounds failed in a row, without a success between.
-        until: epoch seconds before which nothing is created.
-        reason: of the last failure.
-        message: of the last failure.
+        failures: the number of consecutive failed reconciles.
+        until: epoch seconds before which no pod is created.
+        reason: the reason of the last failure.
+        message: the message of the last failure.
     """
 
     failures: int = 0
@@ -57,26 +60,24 @@ class PoolInput:
     """Everything that the decision depends on.
 
     Attributes:
-        revision: the template's revision now.
-        hostnames_since: epoch seconds since when pods name the hostnames that they name now; 0
-            where they name none, because nodes are labelled.
-        quarantines: the quarantines of the nodes that the verdict calls quarantined.
-        creating: pods that were asked for and are not yet seen.
-        creating_cold: the same, for claims: they are not of the stock.
-        line: the claims that wait, the first in line at the front: whether each wants a sandbox to
-            be started for it.
-        stuck_nodes: nodes on which sandboxes of this pool were stuck of late.
-        giving_way: uids of its pods that make room for a probe, or have done so: their places are
-            not to be taken yet.
-        awaits_probe: nothing is to be made meanwhile, for it would take the place of a probe.
-        guarded: an admission policy lets nobody else forge what stands on the pool's pods.
+        revision: the current revision of the template.
+        hostnames_since: epoch seconds since when new pods exclude the same hostnames; 0 where nodes
+            are excluded by label.
+        quarantines: the quarantines of the verdict's quarantined nodes.
+        creating: the number of expected pods of the stock that are not observed yet.
+        creating_cold: the number of expected pods for claims that are not observed yet.
+        claim_queue: the waiting claims in their order: whether each requests a cold start.
+        stuck_nodes: nodes on which sandboxes of this pool were recently stuck.
+        preempted: uids of pods that are preempted by a probe; they are not replaced yet.
+        awaits_probe: whether creates wait, because a new pod would take the probe's room.
+        guarded: whether the admission policy protects the operator's metadata on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
-        clock: seconds of our own monotonic clock.
-        blind: the cache of pods is too old to create anything by.
+        clock: seconds of the operator's monotonic clock.
+        cache_stale: whether the pod cache is too old to create pods.
         slow_seconds: a start that takes longer than this is slow for the pool.
-        pending_event_reads: uids of the pods whose events are just being read.
-        budget_condition: the condition of the budget over its claimed sandboxes; None if it has
-            none.
+        pending_event_reads: uids of the pods whose events are being read.
+        budget_condition: the condition of the PodDisruptionBudget over the claimed sandboxes; None
+            without a budget.
     """
 
     spec: SandboxPoolSpec
@@ -108,7 +109,7 @@ class Deletion:
     """A pod to delete, and why.
 
     Attributes:
-        failed: it goes because it did not work, so the next ones are made with care.
+        failed: whether the deletion counts as a failure, which delays the next creates.
     """
 
     member: Member
@@ -122,16 +123,16 @@ class PoolPlan:
     """What to do now.
 
     Attributes:
-        target: how many warm sandboxes are aimed at: replicas, clamped by maxSandboxes.
-        create: how many pods to create.
+        target: the desired number of warm sandboxes: replicas, clamped by maxSandboxes.
+        create: how many pods to create for the stock.
         delete: the pods to delete.
-        held: why fewer are created than are missing; None if nothing holds.
-        requeue_at: epoch seconds at which the answer may change by itself; None for never.
-        cold: for how many of the claims that want it a pod is to be created, the first in line.
-        cold_blocked_by: why not for all of them; None if for all.
+        blocked_by: why fewer pods are created than are missing; None if none are missing then.
+        requeue_at: epoch seconds at which time alone may change the decision; None for never.
+        cold: how many cold starts to make, for the first claims that request one.
+        cold_blocked_by: why not all requested cold starts are made; None if all are.
         stuck_nodes: nodes on which sandboxes of this pool are stuck now.
-        avoid: the nodes that its next sandboxes shall keep away from, and why.
-        awaits_probe: pods go that wait for room, because they would take the place of a probe.
+        avoid: the nodes that the pool's next sandboxes avoid, and why.
+        awaits_probe: whether pending pods are deleted because they would take a probe's room.
     """
 
     target: int
@@ -147,9 +148,9 @@ class PoolPlan:
 
 
 def outdated(member: Member, given: PoolInput) -> bool:
-    """The pod is of an older template, or was made with another overhead of its class.
+    """Whether the pod has an older revision of the template, or another overhead of its class.
 
-    The same for all of its kind, as is `foreign`.
+    The result is the same for all members of a group, as is that of `of_other_runtime`.
     """
     runtime = given.resolution.runtime
     return member.revision != given.revision or (
@@ -160,7 +161,7 @@ def outdated(member: Member, given: PoolInput) -> bool:
 
 
 def of_other_runtime(member: Member, given: PoolInput) -> bool:
-    """The pod is of another class than the pool's of now: it must never be handed out."""
+    """Whether the pod has another RuntimeClass than the pool now: it must never be allocated."""
     runtime = given.resolution.runtime
     return runtime is not None and (
         member.runtime_uid != runtime.uid or member.class_name != runtime.class_name

@@ -1,7 +1,8 @@
-"""Which pods of a pool are of no use, and which seem to be, each by itself. Pure.
+"""Decides for each pod whether it is irrecoverable or stalled, and why. Pure.
 
-What never can be handed out goes whatever the target is. What was ready may be so again, and what
-waits for its image may yet get it: such a pod goes when another has taken its place.
+Irrecoverable pods can never be allocated and are deleted whatever the target is. Stalled pods, such
+as those that are no longer ready or wait for an image, may recover: they are deleted once another
+pod has replaced them.
 """
 
 from itertools import chain
@@ -13,68 +14,68 @@ from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.podevents import no_cause_message
 from sandboxpool.sandboxes.members import Member, Members, oldest_first
 
-# A readiness probe that fails is given this long to pass again: a probe fails three times, ten
-# seconds apart, before it counts, and passes as it failed.
+# How long a pod may be unready before it is stalled. By default a pod becomes unready after three
+# failures of its readiness probe, ten seconds apart.
 UNREADY_GRACE_SECONDS = 60.0
-# What waits for the kubelet for this long, for an image or a ConfigMap, is tried on another node.
+# A pod that waits for an image or a ConfigMap for this long is replaced on another node.
 STUCK_SECONDS = 60.0
-# What its node's kubelet has not taken up within this many seconds of standing there, because the
-# node is not Ready, is tried again.
+# A pod on a node that is not Ready is replaced if the kubelet has not acknowledged it by then.
 UNACKNOWLEDGED_SECONDS = 60.0
-# Not more sandboxes than so many times `maxStarting` lie on nodes whose kubelets are silent: those
-# that were starting when it fell silent, and as many that were tried again.
+# The limit of unacknowledged pods on lost nodes, as a multiple of `maxStarting`: the pods that were
+# starting when the node was lost, and one replacement of each.
 MAX_UNACKNOWLEDGED_ROUNDS = 2
-# A node that is not known, though a pod is on it, counts as gone once the pod is this old.
+# A pod's node that is not in the cache counts as deleted after this time.
 NEW_NODE_SECONDS = 60.0
-# An unschedulable pod that names hostnames which are out of date is replaced after so long.
+# An unschedulable pod that excludes outdated hostnames is replaced after this time.
 STALE_HOSTNAMES_SECONDS = 300.0
 _TOLERATION_ADVICE = (
-    "if others are put there again, tolerations of the template or its RuntimeClass let them be, "
-    "such as `operator: Exists` without a key: name the taints that are meant"
+    "if other sandboxes are scheduled there again, tolerations of the template or its RuntimeClass "
+    "allow it, such as `operator: Exists` without a key: name the taints that they are meant for"
 )
-# What may have to go for its own sake.
+# The states in which a pod may be irrecoverable.
 _PERISHABLE = (SandboxState.FAILED, SandboxState.STRANDED, SandboxState.STARTING, SandboxState.COLD)
 
 
 def stuck_members(given: PoolInput) -> list[Member]:
-    """Those that wait for their kubelet, for an image or a ConfigMap, and have done so for long."""
+    """The pods whose kubelet has been waiting for an image or a ConfigMap for too long."""
     return [
         m for m in given.members.of(SandboxState.STARTING, SandboxState.COLD) if _is_stuck(m, given)
     ]
 
 
 def has_other_candidate_node(given: PoolInput, stuck: list[Member]) -> bool:
-    """There is a node on which none of the pool's is stuck, nor was of late."""
+    """Whether there is a node on which no pod of the pool is or was recently stuck."""
     bad = {member.node_name for member in stuck} | given.stuck_nodes
     return bool({*given.verdict.serving, *given.verdict.unknown} - bad)
 
 
 def nodes_to_avoid(stuck: list[Member], stalled: list[Member]) -> tuple[tuple[str, str], ...]:
-    """The nodes on which others may be stuck too, or get no proof, and why; sorted."""
+    """The nodes on which other pods may get stuck or stay unproven, and why; sorted."""
     found = {m.node_name: m.failure.message for m in stuck if m.failure is not None}
-    silent = (m for m in stalled if m.state is SandboxState.UNPROVEN)
+    unproven = (m for m in stalled if m.state is SandboxState.UNPROVEN)
     found |= {
-        m.node_name: f"no probe gives proof there: {m.host_state.isolation_message}" for m in silent
+        m.node_name: f"no probe proves isolation there: {m.host_state.isolation_message}"
+        for m in unproven
     }
     return tuple(sorted(found.items()))
 
 
 def stalled_members(given: PoolInput, stuck: list[Member]) -> list[Member]:
-    """What counts as stock and seems not to become warm, the oldest first."""
+    """The members that count as stock and are unlikely to become warm, the oldest first."""
     unready = [
         m
         for m in given.members.of(SandboxState.UNREADY)
         if given.clock - m.since > UNREADY_GRACE_SECONDS
     ]
-    # Only while there is proof on other nodes: elsewhere another would wait as long.
-    silent = set(given.verdict.unproven)
-    unproven = [m for m in given.members.of(SandboxState.UNPROVEN) if m.node_name in silent]
+    # The verdict lists these nodes only while other nodes have proof.
+    nodes = set(given.verdict.unproven)
+    unproven = [m for m in given.members.of(SandboxState.UNPROVEN) if m.node_name in nodes]
     return sorted([*unready, *unproven, *stuck], key=oldest_first)
 
 
 def preempted_by_probes(given: PoolInput) -> list[Deletion]:
-    """Those that cannot be handed out without a probe's answer, and make room for the probe."""
-    text = "it makes room for the probe of its node, which is full"
+    """The unproven pods that a probe preempts on their node."""
+    text = "preempted by the probe of its node, which has no room for both"
     return [
         Deletion(member, Reason.EVIDENCE_PENDING, text)
         for member in (given.members.of(SandboxState.UNPROVEN) if given.preempted else ())
@@ -83,8 +84,8 @@ def preempted_by_probes(given: PoolInput) -> list[Deletion]:
 
 
 def competing_with_probes(given: PoolInput) -> list[Deletion]:
-    """Those that wait for room on any node, and would take the place that is made for a probe."""
-    text = "it waits for room, and a probe needs the next"
+    """The unschedulable pods, which would take the room that a probe has preempted."""
+    text = "unschedulable, and would take the room that a probe needs"
     return [
         Deletion(member, Reason.EVIDENCE_PENDING, text)
         for member in (given.members.of(SandboxState.STARTING) if given.preempted else ())
@@ -95,7 +96,7 @@ def competing_with_probes(given: PoolInput) -> list[Deletion]:
 
 
 def _is_stuck(member: Member, given: PoolInput) -> bool:
-    """The kubelet goes on trying, has done so for long, and another one may do better."""
+    """Whether the kubelet has been retrying for too long and another node may succeed."""
     failure = member.failure
     return (
         failure is not None
@@ -108,33 +109,31 @@ def _is_stuck(member: Member, given: PoolInput) -> bool:
 
 
 def replacement_deletion(member: Member, stock: Members) -> Deletion:
-    """Another takes its place. Where none is warm that may fare the same, so it is a failure."""
+    """Delete a stalled pod; a failure if no pod is warm, because its replacement may stall too."""
     failure = member.failure
     if member.state is SandboxState.UNPROVEN:
-        said = member.host_state.isolation_message
-        text = f"node {member.node_name} gives no proof, and others do: {said}"
+        cause = member.host_state.isolation_message
+        text = f"isolation is proven on other nodes but not on {member.node_name}: {cause}"
         return Deletion(member, Reason.EVIDENCE_UNAVAILABLE, text)
     reason = failure.reason if failure else Reason.POD_NOT_READY
-    text = failure.message if failure else "it is not ready any more"
+    text = failure.message if failure else "it is no longer ready"
     return Deletion(member, reason, text, failed=not stock.count(SandboxState.WARM))
 
 
 def irrecoverable(given: PoolInput, stalled: list[Member]) -> list[Deletion]:
-    """The pods that will never be handed out, whatever the target is."""
+    """The deletions of all pods that can never be allocated, and of stalled cold pods."""
     usable = given.resolution.usable
-    # What is started for a claim is alone: there is nothing to wait for.
-    waiting = [
-        replacement_deletion(m, given.members) for m in stalled if m.state is SandboxState.COLD
-    ]
-    doubtful = given.members.where(
+    # A cold pod is not replaced first, because its claim has no other.
+    cold = [replacement_deletion(m, given.members) for m in stalled if m.state is SandboxState.COLD]
+    candidates = given.members.where(
         lambda m: m.state in _PERISHABLE or (m.unclaimed and usable and of_other_runtime(m, given))
     )
-    known = {deletion.member.uid for deletion in waiting}
+    known = {deletion.member.uid for deletion in cold}
     found = (
-        _irrecoverable_deletion(member, given) for member in doubtful if member.uid not in known
+        _irrecoverable_deletion(member, given) for member in candidates if member.uid not in known
     )
     return sorted(
-        chain(waiting, (deletion for deletion in found if deletion is not None)),
+        chain(cold, (deletion for deletion in found if deletion is not None)),
         key=lambda deletion: oldest_first(deletion.member),
     )
 
@@ -145,7 +144,7 @@ def _irrecoverable_deletion(member: Member, given: PoolInput) -> Deletion | None
         return _other_runtime_deletion(member, given)
     if member.state is SandboxState.FAILED:
         if member.uid in given.pending_event_reads:
-            # Only its events may tell why it has ended.
+            # Its events may name the cause.
             return None
         reason = failure.reason if failure else Reason.POD_FAILED
         return Deletion(member, reason, failure.message if failure else "it ended", failed=True)
@@ -158,20 +157,21 @@ def _irrecoverable_deletion(member: Member, given: PoolInput) -> Deletion | None
     waited = given.clock - member.since
     if failure is not None and failure.self_healing:
         if failure.reason is not Reason.UNSCHEDULABLE:
-            # The kubelet goes on trying: see faltering_members.
+            # The kubelet retries: see stuck_members.
             return None
         if autoscaler_added_wrong_nodes(member, given):
-            text = "the nodes that joined while it waited do not serve its runtime"
+            text = "the nodes that joined while it was pending do not serve its runtime"
             return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
-        # Where no node is hopeful another pod would fare no better, and would seem to have been
-        # made after the nodes that joined for this one.
+        # Without a candidate node a replacement would not help, and its later creation would hide
+        # that nodes joined for this pod.
         stale = member.created < given.hostnames_since and given.verdict.has_candidate_nodes
         if stale and waited > STALE_HOSTNAMES_SECONDS:
             text = "the nodes that serve its runtime have changed"
             return Deletion(member, Reason.SANDBOX_REPLACED, text)
         return None
     limit = given.spec.startup.timeout_seconds
-    # Without a node it does not start yet: whatever keeps it from one, another would meet the same.
+    # The timeout does not apply to a pod without a node: a replacement would not be scheduled
+    # either.
     if member.node_name and waited > limit and member.uid not in given.pending_event_reads:
         reason = failure.reason if failure else Reason.SANDBOX_START_TIMEOUT
         text = failure.message if failure else member.no_cause_message or no_cause_message(None)
@@ -181,27 +181,28 @@ def _irrecoverable_deletion(member: Member, given: PoolInput) -> Deletion | None
 
 def _node_lost(member: Member, given: PoolInput) -> Deletion | None:
     if given.clock - member.since < NEW_NODE_SECONDS:
-        # Pods and nodes are watched apart: one that has just joined may not be seen yet.
+        # Pods and nodes have separate watches: a new node may not be in the cache yet.
         return None
-    text = f"node {member.node_name} is gone"
+    text = f"node {member.node_name} does not exist any more"
     return Deletion(member, Reason.NODE_LOST, text, failed=unacknowledged_on_lost_node(member))
 
 
 def _other_runtime_deletion(member: Member, given: PoolInput) -> Deletion:
     runtime = given.resolution.runtime
     if runtime is None or member.runtime_uid != runtime.uid:
-        text = "it was made of another RuntimeClass than the pool's of now"
+        text = "it was created with another RuntimeClass than the pool has now"
         return Deletion(member, Reason.RUNTIME_CHANGED, text)
-    # The next one may well fare the same, so it counts as a failure.
+    # A failure, because admission may change the next pod, too.
     text = (
-        f"it was asked for with RuntimeClass {runtime.class_name!r} and has "
-        f"{member.class_name!r}: an admission plugin has changed it"
+        f"it was created with RuntimeClass {runtime.class_name!r} and has "
+        f"{member.class_name!r}: configure the mutating admission plugin that changed it to leave "
+        "spec.runtimeClassName alone"
     )
     return Deletion(member, Reason.RUNTIME_CHANGED, text, failed=True)
 
 
 def autoscaler_added_wrong_nodes(member: Member, given: PoolInput) -> bool:
-    """An autoscaler has answered this waiting pod with nodes that do not serve its runtime."""
+    """Whether the nodes that joined for this pending pod do not serve its runtime."""
     verdict = given.verdict
     return (
         not verdict.has_candidate_nodes
@@ -211,9 +212,9 @@ def autoscaler_added_wrong_nodes(member: Member, given: PoolInput) -> bool:
 
 
 def waits_for_installer(member: Member, given: PoolInput) -> bool:
-    """It has come to a node that joined for it, on which its runtime may yet be installed.
+    """Whether the pod is on a node that joined for it and may yet get its runtime installed.
 
-    One that was made after the node has come to it, too, for no other node takes it.
+    This includes pods that were created shortly after the node joined.
     """
     node = member.node
     return (
@@ -228,18 +229,19 @@ def waits_for_installer(member: Member, given: PoolInput) -> bool:
 
 
 def unacknowledged_on_lost_node(member: Member) -> bool:
-    """It lies on a node whose kubelet is silent and has never taken it up.
+    """Whether the pod is on a lost node whose kubelet has never acknowledged it.
 
-    It was put there because it tolerates that, and even its deletion waits for the kubelet.
+    The scheduler put the pod there because it tolerates the node's taints. Even its deletion waits
+    for the kubelet.
     """
-    silent = member.node is None or not member.node.ready
-    return bool(member.node_name) and silent and not member.acknowledged and not member.was_ready
+    lost = member.node is None or not member.node.ready
+    return bool(member.node_name) and lost and not member.acknowledged and not member.was_ready
 
 
 def counts_as_starting(member: Member, given: PoolInput) -> bool:
-    """It has come to where it cannot be handed out, and for a while none is made in its place.
+    """Whether a stranded pod still counts as starting, so that it is not replaced yet.
 
-    Its node may yet be well again, and the next one might only be put there, too.
+    Its node may recover, and the scheduler might put the replacement there, too.
     """
     if member.state is not SandboxState.STRANDED or member.was_ready:
         return False
@@ -258,15 +260,18 @@ def _stranded(member: Member, given: PoolInput) -> Deletion | None:
     waited = given.clock - member.since
     if not node.ready:
         if unacknowledged_on_lost_node(member) and waited > UNACKNOWLEDGED_SECONDS:
-            text = f"node {node.name} is not Ready and has not taken it up; {_TOLERATION_ADVICE}"
+            text = (
+                f"node {node.name} is not Ready and its kubelet has not acknowledged the pod; "
+                f"{_TOLERATION_ADVICE}"
+            )
             return Deletion(member, Reason.PUT_ON_LOST_NODE, text, failed=True)
-        # A node that comes back brings its pods back; until then a replacement stands in.
+        # The pod may recover with its node; it does not count as stock until then.
         return None
-    lost_it = member.was_ready and not member.ready
-    if lost_it and waited <= UNREADY_GRACE_SECONDS:
+    is_unready = member.was_ready and not member.ready
+    if is_unready and waited <= UNREADY_GRACE_SECONDS:
         return None
     if not node.schedulable and host_state.handler_served:
-        # It goes when another has taken its place, and may be all that there is until then.
+        # A ready pod is relocated once it is replaced: until then it may be the only one.
         if member.ready:
             return None
         late = not member.was_ready and waited > given.spec.startup.timeout_seconds
@@ -279,14 +284,14 @@ def _stranded(member: Member, given: PoolInput) -> Deletion | None:
     if waits_for_installer(member, given):
         if given.now - node.created <= INSTALL_GRACE_SECONDS:
             return None
-        text = f"node {member.node_name}, which joined while it waited, does not serve its runtime"
+        text = f"node {member.node_name}, which joined for it, does not serve its runtime"
         return Deletion(member, Reason.AUTOSCALER_ADDS_WRONG_NODES, text, failed=True)
     if not host_state.handler_served:
         text = f"node {member.node_name} does not serve the handler any more"
-        # One that never started was put where it never could: the next are made with care.
+        # A failure if the pod was not ready: it may have been scheduled to the wrong node.
         return Deletion(member, Reason.HANDLER_REMOVED, text, failed=not member.ready)
     if member.ready:
-        # It works, or seems to: it goes when another has taken its place.
+        # A ready pod is relocated once it is replaced.
         return None
     failure = member.failure
     if failure is not None and failure.blames_runtime:
@@ -295,7 +300,7 @@ def _stranded(member: Member, given: PoolInput) -> Deletion | None:
 
 
 def relocation_reason(member: Member) -> tuple[Reason, str]:
-    """Why the node of a member is not to be trusted with it."""
+    """Why a member is moved off its node."""
     if member.node is not None and not member.node.schedulable:
         return (
             Reason.SANDBOX_REPLACED,
@@ -308,9 +313,9 @@ def relocation_reason(member: Member) -> tuple[Reason, str]:
 
 
 def member_deadline(member: Member, given: PoolInput) -> float | None:
-    """When time alone decides about one pod."""
+    """Epoch seconds at which time alone may change the decision about one pod; None for never."""
     failure, verdict = member.failure, given.verdict
-    # Where our own clock stands for the API server's.
+    # The member's time in the API server's clock.
     since = given.now - (given.clock - member.since)
     if member.state is SandboxState.UNREADY:
         return since + UNREADY_GRACE_SECONDS

@@ -1,9 +1,8 @@
-"""Which pools may send the next request about pods, where some are answered slowly.
+"""Limits concurrent requests about pods, and isolates the pools whose requests are slow.
 
-An admission webhook that hangs does so for the pools that it is asked about. Pools that are
-answered quickly share a few places, and a slow request does not keep its place for long. A pool
-whose last request was slow is in a lane apart: it has few requests under way at once, and all such
-pools together have no more than a part of the client's connections.
+An admission webhook that hangs affects only some pools. Quick pools share a few slots, and a slow
+request releases its slot early. A pool whose last request was slow has a small limit of its own,
+and all slow pools together use only a part of the client's connections.
 """
 
 import asyncio
@@ -12,35 +11,35 @@ from contextlib import asynccontextmanager
 
 from sandboxpool.kube.yielding_semaphore import SLOW_SECONDS, YieldingSemaphore
 
-# Of one slow pool, and of all slow pools.
+# Concurrent requests of one slow pool, and of all slow pools.
 SLOW_EACH = 4
 SLOW_AT_ONCE = 16
-# Of the others, those included that turn out to be slow just now.
+# Concurrent requests of quick pools, including those that have just turned out to be slow.
 QUICK_AT_ONCE = 32
-# A pool that sends so seldom is as good as unknown.
+# A slow pool that sends no request for this long is forgotten.
 REMEMBER_SECONDS = 3600.0
 
 
 class RequestLimiter:
-    """Places for the requests of all pools, in lanes for the quick and for each that is slow.
+    """Gives slots to requests: shared ones to quick pools, separate ones to each slow pool.
 
     Args:
-        limit: how many requests of quick pools are under way at once, as long as they are quick.
+        limit: the number of concurrent requests of quick pools, not counting slow requests.
     """
 
     def __init__(self, limit: int) -> None:
         self._slots = YieldingSemaphore(limit)
         self._quick = asyncio.Semaphore(QUICK_AT_ONCE)
         self._slow = asyncio.Semaphore(SLOW_AT_ONCE)
-        # Of each slow pool, by its uid: its own places, and when it was slow last.
+        # By the uid of each slow pool: its slots, and when it was last slow.
         self._lanes: dict[str, tuple[asyncio.Semaphore, float]] = {}
 
     @asynccontextmanager
-    async def take(self, pool_uid: str) -> AsyncGenerator[None]:
-        """Wait for a place, and hold it for one request: not for several, nor for a pause."""
+    async def acquire(self, pool_uid: str) -> AsyncGenerator[None]:
+        """Wait for a slot and hold it for a single request."""
         while pool_uid not in self._lanes:
             async with self._quick, self._slots.acquire():
-                # Another request of the pool may have been slow while this one waited.
+                # The pool may have become slow while this request waited.
                 if pool_uid not in self._lanes:
                     async with self._watched(pool_uid):
                         yield
@@ -51,7 +50,7 @@ class RequestLimiter:
 
     @asynccontextmanager
     async def _watched(self, pool_uid: str) -> AsyncGenerator[None]:
-        """Note whether what is done meanwhile is slow; others need not wait for its end."""
+        """Mark the pool as slow as soon as its request is, and as quick after a quick request."""
         timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, self._was_slow, pool_uid)
         began = asyncio.get_running_loop().time()
         try:

@@ -1,4 +1,4 @@
-"""What the operator remembers of one pool between decisions; none of it outlives the process."""
+"""The in-memory state of each pool between decisions; it does not survive a restart."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -22,17 +22,17 @@ from sandboxpool.util.backoff import delay_after, spread
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
 MEMBER_RESYNC_SECONDS = 60.0
-# A sandbox that ends some seconds after it was ready is no success.
+# A sandbox counts as a success once it has been ready for this long.
 MIN_READY_SECONDS = 30.0
-# Each try may make an autoscaler buy a node that is of no use.
+# Each attempt may make an autoscaler add a node that cannot run the sandbox.
 FIRST_AUTOSCALER_BACKOFF_SECONDS = 600.0
 LONGEST_AUTOSCALER_BACKOFF_SECONDS = 6 * 3600.0
-# To be refused costs little, and others may make room under a quota at any time.
+# A rejected create costs little, and a quota may have room at any time.
 LONGEST_QUOTA_BACKOFF_SECONDS = 30.0
-# A namespace that is being deleted takes nothing in any more, however often it is asked.
+# A terminating namespace accepts no pods until it is gone.
 TERMINATING_BACKOFF_SECONDS = 300.0
 
-# The first and the longest delay after failures of a reason.
+# By reason, the first and the longest delay; others use the general ones.
 _DELAYS = {
     Reason.AUTOSCALER_ADDS_WRONG_NODES: (
         FIRST_AUTOSCALER_BACKOFF_SECONDS,
@@ -45,14 +45,14 @@ _DELAYS = {
 
 @dataclass
 class PoolState:
-    """One pool's expectations, members, start-up times and the trouble it is in.
+    """One pool's expectations, members, start-up times and backoff.
 
     Attributes:
         failed_at: epoch seconds of the last failure.
-        cold: the claims that want a sandbox to be started for them.
-        had_candidate_nodes: whether some node could take a pod at the last look.
-        hostnames: what pods have to name that keep away from nodes by hostname, and since when, in
-            epoch seconds; None as long as nobody has asked.
+        cold: the claims that request a cold start.
+        hostnames: the hostnames that new pods exclude, and since when, in epoch seconds; None
+            before the first reconcile that excludes by hostname.
+        had_candidate_nodes: whether the last reconcile found a node that can run a pod.
     """
 
     expectations: Expectations
@@ -65,17 +65,17 @@ class PoolState:
     had_candidate_nodes: bool | None = None
     _stuck: dict[str, float] = field(default_factory=dict)
     _last_resync: tuple[IsolationProof, float] | None = None
-    # The last failure of either kind: whether it is an autoscaler's, and what followed.
+    # The backoff by kind: True for AutoscalerAddsWrongNodes, False for all other reasons.
     _backoffs: dict[bool, CreateBackoff] = field(default_factory=dict)
 
     def start_resync_if_due(self, proof: IsolationProof, now: float) -> bool:
-        """Whether to sort all members, not just those of which a change was told; then it is done.
+        """Return whether a resync of all members is due, and start its next period if so.
 
-        With another proof each stands otherwise. And whatever nobody has told of, it shall not be
-        believed for ever.
+        A changed isolation proof changes the state of every member. The periodic resync corrects
+        what a missed notification has left stale.
 
         Args:
-            proof: what the pool wants now.
+            proof: the pool's current spec.isolationProof.
             now: seconds of a monotonic clock.
         """
         former = self._last_resync
@@ -85,35 +85,35 @@ class PoolState:
         return True
 
     def back_off(self, reason: Reason, message: str, now: float) -> None:
-        """A round has failed: wait before the next, longer with each failure in a row."""
+        """Delay creates after a failure, longer with each consecutive one."""
         if self.backoff == CreateBackoff():
-            # A success has ended whatever there was.
+            # Reset after a success.
             self._backoffs.clear()
-        # An autoscaler has delays of hours, all else of seconds: neither makes the other's longer,
-        # and neither ends the other's.
-        buys = reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
-        failures = self._backoffs.get(buys, CreateBackoff()).failures + 1
+        # The backoff for an autoscaler takes hours, the others take seconds: neither lengthens or
+        # ends the other.
+        by_autoscaler = reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
+        failures = self._backoffs.get(by_autoscaler, CreateBackoff()).failures + 1
         first, longest = _DELAYS.get(reason, (FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS))
         delay = spread(delay_after(failures - 1, first, longest))
         self.failed_at = now
         self.backoff = CreateBackoff(failures, now + delay, reason, truncate(message))
-        self._backoffs[buys] = self.backoff
+        self._backoffs[by_autoscaler] = self.backoff
 
     def note_hostnames(self, hostnames: tuple[str, ...], now: float) -> float:
-        """The hostnames that pods have to name now; return since when that is so."""
+        """Record the hostnames that new pods exclude; return since when they are the same."""
         if self.hostnames is None or self.hostnames[0] != hostnames:
             self.hostnames = hostnames, now
         return self.hostnames[1]
 
     def note_failure(self, reason: Reason, message: str, now: float) -> None:
-        """Something has failed beside the rounds: several at once are one failure."""
+        """Record a failure outside of creates and deletes; several within one delay count once."""
         if self.backoff.until <= now:
             self.back_off(reason, message, now)
 
     def refresh_backoff(self, now: float) -> None:
-        """A delay is over, and a longer one may stand behind it.
+        """Switch to the longer backoff of another kind once the current one is over.
 
-        A wall clock that was set back does not make a wait longer: it begins anew, once.
+        A wall clock that was set back restarts the delay once and does not lengthen it further.
         """
         if self.backoff == CreateBackoff():
             return
@@ -128,9 +128,9 @@ class PoolState:
                 self.backoff = replace(latest, failures=failures)
 
     def note_quota_freed(self, now: float) -> bool:
-        """Room may have been made under a quota; whether that ends the wait, so that it is used.
+        """End the backoff of an exceeded quota after a pod has ended; return whether there was one.
 
-        What counts against a quota is counted some moments later: the first tries are soon again.
+        The quota's usage is updated some moments later, so the backoff restarts with short delays.
         """
         if self.backoff.reason is not Reason.QUOTA_EXCEEDED:
             return False
@@ -139,13 +139,13 @@ class PoolState:
         return True
 
     def note_success(self, members: Members, runtime: Runtime | None, clock: float) -> None:
-        """A sandbox that was made since the last failure and has lasted ends the trouble.
+        """End the backoff if a sandbox was created since the last failure and has stayed ready.
 
-        One of another class than was asked for is none: it was altered, as its successor may be.
+        A sandbox of another class does not count: admission changed it, as it may change the next.
 
         Args:
             members: the pool's pods.
-            runtime: what its class stands for.
+            runtime: the runtime of the pool's class; None if the class is missing.
             clock: seconds of a monotonic clock.
         """
         if self.backoff == CreateBackoff():
@@ -159,11 +159,11 @@ class PoolState:
                 return
 
     def note_stuck(self, nodes: Iterable[str], clock: float) -> None:
-        """Sandboxes are stuck on these nodes, at this time of a monotonic clock."""
+        """Record that sandboxes are stuck on these nodes, at this time of a monotonic clock."""
         self._stuck.update(dict.fromkeys(nodes, clock))
 
     def stuck_nodes(self, clock: float) -> frozenset[str]:
-        """Where sandboxes were stuck of late: none is made again just to be stuck there."""
+        """The nodes on which sandboxes were recently stuck."""
         self._stuck = {n: at for n, at in self._stuck.items() if clock - at < AVOID_SECONDS}
         return frozenset(self._stuck)
 
@@ -172,13 +172,13 @@ class PoolState:
         self._stuck.pop(node, None)
 
     def note_claim_succeeded(self, created: float) -> None:
-        """A claim has ended with its sandbox, made at this time, alive: that is a success too."""
+        """End the backoff if the sandbox of an ended claim was created since the last failure."""
         if created >= self.failed_at:
             self.backoff = CreateBackoff()
 
 
-def _earlier(trouble: CreateBackoff, seconds: float) -> CreateBackoff:
-    return replace(trouble, until=trouble.until - seconds)
+def _earlier(backoff: CreateBackoff, seconds: float) -> CreateBackoff:
+    return replace(backoff, until=backoff.until - seconds)
 
 
 class PoolStates:
@@ -199,22 +199,22 @@ class PoolStates:
         return state
 
     def mark_dirty(self, pool_uid: str, pod_uid: str) -> None:
-        """A pod, or what it is judged by, may have changed."""
+        """A pod, or something that its classification depends on, may have changed."""
         state = self._states.get(pool_uid)
         if state is not None:
             state.member_index.mark_dirty(pod_uid)
 
     def is_deleting(self, pool_uid: str, pod_uid: str) -> bool:
-        """Whether the pod's deletion was asked for."""
+        """Whether the operator has requested the pod's deletion."""
         state = self._states.get(pool_uid)
         return state is not None and state.expectations.is_deleting(pod_uid)
 
     def note_external_deletion(self, pool_uid: str, pod: Pod, now: float) -> None:
-        """A pod that was starting is deleted; if not by us, the next one may fare the same."""
+        """A starting pod was deleted: a failure unless the operator deleted it."""
         state = self._states.get(pool_uid)
         if state is None or state.expectations.is_deleting(pod.metadata.uid):
             return
-        text = f"{pod.metadata.name} was deleted by somebody else before it was ready"
+        text = f"pod {pod.metadata.name} was deleted by another client before it was ready"
         state.note_failure(Reason.POD_LOST, text, now)
 
     def note_started(self, pool_uid: str, pod: Pod) -> None:
@@ -224,23 +224,23 @@ class PoolStates:
             state.note_started(pod.spec.nodeName)
 
     def note_claim_succeeded(self, pool_uid: str, pod: Pod) -> None:
-        """A claim has ended with its sandbox alive."""
+        """A claim has ended while its sandbox was running."""
         state = self._states.get(pool_uid)
         if state is not None:
             state.note_claim_succeeded(epoch(pod.metadata.creationTimestamp))
 
     def creation_observed(self, pool_uid: str, pod_name: str) -> None:
-        """A pod of this name was seen; pods of a pool that is gone bring no state back."""
+        """A pod was observed; pods of a deleted pool do not create a new state."""
         state = self._states.get(pool_uid)
         if state is not None:
             state.expectations.creation_observed(pod_name)
 
     def deletion_observed(self, pool_uid: str, pod_uid: str) -> None:
-        """The end of a pod was seen."""
+        """The deletion of a pod was observed."""
         state = self._states.get(pool_uid)
         if state is not None:
             state.expectations.deletion_observed(pod_uid)
 
     def forget(self, pool_uid: str) -> None:
-        """The pool is gone."""
+        """Forget a deleted pool."""
         self._states.pop(pool_uid, None)

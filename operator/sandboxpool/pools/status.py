@@ -1,4 +1,4 @@
-"""A pool's status, computed from the same input as the decision. Pure."""
+"""Computes a pool's status from the same input as the decision. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,12 +23,12 @@ MAX_FAILURES = 8
 
 
 def invalid_status(pool: Pool, now: float) -> dict[str, Any]:
-    """The status of a pool whose spec does not fit the API: nothing is done with it."""
+    """The status of a pool whose spec is invalid: the pool is not reconciled."""
     finding = ConditionResult(
         "Ready",
         False,
         Reason.INVALID_OBJECT,
-        f"the object does not fit the API and is left alone: {pool.spec_error}",
+        f"the object is invalid and is not reconciled, correct it: {pool.spec_error}",
     )
     return UnfitPoolStatus(
         observedGeneration=pool.generation,
@@ -42,14 +42,14 @@ def pool_status(
     """Compute the whole status, as it is sent.
 
     Args:
-        pool: the pool, with the status as it stands.
-        given: what was decided on.
-        plan: what was decided.
-        startup: measured start-up times, as the API has them.
+        pool: the pool with its current status.
+        given: the input of the decision.
+        plan: the decision.
+        startup: the measured start-up times, in the form of the API.
     """
     members = given.members
     counts = {state: members.count(state) for state in SandboxState}
-    # A pod of another class is none that a claim could have, however warm it is.
+    # A warm pod of another class can never be allocated.
     unfit = members.where(lambda m: m.state is SandboxState.WARM and of_other_runtime(m, given))
     strangers = sum(1 for _ in unfit)
     counts[SandboxState.WARM] -= strangers
@@ -99,7 +99,7 @@ def pool_status(
 
 
 def _identity(pool: Pool, given: PoolInput) -> tuple[str, str]:
-    """The uid of the class and its handler; while it is missing, what they were last."""
+    """The uid and handler of the class; the last known ones while the class is missing."""
     runtime = given.resolution.runtime
     if runtime is not None:
         return runtime.uid, runtime.handler
@@ -110,13 +110,13 @@ def _identity(pool: Pool, given: PoolInput) -> tuple[str, str]:
 
 
 def former_runtime(pool: Pool) -> Mapping[str, Any]:
-    """What the status says of the runtime now; damage counts as absence."""
+    """The runtime in the current status; empty if it is malformed."""
     runtime = pool.status.get("runtime")
     return runtime if isinstance(runtime, dict) else {}
 
 
 def _former_issues(pool: Pool) -> dict[str, str]:
-    """Since when each issue has stood, from the status as it is; damage counts as absence."""
+    """By reason, the start of each issue in the current status; malformed ones are ignored."""
     listed = former_runtime(pool).get("issues")
     former = {}
     for issue in listed if isinstance(listed, list) else ():

@@ -1,6 +1,6 @@
-"""Writing a pool's status: only what is new, at most once a second.
+"""Writes a pool's status when it changes, at most once a second.
 
-A condition that changes its status or its reason is announced by an event.
+An event announces each condition that changes its status or reason.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from sandboxpool.pools.status import former_runtime
 
 STATUS_INTERVAL_SECONDS = 1.0
 
-# Reasons that come and go while a pool does its ordinary work: no event is posted for them.
+# Reasons of normal operation: no event is posted for them.
 _QUIET = frozenset(
     {
         Reason.FILLING,
@@ -30,14 +30,14 @@ _QUIET = frozenset(
         Reason.TEMPLATE_NOT_CHECKED,
         Reason.EVIDENCE_PENDING,
         Reason.BUDGET_PENDING,
-        # Announced when the class's uid changes, with both handlers.
+        # Announced separately, with both handlers, when the uid of the class changes.
         Reason.RUNTIME_CHANGED,
     }
 )
 
 
 class StatusPublisher:
-    """Remembers what was sent, and what the server made of it."""
+    """Writes statuses and keeps the last one of each pool as sent and as the server stored it."""
 
     def __init__(
         self,
@@ -53,22 +53,22 @@ class StatusPublisher:
         self._sent: dict[str, tuple[float, dict[str, Any], Any]] = {}
 
     def forget(self, pool_uid: str) -> None:
-        """The pool is gone."""
+        """Forget a deleted pool."""
         self._sent.pop(pool_uid, None)
 
     def due(self, pool_uid: str) -> float:
-        """Seconds until a status of this pool may be written; until then it need not be known."""
+        """Seconds until a status of this pool may be written again."""
         sent = self._sent.get(pool_uid)
         return max(0.0, sent[0] + STATUS_INTERVAL_SECONDS - self._clock()) if sent else 0.0
 
     async def publish(self, pool: Pool, status: dict[str, Any]) -> float | None:
-        """Write the status if it says something new; return when to try again, if not yet."""
+        """Write the status if it has changed; return the seconds to wait if it is too early."""
         current = self._pools.by_uid(pool.uid)
         if current is None or status == current.status:
             return None
         _, sent, echo = self._sent.get(pool.uid, (0.0, None, None))
         if status == sent and current.status == echo:
-            # The server holds what we sent, in its own words.
+            # The server has stored the status with defaults or pruned fields.
             return None
         wait = self.due(pool.uid)
         if wait > 0:
@@ -86,14 +86,14 @@ class StatusPublisher:
         return None
 
     def _announce(self, pool: Pool, status: dict[str, Any]) -> None:
-        """Post an event for each cause that is new; several conditions may share one."""
+        """Post an event for each new cause; several conditions may share one."""
         was, now_is = former_runtime(pool), status.get("runtime", {})
         same_name = was.get("className") == now_is.get("className")
         if same_name and was.get("uid") and was["uid"] != now_is["uid"]:
             self._events.warning(
                 pool.reference,
                 str(Reason.RUNTIME_CHANGED),
-                f"RuntimeClass {now_is['className']!r} was deleted and made again: its handler "
+                f"RuntimeClass {now_is['className']!r} was deleted and created again: its handler "
                 f"was {was.get('handler')!r} and is {now_is['handler']!r} now",
             )
         before = {c.type: (c.status, c.reason) for c in pool.conditions}

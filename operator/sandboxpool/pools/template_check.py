@@ -1,14 +1,14 @@
-"""Asking the API server whether it would take the pod that we would really make.
+"""Checks with a server-side dry run whether the API server accepts the pods of a pool's template.
 
-A server-side dry run gives every admission plugin its say, and shows where the pods may go as it
-has left them. It runs when the template or the class changes; a refusal is asked about again, soon
-at first and then ever more seldom, because what was missing may have come and the policy behind it
-may have changed, and a pool must not need a touch to recover. What was accepted is asked about
-again now and then, and when a pod comes back with other limits than the dry run's, because the
-namespace's node selector may have changed.
+The dry run calls every admission plugin, and its response has the node constraints that admission
+adds. It runs when the template or the class changes. A rejected template is checked again with an
+exponential backoff, because a missing object may be created and a policy may change, and a pool
+must recover without a change of its spec. An accepted template is checked again periodically, and
+when a created pod has other node constraints than the dry run's, because the node selector of the
+namespace may have changed.
 
-The answer is waited for beside the reconcile, for a webhook may hang: meanwhile the former answer
-stands, if it was about the same template and class.
+A webhook may hang, so the dry run runs in a task beside the reconcile. Until it ends, the last
+result for the same template and class applies.
 """
 
 import asyncio
@@ -41,18 +41,18 @@ from sandboxpool.util.backoff import delay_after, spread
 
 logger = logging.getLogger(__name__)
 
-# The answer mostly comes within milliseconds: to wait so long saves a second look at the pool, and
-# a status that says for a moment that nothing is known.
+# The response mostly comes within milliseconds: this wait saves a second reconcile, and a status
+# that is unknown for a moment.
 RECONCILE_WAIT_SECONDS = 0.25
-# A webhook's own timeout is ten seconds unless somebody has set another, and with failurePolicy
-# Ignore the answer comes after it: two that hang, one behind the other, must not keep a pool empty.
+# The default timeout of a webhook is ten seconds, and with failurePolicy Ignore the response comes
+# after it: two webhooks that hang, one after the other, must not keep a pool empty.
 DRY_RUN_TIMEOUT_SECONDS = 25.0
-# Pauses double from the first to the longest; a server that does not answer has trouble enough.
+# The backoff doubles from the first to the longest; a server that does not answer is spared.
 FIRST_REFUSED_SECONDS = 1.0
 FIRST_UNANSWERED_SECONDS = 5.0
 LONGEST_RECHECK_SECONDS = 300.0
-# What was accepted is asked about again after so long, each pool at a time of its own; and after a
-# pod has come back otherwise not before so long after the last time, for a webhook may be fickle.
+# An accepted template is checked again at the longer interval (with jitter), and after a pod with
+# other constraints not before the shorter one, because a webhook may alternate.
 ACCEPTED_RECHECK_SECONDS = 900.0
 MIN_RECHECK_SECONDS = 60.0
 CHECKS_AT_ONCE = 4
@@ -65,48 +65,47 @@ ACCEPTED = TemplateCheckResult(
 CHECK_PENDING = TemplateCheckResult(
     TemplateState.NOT_CHECKED,
     Reason.TEMPLATE_NOT_CHECKED,
-    "the API server was asked whether it accepts the pods of this template, and its answer is "
-    "awaited",
+    "the dry run of a pod of this template is in progress",
 )
 
 Key = tuple[str, str]
-# The verdict, and the first of the pauses between two questions that are answered so.
-_Answer = tuple[TemplateCheckResult, float]
+# The result, and the initial backoff until the next check.
+_DryRunOutcome = tuple[TemplateCheckResult, float]
 
 
 @dataclass(eq=False)
 class _TemplateCheck:
-    """What is known of one pool's template.
+    """The state of the check of one pool's template.
 
     Attributes:
-        about: the revision and the class.
-        verdict: the last answer.
-        again_at: when to ask again, by the clock; None for never.
-        failures: answers in a row that were no acceptance.
-        dry_run_task: the request under way.
-        awaited: a reconcile waits for its answer at this moment.
-        invalidated: the acceptance has turned out to be none.
-        answered_at: when the last answer came, by the clock.
+        checked: the template's revision and the class.
+        result: the last result.
+        recheck_at: when to check again, in seconds of the clock; None for never.
+        failures: the number of consecutive results that did not accept the template.
+        dry_run_task: the dry run in progress.
+        awaited: whether a reconcile is waiting for the dry run.
+        invalidated: whether a create was rejected since the template was accepted.
+        answered_at: when the last dry run ended, in seconds of the clock.
     """
 
-    about: tuple[str, Runtime]
-    verdict: TemplateCheckResult = CHECK_PENDING
-    again_at: float | None = 0.0
+    checked: tuple[str, Runtime]
+    result: TemplateCheckResult = CHECK_PENDING
+    recheck_at: float | None = 0.0
     failures: int = 0
-    dry_run_task: asyncio.Task[_Answer] | None = None
+    dry_run_task: asyncio.Task[_DryRunOutcome] | None = None
     awaited: bool = False
     invalidated: bool = False
     answered_at: float = 0.0
 
 
 class TemplateChecker:
-    """Remembers the verdict of each pool's template, and asks for it one request at a time.
+    """Keeps the result for each pool's template, with at most one dry run a pool in progress.
 
     Args:
         client: the API client.
-        probe: what goes before the template's containers where each sandbox is proven.
-        clock: a monotonic clock, in seconds, that nobody sets back: a pool waits for it.
-        on_answer: told the key of a pool whose answer has come late.
+        probe: the image of the probe container, for pools that prove each sandbox.
+        clock: a monotonic clock, in seconds.
+        on_result: called with the pool's key when a dry run ends after its reconcile.
     """
 
     def __init__(
@@ -114,129 +113,134 @@ class TemplateChecker:
         client: ApiClient,
         probe: ProbeImage,
         clock: Callable[[], float],
-        on_answer: Callable[[Key], None],
+        on_result: Callable[[Key], None],
     ) -> None:
         self._client = client
         self._probe = probe
         self._clock = clock
-        self._on_answer = on_answer
+        self._on_answer = on_result
         self._limiter = RequestLimiter(CHECKS_AT_ONCE)
-        self._questions: dict[str, _TemplateCheck] = {}
+        self._checks: dict[str, _TemplateCheck] = {}
 
     def close(self) -> None:
-        """End all requests that are under way."""
-        for pool_uid in list(self._questions):
+        """Cancel all dry runs in progress."""
+        for pool_uid in list(self._checks):
             self.forget(pool_uid)
 
     def forget(self, pool_uid: str) -> None:
-        """The pool is gone, or its class."""
-        question = self._questions.pop(pool_uid, None)
-        if question is not None and question.dry_run_task is not None:
-            question.dry_run_task.cancel()
+        """Forget a pool that is deleted, or whose class is missing."""
+        check = self._checks.pop(pool_uid, None)
+        if check is not None and check.dry_run_task is not None:
+            check.dry_run_task.cancel()
 
     def invalidate(self, pool_uid: str) -> None:
-        """A create was refused that the dry run had accepted: ask again."""
-        question = self._questions.get(pool_uid)
-        if question is not None and question.verdict.state is TemplateState.ACCEPTED:
-            question.again_at = self._clock()
-            question.invalidated = True
+        """Check again: a create was rejected although the dry run was accepted."""
+        check = self._checks.get(pool_uid)
+        if check is not None and check.result.state is TemplateState.ACCEPTED:
+            check.recheck_at = self._clock()
+            check.invalidated = True
 
     def observe(self, pool_uid: str, answer: bytes) -> None:
-        """A pod was made: if other nodes are open to it than was known, ask again.
+        """Check again if a created pod has other node constraints than the dry run's.
+
+        Args:
+            pool_uid: the pool's uid.
+            answer: the response to the create.
 
         Raises:
-            msgspec.DecodeError: the answer is no pod. Also the other errors of unreadable bytes.
+            msgspec.DecodeError: the response is not a pod; also the other errors of `UNREADABLE`.
         """
-        question = self._questions.get(pool_uid)
-        if question is None or question.verdict.placement is None:
+        check = self._checks.get(pool_uid)
+        if check is None or check.result.node_constraints is None:
             return
-        if admitted_node_constraints(answer) != question.verdict.placement:
-            soon = max(self._clock(), question.answered_at + MIN_RECHECK_SECONDS)
-            question.again_at = min(soon, question.again_at or soon)
+        if admitted_node_constraints(answer) != check.result.node_constraints:
+            soon = max(self._clock(), check.answered_at + MIN_RECHECK_SECONDS)
+            check.recheck_at = min(soon, check.recheck_at or soon)
 
     def recheck_at(self, pool_uid: str) -> float | None:
-        """When the verdict should be asked for again, by the clock; None for not by time alone."""
-        question = self._questions.get(pool_uid)
-        if question is None or question.dry_run_task is not None:
+        """When the next check is due, in seconds of the clock; None if time alone starts none."""
+        check = self._checks.get(pool_uid)
+        if check is None or check.dry_run_task is not None:
             return None
-        return question.again_at
+        return check.recheck_at
 
     async def check(self, pool: Pool, runtime: Runtime | None) -> TemplateCheckResult:
-        """Give the verdict for a pool's template, from memory where it still holds."""
+        """Return the result for a pool's template; start a dry run if one is due."""
         if len(pool.name) > names.MAX_POOL_NAME:
             return TemplateCheckResult(
                 TemplateState.REJECTED,
                 Reason.POD_NAME_TOO_LONG,
-                f"metadata.name has {len(pool.name)} characters, and the names of its pods, which "
-                f"are hostnames, leave room for {names.MAX_POOL_NAME}: make the pool again under a "
-                "shorter name",
+                f"metadata.name has {len(pool.name)} characters, and may have at most "
+                f"{names.MAX_POOL_NAME}, because the pods' hostnames begin with it: create the "
+                "pool again under a shorter name",
             )
         if runtime is None:
-            # Nothing is asked until the class is back: a time to ask again would be long past.
+            # The check starts again once the class is back.
             self.forget(pool.uid)
             return TemplateCheckResult(
                 TemplateState.NOT_CHECKED,
                 Reason.TEMPLATE_NOT_CHECKED,
-                "a template can only be checked together with its RuntimeClass",
+                "the template is checked once its RuntimeClass exists",
             )
-        about = pool.revision, runtime
-        question = self._questions.get(pool.uid)
-        if question is None or question.about != about:
+        checked = pool.revision, runtime
+        check = self._checks.get(pool.uid)
+        if check is None or check.checked != checked:
             self.forget(pool.uid)
-            question = self._questions[pool.uid] = _TemplateCheck(about)
-        due = question.again_at is not None and question.again_at <= self._clock()
-        if due and question.dry_run_task is None:
-            question.dry_run_task = asyncio.create_task(self._ask(pool, runtime))
-            question.dry_run_task.add_done_callback(partial(self._answered, pool, question))
-            question.awaited = True
+            check = self._checks[pool.uid] = _TemplateCheck(checked)
+        due = check.recheck_at is not None and check.recheck_at <= self._clock()
+        if due and check.dry_run_task is None:
+            check.dry_run_task = asyncio.create_task(self._dry_run(pool, runtime))
+            check.dry_run_task.add_done_callback(partial(self._on_dry_run_done, pool, check))
+            check.awaited = True
             try:
-                await asyncio.wait({question.dry_run_task}, timeout=RECONCILE_WAIT_SECONDS)
+                await asyncio.wait({check.dry_run_task}, timeout=RECONCILE_WAIT_SECONDS)
             finally:
-                question.awaited = False
-        return question.verdict
+                check.awaited = False
+        return check.result
 
-    def _answered(
-        self, pool: Pool, question: _TemplateCheck, dry_run_task: asyncio.Task[_Answer]
+    def _on_dry_run_done(
+        self, pool: Pool, check: _TemplateCheck, dry_run_task: asyncio.Task[_DryRunOutcome]
     ) -> None:
-        if self._questions.get(pool.uid) is not question:
-            # Nobody wants to know any more.
+        if self._checks.get(pool.uid) is not check:
+            # The pool, its template or its class has changed.
             return
-        question.dry_run_task = None
+        check.dry_run_task = None
         if dry_run_task.cancelled():
-            answer = _unanswered("the request was given up")
+            answer = _unanswered("the request was cancelled")
         elif (error := dry_run_task.exception()) is not None:
-            logger.error("dry run: %r", error, exc_info=error, extra=pool.reference.log)
+            text = "the dry run of a pod failed unexpectedly: %r"
+            logger.error(text, error, exc_info=error, extra=pool.reference.log)
             answer = _unanswered(repr(error))
         else:
             answer = dry_run_task.result()
-        verdict, first = answer
-        was_accepted = question.verdict.state is TemplateState.ACCEPTED and not question.invalidated
-        if was_accepted and verdict.state is TemplateState.NOT_CHECKED:
-            # Nobody has said otherwise, and nobody had to ask.
-            verdict = question.verdict
-        elif verdict.state is TemplateState.ACCEPTED and verdict.placement is None:
-            verdict = replace(verdict, placement=question.verdict.placement)
-        question.verdict, question.answered_at, question.invalidated = verdict, self._clock(), False
-        if verdict.state is TemplateState.ACCEPTED:
-            question.again_at = self._clock() + spread(ACCEPTED_RECHECK_SECONDS)
-            question.failures = 0
+        result, first = answer
+        was_accepted = check.result.state is TemplateState.ACCEPTED and not check.invalidated
+        if was_accepted and result.state is TemplateState.NOT_CHECKED:
+            # A periodic check that got no response does not withdraw the acceptance.
+            result = check.result
+        elif result.state is TemplateState.ACCEPTED and result.node_constraints is None:
+            result = replace(result, node_constraints=check.result.node_constraints)
+        check.result, check.answered_at, check.invalidated = result, self._clock(), False
+        if result.state is TemplateState.ACCEPTED:
+            check.recheck_at = self._clock() + spread(ACCEPTED_RECHECK_SECONDS)
+            check.failures = 0
         else:
-            pause = spread(delay_after(question.failures, first, LONGEST_RECHECK_SECONDS))
-            question.again_at = self._clock() + pause
-            question.failures += 1
-        if not question.awaited:
+            pause = spread(delay_after(check.failures, first, LONGEST_RECHECK_SECONDS))
+            check.recheck_at = self._clock() + pause
+            check.failures += 1
+        if not check.awaited:
             self._on_answer(pool.key)
 
-    async def _ask(self, pool: Pool, runtime: Runtime) -> _Answer:
+    async def _dry_run(self, pool: Pool, runtime: Runtime) -> _DryRunOutcome:
         name = pod_name(pool.name, "dry run")
         body = build_pod(pool, runtime, Verdict(), name, probe=self._probe)
         path = resource_path("v1", "pods", pool.namespace)
         how = {"dryRun": "All", "fieldValidation": "Strict"}
         try:
-            async with self._limiter.take(pool.uid), asyncio.timeout(DRY_RUN_TIMEOUT_SECONDS):
+            async with self._limiter.acquire(pool.uid), asyncio.timeout(DRY_RUN_TIMEOUT_SECONDS):
                 answer = await self._client.create(path, body, how)
             altered = forbidden_mutation(body, answer)
-            placement = admitted_node_constraints(answer)
+            node_constraints = admitted_node_constraints(answer)
         except ApiError as error:
             return result_of(error), _first_pause(error)
         except TimeoutError:
@@ -247,12 +251,12 @@ class TemplateChecker:
         except (KubeError, *UNREADABLE) as error:
             return _unanswered(str(error))
         if altered:
-            verdict = TemplateCheckResult(TemplateState.REJECTED, Reason.POD_ALTERED, altered)
-            return verdict, FIRST_REFUSED_SECONDS
-        return replace(ACCEPTED, placement=placement), 0.0
+            result = TemplateCheckResult(TemplateState.REJECTED, Reason.POD_ALTERED, altered)
+            return result, FIRST_REFUSED_SECONDS
+        return replace(ACCEPTED, node_constraints=node_constraints), 0.0
 
 
-def _unanswered(cause: str) -> _Answer:
+def _unanswered(cause: str) -> _DryRunOutcome:
     return _not_checked(cause), FIRST_UNANSWERED_SECONDS
 
 
@@ -265,9 +269,9 @@ def _first_pause(error: ApiError) -> float:
 
 
 def result_of(error: ApiError) -> TemplateCheckResult:
-    """Read a refused dry run: is the template bad, or is it something else?"""
+    """Whether a failed dry run means that the template is rejected, or something else."""
     if is_quota_exceeded(error) or error.already_exists:
-        # The template is good; what keeps its pods out is said by the condition Warm.
+        # The template is accepted; the condition Warm names what blocks its pods.
         return ACCEPTED
     if error.namespace_terminating:
         return TemplateCheckResult(
@@ -277,16 +281,16 @@ def result_of(error: ApiError) -> TemplateCheckResult:
         return TemplateCheckResult(
             TemplateState.NOT_CHECKED,
             Reason.TEMPLATE_NOT_CHECKED,
-            f"something that the pods of this template need does not exist, create it or correct "
-            f"its name: {truncate(error.message)}",
+            f"an object that spec.template refers to does not exist, create it or correct its "
+            f"name: {truncate(error.message)}",
         )
     if not is_pod_rejected(error):
         return _not_checked(error.message)
     return TemplateCheckResult(
         TemplateState.REJECTED,
         Reason.TEMPLATE_REJECTED,
-        f"the API server refuses the pods of this template, correct spec.template or the policy "
-        f"that refuses it: {truncate(error.message)}",
+        f"the API server rejects the pods of this template, correct spec.template or the policy "
+        f"that rejects it: {truncate(error.message)}",
     )
 
 

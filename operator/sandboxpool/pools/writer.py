@@ -1,4 +1,4 @@
-"""Creating and deleting the pods of a pool, once each, whatever the API server answers."""
+"""Creates and deletes the pods of a pool, each exactly once, with retries."""
 
 import asyncio
 import logging
@@ -30,26 +30,25 @@ logger = logging.getLogger(__name__)
 CREATE_ATTEMPTS = 3
 DELETE_ATTEMPTS = 3
 DELETE_BATCH = 20
-# Creates, and deletes, of all pools together: an API server that is busy with refill keeps claims
-# waiting.
+# Concurrent creates, and deletes, of all pools: refill must not slow down claims.
 WRITES_AT_ONCE = 4
 
 
 class PodAlteredError(KubeError):
-    """A pod was made, and not as it was sent: it was deleted again."""
+    """Mutating admission changed protected fields of a created pod, which was deleted again."""
 
 
 class FailureObserver(Protocol):
-    """Told of sandboxes that did not start, for metrics."""
+    """Counts sandboxes that did not start, for metrics."""
 
     def sandbox_failed(self, pool: Pool, reason: str) -> None:
         """A sandbox did not start, or could not be created."""
 
 
 class PodWriter:
-    """Sends creates and deletes; what it learns goes into the pool's state.
+    """Sends creates and deletes, and records their outcomes in the pool's state.
 
-    ``on_start_timeout`` is told the uid of each pod that was given up without a known cause.
+    ``on_start_timeout`` is called with the uid of each pod whose start timed out without a cause.
     """
 
     def __init__(
@@ -82,14 +81,14 @@ class PodWriter:
     async def delete(
         self, pool: Pool, state: PoolState, deletions: Sequence[Deletion]
     ) -> list[KubeError]:
-        """Delete pods; return what kept some from being deleted, to be tried again."""
+        """Delete pods; return the errors of the deletes that have to be retried."""
         errors: list[KubeError] = []
         failed: list[Deletion] = []
         for start in range(0, len(deletions), DELETE_BATCH):
             batch = deletions[start : start + DELETE_BATCH]
             done = await asyncio.gather(*(self._delete_one(pool, state, d) for d in batch))
             errors += [e for e in done if e is not None and not (e.conflict or e.not_found)]
-            # One that was not deleted is met again, and counts when it goes.
+            # A pod that was not deleted counts as a failure once it is.
             gone = (error is None or error.not_found for error in done)
             failed += [d for d, is_gone in zip(batch, gone, strict=True) if d.failed and is_gone]
         for deletion in failed:
@@ -100,7 +99,7 @@ class PodWriter:
         return errors
 
     def _avoid(self, pool: Pool, deletion: Deletion) -> None:
-        """The runtime fails this pool's sandbox on a node that it is not quarantined on."""
+        """Avoid the node of a failed pod if the runtime is to blame and is not quarantined."""
         member, failure = deletion.member, deletion.member.failure
         if not member.node_name or failure is None or not failure.blames_runtime:
             return
@@ -109,10 +108,10 @@ class PodWriter:
         self.avoid(pool, member.node_name, failure.message)
 
     def avoid(self, pool: Pool, node: str, why: str) -> None:
-        """Make the next sandboxes of a pool elsewhere, because on this node they do not start."""
+        """Keep the next sandboxes of a pool off a node, because they do not start there."""
         if self._cluster.avoided_nodes.add(pool.uid, node, self._wall()):
             text = (
-                f"the next sandboxes of this pool keep away from node {node} for "
+                f"the next sandboxes of this pool avoid node {node} for "
                 f"{AVOID_SECONDS / 60:.0f} minutes: {why}"
             )
             self._events.warning(pool.reference, str(Reason.NODE_AVOIDED), text)
@@ -139,21 +138,21 @@ class PodWriter:
         path = resource_path("v1", "pods", pool.namespace, member.name)
         for attempt in range(1, DELETE_ATTEMPTS + 1):
             try:
-                async with self._deletes.take(pool.uid):
+                async with self._deletes.acquire(pool.uid):
                     await self._client.delete(path, uid=member.uid, resource_version=member.version)
             except ApiError as error:
                 if attempt > 1 and (error.conflict or error.not_found):
-                    # By an attempt whose answer was lost.
+                    # Deleted by an attempt whose response was lost.
                     return None
                 state.expectations.deletion_observed(member.uid)
                 pod = self._cluster.pods.get(member.uid)
                 if pod is not None:
-                    # It has changed since it was judged: judge it again, and meanwhile offer it.
+                    # The pod has changed since the decision: it stays a candidate until the next.
                     self._candidate_tracker.refresh([pod])
                 return error
             except UnknownOutcomeError as error:
-                # Perhaps it is being deleted: it stays withdrawn until the watch or a look tells.
-                # No other pod has its uid and version, so it may be sent again.
+                # The pod may be terminating: it is no candidate until the watch or a live read
+                # says so. The preconditions make a second delete safe.
                 logger.warning("%s", error, extra=pool.reference.log)
                 await asyncio.sleep(0.2 * attempt)
             else:
@@ -164,12 +163,12 @@ class PodWriter:
     async def create(
         self, pool: Pool, state: PoolState, bodies: Sequence[Mapping[str, Any]]
     ) -> list[str]:
-        """Create pods by slow start, 1, 2, 4, ..., and stop after the first batch with a refusal.
+        """Create pods by slow start, 1, 2, 4, ..., and stop after the first batch with an error.
 
-        The names must be expected already; those that certainly are not made no longer are.
+        The names must be expected. Pods that certainly are not created are no longer expected.
 
         Returns:
-            The names that were taken already.
+            The names that existed already.
         """
         left = list(bodies)
         batch = 1
@@ -180,12 +179,11 @@ class PodWriter:
             refused: list[KubeError] = []
             for body, error in zip(now, errors, strict=True):
                 if isinstance(error, ApiError) and error.already_exists:
-                    # It was in doubt, and had been made, or somebody has taken the name.
                     taken.append(body["metadata"]["name"])
                 elif error is not None:
                     refused.append(error)
             if refused:
-                self._refused(pool, state, refused[0])
+                self._create_failed(pool, state, refused[0])
                 break
             batch *= 2
         for body in left:
@@ -200,33 +198,32 @@ class PodWriter:
             await self._post(pool, state, body)
         except ApiError as error:
             if error.already_exists:
-                # It was in doubt, and had been made, or somebody has taken the name.
+                # A create of unknown outcome had succeeded, or another pod has the name.
                 state.expectations.creation_succeeded(name)
                 return error
             state.expectations.creation_observed(name)
             return error
         except KubeError as error:
-            # An expectation that stands: if it was made after all, the watch shows it under this
-            # name.
+            # The expectation stays: if the pod exists after all, the watch shows it by its name.
             return error
         return None
 
     async def _post(self, pool: Pool, state: PoolState, body: Mapping[str, Any]) -> None:
-        """POST a pod; repeated under the same name, so an unknown outcome cannot double it.
+        """POST a pod, with retries under the same name, so that no pod is created twice.
 
-        The name must be expected: once the watch has shown the pod nothing is repeated, for it may
-        have ended since, and its place may have been given to another.
+        The name must be expected. Once the watch has shown the pod, the POST is not retried: the
+        pod may have ended since and been replaced.
 
         Raises:
-            ApiError: it was refused; AlreadyExists if the name was taken before.
-            PodAlteredError: it was made otherwise than it was sent, and deleted again.
-            UnknownOutcomeError: nobody can say whether it exists.
+            ApiError: the pod was rejected, or existed already (AlreadyExists).
+            PodAlteredError: admission changed protected fields; the pod was deleted again.
+            UnknownOutcomeError: the pod may or may not exist.
         """
         path = resource_path("v1", "pods", pool.namespace)
         name = body["metadata"]["name"]
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
-                async with self._creates.take(pool.uid):
+                async with self._creates.acquire(pool.uid):
                     began = self._clock()
                     answer = await self._client.create(path, body)
             except ApiError as error:
@@ -244,29 +241,30 @@ class PodWriter:
                     state.expectations.creation_unknown(name)
                     raise
             else:
-                await self._made(pool, state, body, answer, began)
+                await self._created(pool, state, body, answer, began)
                 return
             await asyncio.sleep(0.2 * attempt)
             if not state.expectations.is_creating(name):
                 return
 
     def _is_last(self, attempt: int, began: float) -> bool:
-        """Whether no further attempt is worth while: what has taken long will do so again."""
+        """Whether to make no further attempt; a slow request is likely to be slow again."""
         return attempt == CREATE_ATTEMPTS or self._clock() - began >= SLOW_SECONDS
 
-    async def _made(
+    async def _created(
         self, pool: Pool, state: PoolState, body: Mapping[str, Any], answer: bytes, began: float
     ) -> None:
-        """The API server has made a pod: see what came of it."""
+        """Check the pod of a successful response and record it."""
         name = body["metadata"]["name"]
         try:
             created = msgspec.json.decode(answer, type=Pod)
             altered = forbidden_mutation(body, answer)
             self._checker.observe(pool.uid, answer)
         except UNREADABLE as error:
-            # Something between us and the API server answered in its place.
+            # A proxy in front of the API server answered in its place.
             state.expectations.creation_unknown(name)
-            raise UnknownOutcomeError(f"POST of pod {name}: no pod: {error}") from error
+            text = f"POST of pod {name}: the response is not a pod: {error}"
+            raise UnknownOutcomeError(text) from error
         state.expectations.creation_succeeded(name)
         if altered:
             await self._discard(pool, state, created)
@@ -274,28 +272,29 @@ class PodWriter:
         self._tracker.track(created.metadata.uid, began)
 
     async def _discard(self, pool: Pool, state: PoolState, pod: Pod) -> None:
-        """Delete a pod that perhaps no watch will ever show; if that fails it takes its room."""
+        """Delete a pod that may be in no watch; it counts towards the limits if that fails."""
         name, uid = pod.metadata.name, pod.metadata.uid
         path = resource_path("v1", "pods", pool.namespace, name)
         state.expectations.expect_deletion(uid)
         for attempt in range(1, DELETE_ATTEMPTS + 1):
             try:
-                async with self._deletes.take(pool.uid):
+                async with self._deletes.acquire(pool.uid):
                     await self._client.delete(path, uid=uid)
             except KubeError as error:
                 gone = isinstance(error, ApiError) and (error.not_found or error.conflict)
                 if not gone:
-                    logger.warning("pod %s: %s", name, error, extra=pool.reference.log)
+                    text = "cannot delete pod %s, which admission has changed: %s"
+                    logger.warning(text, name, error, extra=pool.reference.log)
                     await asyncio.sleep(0.2 * attempt)
                     continue
             state.expectations.creation_observed(name)
             return
         state.expectations.deletion_unknown(uid)
 
-    def _refused(self, pool: Pool, state: PoolState, error: KubeError) -> None:
+    def _create_failed(self, pool: Pool, state: PoolState, error: KubeError) -> None:
         reason, message = create_failure_reason(error), str(error)
         if reason is Reason.NAMESPACE_TERMINATING:
-            # Nobody's failure.
+            # Not a failure of the pool.
             state.back_off(reason, NAMESPACE_TERMINATING, self._wall())
             return
         if (
@@ -303,15 +302,15 @@ class PodWriter:
             and reason is Reason.CREATE_FAILED
             and not (error.status >= 500 or error.conflict)
         ):
-            # The dry run had accepted it: have it looked at again.
+            # The dry run had accepted the template: check it again.
             self._checker.invalidate(pool.uid)
         self._observer.sandbox_failed(pool, str(reason))
         state.back_off(reason, message, self._wall())
-        logger.warning("%s: a pod was refused: %s", reason, error, extra=pool.reference.log)
+        logger.warning("cannot create pods: %s: %s", reason, error, extra=pool.reference.log)
 
 
 def create_failure_reason(error: KubeError) -> Reason:
-    """Name the cause of a create that was refused."""
+    """The reason of a failed create."""
     if isinstance(error, PodAlteredError):
         return Reason.POD_ALTERED
     if isinstance(error, ApiError) and error.namespace_terminating:

@@ -1,1 +1,1 @@
-"""Runtime truth: RuntimeClass and nodes in, a verdict out. Pure: no input, no output, no clock."""
+"""Assesses RuntimeClasses on nodes. Pure: no input, no output, no clock."""

@@ -1,10 +1,9 @@
-"""Nodes that one pool keeps away from by itself, because its sandboxes fail or wait there.
+"""Nodes that one pool avoids because its own sandboxes fail or wait there.
 
-A runtime can work on a node and yet fail some sandboxes: those that are too large, or ask for
-devices. The operator's probe passes, so the node is nobody else's concern. The pool whose sandboxes
-fail makes its next ones elsewhere; never so that it avoids more than half of the nodes that it
-could use, and never for longer than half an hour. The same goes for nodes on which its sandboxes
-wait for a proof that no probe gives.
+A runtime can work on a node and still fail some sandboxes, such as those that are too large or
+request devices. The operator's probe passes, so no other pool is concerned. The pool creates its
+next sandboxes on other nodes. It avoids at most half of its usable nodes, and each for at most half
+an hour. A pool also avoids nodes on which its sandboxes wait for a proof that no probe delivers.
 """
 
 from collections import OrderedDict
@@ -20,14 +19,14 @@ MAX_NODES = 16
 
 
 class AvoidedNodes:
-    """What each pool keeps away from, by the pool's uid."""
+    """The nodes that each pool avoids, by the pool's uid."""
 
     def __init__(self) -> None:
-        # Until when, in epoch seconds, by the node's name.
+        # Expiry in epoch seconds, by the node's name.
         self._pools: dict[str, OrderedDict[str, float]] = {}
 
     def add(self, pool: str, node: str, now: float) -> bool:
-        """A sandbox of the pool was given up on the node; return whether that is new."""
+        """Avoid the node after a failure of the pool's sandbox; return whether that is new."""
         nodes = self._pools.setdefault(pool, OrderedDict())
         is_new = node not in nodes
         nodes[node] = now + AVOID_SECONDS
@@ -37,27 +36,27 @@ class AvoidedNodes:
         return is_new
 
     def expire(self, pool: str, now: float) -> None:
-        """Forget what is over; further ahead than it can be means that the clock was put back."""
+        """Drop expired entries, and those too far ahead: the clock was set back meanwhile."""
         nodes = self._pools.get(pool)
         for node, until in list(nodes.items()) if nodes else ():
             if not now < until <= now + AVOID_SECONDS:
                 self._remove(pool, node)
 
     def forget_node(self, node: str) -> None:
-        """The node was mended, is another machine, or gone."""
+        """Drop a node that was repaired, replaced or deleted."""
         for pool in [pool for pool, nodes in self._pools.items() if node in nodes]:
             self._remove(pool, node)
 
     def forget_pool(self, pool: str) -> None:
-        """The pool is gone."""
+        """Drop a deleted pool."""
         self._pools.pop(pool, None)
 
     def of(self, pool: str) -> list[str]:
-        """The nodes that a pool keeps away from, the latest first."""
+        """The nodes that a pool avoids, the latest first."""
         return list(reversed(self._pools.get(pool, ())))
 
     def next_expiry(self, pool: str) -> float | None:
-        """When the first of a pool's is over, in epoch seconds."""
+        """When the pool's first entry expires, in epoch seconds."""
         return min(self._pools.get(pool, {}).values(), default=None)
 
     def _remove(self, pool: str, node: str) -> None:
@@ -67,26 +66,26 @@ class AvoidedNodes:
 
 
 def chosen(verdict: Verdict, nodes: Iterable[NodeFacts]) -> list[NodeFacts]:
-    """Which of these nodes to keep away from: half of those that can be used are left.
+    """Select the nodes to avoid, at most half of the usable ones.
 
-    Those that give no proof are none that can be used, as long as others give it.
+    Unproven nodes are avoided without a limit: they are listed only while others are proven.
     """
     usable = {*verdict.serving, *verdict.unknown}
     nodes = list(nodes)
-    left = [node for node in nodes if node.name in usable][: len(usable) // 2]
-    return left + [node for node in nodes if node.name in verdict.unproven]
+    avoided = [node for node in nodes if node.name in usable][: len(usable) // 2]
+    return avoided + [node for node in nodes if node.name in verdict.unproven]
 
 
 def exclude_nodes(
     verdict: Verdict, nodes: Sequence[NodeFacts], pool: str, unlabelable: frozenset[str]
 ) -> Verdict:
-    """Exclude these nodes too.
+    """Add avoided nodes to the exclusions of a verdict.
 
     Args:
-        verdict: how the fleet stands.
+        verdict: the verdict of the pool.
         nodes: the nodes that were chosen.
-        pool: the uid of the pool that keeps away from them.
-        unlabelable: the names of nodes for whose label nobody shall wait.
+        pool: the uid of the pool that avoids them.
+        unlabelable: the names of nodes whose labels cannot be set, so that no pod waits for them.
     """
     if verdict.by_hostname:
         hosts = {node.hostname for node in nodes if node.hostname is not None}

@@ -1,15 +1,14 @@
-"""Why a pod does not start: from its conditions, its containers and its events to a reason.
+"""Diagnoses why a pod does not start, from its conditions, containers and events.
 
-The kubelet says why a sandbox could not be made only in an event, and pods have a budget of
-events, so the absence of one proves nothing. What a text means stands in ``patterns``, or is read
-from its ``structure``. A text that nobody understands yet is kept raw: it is worth more than a
-guess.
+The kubelet reports why a sandbox could not be created only in an event, and events are rate
+limited, so a missing event proves nothing. Known messages are in ``patterns``; others are
+interpreted by ``heuristics``. An unknown message is reported raw.
 
-Only what kubelets, runtimes and schedulers say is looked up there, never what a container left as
-its last message: that is the application's.
+Only messages of kubelets, runtimes and schedulers are interpreted. The termination message of a
+container is the application's.
 
-What is usual while a pod starts, an init container that runs or a probe that has not passed yet, is
-a cause only once the pod has taken so long that its events were read.
+Normal states of a starting pod, such as a running init container or a probe that has not passed
+yet, count as a cause only once the pod has taken so long that its events were read.
 """
 
 import re
@@ -27,8 +26,8 @@ MAX_TEXT = 512
 FAILED_CREATE_SANDBOX = "FailedCreatePodSandBox"
 _EVENT_PREFIX = "Failed to create pod sandbox: "
 
-# Every reason that a Failure can have, the one an SRE should hear of first at the front: nodes
-# that need a hand, then what may pass or concerns one pod, then what heals.
+# Every reason of a Failure, the most important first: nodes that need repair, then failures that
+# may be transient or concern one pod, then self-healing ones.
 SEVERITY: tuple[Reason, ...] = (
     Reason.HANDLER_NOT_CONFIGURED,
     Reason.SHIM_MISSING,
@@ -81,13 +80,13 @@ _IMAGE_REASONS = frozenset(
         "SignatureValidationFailed",
     }
 )
-# Why a container waits that was made but could not be started, or could not even be made.
+# Reasons of a waiting container that could not be created or started.
 _START_REASONS = frozenset(
     {"CreateContainerError", "RunContainerError", "PreCreateHookError", "PreStartHookError"}
 )
-# Of one that has ended without having run.
+# Reasons of a terminated container that never ran.
 _NOT_STARTED = frozenset({"StartError", "ContainerCannotRun"})
-# How kubelets say that they do not take a pod that the scheduler gave them.
+# The kubelet rejects a pod that was scheduled to its node.
 _REJECTED = "Pod was rejected: "
 _REJECTIONS = frozenset(
     {
@@ -115,29 +114,28 @@ _REJECTIONS = frozenset(
         "VolumeAttachmentLimitExceeded",
     }
 )
-# The kubelet has ended it for another pod's sake, or because the node shuts down.
+# The kubelet has ended the pod for a critical pod, or because the node shuts down.
 _ENDED_BY_KUBELET = frozenset({"Preempting", "Terminated"})
-# Init containers that have not done their work, in the condition Initialized. What has a restart
-# policy of its own need not end, and is not listed once it has started.
+# Incomplete init containers in the condition Initialized. A sidecar (restartPolicy: Always) need
+# not end, and is not listed once it has started.
 _INCOMPLETE = re.compile(r"containers with incomplete status: \[([^\]]{1,4096})\]")
-# The node is under pressure: it takes no pods of this kind for now.
+# The node is under pressure and admits no such pods for now.
 _NODE_PRESSURE = "The node had condition"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One pod's trouble.
+    """The failure of one pod.
 
     Attributes:
-        reason: from the shared vocabulary.
-        message: what Kubernetes said, cut to a bound, after what to do where that is known.
-        node: where it happened; empty if the pod has no node.
-        self_healing: the kubelet or the scheduler goes on trying, so that replacing the pod would
-            win nothing.
-        blames_runtime: it may be the runtime's fault: a probe is to tell.
-        proves_broken: the text leaves no doubt that the runtime cannot work on this node.
-        cluster_wide: it heals, if at all, on every node alike: there is no use in trying another.
-        from_events: it was found in the pod's events when the pod had taken long: it may be over.
+        reason: the diagnosis.
+        message: what to do, where that is known, and the truncated message of Kubernetes.
+        node: the pod's node; empty if it has none.
+        self_healing: the kubelet or the scheduler keeps retrying, so replacing the pod is useless.
+        blames_runtime: it may be the runtime's fault; a probe decides.
+        proves_broken: the message proves that the runtime cannot work on this node.
+        cluster_wide: the cause is the same on every node, so trying another one is useless.
+        from_events: it was found in the events of a slow pod, and may be over.
     """
 
     reason: Reason
@@ -151,7 +149,7 @@ class Failure:
 
 
 def truncate(text: str, limit: int = MAX_TEXT) -> str:
-    """Bound a text that came from outside, keeping both ends: the cause is often the last part."""
+    """Truncate a text in its middle: the cause is often the last part."""
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
@@ -161,13 +159,13 @@ def truncate(text: str, limit: int = MAX_TEXT) -> str:
 def diagnose(
     pod: Pod, sandbox_event: str | None, pod_events: PodEvents | None = None
 ) -> Failure | None:
-    """Say what keeps a pod from being ready; None if nothing is known to be wrong.
+    """Diagnose what keeps a pod from being ready; None if no failure is known.
 
     Args:
         pod: the pod.
         sandbox_event: the message of its last FailedCreatePodSandBox event, if one was seen.
-        pod_events: what its events said when it had taken long; None if they were not read. Never
-            speaks against a runtime.
+        pod_events: the events of a slow pod; None if they were not read. They never blame a
+            runtime.
     """
     node = pod.spec.nodeName
     if pod.finished:
@@ -180,8 +178,8 @@ def diagnose(
         if failure is not None:
             return failure
     sandbox = pod.condition("PodReadyToStartContainers")
-    made = sandbox is not None and sandbox.status == "True"
-    if sandbox_event is not None and not made:
+    created = sandbox is not None and sandbox.status == "True"
+    if sandbox_event is not None and not created:
         return _no_sandbox(sandbox_event, node)
     if pod_events is None or pod.ready:
         return None
@@ -203,8 +201,8 @@ def _unscheduled(pod: Pod, scheduled: Condition) -> Failure | None:
     if scheduled.reason == "SchedulingGated":
         gates = ", ".join(gate.name for gate in pod.spec.schedulingGates) or "not named"
         text = (
-            "the scheduler does not look at it before its scheduling gates are removed, by "
-            f"whoever is responsible for them: {gates}"
+            "the pod is not scheduled until its scheduling gates are removed by the controllers "
+            f"that set them: {gates}"
         )
         return Failure(
             Reason.SCHEDULING_GATED, truncate(text), self_healing=True, cluster_wide=True
@@ -213,15 +211,15 @@ def _unscheduled(pod: Pod, scheduled: Condition) -> Failure | None:
 
 
 def _slow(pod: Pod, pod_events: PodEvents) -> Failure | None:
-    """What keeps a pod that has taken long, and in which nothing seems to be wrong."""
+    """Diagnose a slow pod without an apparent failure."""
     status = pod.status
-    begun = [*status.initContainerStatuses, *status.containerStatuses]
-    if not any(c.state.running or c.state.terminated for c in begun):
+    containers = [*status.initContainerStatuses, *status.containerStatuses]
+    if not any(c.state.running or c.state.terminated for c in containers):
         return _from_events(podevents.pre_sandbox_failure(pod_events), pod)
     hook = podevents.hook_failed(pod_events)
     if hook is not None and not any(c.state.running for c in status.containerStatuses):
         return _from_events(hook, pod)
-    for container in begun:
+    for container in containers:
         if container.state.running is not None and container.started is False:
             said = podevents.probe_message(pod_events, "Startup", container.name)
             if said:
@@ -234,7 +232,7 @@ def _slow(pod: Pod, pod_events: PodEvents) -> Failure | None:
 
 
 def _initializing(pod: Pod, said: str) -> Failure | None:
-    """The pod's init containers have not all done their work; its condition lists those."""
+    """Diagnose a pod whose init containers are incomplete; its condition lists them."""
     listed = _INCOMPLETE.search(said)
     names = listed[1].split() if listed else []
     for container in pod.status.initContainerStatuses:
@@ -245,8 +243,8 @@ def _initializing(pod: Pod, said: str) -> Failure | None:
         own = container.name == SANDBOX_PROBE_CONTAINER
         whose = "the operator's own" if own else "the template's"
         text = (
-            f"{whose} init container {container.name} has been running{since} and has not ended: "
-            "the other containers wait for it"
+            f"{whose} init container {container.name} has been running{since} and has not ended; "
+            "the other containers start after it"
         )
         return Failure(Reason.INIT_CONTAINER_RUNNING, text, pod.spec.nodeName, from_events=True)
     return None
@@ -257,7 +255,7 @@ def _not_ready(pod: Pod, pod_events: PodEvents) -> Failure | None:
     if not waiting:
         ready = pod.condition("Ready")
         if ready is not None and ready.reason == "ReadinessGatesNotReady":
-            text = f"its readiness gates are not True: {ready.message}"
+            text = f"the pod's readiness gates are not True: {ready.message}"
             return Failure(
                 Reason.POD_NOT_READY, truncate(text), pod.spec.nodeName, from_events=True
             )
@@ -271,8 +269,8 @@ def _not_ready(pod: Pod, pod_events: PodEvents) -> Failure | None:
     startup = first.started is False
     kind = "startup" if startup else "readiness"
     text = (
-        f"container {first.name} runs and its {kind} probe has not passed; no event says what it "
-        "answers"
+        f"container {first.name} is running and its {kind} probe has not passed; no event has the "
+        "probe's output"
     )
     reason = Reason.STARTUP_PROBE_FAILING if startup else Reason.READINESS_PROBE_FAILING
     return Failure(reason, text, pod.spec.nodeName, from_events=True)
@@ -310,7 +308,7 @@ def _ended(pod: Pod, pod_events: PodEvents | None) -> Failure:
         for c in (*status.initContainerStatuses, *status.containerStatuses)
         if c.state.terminated
     ]
-    # One that failed says more than one that did its work.
+    # Prefer a failed container to one that succeeded.
     ended = min(all_ended, key=lambda state: state.exitCode == 0, default=None)
     text = status.message or (ended.message if ended else "")
     exit_code = f"exit code {ended.exitCode}" if ended else ""
@@ -331,7 +329,7 @@ def _ended(pod: Pod, pod_events: PodEvents | None) -> Failure:
 
 
 def _reason_of_end(pod: Pod) -> Reason:
-    """What the kubelet's own reason for the end of a pod means."""
+    """Translate the kubelet's reason for the end of a pod."""
     status = pod.status
     if status.reason in _ENDED_BY_KUBELET:
         return Reason.EVICTED
@@ -347,7 +345,7 @@ def _reason_of_end(pod: Pod) -> Reason:
 
 
 def _start_failed(said: str, node: str, *, self_healing: bool) -> Failure:
-    """A container could not be made or started."""
+    """Diagnose a container that could not be created or started."""
     if podevents.is_exhausted(said):
         found = podevents.exhausted(said)
         return Failure(found.reason, truncate(found.text), node, self_healing=self_healing)
@@ -370,15 +368,15 @@ def _container_failure(container: ContainerStatus, node: str) -> Failure | None:
                 cluster_wide=lacking,
             )
         if waiting.reason == "CreateContainerError":
-            # The handler can be taken away from under a sandbox. Nothing else that is known of
-            # runtimes shows only here, and much that concerns the image or the template does.
+            # A handler can be removed while its sandboxes run. Other failures of the runtime show
+            # elsewhere too, whereas most messages here concern the image or the template.
             known = match(waiting.message)
             if known is not None and known.cause.reason is Reason.HANDLER_NOT_CONFIGURED:
                 return _explained(known.cause, said, node)
         if waiting.reason in _START_REASONS:
             return _start_failed(said, node, self_healing=True)
         if waiting.reason == "PostStartHookError":
-            text = f"the postStart hook has failed: {said}"
+            text = f"the postStart hook failed: {said}"
             return Failure(Reason.LIFECYCLE_HOOK_FAILED, truncate(text), node)
         if waiting.reason == "CrashLoopBackOff":
             return Failure(Reason.CONTAINER_FAILED, truncate(said), node)

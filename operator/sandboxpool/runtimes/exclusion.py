@@ -1,8 +1,9 @@
-"""How pods are kept off nodes that must not be used for a handler: by labels on these nodes.
+"""Excludes nodes from the scheduling of sandboxes by labels on these nodes.
 
-A pod requires that its node does not have the label. That is constant in size, the scheduler looks
-at it again whenever the node changes, and cluster autoscalers know how to read it: Karpenter drops
-a pod that names hostnames. Where the operator may not label nodes, hostnames are what is left.
+The node affinity of a pod requires that the node does not have the label. Its size is constant, the
+scheduler evaluates it again whenever the node changes, and cluster autoscalers support it, whereas
+Karpenter ignores pods that name hostnames. Hostnames are used only where the operator is not
+allowed to label nodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +14,17 @@ from sandboxpool.api import names
 
 PREFIX = names.EXCLUSION_PREFIX
 AVOIDED = "Avoided"
-# A pod that names hostnames grows with them, in etcd and in every watch: no more than so many.
+# A pod that lists hostnames grows with them, in etcd and in every watch.
 MAX_HOSTNAMES = 500
-# Runtimes are installed after a node is Ready: so long after it joined, a node that still does not
-# serve the handler never will by itself.
+# Runtimes may be installed after a node is Ready. A node that does not serve the handler this long
+# after it joined is not expected to do so any more.
 INSTALL_GRACE_SECONDS = 300.0
 
 
 class ExclusionReason(StrEnum):
-    """Why a node is not to be used for a handler: the label's value, the first before the last.
+    """Why a node is excluded for a handler: the value of the label, the most severe first.
 
-    Those that only some pools mind never hide another.
+    A reason that excludes the node only for some pools never hides one that does so for all.
     """
 
     NOT_SERVING = "NotServing"
@@ -34,47 +35,47 @@ class ExclusionReason(StrEnum):
     NO_USER_NAMESPACES = "NoUserNamespaces"
 
 
-_OF_SOME = frozenset({ExclusionReason.NOT_ISOLATING, ExclusionReason.NO_USER_NAMESPACES})
-_RANK = {why: rank for rank, why in enumerate(ExclusionReason)}
+_FOR_SOME_POOLS = frozenset({ExclusionReason.NOT_ISOLATING, ExclusionReason.NO_USER_NAMESPACES})
+_SEVERITY = {reason: rank for rank, reason in enumerate(ExclusionReason)}
 
 
 def handler_key(handler: str) -> str:
-    """The label of nodes that are not to be used for a handler."""
+    """The label key of nodes that are excluded for a handler."""
     return PREFIX + handler
 
 
 def pool_key(pool_uid: str) -> str:
-    """The label of nodes that one pool keeps away from."""
+    """The label key of nodes that one pool avoids."""
     return f"{PREFIX}pool-{pool_uid}"
 
 
-def most_severe(why: ExclusionReason, other: ExclusionReason | None) -> ExclusionReason:
-    """What the label is to say of two."""
-    if {why, other} == _OF_SOME:
+def most_severe(reason: ExclusionReason, other: ExclusionReason | None) -> ExclusionReason:
+    """Return the label value for a node that has two reasons."""
+    if {reason, other} == _FOR_SOME_POOLS:
         return ExclusionReason.NEITHER
-    return min(why, other or why, key=_RANK.__getitem__)
+    return min(reason, other or reason, key=_SEVERITY.__getitem__)
 
 
 def _excluding_values(*, proof_wanted: bool, user_namespaces: bool) -> list[str]:
-    """The values that a pool minds."""
-    spared = {ExclusionReason.NEITHER, *_OF_SOME}
+    """The label values that exclude a node for a pool."""
+    tolerated = {ExclusionReason.NEITHER, *_FOR_SOME_POOLS}
     if proof_wanted:
-        spared -= {ExclusionReason.NEITHER, ExclusionReason.NOT_ISOLATING}
+        tolerated -= {ExclusionReason.NEITHER, ExclusionReason.NOT_ISOLATING}
     if user_namespaces:
-        spared -= {ExclusionReason.NEITHER, ExclusionReason.NO_USER_NAMESPACES}
-    return [why.value for why in ExclusionReason if why not in spared]
+        tolerated -= {ExclusionReason.NEITHER, ExclusionReason.NO_USER_NAMESPACES}
+    return [reason.value for reason in ExclusionReason if reason not in tolerated]
 
 
 def is_excluded(
     node: Mapping[str, str], handler: str, *, proof_wanted: bool, user_namespaces: bool
 ) -> bool:
-    """Whether these exclusion labels of a node keep a pool's pods away from it.
+    """Whether the exclusion labels of a node exclude it for a pool.
 
     Args:
         node: the node's labels under `PREFIX`.
         handler: the pods' handler.
-        proof_wanted: the pool wants proof of isolation.
-        user_namespaces: its pods want user namespaces of their own.
+        proof_wanted: the pool requires proof of isolation.
+        user_namespaces: the pods have user namespaces of their own.
     """
     value = node.get(handler_key(handler))
     return value is not None and value in _excluding_values(
@@ -85,14 +86,14 @@ def is_excluded(
 def by_label(
     handler: str, pool_uid: str, *, proof_wanted: bool, user_namespaces: bool
 ) -> list[dict[str, Any]]:
-    """What every pod of a pool requires of its node's labels."""
+    """Node selector requirements of every pod of a pool."""
     values = _excluding_values(proof_wanted=proof_wanted, user_namespaces=user_namespaces)
     of_handler = {"key": handler_key(handler), "operator": "NotIn", "values": values}
     return [of_handler, {"key": pool_key(pool_uid), "operator": "DoesNotExist"}]
 
 
 def hostname_requirements(hostnames: Sequence[str]) -> list[dict[str, Any]]:
-    """The same where nodes cannot be labelled."""
+    """The same requirements where nodes cannot be labelled."""
     if not hostnames:
         return []
     return [{"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": list(hostnames)}]
@@ -101,10 +102,10 @@ def hostname_requirements(hostnames: Sequence[str]) -> list[dict[str, Any]]:
 def require_node_affinity(
     affinity: Mapping[str, Any] | None, requirements: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Require something of a pod's node, on top of the affinity that the pod has.
+    """Add requirements to the node affinity of a pod.
 
-    Terms of a node affinity are alternatives, so it goes into each of them; one without
-    requirements, which matches nothing, must not begin to match.
+    The terms of a node affinity are alternatives, so each of them gets the requirements. A term
+    without requirements matches no node and stays as it is.
     """
     affinity = dict(affinity or {})
     node_affinity = dict(affinity.get("nodeAffinity") or {})

@@ -1,4 +1,4 @@
-"""What went wrong with each runtime lately, and where; bounded, however much goes wrong."""
+"""Recent failures of each runtime, by node; bounded in size."""
 
 import heapq
 from collections import OrderedDict, defaultdict
@@ -15,14 +15,14 @@ WINDOW_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class FailureSummary:
-    """One cause of trouble of one handler, over all nodes.
+    """The failures of one handler with one reason, over all nodes.
 
     Attributes:
         count: how many nodes are affected now.
         nodes: some of them, the first by name.
-        first_seen: epoch seconds since when it has stood.
-        last_seen: epoch seconds at which it showed last.
-        message: the newest text.
+        first_seen: epoch seconds of the first failure.
+        last_seen: epoch seconds of the last failure.
+        message: the newest message.
     """
 
     reason: Reason
@@ -35,41 +35,41 @@ class FailureSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class _Issue:
+class _Failure:
     first_seen: float
     last_seen: float
     message: str
 
 
 class FailureHistory:
-    """The latest trouble for each handler, node and reason."""
+    """The latest failure for each handler, node and reason."""
 
     def __init__(self) -> None:
-        self._issues: defaultdict[str, dict[str, dict[Reason, _Issue]]] = defaultdict(dict)
-        # Handler, node and reason of each, the one that was recorded longest ago first.
+        self._failures: defaultdict[str, dict[str, dict[Reason, _Failure]]] = defaultdict(dict)
+        # Handler, node and reason of each failure, the least recently recorded first.
         self._order: OrderedDict[tuple[str, str, Reason], None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._order)
 
     def record(self, handler: str, node: str, reason: Reason, message: str, at: float) -> None:
-        """Take note of a failure.
+        """Record a failure.
 
         Args:
-            handler: the runtime that the sandbox was to have.
+            handler: the handler of the sandbox.
             node: where it happened.
-            reason: what it was diagnosed as.
-            message: the raw text; it is cut to a bound.
-            at: epoch seconds. Failures may be told out of order.
+            reason: the diagnosis.
+            message: the raw text; it is truncated.
+            at: epoch seconds. Failures may be recorded out of order.
         """
-        here = self._issues[handler].setdefault(node, {})
-        known = here.get(reason)
+        failures = self._failures[handler].setdefault(node, {})
+        known = failures.get(reason)
         if known is None or at - known.last_seen > WINDOW_SECONDS:
-            here[reason] = _Issue(at, at, truncate(message))
+            failures[reason] = _Failure(at, at, truncate(message))
         elif at < known.last_seen:
-            here[reason] = replace(known, first_seen=min(at, known.first_seen))
+            failures[reason] = replace(known, first_seen=min(at, known.first_seen))
         else:
-            here[reason] = _Issue(known.first_seen, at, truncate(message))
+            failures[reason] = _Failure(known.first_seen, at, truncate(message))
         key = handler, node, reason
         self._order[key] = None
         self._order.move_to_end(key)
@@ -77,54 +77,54 @@ class FailureHistory:
             self._remove(*next(iter(self._order)))
 
     def clear(self, handler: str, node: str, only: Reason | None = None) -> None:
-        """A sandbox of this handler works on the node again, or one cause of trouble is no more."""
-        for reason in list(self._issues.get(handler, {}).get(node, ())):
+        """Remove the failures of a handler on a node that works again, or those of one reason."""
+        for reason in list(self._failures.get(handler, {}).get(node, ())):
             if only in (None, reason):
                 self._remove(handler, node, reason)
 
     def forget_node(self, node: str) -> None:
-        """The node is gone."""
-        for handler in list(self._issues):
+        """Remove the failures on a deleted node."""
+        for handler in list(self._failures):
             self.clear(handler, node)
 
-    def rows(
+    def summaries(
         self, handler: str, now: float, include_node: Callable[[str], bool] = lambda node: True
     ) -> tuple[FailureSummary, ...]:
-        """What has shown within the window and was not cleared, by cause, the worst first.
+        """Summarize the failures of the last hour by reason, the most widespread first.
 
         Args:
             handler: the runtime.
             now: epoch seconds.
-            include_node: whether a node, by name, is of interest.
+            include_node: whether to count a node, by its name.
         """
-        groups: defaultdict[Reason, dict[str, _Issue]] = defaultdict(dict)
-        for node, issues in list(self._issues.get(handler, {}).items()):
-            for reason, issue in list(issues.items()):
-                if now - issue.last_seen > WINDOW_SECONDS:
+        groups: defaultdict[Reason, dict[str, _Failure]] = defaultdict(dict)
+        for node, failures in list(self._failures.get(handler, {}).items()):
+            for reason, failure in list(failures.items()):
+                if now - failure.last_seen > WINDOW_SECONDS:
                     self._remove(handler, node, reason)
                 elif include_node(node):
-                    groups[reason][node] = issue
-        rows = [_row(handler, reason, by_node) for reason, by_node in groups.items()]
-        return tuple(sorted(rows, key=lambda row: (-row.count, row.reason)))
+                    groups[reason][node] = failure
+        found = [_summary(handler, reason, by_node) for reason, by_node in groups.items()]
+        return tuple(sorted(found, key=lambda summary: (-summary.count, summary.reason)))
 
     def _remove(self, handler: str, node: str, reason: Reason) -> None:
-        nodes = self._issues[handler]
+        nodes = self._failures[handler]
         del nodes[node][reason]
         if not nodes[node]:
             del nodes[node]
         if not nodes:
-            del self._issues[handler]
+            del self._failures[handler]
         del self._order[handler, node, reason]
 
 
-def _row(handler: str, reason: Reason, by_node: dict[str, _Issue]) -> FailureSummary:
+def _summary(handler: str, reason: Reason, by_node: dict[str, _Failure]) -> FailureSummary:
     _, newest = max(by_node.items(), key=lambda item: (item[1].last_seen, item[0]))
     return FailureSummary(
         reason=reason,
         handler=handler,
         count=len(by_node),
         nodes=tuple(heapq.nsmallest(MAX_EXAMPLES, by_node)),
-        first_seen=min(issue.first_seen for issue in by_node.values()),
+        first_seen=min(failure.first_seen for failure in by_node.values()),
         last_seen=newest.last_seen,
         message=newest.message,
     )

@@ -1,15 +1,16 @@
-"""Who spoke and what was lacking, in a text that no row of ``patterns`` knows.
+"""Infers the failed component and the kind of fault from a message that ``patterns`` does not know.
 
-Errors are passed on from the inside to the outside: a VMM's words come in those of its shim, these
-in those of containerd, these in those of the kubelet. The innermost component that can be told is
-taken for the one that spoke, and what it lacked is told by words that kernels and libraries use
-everywhere. That is less than a row knows, so it never proves a node broken: a probe is to tell.
+Errors are wrapped from the inside to the outside: the VMM's error by its shim, that by containerd,
+that by the kubelet. The innermost component that can be recognized is taken as the one that
+failed, and the kind of fault is recognized by phrases of kernels and common libraries. That is less
+certain than a known message, so it never proves a node broken: a probe decides.
 
-What lies outside the runtime comes first: the kubelet itself, network plugins, registries, and the
-node's disk, memory and limits are never held against the runtime, whoever passed the words on.
+Faults outside the runtime come first: those of the kubelet, network plugins and registries, and
+those of the node's disk, memory and limits never blame the runtime, whichever component reports
+them.
 
-As in ``patterns``, only the beginning of a text is read, and no pattern has a quantifier without a
-bound, so that the time is linear.
+As in ``patterns``, only the beginning of a text is searched, and every quantifier is bounded, so
+that matching takes linear time.
 """
 
 import re
@@ -22,7 +23,7 @@ from sandboxpool.runtimes.patterns import MAX_SEARCHED, Cause, match, searched
 
 
 class Component(StrEnum):
-    """What takes part in making a sandbox, from the outside to the inside."""
+    """The components that create a sandbox, from the outside to the inside."""
 
     KUBELET = "kubelet"
     NETWORK_PLUGIN = "network plugin"
@@ -36,7 +37,7 @@ class Component(StrEnum):
 
 
 class FaultCategory(StrEnum):
-    """What a component did not have, get or find."""
+    """What a component lacked, or what failed in it."""
 
     HANDLER = "handler"
     BINARY = "binary"
@@ -60,14 +61,14 @@ class FaultCategory(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """What a text says by its structure.
+    """What was inferred from a message.
 
     Attributes:
-        component: who spoke.
-        name: the program's own name where the text has it, such as "qemu"; else empty.
-        lacks: what was lacking; None if the words do not say.
-        transient: by its own words the trouble is over soon, and the kubelet tries again.
-        cause: what that means for the node and what to do.
+        component: the component that failed.
+        name: the name of the program, such as "qemu"; empty if the message does not have it.
+        category: the kind of fault; None if it is not recognized.
+        transient: by the message the fault is transient, and the kubelet retries.
+        cause: the resulting cause.
     """
 
     component: Component
@@ -77,48 +78,49 @@ class Inference:
     cause: Cause
 
 
-# Pools and probes ask about the same events again at every look.
+# Pools and probes look up the same events at every reconciliation.
 @lru_cache(maxsize=512)
 def cause_of(event: str) -> Cause | None:
-    """Say what an event means: by the table of exact texts first, else by its structure.
+    """Return the cause of an event, by a known message first, else by inference.
 
     Args:
-        event: the message of a FailedCreatePodSandBox.
+        event: the message of a FailedCreatePodSandBox event.
     """
     row = match(event)
-    reading = read(event)
+    inference = infer(event)
     if row is not None:
-        doubtful = row.cause.blames_runtime and not row.cause.proves_broken
-        if doubtful and reading is not None and reading.category in _OF_THE_NODE:
-            return reading.cause
+        uncertain = row.cause.blames_runtime and not row.cause.proves_broken
+        if uncertain and inference is not None and inference.category in _NODE_RESOURCES:
+            return inference.cause
         return row.cause
     if _CALL not in event[:MAX_SEARCHED]:
-        # The kubelet did not come as far as to ask the container runtime.
-        return _cause(Component.KUBELET, "", _lack(searched(event), Component.KUBELET), False)
-    return reading.cause if reading is not None else None
+        # The kubelet failed before it called the container runtime.
+        return _cause(Component.KUBELET, "", _category(searched(event), Component.KUBELET), False)
+    return inference.cause if inference is not None else None
 
 
-def read(text: str) -> Inference | None:
-    """Say who spoke and what was lacking; None if that cannot be told.
+def infer(text: str) -> Inference | None:
+    """Infer the component and the kind of fault; None if neither is recognized.
 
     Args:
-        text: what was said, whole or a part of it as it stands in a log.
+        text: a message, or a part of it as in a log.
     """
     said = _TRACE.split(searched(text), maxsplit=1)[0]
-    component, sure = _reporting_component(said)
-    lacks = _lack(said, component)
-    if lacks is None and not sure:
+    component, certain = _reporting_component(said)
+    category = _category(said, component)
+    if category is None and not certain:
         return None
     if component is None:
         component = Component.CONTAINER_RUNTIME
-    transient = lacks in _CAN_PASS and bool(_PASSES.search(said))
+    transient = category in _MAY_BE_TRANSIENT and bool(_TRANSIENT.search(said))
     name = _name(said, component)
-    return Inference(component, name, lacks, transient, _cause(component, name, lacks, transient))
+    cause = _cause(component, name, category, transient)
+    return Inference(component, name, category, transient, cause)
 
 
-# So the kubelet passes on what came back from its call.
+# The kubelet's prefix of an error that its call to the container runtime returned.
 _CALL = "rpc error: "
-# What follows are the innards of the program that failed, or the help that it printed.
+# A stack trace or usage text of the failed program follows.
 _TRACE = re.compile(r"Stack backtrace:|\bgoroutine \d|\bUsage:")
 
 
@@ -128,13 +130,13 @@ def _pattern(*words: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class ComponentPatterns:
-    """By which words a component is told.
+    """The phrases by which a component is recognized.
 
     Attributes:
-        component: whose words they are.
-        own: only it says these.
-        wrapping: others' words are passed on in these as well, so that they are worth something
-            only where it can be told what was lacking.
+        component: the component.
+        own: phrases of its own errors.
+        wrapping: phrases with which it also wraps others' errors. They count only where the kind of
+            fault is recognized too.
     """
 
     component: Component
@@ -142,7 +144,7 @@ class ComponentPatterns:
     wrapping: re.Pattern[str] | None = None
 
 
-# Whoever else is named: the first of these that is found spoke.
+# The first match counts, whichever other components are named.
 EXTERNAL_COMPONENTS: tuple[ComponentPatterns, ...] = (
     ComponentPatterns(
         Component.KUBELET,
@@ -153,7 +155,7 @@ EXTERNAL_COMPONENTS: tuple[ComponentPatterns, ...] = (
             r"failed to generate sandbox config",
             r"resolvconfpath|rewrite resolv\.conf",
             r"mkdir /var/lib/kubelet/",
-            # It begins with the node's own answer: there was no call to the runtime.
+            # The message begins with the node's own error: there was no call to the runtime.
             r"(?:^|create pod sandbox: )(?:open|mkdir|stat|lstat|read|write|remove|symlink) /",
         ),
     ),
@@ -182,7 +184,7 @@ EXTERNAL_COMPONENTS: tuple[ComponentPatterns, ...] = (
     ),
 )
 
-# The one whose words begin last is the innermost.
+# The component whose phrase begins last is the innermost.
 RUNTIME_COMPONENTS: tuple[ComponentPatterns, ...] = (
     ComponentPatterns(
         Component.CONTAINER_RUNTIME,
@@ -287,7 +289,7 @@ RUNTIME_COMPONENTS: tuple[ComponentPatterns, ...] = (
     ),
 )
 
-# The first that is found counts: what a node runs out of, before what that led to.
+# The first match counts: an exhausted resource comes before its consequences.
 FAULT_PATTERNS: tuple[tuple[FaultCategory, re.Pattern[str]], ...] = (
     (
         FaultCategory.DISK,
@@ -318,7 +320,7 @@ FAULT_PATTERNS: tuple[tuple[FaultCategory, re.Pattern[str]], ...] = (
             r"\bENOMEM\b|os error 12\b",
             r"out of memory|\boom[- ]?kill",
             r"(?:not enough|insufficient) (?:free )?memory",
-            # The kernel's room for the programs that filters are compiled to.
+            # The kernel's limit of memory for compiled filters.
             r"seccomp filter: errno 524",
         ),
     ),
@@ -370,7 +372,7 @@ FAULT_PATTERNS: tuple[tuple[FaultCategory, re.Pattern[str]], ...] = (
             r"cannot find usable config|parse config|decode config",
             r"running hook",
             r"exec format error",
-            # A shim that answers in a newer form than containerd reads.
+            # A shim whose protocol is newer than containerd's.
             r'dial unix .{0,3}\{"version"',
         ),
     ),
@@ -429,28 +431,28 @@ FAULT_PATTERNS: tuple[tuple[FaultCategory, re.Pattern[str]], ...] = (
         FaultCategory.ROOT_FILESYSTEM,
         _pattern(r"block device", r"\brootfs\b", r"read-only file ?system", r"input/output error"),
     ),
-    # It ended, and nothing says why.
+    # The process ended for an unknown reason.
     (FaultCategory.PROCESS, _pattern(r"did not terminate suc", r"container init caused")),
 )
 
-_PASSES = _pattern(
+_TRANSIENT = _pattern(
     r"context cancell?ed", r"\(probably exited\)", r"cgroup.{0,200}\b(?:alreadyexists|file exists)"
 )
 
-_CAN_PASS = frozenset({FaultCategory.TIME, FaultCategory.PROCESS, FaultCategory.CGROUP})
+_MAY_BE_TRANSIENT = frozenset({FaultCategory.TIME, FaultCategory.PROCESS, FaultCategory.CGROUP})
 
-# The node's and nobody else's.
-_OF_THE_NODE = frozenset(
+# Resources of the node: the runtime is not at fault.
+_NODE_RESOURCES = frozenset(
     {FaultCategory.DISK, FaultCategory.MEMORY, FaultCategory.FILE_HANDLES, FaultCategory.PROCESSES}
 )
-# All that these two can lack for reasons of their own.
-_OF_KUBELET = _OF_THE_NODE | {
+# The only faults that the kubelet and the snapshotter have of their own.
+_OF_KUBELET = _NODE_RESOURCES | {
     FaultCategory.CGROUP,
     FaultCategory.CONNECTION,
     FaultCategory.PERMISSION,
     FaultCategory.TIME,
 }
-_OF_SNAPSHOTTER = _OF_THE_NODE | {
+_OF_SNAPSHOTTER = _NODE_RESOURCES | {
     FaultCategory.CONNECTION,
     FaultCategory.PERMISSION,
     FaultCategory.TIME,
@@ -469,33 +471,33 @@ _NAMES: dict[Component, re.Pattern[str]] = {
 
 
 def _reporting_component(said: str) -> tuple[Component | None, bool]:
-    """Tell who spoke, and whether the words were its own."""
-    for words in EXTERNAL_COMPONENTS:
-        if words.own.search(said):
-            return words.component, True
-    inmost, own = None, False
+    """Find the innermost component, and whether the phrase is one of its own errors."""
+    for patterns in EXTERNAL_COMPONENTS:
+        if patterns.own.search(said):
+            return patterns.component, True
+    innermost, own = None, False
     begins = -1
-    for words in RUNTIME_COMPONENTS:
-        for pattern in (words.own, words.wrapping):
+    for patterns in RUNTIME_COMPONENTS:
+        for pattern in (patterns.own, patterns.wrapping):
             if pattern is None:
                 continue
             last = max((found.start() for found in pattern.finditer(said)), default=-1)
             if last > begins:
-                inmost, own, begins = words.component, pattern is words.own, last
-    return inmost, own
+                innermost, own, begins = patterns.component, pattern is patterns.own, last
+    return innermost, own
 
 
-def _lack(said: str, component: Component | None) -> FaultCategory | None:
+def _category(said: str, component: Component | None) -> FaultCategory | None:
     possible: frozenset[FaultCategory] | None = None
-    otherwise: FaultCategory | None = None
+    default: FaultCategory | None = None
     if component is Component.SNAPSHOTTER:
-        possible, otherwise = _OF_SNAPSHOTTER, FaultCategory.ROOT_FILESYSTEM
+        possible, default = _OF_SNAPSHOTTER, FaultCategory.ROOT_FILESYSTEM
     elif component is Component.KUBELET:
-        possible, otherwise = _OF_KUBELET, FaultCategory.CONFIGURATION
-    for lack, words in FAULT_PATTERNS:
-        if (possible is None or lack in possible) and words.search(said):
-            return lack
-    return otherwise
+        possible, default = _OF_KUBELET, FaultCategory.CONFIGURATION
+    for category, pattern in FAULT_PATTERNS:
+        if (possible is None or category in possible) and pattern.search(said):
+            return category
+    return default
 
 
 def _name(said: str, component: Component) -> str:
@@ -504,19 +506,20 @@ def _name(said: str, component: Component) -> str:
     return found[0].lower() if found else ""
 
 
-# What to say of a lack, and what to do about it.
-_SAYINGS: dict[FaultCategory | None, tuple[str, str]] = {
+# What happened to the component, and what to do.
+_MESSAGES: dict[FaultCategory | None, tuple[str, str]] = {
     FaultCategory.HANDLER: (
         "does not know the handler",
-        "configure it in the node's container runtime and restart that",
+        "configure it in the node's container runtime and restart it",
     ),
     FaultCategory.BINARY: (
         "lacks a binary",
-        "install the one that it names on the node, where the handler's configuration says",
+        "install the binary named in the message on the node, at the path in the handler's "
+        "configuration",
     ),
     FaultCategory.GUEST_IMAGE: (
         "lacks the guest's kernel or image",
-        "install it on the node, where the handler's configuration says",
+        "install it on the node, at the path in the handler's configuration",
     ),
     FaultCategory.KVM: (
         "cannot use KVM",
@@ -527,11 +530,11 @@ _SAYINGS: dict[FaultCategory | None, tuple[str, str]] = {
         "load the kernel module vhost_vsock on the node (modprobe)",
     ),
     FaultCategory.CGROUP: (
-        "and the node's cgroups do not fit",
+        "does not work with the node's cgroups",
         "set the kubelet, the container runtime and the handler to one cgroup driver and version",
     ),
     FaultCategory.DISK: (
-        "found no room on the node",
+        "ran out of disk space on the node",
         "free disk space and inodes, also on /run and in the snapshotter's pool; else raise the "
         "kernel's limits",
     ),
@@ -549,31 +552,31 @@ _SAYINGS: dict[FaultCategory | None, tuple[str, str]] = {
     ),
     FaultCategory.TIME: (
         "got no answer in time",
-        "see whether the node is overloaded, and read the container runtime's log on it",
+        "check whether the node is overloaded, and read the container runtime's log on it",
     ),
     FaultCategory.CONNECTION: (
         "could not connect",
-        "start what should answer at the address that it names on the node",
+        "start the service that should listen at the address named in the message on the node",
     ),
     FaultCategory.CONFIGURATION: (
-        "and its configuration do not fit",
-        "use versions that belong together, and correct the handler's configuration",
+        "is misconfigured, or its version is incompatible",
+        "use compatible versions, and correct the handler's configuration",
     ),
     FaultCategory.ANNOTATION: (
         "does not allow an annotation of the pod",
         "remove it from the template, or enable it in the handler's configuration",
     ),
     FaultCategory.PERMISSION: (
-        "was not permitted",
+        "was denied permission",
         "look for denials of SELinux, AppArmor or seccomp in the node's audit log",
     ),
     FaultCategory.KERNEL_FEATURE: (
-        "needs what the kernel does not have",
+        "needs a feature that the kernel does not have",
         "use a kernel, on the node or in the guest, that the runtime supports",
     ),
     FaultCategory.ROOT_FILESYSTEM: (
         "could not provide the root filesystem",
-        "see to the snapshotter and its storage on the node; removing the node's sandbox (pause) "
+        "check the snapshotter and its storage on the node; removing the node's sandbox (pause) "
         "image may help",
     ),
     FaultCategory.PROCESS: (
@@ -583,14 +586,14 @@ _SAYINGS: dict[FaultCategory | None, tuple[str, str]] = {
     ),
     None: ("failed", "read the container runtime's log on the node"),
 }
-_KUBELET_CURE = (
-    "see to the node's kubelet, its log and its configuration; the runtime is not at fault"
+_KUBELET_CURE = "check the node's kubelet, its log and configuration; the runtime is not at fault"
+_NETWORK_CURE = "check the node's network plugin (CNI); the runtime is not at fault"
+_REGISTRY_CURE = (
+    "load the sandbox (pause) image on the node, or give the node access to the registry"
 )
-_NETWORK_CURE = "see to the node's network plugin (CNI), the runtime is not at fault"
-_REGISTRY_CURE = "give the node its sandbox (pause) image, or a way to the registry"
-_PASSES_CURE = "nothing: by its words that passes, and the kubelet tries again"
+_TRANSIENT_CURE = "no action is needed: the fault is transient, and the kubelet retries"
 
-# What it is called, by what was lacking, where it is the same for all components.
+# The reason of a fault, where it is the same for all components.
 _REASONS: dict[FaultCategory, Reason] = {
     FaultCategory.HANDLER: Reason.HANDLER_NOT_CONFIGURED,
     FaultCategory.GUEST_IMAGE: Reason.GUEST_IMAGE_MISSING,
@@ -606,7 +609,7 @@ _REASONS: dict[FaultCategory, Reason] = {
     FaultCategory.TIME: Reason.SANDBOX_START_TIMEOUT,
     FaultCategory.ROOT_FILESYSTEM: Reason.SNAPSHOTTER_FAILED,
 }
-# Where it depends on who spoke.
+# The reason, where it depends on the component.
 _REASONS_OF: dict[tuple[Component, FaultCategory], Reason] = {
     (Component.SHIM, FaultCategory.BINARY): Reason.SHIM_MISSING,
     (Component.OCI_RUNTIME, FaultCategory.BINARY): Reason.OCI_RUNTIME_MISSING,
@@ -619,17 +622,17 @@ _REASONS_OF: dict[tuple[Component, FaultCategory], Reason] = {
     (Component.GUEST_AGENT, FaultCategory.CONNECTION): Reason.VM_START_TIMEOUT,
     (Component.SNAPSHOTTER, FaultCategory.CONNECTION): Reason.SNAPSHOTTER_MISSING,
 }
-# What the rest of a component's failures is called.
-_OTHERWISE: dict[Component, Reason] = {
+# The reason of all other faults of a component.
+_DEFAULT_REASONS: dict[Component, Reason] = {
     Component.SNAPSHOTTER: Reason.SNAPSHOTTER_FAILED,
     Component.VMM: Reason.VMM_START_FAILED,
 }
-# Every reason that a reading can have.
+# Every reason of an Inference.
 REASONS: frozenset[Reason] = frozenset(
     {
         *_REASONS.values(),
         *_REASONS_OF.values(),
-        *_OTHERWISE.values(),
+        *_DEFAULT_REASONS.values(),
         Reason.SANDBOX_CREATE_FAILED,
         Reason.NODE_RESOURCE_EXHAUSTED,
         Reason.KUBELET_FAILED,
@@ -639,34 +642,36 @@ REASONS: frozenset[Reason] = frozenset(
 )
 
 
-def _cause(component: Component, name: str, lacks: FaultCategory | None, transient: bool) -> Cause:
-    saying, cure = _SAYINGS[lacks]
-    who = f"{name} (the {component})" if name else f"the {component}"
-    said = f"{who} {saying}: "
+def _cause(
+    component: Component, name: str, category: FaultCategory | None, transient: bool
+) -> Cause:
+    fault, cure = _MESSAGES[category]
+    subject = f"{name} (the {component})" if name else f"the {component}"
+    cure = f"{subject} {fault}: {cure}"
     if component is Component.NETWORK_PLUGIN:
-        return Cause(Reason.POD_NETWORK_FAILED, f"{who} failed: {_NETWORK_CURE}")
-    if lacks in _OF_THE_NODE:
-        return Cause(Reason.NODE_RESOURCE_EXHAUSTED, said + cure)
+        return Cause(Reason.POD_NETWORK_FAILED, f"{subject} failed: {_NETWORK_CURE}")
+    if category in _NODE_RESOURCES:
+        return Cause(Reason.NODE_RESOURCE_EXHAUSTED, cure)
     if component is Component.REGISTRY:
-        return Cause(Reason.IMAGE_PULL_FAILED, f"{who} failed: {_REGISTRY_CURE}", self_healing=True)
+        cure = f"{subject} failed: {_REGISTRY_CURE}"
+        return Cause(Reason.IMAGE_PULL_FAILED, cure, self_healing=True)
     if component is Component.KUBELET:
-        return Cause(Reason.KUBELET_FAILED, f"{who} failed: {_KUBELET_CURE}")
+        return Cause(Reason.KUBELET_FAILED, f"{subject} failed: {_KUBELET_CURE}")
     if transient:
-        # Only the words of a call that was given up say that nobody is at fault.
-        blames = lacks is FaultCategory.CGROUP
-        cure = f"{who} failed: {_PASSES_CURE}"
+        # Only a canceled call is certainly nobody's fault.
+        blames = category is FaultCategory.CGROUP
+        cure = f"{subject} failed: {_TRANSIENT_CURE}"
         return Cause(Reason.SANDBOX_CREATE_FAILED, cure, blames_runtime=blames, self_healing=True)
-    return Cause(
-        _reason(component, lacks), said + cure, blames_runtime=lacks is not FaultCategory.ANNOTATION
-    )
+    blames = category is not FaultCategory.ANNOTATION
+    return Cause(_reason(component, category), cure, blames_runtime=blames)
 
 
-def _reason(component: Component, lacks: FaultCategory | None) -> Reason:
-    general = _OTHERWISE.get(component, Reason.SANDBOX_CREATE_FAILED)
-    if lacks is None:
-        return general
-    of_both = _REASONS_OF.get((component, lacks))
-    if of_both is not None:
-        return of_both
-    # The image's layers have no handler and no configuration.
-    return general if component is Component.SNAPSHOTTER else _REASONS.get(lacks, general)
+def _reason(component: Component, category: FaultCategory | None) -> Reason:
+    default = _DEFAULT_REASONS.get(component, Reason.SANDBOX_CREATE_FAILED)
+    if category is None:
+        return default
+    specific = _REASONS_OF.get((component, category))
+    if specific is not None:
+        return specific
+    # A snapshotter has neither a handler nor a configuration.
+    return default if component is Component.SNAPSHOTTER else _REASONS.get(category, default)

@@ -1,4 +1,4 @@
-"""What a sandbox stands on: its node, and whether its runtime works and isolates there."""
+"""The host of a sandbox: its node, and whether the runtime works and isolates there."""
 
 from dataclasses import dataclass, replace
 
@@ -9,15 +9,15 @@ from sandboxpool.runtimes.verdict import HandlerState, listed_handler_state
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """The ground of one pod.
+    """The state of the node and the handler of one pod.
 
     Attributes:
-        node: the facts of its node; None if it has none, or if the node is gone.
-        handler: what its class stood for when it was made.
-        quarantined: the quarantine of the node and the handler is open.
-        isolation: what is known, where its pool wants proof; None while nothing is.
-        proof_wanted: its pool wants proof.
-        evidence: what is known of its isolation, in words.
+        node: the facts of the pod's node; None if it has no node, or if the node is gone.
+        handler: the handler of the pod's class when the pod was created.
+        quarantined: the node is quarantined for the handler.
+        isolation: the evidence, where the pool requires proof; None while there is none.
+        proof_wanted: the pool requires proof of isolation.
+        isolation_message: the evidence in words.
     """
 
     node: NodeFacts | None
@@ -29,7 +29,7 @@ class HostState:
 
     @property
     def handler_served(self) -> bool:
-        """The node lists the handler, or cannot say."""
+        """The node lists the handler, or lists no handlers at all."""
         return (
             self.node is not None
             and listed_handler_state(self.node, self.handler) is not HandlerState.NOT_SERVING
@@ -37,16 +37,16 @@ class HostState:
 
     @property
     def isolation_failed(self) -> bool:
-        """The sandbox was to be isolated from its node, and is not."""
+        """The pool requires isolation, and the sandbox is not isolated from its node."""
         return self.proof_wanted and self.isolation is Isolation.NOT_PROVEN
 
     @property
     def isolation_proven(self) -> bool:
-        """It has all the proof that its pool wants."""
+        """The sandbox has the proof that its pool requires."""
         return not self.proof_wanted or self.isolation is Isolation.PROVEN
 
     def ignoring_cordon(self) -> "HostState":
-        """As if its node were neither cordoned nor to be maintained; one about to go stays out."""
+        """The same without a cordon or planned maintenance; a node being removed stays as it is."""
         node = self.node
         if node is None or node.schedulable or node.being_removed:
             return self
@@ -54,7 +54,7 @@ class HostState:
 
     @property
     def allocatable(self) -> bool:
-        """A ready sandbox on it may be handed out, once it is proven."""
+        """A ready sandbox on this host may be allocated, once its isolation is proven."""
         return (
             self.node is not None
             and self.node.usable

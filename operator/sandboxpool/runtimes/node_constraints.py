@@ -1,7 +1,7 @@
-"""Which nodes a pool's pods could land on, judged as the scheduler judges it.
+"""Which nodes a pool's pods could be scheduled to, by the rules of the scheduler.
 
-Only what decides about a node for ever is looked at: selectors, required node affinity and
-taints. Resources, ports and topology come and go; they are the scheduler's business.
+Only constraints that do not depend on the other pods are evaluated: selectors, required node
+affinity and taints. Resources, ports and topology are left to the scheduler.
 """
 
 import re
@@ -18,16 +18,16 @@ from sandboxpool.runtimes.nodes import CORDON_TAINT, TRANSIENT_TAINT_PREFIX, Nod
 from sandboxpool.runtimes.resolve import Runtime
 
 _CORDON = Taint(key=CORDON_TAINT, effect="NoSchedule")
-# The plugin DefaultTolerationSeconds has every pod tolerate these for a while, once it runs.
+# The admission plugin DefaultTolerationSeconds adds NoExecute tolerations of these to every pod.
 _DEFAULT_TOLERATED = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
-# What Go's strconv.ParseInt takes.
+# The syntax of Go's strconv.ParseInt.
 _NUMBER = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
 _INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One requirement of a node selector term; ``by_name`` says that it is a matchFields one."""
+    """One requirement of a node selector term; ``by_name`` marks one of matchFields."""
 
     key: str
     operator: str
@@ -37,26 +37,26 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class NodeConstraints:
-    """Everything in a template and its class that limits the nodes; hashable, to cache by."""
+    """The constraints of a template and its class on nodes; hashable, as a cache key."""
 
     selector: frozenset[tuple[str, str]] = frozenset()
-    # Terms are alternatives, the requirements of a term must all hold; None: no affinity.
+    # Terms are alternatives, and all requirements of a term must hold; None: no affinity.
     terms: tuple[tuple[Requirement, ...], ...] | None = None
     tolerations: tuple[Toleration, ...] = field(default=())
-    # The handler has to support user namespaces on the node (hostUsers: false).
+    # The handler must support user namespaces on the node (hostUsers: false).
     user_namespaces: bool = False
 
 
 class NodeConstraintsError(Exception):
-    """A template's constraints are not of the API's form."""
+    """The node constraints of a template are malformed."""
 
 
 def node_constraints_of(pod_spec: Mapping[str, Any], runtime: Runtime) -> NodeConstraints:
-    """Merge a template's constraints with those of the class, as admission most likely will.
+    """Merge the constraints of a template with those of the class, as admission usually does.
 
     Raises:
-        NodeConstraintsError: the template's constraints are not of the API's form; the API server's
-            dry run says so better, so callers treat it as a rejected template.
+        NodeConstraintsError: the template's constraints are malformed. The API server's dry run has
+            a better message, so callers treat the template as rejected.
     """
     try:
         return _merged(pod_spec, runtime)
@@ -65,45 +65,45 @@ def node_constraints_of(pod_spec: Mapping[str, Any], runtime: Runtime) -> NodeCo
 
 
 def admitted_node_constraints(answer: bytes) -> NodeConstraints:
-    """What limits the nodes of a pod as admission has left it.
+    """The node constraints of a pod after admission.
 
-    A namespace's node selector, webhooks and the class's own scheduling are in it by then. What
-    keeps its pods off nodes is left out: that a node is kept out must not make it a stranger.
+    They include those of the namespace's node selector, of webhooks and of the class. The
+    operator's own exclusions are left out, so that excluded nodes still count as the pool's nodes.
 
     Args:
-        answer: the pod that came back.
+        answer: the pod as the API server's dry run returned it.
 
     Raises:
-        msgspec.DecodeError: the answer is no pod. Also the other errors of unreadable bytes.
+        msgspec.DecodeError: the answer is not a pod. Also the other errors of unreadable bytes.
     """
     spec = msgspec.json.decode(answer, type=_Admitted).spec
     affinity = spec.affinity.nodeAffinity if spec.affinity is not None else None
     required = affinity.requiredDuringSchedulingIgnoredDuringExecution if affinity else None
     terms = None if required is None else tuple(map(_requirements, required.nodeSelectorTerms))
-    if any(term and not _not_ours(term) for term in terms or ()):
-        # A term of ours alone stands for every node.
+    if any(term and not _without_exclusions(term) for term in terms or ()):
+        # A term with nothing but exclusions admits every node.
         terms = None
     return NodeConstraints(
         selector=frozenset(spec.nodeSelector.items()),
-        terms=None if terms is None else tuple(map(_not_ours, terms)),
-        tolerations=_needed(spec.tolerations),
+        terms=None if terms is None else tuple(map(_without_exclusions, terms)),
+        tolerations=_relevant(spec.tolerations),
         user_namespaces=spec.hostUsers is False,
     )
 
 
-def _not_ours(term: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
+def _without_exclusions(term: tuple[Requirement, ...]) -> tuple[Requirement, ...]:
     return tuple(r for r in term if not r.key.startswith(EXCLUSION_PREFIX))
 
 
-def _needed(tolerations: Sequence[Toleration]) -> tuple[Toleration, ...]:
-    """Tolerations in one order, each once, without those that every pod is given.
+def _relevant(tolerations: Sequence[Toleration]) -> tuple[Toleration, ...]:
+    """Sort and deduplicate tolerations, without the default ones where these have no effect.
 
-    A node that is not Ready has a taint that forbids new pods beside the one that ends old ones, so
-    whoever does not tolerate the former need not tolerate the latter.
+    A node that is not Ready has a NoSchedule taint besides the NoExecute one. The default
+    tolerations of the latter have no effect for a pod that does not tolerate the former.
     """
     rest = [t for t in tolerations if not _is_default(t)]
-    forbidding = [Taint(key, "NoSchedule") for key in _DEFAULT_TOLERATED]
-    if any(_tolerates_any(rest, taint) for taint in forbidding):
+    no_schedule = [Taint(key, "NoSchedule") for key in _DEFAULT_TOLERATED]
+    if any(_tolerates_any(rest, taint) for taint in no_schedule):
         rest = list(tolerations)
     return tuple(sorted(set(rest), key=lambda t: (t.key, t.operator, t.value, t.effect)))
 
@@ -124,33 +124,33 @@ def _merged(pod_spec: Mapping[str, Any], runtime: Runtime) -> NodeConstraints:
     return NodeConstraints(
         selector=frozenset(selector.items()),
         terms=terms,
-        tolerations=_needed([*tolerations, *runtime.tolerations]),
+        tolerations=_relevant([*tolerations, *runtime.tolerations]),
         user_namespaces=wants_user_namespace(pod_spec),
     )
 
 
 def wants_user_namespace(pod_spec: Mapping[str, Any]) -> bool:
-    """Whether a pod is to have a user namespace of its own, which its handler must support."""
+    """Whether the pod has a user namespace of its own, which its handler must support."""
     return pod_spec.get("hostUsers") is False
 
 
-def is_feasible(placement: NodeConstraints, node: NodeFacts, *, now: bool) -> bool:
-    """Whether the scheduler may put such a pod on the node.
+def is_feasible(constraints: NodeConstraints, node: NodeFacts, *, now: bool) -> bool:
+    """Whether the scheduler may place such a pod on the node.
+
+    The Ready condition is not evaluated, as in the scheduler: only its taints repel pods.
 
     Args:
-        placement: the constraints.
+        constraints: the constraints.
         node: the node.
-        now: as the node is at this moment (cordoned, with taints that come and go); False asks
-            whether it may once it is well. Whether it is Ready the scheduler does not ask: only
-            taints keep a pod away, and what tolerates them goes to a node that is not.
+        now: evaluate the node as it is now; False ignores a cordon and transient taints.
     """
-    if not placement.selector <= node.labels:
+    if not constraints.selector <= node.labels:
         return False
-    if placement.terms is not None:
+    if constraints.terms is not None:
         labels = dict(node.labels)
         if not any(
             term and all(_holds(requirement, node, labels) for requirement in term)
-            for term in placement.terms
+            for term in constraints.terms
         ):
             return False
     taints = [
@@ -159,52 +159,52 @@ def is_feasible(placement: NodeConstraints, node: NodeFacts, *, now: bool) -> bo
         if taint.effect in ("NoSchedule", "NoExecute")
         and (now or not taint.key.startswith(TRANSIENT_TAINT_PREFIX))
     ]
-    if now and node.cordoned and not _tolerates_any(placement.tolerations, _CORDON):
+    if now and node.cordoned and not _tolerates_any(constraints.tolerations, _CORDON):
         return False
-    return all(_tolerates_any(placement.tolerations, taint) for taint in taints)
+    return all(_tolerates_any(constraints.tolerations, taint) for taint in taints)
 
 
-# Key and value of a taint, or of what tolerates it; None stands for every value.
+# Key and value of a taint or of a toleration; None stands for every value.
 TaintKey = tuple[str, str | None]
 
 
 class TaintIndex:
-    """The taints of a fleet: what no node has nobody needs to tolerate.
+    """The taints of all nodes, to drop the tolerations that no node needs.
 
-    Pools whose tolerations differ only in what no node has stand alike to all nodes.
+    Pools whose constraints differ only in dropped tolerations have the same verdict.
     """
 
     def __init__(self) -> None:
-        # A cordon is none of a node's own taints, and can come at any time.
-        self._marks: Counter[TaintKey] = Counter(_marks_of([_CORDON]))
+        # A cordon is not among the taints of NodeFacts, and any node may be cordoned.
+        self._keys: Counter[TaintKey] = Counter(_keys_of([_CORDON]))
 
     def change(self, before: Iterable[Taint], after: Iterable[Taint]) -> set[TaintKey]:
-        """A node has other taints; return the marks that no node has had before."""
-        was, is_now = _marks_of(before), _marks_of(after)
-        new = {mark for mark in is_now if mark not in self._marks}
-        self._marks.update(is_now)
-        for mark in was:
-            self._marks[mark] -= 1
-            if not self._marks[mark]:
-                del self._marks[mark]
+        """Replace the taints of a node; return the keys that no node had before."""
+        removed, added = _keys_of(before), _keys_of(after)
+        new = {key for key in added if key not in self._keys}
+        self._keys.update(added)
+        for key in removed:
+            self._keys[key] -= 1
+            if not self._keys[key]:
+                del self._keys[key]
         return new
 
-    def split(self, placement: NodeConstraints) -> tuple[NodeConstraints, set[TaintKey]]:
-        """Leave out the tolerations that no node needs; return their marks as well."""
+    def split(self, constraints: NodeConstraints) -> tuple[NodeConstraints, set[TaintKey]]:
+        """Drop the tolerations that no node needs; return their keys as well."""
         needed: dict[Toleration, None] = {}
-        unneeded = set()
-        for toleration in placement.tolerations:
+        dropped = set()
+        for toleration in constraints.tolerations:
             by_value = toleration.operator in ("Equal", "")
-            mark = toleration.key, toleration.value if by_value else None
-            if not toleration.key or mark in self._marks:
+            key = toleration.key, toleration.value if by_value else None
+            if not toleration.key or key in self._keys:
                 needed[toleration] = None
             else:
-                unneeded.add(mark)
-        return replace(placement, tolerations=tuple(needed)), unneeded
+                dropped.add(key)
+        return replace(constraints, tolerations=tuple(needed)), dropped
 
 
-def _marks_of(taints: Iterable[Taint]) -> list[TaintKey]:
-    return [mark for taint in taints for mark in ((taint.key, taint.value), (taint.key, None))]
+def _keys_of(taints: Iterable[Taint]) -> list[TaintKey]:
+    return [key for taint in taints for key in ((taint.key, taint.value), (taint.key, None))]
 
 
 class _SelectorRequirement(msgspec.Struct):
@@ -266,7 +266,7 @@ def _holds(requirement: Requirement, node: NodeFacts, labels: Mapping[str, str])
 
 
 def _compared(value: str | None, values: frozenset[str]) -> int:
-    """Return the sign of value minus bound; 0, which satisfies nothing, if one is no number."""
+    """Return the sign of value minus bound; 0, which satisfies neither, if one is not a number."""
     number, bound = _number(value), _number(next(iter(values), None))
     if number is None or bound is None:
         return 0
@@ -274,7 +274,7 @@ def _compared(value: str | None, values: frozenset[str]) -> int:
 
 
 def _number(text: str | None) -> int | None:
-    """Read what Go takes for a whole number of 64 bits."""
+    """Parse a 64-bit integer as Go does."""
     if text is None or not _NUMBER.fullmatch(text) or int(text) not in _INT64:
         return None
     return int(text)

@@ -1,7 +1,7 @@
-"""What matters about a node, and nothing that its heartbeat changes.
+"""The facts of a node that decide about sandboxes, without those that every heartbeat changes.
 
-Two equal ``NodeFacts`` mean that no pool has to be looked at again, so a node's status updates
-every few seconds, or a handler list in another order, cause no work.
+No pool is reconciled for a node whose ``NodeFacts`` are unchanged, so status updates every few
+seconds, or handlers listed in another order, cause no work.
 """
 
 import re
@@ -13,15 +13,18 @@ from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.lifecycle import cordon_reason, removal_reason
 
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
-# Set and removed by Kubernetes itself as a node's state comes and goes.
+# Kubernetes itself adds and removes these taints with the state of the node.
 TRANSIENT_TAINT_PREFIX = "node.kubernetes.io/"
+
+# The name of a node and a handler.
+NodeHandler = tuple[str, str]
 
 _VERSION = re.compile(r"v([0-9]{1,4})\.([0-9]{1,4})")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One life of one node: a new machine under an old name, or a reboot, is another one."""
+    """One boot of one node: a reboot, or a new machine of the same name, is another Machine."""
 
     uid: str
     boot_id: str
@@ -32,21 +35,21 @@ class NodeFacts:
     """A node as the verdict sees it.
 
     Attributes:
-        handlers: the names it lists; None if it cannot say (containerd before 2.0).
-        ready: its Ready condition is True; only then is its list to be trusted.
-        schedulable: nothing keeps new sandboxes away: it is neither cordoned, nor to be maintained,
-            nor about to go.
-        leaving: about to go, and its pods with it.
-        cordoned: it is marked as unschedulable.
-        unschedulable_reason: why it is not schedulable, in words that follow its name; empty if it
-            is.
+        handlers: the names of the listed handlers; None if the node publishes no list (containerd
+            before 2.0).
+        ready: the Ready condition is True; the list of handlers is reliable only then.
+        schedulable: the node is neither cordoned, nor planned for maintenance, nor being removed.
+        being_removed: the node is about to be removed, together with its pods.
+        cordoned: ``spec.unschedulable`` is set.
+        unschedulable_reason: why the node is not schedulable, in words that follow its name; empty
+            if it is.
         hostname: the value of the hostname label, which can differ from the node's name.
-        created: epoch seconds at which it joined.
+        created: epoch seconds at which the node joined.
         container_runtime: name and version, such as ``containerd://2.1.4``.
         kubelet: version, such as ``v1.36.2``.
-        exclusions: those of its labels that keep pods away.
-        without_user_namespaces: the handlers of which its kubelet says that they do not support
-            user namespaces; of others it may say nothing.
+        exclusions: the exclusion labels of the node.
+        without_user_namespaces: the handlers that do not support user namespaces according to the
+            kubelet, which may say nothing about a handler.
     """
 
     name: str
@@ -68,7 +71,7 @@ class NodeFacts:
     exclusions: dict[str, str] = field(init=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
-        """Look for the labels that are asked for all the time."""
+        """Extract the labels that are read most often."""
         hostname = next((value for key, value in self.labels if key == HOSTNAME_LABEL), None)
         object.__setattr__(self, "hostname", hostname)
         ours = {key: value for key, value in self.labels if key.startswith(EXCLUSION_PREFIX)}
@@ -76,37 +79,37 @@ class NodeFacts:
 
     @property
     def tells_of_sandboxes(self) -> bool:
-        """Its kubelet says at once that a sandbox was made; before 1.36 only after the images."""
+        """The kubelet reports a new sandbox at once; before 1.36 only after pulling the images."""
         found = _VERSION.match(self.kubelet)
         return found is not None and (int(found[1]), int(found[2])) >= (1, 36)
 
     @property
     def machine(self) -> Machine:
-        """What is learned of its runtimes is about this."""
+        """The machine that evidence and quarantines of this node are about."""
         return Machine(self.uid, self.boot_id)
 
     @property
     def maintenance_planned(self) -> bool:
-        """It is to be maintained some day, and takes pods until then."""
+        """Maintenance is planned for some later time, and the node runs pods until then."""
         return self.ready and not (self.schedulable or self.being_removed or self.cordoned)
 
     @property
     def usable(self) -> bool:
-        """A warm sandbox on this node may be handed out."""
+        """A warm sandbox on this node may be allocated."""
         return self.ready and self.schedulable
 
 
 def runs_linux(node: Node) -> bool:
-    """Sandboxes and probes are Linux pods; a node that has not said what it runs may take them."""
-    said = node.metadata.labels.get(OS_LABEL) or node.status.nodeInfo.operatingSystem
-    return said in ("", "linux")
+    """Whether Linux pods can run on the node; a node without a known system may run them."""
+    system = node.metadata.labels.get(OS_LABEL) or node.status.nodeInfo.operatingSystem
+    return system in ("", "linux")
 
 
 def node_facts(node: Node) -> NodeFacts:
-    """Take from a Node what the verdict needs."""
+    """Extract the facts of a Node."""
     ready = any(c.type == "Ready" and c.status == "True" for c in node.status.conditions)
-    leaving = removal_reason(node)
-    unschedulable_reason = leaving or cordon_reason(node)
+    removal = removal_reason(node)
+    unschedulable_reason = removal or cordon_reason(node)
     listed = node.status.runtimeHandlers
     return NodeFacts(
         name=node.metadata.name,
@@ -115,7 +118,7 @@ def node_facts(node: Node) -> NodeFacts:
         taints=tuple(sorted(node.spec.taints, key=lambda t: (t.key, t.value, t.effect))),
         ready=ready,
         schedulable=not unschedulable_reason,
-        being_removed=bool(leaving),
+        being_removed=bool(removal),
         unschedulable_reason=unschedulable_reason,
         cordoned=node.spec.unschedulable,
         handlers=None if listed is None else frozenset(handler.name for handler in listed),

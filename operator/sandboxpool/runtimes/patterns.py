@@ -1,14 +1,14 @@
-"""What kubelets, container runtimes, shims and VMMs say when a sandbox cannot be made.
+"""Known messages of kubelets, container runtimes, shims and VMMs for failed sandbox creations.
 
-One table. No row is a guess: the tests hold, for each, the very texts that it was taken from and
-where those were seen. What no row knows is read by ``structure``. To add a row, first get a sample.
+No row is a guess: for each row, the tests have the original messages and their sources. Messages
+that match no row are interpreted by ``heuristics``. To add a row, get a sample first.
 
-The order matters, the first row that matches counts. What comes from outside the node's runtime
-(the kubelet itself, network plugins, registries) is told apart first, because its words can be
-anything and must never speak against the runtime.
+The first row that matches counts. Failures outside the node's runtime (of the kubelet, network
+plugins and registries) come first, because their messages can contain anything and must never blame
+the runtime.
 
-A text is partly under the influence of others: only its beginning is searched, and no pattern has
-a quantifier without a bound, so that the time is linear.
+Messages are partly controlled by users: only their beginning is searched, and every quantifier is
+bounded, so that matching takes linear time.
 """
 
 import re
@@ -16,21 +16,20 @@ from dataclasses import dataclass, replace
 
 from sandboxpool.api.reasons import Reason
 
-# Kubelets and runtimes say the cause well before this; what follows are stack traces.
+# The cause comes well before this position; stack traces follow.
 MAX_SEARCHED = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What a text means.
+    """The cause of a failure.
 
     Attributes:
-        reason: from the shared vocabulary.
-        cure: what an SRE should do, to stand before the node's own words.
-        blames_runtime: it speaks against the node's runtime.
-        proves_broken: no other pod can succeed on this node until somebody has mended it.
-        self_healing: the kubelet goes on trying and will succeed by itself; another pod would not
-            fare better.
+        reason: the diagnosis.
+        cure: what an SRE should do; it precedes the node's message.
+        blames_runtime: the node's runtime may be at fault.
+        proves_broken: no other pod can succeed on this node until it is repaired.
+        self_healing: the kubelet keeps retrying and will succeed; another pod would not do better.
     """
 
     reason: Reason
@@ -45,9 +44,9 @@ class Pattern:
     """A row of the table.
 
     Attributes:
-        name: under which the tests keep its samples.
-        text: searched for anywhere in what was said, with all white space made single blanks.
-        cause: what it means.
+        name: the key of its samples in the tests.
+        text: searched for anywhere in a message with normalized white space.
+        cause: the cause of such messages.
     """
 
     name: str
@@ -56,12 +55,12 @@ class Pattern:
 
 
 def searched(text: str) -> str:
-    """Give the part of a text that is looked at, with all white space made single blanks."""
+    """Return the searched part of a text, with normalized white space."""
     return " ".join(text[:MAX_SEARCHED].split())
 
 
 def match(text: str) -> Pattern | None:
-    """Find the row that knows a text, if one does."""
+    """Return the first row that matches a text, or None."""
     said = searched(text)
     return next((row for row in TABLE if row.text.search(said)), None)
 
@@ -75,11 +74,11 @@ def _failing(reason: Reason, cure: str) -> Cause:
 
 
 _NETWORK = Cause(
-    Reason.POD_NETWORK_FAILED, "see to the node's network plugin (CNI), the runtime is not at fault"
+    Reason.POD_NETWORK_FAILED, "check the node's network plugin (CNI); the runtime is not at fault"
 )
 _PAUSE_IMAGE = Cause(
     Reason.IMAGE_PULL_FAILED,
-    "give the node its sandbox (pause) image, or a way to the registry",
+    "load the sandbox (pause) image on the node, or give the node access to the registry",
     self_healing=True,
 )
 _CLASS_GONE = Cause(
@@ -96,7 +95,7 @@ _RESTARTING = Cause(
     "wait until the node's container runtime answers again, and start it if it does not",
     self_healing=True,
 )
-# Not healing: that attempt may never end, and a pod of another name has nothing to wait for.
+# Not self-healing: that attempt may never end, and a pod of another name does not wait for it.
 _NAME_RESERVED = Cause(
     Reason.SANDBOX_START_TIMEOUT,
     "an earlier attempt for this pod has not ended: if none ever does, restart the node's "
@@ -109,7 +108,7 @@ _START_TIMEOUT = _failing(
 )
 _NO_HANDLER = _broken(
     Reason.HANDLER_NOT_CONFIGURED,
-    "configure the handler in the node's container runtime and restart that",
+    "configure the handler in the node's container runtime and restart it",
 )
 _NO_SHIM = _broken(
     Reason.SHIM_MISSING, "install the handler's shim on the node, where its configuration says"
@@ -142,11 +141,11 @@ _SNAPSHOTTER_AWAY = _failing(
 )
 _VMM = _failing(
     Reason.VMM_START_FAILED,
-    "read the VMM's own words in the container runtime's log on the node; /dev/kvm may be missing",
+    "read the VMM's messages in the container runtime's log on the node; /dev/kvm may be missing",
 )
 _VM_TIMEOUT = _failing(
     Reason.VM_START_TIMEOUT,
-    "the VM or its agent did not answer: see that the node virtualizes at speed and has free "
+    "the VM or its agent did not answer: check that the node has hardware virtualization and free "
     "memory, also in /dev/shm",
 )
 _VM_LOST = _failing(
@@ -155,7 +154,7 @@ _VM_LOST = _failing(
     "pod's memory limit or the class's overhead",
 )
 
-# Said by the kubelet about its call to the runtime, and not deep inside an answer of the runtime.
+# The kubelet's own error of its call to the runtime, not one nested in the runtime's answer.
 _CALL = r"(?:^|Failed to create pod sandbox: )rpc error: code = "
 
 
@@ -164,7 +163,7 @@ def _row(name: str, text: str, cause: Cause) -> Pattern:
 
 
 TABLE: tuple[Pattern, ...] = (
-    # Not the runtime's.
+    # Outside the runtime.
     _row("network-containerd", r"failed to setup network for sandbox ", _NETWORK),
     _row(
         "network-crio",
@@ -188,7 +187,7 @@ TABLE: tuple[Pattern, ...] = (
     ),
     _row("name-reserved-containerd", r"failed to reserve sandbox name ", _NAME_RESERVED),
     _row("name-reserved-crio", r"error reserving pod name ", _NAME_RESERVED),
-    # The runtime is not there, or not as it is configured.
+    # The runtime is missing or misconfigured.
     _row("handler-containerd", r'no runtime for "[^"]{1,253}" is configured', _NO_HANDLER),
     _row(
         "handler-crio", r"failed to find runtime handler \S{1,253} from runtime list ", _NO_HANDLER
@@ -200,7 +199,7 @@ TABLE: tuple[Pattern, ...] = (
         r"invalid custom binary path: stat [^:]{1,300}: no such file or directory",
         _NO_SHIM,
     ),
-    # It was there when containerd last looked for it.
+    # The shim existed when containerd last looked it up.
     _row(
         "shim-vanished",
         r"failed to start shim: start failed: fork/exec \S{1,300}: no such file or directory",
@@ -281,6 +280,6 @@ TABLE: tuple[Pattern, ...] = (
     ),
     _row("vm-silent-vsock-rs", r"failed to connect to Vsock \{", _VM_TIMEOUT),
     _row("vm-silent-container", r"CreateContainerRequest timed out", _VM_TIMEOUT),
-    # Whoever it was, it took too long.
+    # A timeout of any component.
     _row("call-timed-out", _CALL + r"DeadlineExceeded desc = ", _START_TIMEOUT),
 )

@@ -1,9 +1,9 @@
-"""What a pod's own events say of why it is not ready, read once and kept bounded. Pure.
+"""Explains from a pod's own events why it is not ready. Pure.
 
-Anybody who may create Events in a namespace can write any uid, name and source into one. So an
-event counts only if all of them are this pod's, in its own namespace, and its source is one that
-speaks of pods. That keeps mistakes out, not forgers: what is found here may name a cause and hold
-a pod of the forger's own pool, and never speaks for or against a node or its runtime.
+A user who may create Events in a namespace can set any uid, name and source in them. An event
+counts only if all of them match the pod, in its own namespace, and its source is a component that
+reports on pods. That excludes mistakes, but no forgery. So an explanation from events only affects
+pods of that namespace, and never counts for or against a node or its runtime.
 """
 
 import re
@@ -15,23 +15,23 @@ from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
 
 MAX_POD_EVENTS = 16
-MAX_WORD_TEXT = 400
-# So much of a text tells two messages of one reason apart; the rest may be a time or an id.
-_ALIKE = 64
+MAX_EVENT_TEXT = 400
+# Messages of one reason that share this prefix are the same; the rest may be a time or an id.
+_PREFIX_LENGTH = 64
 
 _KUBELET = "kubelet"
-# Those that speak of pods and have no node.
+# Other components that report on pods.
 _CONTROLLERS = frozenset({"default-scheduler", "attachdetach-controller"})
 _CONTAINER = re.compile(r"spec\.(?:initContainers|containers)\{([^{}]{1,63})\}")
 
 _VOLUME = frozenset(
     {"FailedMount", "FailedMapVolume", "FailedAttachVolume", "FailedMountOnFilesystemMismatch"}
 )
-# What the kubelet does with a pod whose volumes are mounted, and whose sandbox is made.
+# Events after the volumes were mounted and the sandbox was created.
 _LATER = frozenset({"Pulling", "Pulled", "Created", "Started", "BackOff", "ErrImageNeverPull"})
-# Said beside the cause of each volume, when the kubelet gives up waiting for all of them.
+# The kubelet's summary, besides the cause of each volume.
 _SUMMARY = "Unable to attach or mount volumes"
-# What the template names does not exist, or cannot be had: the same on every node.
+# An object of the template does not exist or is not available, on every node alike.
 _LACKING = re.compile(
     r'(?:secret|configmap|persistentvolumeclaim)s? "[^"]{1,300}" not found'
     r'|object "[^"]{1,300}"(?:/"[^"]{1,300}")? not registered'
@@ -52,13 +52,13 @@ _EXHAUSTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PodEvent:
-    """What was said once, or again and again.
+    """One event, or the last of several with the same message.
 
     Attributes:
         reason: the event's reason, as its source spells it.
-        text: its message, bounded.
-        container: which container it is about; empty for the whole pod.
-        at: epoch seconds at which it was said last.
+        text: its message, truncated.
+        container: the container that it is about; empty for the whole pod.
+        at: epoch seconds of the last occurrence.
     """
 
     reason: str
@@ -73,11 +73,11 @@ class PodEvent:
 
 @dataclass(frozen=True, slots=True)
 class PodEvents:
-    """What was read of one pod's events.
+    """The events of one pod.
 
     Attributes:
-        words: different ones, the newest first.
-        count: how many events there were, those of others left out.
+        events: different ones, the newest first.
+        count: how many events about the pod were read.
         problem: why they could not be read; empty if they were.
     """
 
@@ -86,18 +86,18 @@ class PodEvents:
     problem: str = ""
 
     def last(self, predicate: Callable[[PodEvent], bool]) -> PodEvent | None:
-        """The newest word for which this holds."""
-        return next((word for word in self.events if predicate(word)), None)
+        """The newest event that satisfies the predicate."""
+        return next((event for event in self.events if predicate(event)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A cause that events name.
+    """A cause found in events.
 
     Attributes:
-        text: what to do where that is known, and what was said.
-        self_healing: whoever said it goes on trying.
-        everywhere: another node would not do better.
+        text: what to do, where that is known, and the event's message.
+        self_healing: the component that reported it keeps retrying.
+        cluster_wide: another node would not do better.
     """
 
     reason: Reason
@@ -107,65 +107,67 @@ class Explanation:
 
 
 def read(pod: Pod, events: Iterable[Event]) -> PodEvents:
-    """Keep what those say who may know of this pod; of what was said again, the last."""
+    """Select and deduplicate the events about a pod, keeping the newest of equal ones."""
     about = [event for event in events if _is_about(pod, event)]
-    about.sort(key=_said_at, reverse=True)
-    words: dict[tuple[str, str, str], PodEvent] = {}
+    about.sort(key=_time_of, reverse=True)
+    distinct: dict[tuple[str, str, str], PodEvent] = {}
     for event in about:
         found = _CONTAINER.fullmatch(event.involvedObject.fieldPath)
         container = found[1] if found else ""
-        text = " ".join(event.message[: 4 * MAX_WORD_TEXT].split())[:MAX_WORD_TEXT]
-        word = PodEvent(event.reason[:128], text, container, _said_at(event))
-        words.setdefault((word.reason, container, text[:_ALIKE]), word)
-        if len(words) == MAX_POD_EVENTS:
+        text = " ".join(event.message[: 4 * MAX_EVENT_TEXT].split())[:MAX_EVENT_TEXT]
+        known = PodEvent(event.reason[:128], text, container, _time_of(event))
+        distinct.setdefault((known.reason, container, text[:_PREFIX_LENGTH]), known)
+        if len(distinct) == MAX_POD_EVENTS:
             break
-    return PodEvents(tuple(words.values()), len(about))
+    return PodEvents(tuple(distinct.values()), len(about))
 
 
 def _is_about(pod: Pod, event: Event) -> bool:
     of, about = pod.metadata, event.involvedObject
     component = event.source.component or event.reportingComponent
     host = event.source.host or event.reportingInstance
-    speaks = component in _CONTROLLERS or (component == _KUBELET and host == pod.spec.nodeName)
-    return speaks and (
+    trusted = component in _CONTROLLERS or (component == _KUBELET and host == pod.spec.nodeName)
+    return trusted and (
         (of.namespace, of.name, of.uid) == (about.namespace, about.name, about.uid)
         and event.metadata.namespace == of.namespace
     )
 
 
-def _said_at(event: Event) -> float:
+def _time_of(event: Event) -> float:
     return epoch(event.lastTimestamp or event.metadata.creationTimestamp)
 
 
 def is_lacking(text: str) -> bool:
-    """What the template names is missing, so that it is so on every node."""
+    """Whether an object that the template names is missing, and so on every node."""
     return _LACKING.search(text) is not None
 
 
 def is_exhausted(text: str) -> bool:
-    """The node has run out of something of its own: disk, memory, processes, file handles."""
+    """Whether the node has run out of disk, memory, processes or file handles."""
     return _EXHAUSTED.search(text) is not None
 
 
 def exhausted(said: str) -> Explanation:
-    """The node lacks something of its own; another one may have it."""
+    """Explain a failure by a resource that the node has run out of; another node may have it."""
     text = (
-        "the node has run out of disk, memory, processes or file handles of its own: make room "
-        f"on it; it said: {said}"
+        "the node has run out of disk, memory, processes or file handles: free some on it, or "
+        f"raise its limits; the node said: {said}"
     )
     return Explanation(Reason.NODE_RESOURCE_EXHAUSTED, text, self_healing=True)
 
 
 def pre_sandbox_failure(pod_events: PodEvents) -> Explanation | None:
-    """Why no sandbox was asked for yet."""
-    volume = pod_events.last(lambda w: w.reason in _VOLUME and not w.text.startswith(_SUMMARY))
-    volume = volume or pod_events.last(lambda w: w.reason in _VOLUME)
-    later = pod_events.last(lambda w: w.reason in _LATER)
+    """Explain why the kubelet has not created the sandbox yet."""
+    volume = pod_events.last(
+        lambda event: event.reason in _VOLUME and not event.text.startswith(_SUMMARY)
+    )
+    volume = volume or pod_events.last(lambda event: event.reason in _VOLUME)
+    later = pod_events.last(lambda event: event.reason in _LATER)
     if volume is not None and (later is None or later.at < volume.at):
         return _unmounted(str(volume))
-    network = pod_events.last(lambda w: w.reason == "NetworkNotReady")
+    network = pod_events.last(lambda event: event.reason == "NetworkNotReady")
     if network is not None and later is None:
-        text = f"see to the node's network plugin (CNI); the node said: {network}"
+        text = f"check the node's network plugin (CNI); the node said: {network}"
         return Explanation(Reason.POD_NETWORK_FAILED, text, self_healing=True)
     return None
 
@@ -175,29 +177,29 @@ def _unmounted(said: str) -> Explanation:
         return exhausted(said)
     if is_lacking(said):
         text = (
-            "create what the template's volumes name, or correct the template: the kubelet goes "
-            f"on trying and says: {said}"
+            "create the objects that the template's volumes name, or correct the template; the "
+            f"kubelet keeps retrying; the node said: {said}"
         )
         return Explanation(Reason.VOLUME_MOUNT_FAILED, text, self_healing=True, cluster_wide=True)
-    text = f"see to the volume and its driver: the kubelet goes on trying and says: {said}"
+    text = f"check the volume and its driver; the kubelet keeps retrying; the node said: {said}"
     return Explanation(Reason.VOLUME_MOUNT_FAILED, text, self_healing=True)
 
 
 def hook_failed(pod_events: PodEvents) -> Explanation | None:
-    """A postStart hook has failed, whereupon the kubelet ends its container."""
-    hook = pod_events.last(lambda w: w.reason == "FailedPostStartHook")
+    """Explain the end of a container by its failed postStart hook."""
+    hook = pod_events.last(lambda event: event.reason == "FailedPostStartHook")
     if hook is None:
         return None
     where = f"lifecycle.postStart of container {hook.container or '(not named)'}"
     text = (
-        f"the postStart hook has failed and the kubelet has ended the container: correct {where} "
-        f"in spec.template (what the hook printed is in the kubelet's log); it said: {hook.text}"
+        f"the postStart hook failed and the kubelet killed the container: correct {where} in "
+        f"spec.template (the hook's output is in the kubelet's log); the node said: {hook.text}"
     )
     return Explanation(Reason.LIFECYCLE_HOOK_FAILED, text)
 
 
 def killed_by_probe(pod_events: PodEvents) -> Explanation | None:
-    """The kubelet has ended a container whose startup or liveness probe failed."""
+    """Explain the end of a container by its failed startup or liveness probe."""
     return _killed_by(pod_events, "Startup", Reason.STARTUP_PROBE_FAILING) or _killed_by(
         pod_events, "Liveness", Reason.LIVENESS_PROBE_FAILING
     )
@@ -205,45 +207,45 @@ def killed_by_probe(pod_events: PodEvents) -> Explanation | None:
 
 def _killed_by(pod_events: PodEvents, kind: str, reason: Reason) -> Explanation | None:
     ending = f"failed {kind.lower()} probe"
-    killed = pod_events.last(lambda word: word.reason == "Killing" and ending in word.text)
+    killed = pod_events.last(lambda event: event.reason == "Killing" and ending in event.text)
     if killed is None:
         return None
     said = probe_message(pod_events, kind, killed.container) or killed.text
-    return Explanation(reason, f"the kubelet has ended container {killed.container}: {said}")
+    return Explanation(reason, f"the kubelet killed container {killed.container}: {said}")
 
 
 def probe_message(pod_events: PodEvents, kind: str, container: str) -> str:
-    """What a container's probe said last when it failed.
+    """The message of a container's last probe failure; empty if there is none.
 
     Args:
         pod_events: the pod's events.
         kind: ``Startup``, ``Readiness`` or ``Liveness``.
         container: the container's name.
     """
-    word = pod_events.last(
-        lambda w: (
-            w.reason == "Unhealthy"
-            and w.container == container
-            and w.text.startswith(f"{kind} probe ")
+    found = pod_events.last(
+        lambda event: (
+            event.reason == "Unhealthy"
+            and event.container == container
+            and event.text.startswith(f"{kind} probe ")
         )
     )
-    return word.text if word is not None else ""
+    return found.text if found is not None else ""
 
 
 def no_cause_message(pod_events: PodEvents | None) -> str:
-    """That nobody named a cause, and what was looked at."""
+    """Say that no cause was found, and where it was searched for."""
     if pod_events is None:
         return (
-            "no cause was reported by its conditions and its containers; its events were not "
-            "read, because too many others wait for that"
+            "no cause was found in the pod's conditions and containers; its events were not read "
+            "because too many pods are queued for that"
         )
     if pod_events.problem:
         return (
-            "no cause was reported by its conditions and its containers, and its events could "
-            f"not be read: {pod_events.problem}"
+            "no cause was found in the pod's conditions and containers, and its events could not "
+            f"be read: {pod_events.problem}"
         )
     events = f"{pod_events.count} event{'s' if pod_events.count != 1 else ''}"
-    text = f"no cause was reported: its conditions, its containers and its {events} say nothing"
+    text = f"no cause was found in the pod's conditions, containers and {events}"
     if pod_events.events:
         last = pod_events.events[0]
         text += f"; the last event was {last.reason}: {last.text}"

@@ -1,8 +1,8 @@
-"""The pods and containers that read a kernel's boot id from inside a sandbox.
+"""Builds the pods and containers that read a kernel's boot id inside a sandbox.
 
-Two questions, one pod: does a sandbox start here, and is its kernel another one than the node's?
-The answer is the exit code, which comes through even where a termination message does not (Kata
-without a shared file system); the message, where it arrives, adds the kernel's name.
+A probe pod tests whether a sandbox starts on the node, and whether its kernel is another one than
+the node's. The result is the exit code, which is reported even where a termination message is not
+(Kata without a shared file system); the message adds the kernel's name.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ ANNOTATION_NODE = f"{names.GROUP}/node"
 ANNOTATION_NODE_UID = f"{names.GROUP}/node-uid"
 ANNOTATION_BOOT_ID = f"{names.GROUP}/boot-id"
 
-# Stands in the place of a handler: the node's default runtime, which isolates from nothing.
+# The handler of the positive control: the node's default runtime, which does not isolate.
 CONTROL = ""
 
 PROBE_CONTAINER = "probe"
 SANDBOX_PROBE_CONTAINER = "sandboxpool-probe"
 
-# What a probe pod's container says by its exit code. None is 0: whatever did not do its work, a
-# replaced image or command, ends with that.
+# The exit codes of a probe pod's container. None is 0, with which a replaced image or command
+# would exit.
 OWN_KERNEL = 42
 NODES_KERNEL = 10
 UNREADABLE = 11
 
-# A backstop for when the operator is gone; it ends probes earlier by itself. The kubelet counts
-# from the moment it takes the pod, so one that was never scheduled waits for the next operator.
+# Ends the probe if the operator is gone; the operator itself ends probes earlier. The kubelet
+# counts from admission, so a pod that was never scheduled remains until the operator is back.
 ACTIVE_DEADLINE_SECONDS = 300
 
 # Shell builtins only: any image with /bin/sh will do. The message is best effort.
@@ -46,11 +46,11 @@ case "$seen" in ????????-????-????-????-????????????) ;; *) exit {UNREADABLE} ;;
 [ "$seen" = "$EXPECTED_BOOT_ID" ] && exit {NODES_KERNEL}
 exit {OWN_KERNEL}
 """
-_CARRY_ON = "exit 0\n"
+_SUCCEED = "exit 0\n"
 
 
-# What Pod Security's level "restricted" asks for. No uid: that of the image is used, or the one
-# that the cluster gives (OpenShift's restricted-v2 admits only those of the namespace's own range).
+# Satisfies the Pod Security level "restricted". The uid is the image's, or one that the cluster
+# assigns (OpenShift's restricted-v2 admits only uids of the namespace's range).
 SECURITY_CONTEXT: Final[Mapping[str, Any]] = {
     "runAsNonRoot": True,
     "allowPrivilegeEscalation": False,
@@ -58,24 +58,23 @@ SECURITY_CONTEXT: Final[Mapping[str, Any]] = {
     "capabilities": {"drop": ["ALL"]},
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-# Requests are what it takes from the node. The limit has to hold a virtual machine's monitor too,
-# where the class declares no overhead for it.
+# The memory limit must include a virtual machine monitor where the class declares no overhead.
 RESOURCES: Final[Mapping[str, Any]] = {
     "requests": {"cpu": "10m", "memory": "16Mi"},
     "limits": {"memory": "256Mi"},
 }
-# A node's taints keep others away; a probe is to say what its runtimes are worth all the same.
+# Runtimes are probed on tainted nodes too.
 TOLERATIONS: Final[tuple[Mapping[str, Any], ...]] = ({"operator": "Exists"},)
-# Takes the place of root in a sandbox's init container, see `sandbox_probe_container`.
+# Replaces root in a sandbox's init container, see `sandbox_probe_container`.
 UNPRIVILEGED_USER = 65532
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeImage:
-    """What probes run, in pods of their own and in sandboxes.
+    """The image of probes, in probe pods and in sandboxes.
 
     Attributes:
-        name: the image, which has /bin/sh.
+        name: the image; it must contain /bin/sh.
         pull_policy: as in a container.
         pull_secrets: names of secrets in the operator's namespace.
         security_context: as in a container.
@@ -89,11 +88,11 @@ class ProbeImage:
 
 @dataclass(frozen=True, slots=True)
 class ProbeOptions:
-    """What a cluster's policies, quotas and sidecar injectors want of probe pods.
+    """Settings of probe pods for the policies, quotas and sidecar injectors of a cluster.
 
     Attributes:
-        labels: of the pod, beside the operator's own.
-        annotations: of the pod, beside the operator's own.
+        labels: of the pod, besides the operator's own.
+        annotations: of the pod, besides the operator's own.
         resources: of its container.
         tolerations: of the pod.
         priority_class: as in a pod; empty for the cluster's default.
@@ -112,7 +111,7 @@ NO_OPTIONS: Final = ProbeOptions()
 
 
 def probe_name(seed: str) -> str:
-    """Name a probe pod: the same seed, the same name, so a repeated create cannot double it."""
+    """Derive the name of a probe pod from a seed, so that a repeated create makes no second pod."""
     return f"sandboxpool-probe-{_hash(seed)}"
 
 
@@ -126,8 +125,8 @@ def build_probe(
 ) -> dict[str, Any]:
     """Build a probe pod for one node and one class.
 
-    It is pinned by affinity, not by nodeName, so that the scheduler still counts resources.
-    Without a class it is the positive control: it has to see the node's own boot id.
+    The pod is pinned by node affinity instead of nodeName, so that the scheduler accounts for its
+    resources. Without a class the pod is the positive control, which must see the node's boot id.
     """
     pinned = {"key": "metadata.name", "operator": "In", "values": [node.name]}
     return {
@@ -191,21 +190,21 @@ def sandbox_probe_container(
     resources: Mapping[str, Any] | None = None,
     pod_security_context: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Build the init container that proves a single sandbox, to be put before all others.
+    """Build the init container that tests a single sandbox, to be put before all others.
 
-    The node is not known when the pod is made, so it only tells what it reads, and always lets
-    the pod go on: the operator judges.
+    The node is not known when the pod is created, so the container only reports what it reads and
+    always succeeds; the operator compares.
 
     Args:
-        image: the probe image, which the pool's own namespace must be able to pull.
+        image: the probe image, which the pool's namespace must be able to pull.
         resources: those of the template's first container. Init containers run before the
-            others, so the pod asks for no more than it did, and its QoS class stays.
-        pod_security_context: the template's. Where that makes everything root, which the kubelet
-            would refuse together with runAsNonRoot, the probe is somebody else.
+            others, so the pod's effective requests and its QoS class do not change.
+        pod_security_context: the template's. Where it sets root, which the kubelet rejects
+            together with runAsNonRoot, the probe runs as `UNPRIVILEGED_USER`.
     """
-    container = _container(SANDBOX_PROBE_CONTAINER, image, _READ + _CARRY_ON)
+    container = _container(SANDBOX_PROBE_CONTAINER, image, _READ + _SUCCEED)
     security = container["securityContext"]
-    # A template holds whatever its author wrote.
+    # The template is not validated here.
     of_pod = pod_security_context if isinstance(pod_security_context, Mapping) else {}
     if security.get("runAsNonRoot") and of_pod.get("runAsUser") == 0:
         security.setdefault("runAsUser", UNPRIVILEGED_USER)
@@ -213,12 +212,12 @@ def sandbox_probe_container(
 
 
 def architecture_hint(cause: str) -> str:
-    """What to do about an image that was built for other nodes, as an addition to the cause."""
+    """Say what to do about an image for another architecture, as an addition to the cause."""
     if "exec format error" not in cause:
         return ""
     return (
-        ": the probe image is not for this node's architecture; name one that has those of all "
-        "nodes (SANDBOXPOOL_PROBE_IMAGE, Helm: probe.image)"
+        ": the probe image does not support this node's architecture; use a multi-platform image "
+        "for all nodes (SANDBOXPOOL_PROBE_IMAGE, Helm: probe.image)"
     )
 
 
@@ -228,7 +227,7 @@ def _container(name: str, image: ProbeImage, script: str) -> dict[str, Any]:
         "image": image.name,
         "imagePullPolicy": image.pull_policy,
         "command": ["/bin/sh", "-c", script],
-        # A shell that cannot be executed says so in its log only.
+        # If the shell cannot be executed, the error is only in the log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": dict(image.security_context),
     }

@@ -1,21 +1,19 @@
-"""Quarantines: a node on which a runtime is broken stops being used for it, and is tried again.
+"""Quarantines: a node on which a runtime is broken is not used for it until a probe succeeds.
 
-There is one for each node and handler, for one life of the node: after a reboot, or with a new
-machine under the old name, everything starts anew.
+There is one quarantine for each node and handler, for one boot of the node: a reboot, or a new
+machine of the same name, resets everything.
 
-Only the operator's own probe judges. A probe that the runtime fails opens the quarantine, and a
-probe that works closes it. What sandboxes do orders a probe (see ``hints``) and nothing else,
-because whoever writes a template decides how its sandboxes fail.
+Only the operator's own probes decide. A probe that the runtime fails opens the quarantine, and a
+probe that succeeds closes it. Failing sandboxes only request a probe (see ``hints``), because the
+author of a template decides how its sandboxes fail.
 
-Where no probe can answer, two namespaces whose sandboxes the runtime fails are the weaker witness.
-Such a quarantine is *witnessed*: its caller bounds how many there are, and it ends by itself after
-its delay, since no probe could close it.
+Where no probe gets an answer, failing sandboxes of two namespaces open a *witnessed* quarantine.
+The caller bounds how many there are, and each ends after its delay, since no probe could close it.
 
-While a quarantine is open a probe is due now and then. Each that fails doubles the delay, up to
-half an hour. One that opens again within an hour goes on with the longer delay, so that flapping
-slows down; after an hour it is as if it had never been open.
+While a quarantine is open, probes are retried with exponential backoff, up to half an hour. One
+that opens again within an hour continues with the longer delay; after an hour it is forgotten.
 
-One that concerns nobody any more is ended by its caller: no probe would ever be sent there.
+The caller lifts a quarantine whose handler nobody uses there any more: no probe would close it.
 """
 
 import logging
@@ -33,13 +31,13 @@ from sandboxpool.util.backoff import delay_after
 logger = logging.getLogger(__name__)
 
 FIRST_DELAY_SECONDS = 5.0
-# Nobody closes a witnessed one before its time.
+# No probe closes a witnessed quarantine early.
 FIRST_WITNESSED_DELAY_SECONDS = 60.0
 LONGEST_DELAY_SECONDS = 1800.0
-# Delays are shortened by up to this part of them, so that a fleet is not tried all at once.
+# Delays are shortened by up to this fraction, so that probes of a fleet do not coincide.
 JITTER = 0.2
 QUIET_SECONDS = 3600.0
-# What is kept of a message, for thousands of nodes: enough for the cause.
+# Messages are saved for thousands of nodes: this much is enough for the cause.
 MAX_KEPT_MESSAGE = 200
 
 
@@ -48,14 +46,14 @@ class Quarantine:
     """The state of one handler on one node. Times are seconds since the epoch.
 
     Attributes:
-        machine: the life of the node that this is about.
+        machine: the boot of the node.
         open: the node is not used for the handler.
-        changed_at: the last opening or closing.
-        tries: openings and failed probes in a row: the delay grows with it.
-        retry_at: no probe is due before; has a meaning only while open.
+        changed_at: when it last opened or closed.
+        tries: consecutive openings and failed probes; the delay grows with it.
+        retry_at: no probe is due before; valid only while open.
         reason: why it is open.
-        message: as the reason, in the node's words.
-        witnessed: sandboxes opened it, because no probe could answer.
+        message: the node's message to the reason.
+        witnessed: failing sandboxes opened it, because no probe got an answer.
     """
 
     machine: Machine
@@ -102,7 +100,7 @@ class Quarantines:
         self._nodes: dict[str, _Node] = {}
         self._open: dict[tuple[str, str], Quarantine] = {}
 
-    # --- What is told --------------------------------------------------------------------------
+    # --- Recording -----------------------------------------------------------------------------
 
     def record_failure(
         self,
@@ -114,22 +112,22 @@ class Quarantines:
         now: float,
         witnessed: bool = False,
     ) -> bool:
-        """A probe could not start a sandbox; return whether that has opened the quarantine.
+        """Record a failed probe; return whether it has opened the quarantine.
 
         Args:
-            node: where it happened.
-            handler: the handler that was asked for.
-            reason: from the shared vocabulary.
-            message: the container runtime's words.
+            node: where the probe failed.
+            handler: the handler of the probe.
+            reason: the diagnosis.
+            message: the container runtime's message.
             now: seconds since the epoch.
-            witnessed: it was sandboxes of several namespaces, as no probe can answer.
+            witnessed: sandboxes of several namespaces failed, and no probe got an answer.
         """
         old = self._known(node).quarantines.get(handler)
         was_open = old is not None and old.open
         if was_open and witnessed:
             return False
-        goes_on = old is not None and (was_open or 0 <= now - old.changed_at <= QUIET_SECONDS)
-        tries = old.tries + 1 if old is not None and goes_on else 1
+        continues = old is not None and (was_open or 0 <= now - old.changed_at <= QUIET_SECONDS)
+        tries = old.tries + 1 if old is not None and continues else 1
         first = FIRST_WITNESSED_DELAY_SECONDS if witnessed else FIRST_DELAY_SECONDS
         delay = delay_after(tries - 1, first, LONGEST_DELAY_SECONDS)
         opened = Quarantine(
@@ -146,7 +144,7 @@ class Quarantines:
         return not was_open
 
     def record_success(self, node: NodeFacts, handler: str, *, now: float) -> bool:
-        """A probe has started a sandbox; return whether that has closed the quarantine."""
+        """Record a successful probe; return whether it has closed the quarantine."""
         old = self._known(node).quarantines.get(handler)
         if old is None or not old.open:
             return False
@@ -154,26 +152,31 @@ class Quarantines:
         return True
 
     def lift(self, node: str, handler: str, *, now: float) -> bool:
-        """Nobody uses the handler there any more; return whether that has closed the quarantine."""
+        """Close the quarantine of a handler that nobody uses there; return whether it was open."""
         old = self._open.get((node, handler))
         if old is not None:
             self._put(node, handler, Quarantine(old.machine, False, now, old.tries))
         return old is not None
 
     def expire(self, now: float) -> list[tuple[str, str]]:
-        """Close the witnessed ones whose delay is over; return their nodes and handlers."""
-        over = [
+        """Close the witnessed quarantines whose delay is over; return their nodes and handlers."""
+        expired = [
             key
             for key, quarantine in self._open.items()
-            if quarantine.witnessed and _is_over(quarantine, now)
+            if quarantine.witnessed and _is_due(quarantine, now)
         ]
-        for name, handler in over:
+        for name, handler in expired:
             old = self._open[name, handler]
             self._put(name, handler, Quarantine(old.machine, False, now, old.tries))
-        return over
+        return expired
 
     def observe_node(self, name: str, node: NodeFacts | None) -> list[str]:
-        """A node has changed, or is gone; return the handlers whose quarantine went with it."""
+        """Drop the quarantines of another boot of a node; return the handlers of the open ones.
+
+        Args:
+            name: the node's name.
+            node: its facts; None if the node is gone.
+        """
         known = self._nodes.get(name)
         if known is None or (node is not None and node.machine == known.machine):
             return []
@@ -183,10 +186,10 @@ class Quarantines:
         del self._nodes[name]
         return were_open
 
-    # --- What is known -------------------------------------------------------------------------
+    # --- Reading -------------------------------------------------------------------------------
 
     def get(self, node: str, handler: str) -> Quarantine | None:
-        """What is held against this handler on this node, or was within the hour."""
+        """The quarantine of the handler on the node, open or closed; None if there was none."""
         known = self._nodes.get(node)
         return known.quarantines.get(handler) if known is not None else None
 
@@ -199,22 +202,22 @@ class Quarantines:
         return iter(list(self._open.items()))
 
     def witnessed(self, handler: str) -> list[str]:
-        """The nodes that are quarantined for the handler without a probe's word."""
+        """The nodes with a witnessed quarantine for the handler."""
         return [n for (n, h), known in self._open.items() if h == handler and known.witnessed]
 
     def due(self, now: float) -> list[tuple[str, str]]:
-        """Nodes and handlers that a probe may be sent to now, the longest due first."""
+        """Nodes and handlers whose next probe is due, the longest due first."""
         due = [
             (quarantine.retry_at, key)
             for key, quarantine in self._open.items()
-            if _is_over(quarantine, now)
+            if _is_due(quarantine, now)
         ]
         return [key for _, key in sorted(due)]
 
-    # --- What is kept --------------------------------------------------------------------------
+    # --- Persistence ---------------------------------------------------------------------------
 
     def dump(self, node: str) -> dict[str, Any] | None:
-        """What the next process should know of a node, as plain JSON; None if that is nothing."""
+        """The quarantines of a node as plain JSON, for the next process; None if there are none."""
         known = self._nodes.get(node)
         if known is None or not known.quarantines:
             return None
@@ -236,29 +239,31 @@ class Quarantines:
         return saved
 
     def load(self, node: str, record: Mapping[str, Any]) -> None:
-        """Take over what an earlier process dumped; a damaged record is as good as none."""
+        """Restore what an earlier process dumped; a damaged record is skipped."""
         if not record:
             return
         try:
             saved = msgspec.convert(record, _SavedNode)
         except msgspec.ValidationError as error:
-            logger.warning("what was kept of node %s is damaged and skipped: %s", node, error)
+            logger.warning(
+                "the saved quarantines of node %s are malformed, ignored: %s", node, error
+            )
             return
         self.observe_node(node, None)
         machine = Machine(saved.uid, saved.bootID)
         self._nodes[node] = _Node(machine)
-        for handler, kept in saved.handlers.items():
-            fields = msgspec.structs.asdict(kept)
+        for handler, record_of_handler in saved.handlers.items():
+            fields = msgspec.structs.asdict(record_of_handler)
             self._put(node, handler, Quarantine(machine, **fields))
 
-    # --- Inside --------------------------------------------------------------------------------
+    # --- Internals -----------------------------------------------------------------------------
 
     def _known(self, node: NodeFacts) -> _Node:
         self.observe_node(node.name, node)
         return self._nodes.setdefault(node.name, _Node(node.machine))
 
     def _put(self, node: str, handler: str, quarantine: Quarantine | None) -> None:
-        """Replace one quarantine; every index is kept up to date here and nowhere else."""
+        """Replace one quarantine; only this method changes the indexes."""
         key = node, handler
         self._open.pop(key, None)
         if quarantine is None:
@@ -269,6 +274,6 @@ class Quarantines:
             self._open[key] = quarantine
 
 
-def _is_over(quarantine: Quarantine, now: float) -> bool:
-    # Further ahead than any delay means that the clock was put back.
+def _is_due(quarantine: Quarantine, now: float) -> bool:
+    # A time further ahead than any delay means that the clock was set back.
     return not now < quarantine.retry_at <= now + LONGEST_DELAY_SECONDS

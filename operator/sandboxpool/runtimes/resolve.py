@@ -1,4 +1,4 @@
-"""From a pool's class name to the handler that the class stands for now."""
+"""Resolves the RuntimeClass of a pool to a handler."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from sandboxpool.api.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A RuntimeClass as it is now; the uid tells it from one of the same name before it."""
+    """A RuntimeClass; the uid distinguishes it from an earlier one of the same name."""
 
     class_name: str
     uid: str
@@ -19,22 +19,22 @@ class Runtime:
     tolerations: tuple[Toleration, ...] = ()
 
     def admits(self, labels: frozenset[tuple[str, str]]) -> bool:
-        """Whether the class's own selector lets its pods go to a node with these labels.
+        """Whether the node selector of the class matches a node with these labels.
 
-        Taints are left out: probes tolerate all of them, and templates may.
+        Taints are ignored: probes tolerate all of them, and templates may.
         """
         return labels.issuperset(self.node_selector)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What became of a pool's runtimeClassName.
+    """The result of resolving a pool's runtimeClassName.
 
     Attributes:
         runtime: the class; None if it does not exist.
-        usable: whether pods may be made of it.
+        usable: whether pods may be created with it.
         reason: for the condition RuntimeResolved.
-        message: one sentence, with what to do if it is not usable.
+        message: one sentence, with what to do if the class is not usable.
     """
 
     runtime: Runtime | None
@@ -44,7 +44,7 @@ class Resolution:
 
 
 def runtime_from_class(obj: RuntimeClass) -> Runtime:
-    """Take from a RuntimeClass what the verdict needs."""
+    """Extract from a RuntimeClass what verdicts need."""
     scheduling = obj.scheduling
     return Runtime(
         class_name=obj.metadata.name,
@@ -59,7 +59,7 @@ def runtime_from_class(obj: RuntimeClass) -> Runtime:
 def resolve(
     class_name: str, expected_handler: str | None, classes: Mapping[str, Runtime]
 ) -> Resolution:
-    """Look a pool's class up, and hold its handler against the pool's pin."""
+    """Look up the class of a pool and compare its handler with ``spec.expectedHandler``."""
     runtime = classes.get(class_name)
     if runtime is None:
         return Resolution(
@@ -75,8 +75,8 @@ def resolve(
             usable=False,
             reason=Reason.HANDLER_MISMATCH,
             message=f"RuntimeClass {class_name!r} has handler {runtime.handler!r}, but "
-            f"spec.expectedHandler is {expected_handler!r}: no sandbox is created or handed out "
-            "until the class or the pin is corrected",
+            f"spec.expectedHandler is {expected_handler!r}: no sandbox is created or allocated "
+            "until the class or spec.expectedHandler is corrected",
         )
     return Resolution(
         runtime,

@@ -1,10 +1,10 @@
-"""Where a runtime is served: a total function of a class, a placement and the nodes.
+"""Where a runtime is served: a total function of a class, node constraints and the nodes.
 
-A node that lists the handler is *serving*: configured, which is not yet proof that it works.
-One whose list lacks it is *not serving*. One without a list is *unknown*, never missing. A node on
-which the runtime has failed is *quarantined*, one on which it does not isolate is *not_isolating*,
-whatever its list says. One that pods would be put on although nothing there may be handed out,
-because they tolerate that it is cordoned or not Ready, is *unavailable*.
+A node that lists the handler is *serving*: the handler is configured, which does not prove that it
+works. A node whose list lacks the handler is *not serving*. A node without a list is *unknown*. A
+node on which the runtime has failed is *quarantined*, and one on which it does not isolate is
+*not_isolating*, whatever its list says. A node that is cordoned or not Ready is *unavailable* if
+the pods tolerate that: they would land there, and could not be allocated.
 """
 
 from bisect import bisect_left, insort
@@ -21,26 +21,26 @@ from sandboxpool.runtimes.nodes import NodeFacts
 
 
 class HandlerState(Enum):
-    """What a node says of a handler, and what we know better."""
+    """The state of a handler on a node: as the node lists it, unless more is known."""
 
     SERVING = "serving"
     NOT_SERVING = "notServing"
     UNKNOWN = "unknown"
     QUARANTINED = "quarantined"
     NOT_ISOLATING = "notIsolating"
-    # Its probes get no answer, and on other nodes they do.
+    # Probes get no answer on this node, and do on others.
     UNPROVEN = "unproven"
 
 
-# Nodes with these answers are kept out. One that gives no proof is better than none: a pool keeps
-# away from it by itself.
+# Nodes in these states are excluded. An unproven node is better than none, so it is not: the pools
+# avoid it.
 _EXCLUSION_OF_STATE = {
     HandlerState.NOT_SERVING: ExclusionReason.NOT_SERVING,
     HandlerState.QUARANTINED: ExclusionReason.QUARANTINED,
     HandlerState.NOT_ISOLATING: ExclusionReason.NOT_ISOLATING,
 }
-# Whom to name first, where not all can be named.
-_NAMED_FIRST = (
+# The order of exclusion by hostname, where not all can be listed.
+_HOSTNAMES_ORDER = (
     ExclusionReason.QUARANTINED,
     ExclusionReason.NOT_ISOLATING,
     ExclusionReason.UNAVAILABLE,
@@ -50,7 +50,7 @@ _NAMED_FIRST = (
 
 
 def listed_handler_state(node: NodeFacts, handler: str) -> HandlerState:
-    """Ask a node's list for a handler."""
+    """Look up a handler in the list of a node."""
     if node.handlers is None:
         return HandlerState.UNKNOWN
     return HandlerState.SERVING if handler in node.handlers else HandlerState.NOT_SERVING
@@ -58,14 +58,14 @@ def listed_handler_state(node: NodeFacts, handler: str) -> HandlerState:
 
 @dataclass(frozen=True, slots=True)
 class NodeAssessment:
-    """How one node stands to a runtime.
+    """The assessment of one node for a handler and node constraints.
 
     Attributes:
-        answer: its list's word, or what we know better.
-        feasible: the scheduler may put a pod on it at this moment, by its labels and taints.
-        marked: its exclusion labels keep the pods away, or it cannot be labelled.
-        young: it joined a moment ago, so that its runtimes may yet be installed.
-        listed: it lists the handler, so that it may serve others.
+        handler_state: as the node lists the handler, unless more is known.
+        feasible: the scheduler may place a pod on the node now, by its labels and taints.
+        exclusion_effective: the exclusion labels exclude the node, or it cannot be labelled.
+        recently_joined: runtimes may still be installed on the node.
+        listed: the node lists the handler, so other pools may use it.
     """
 
     node: NodeFacts
@@ -77,12 +77,12 @@ class NodeAssessment:
 
     @property
     def eligible(self) -> bool:
-        """It could take a pod at this moment that may be handed out."""
+        """A pod could be placed on the node now, and be allocated there."""
         return self.feasible and self.node.usable
 
     @property
     def exclusion_reason(self) -> ExclusionReason | None:
-        """Why pods must keep away from it, if they must."""
+        """Why the node must be excluded; None if it need not be."""
         unsupported = self.handler_state is HandlerState.NOT_SERVING and self.listed
         if (
             self.handler_state in (HandlerState.NOT_SERVING, HandlerState.QUARANTINED)
@@ -99,64 +99,62 @@ class NodeAssessment:
 def assess_node(
     node: NodeFacts,
     handler: str,
-    placement: NodeConstraints,
+    constraints: NodeConstraints,
     *,
     quarantined: bool,
     not_isolating: bool,
     unproven: bool = False,
-    marked: bool = True,
-    young: bool = False,
+    exclusion_effective: bool = True,
+    recently_joined: bool = False,
 ) -> NodeAssessment | None:
-    """Judge one node; None if the placement rules it out for ever.
+    """Assess one node; None if the constraints rule it out for ever.
 
     Args:
         node: the node.
-        handler: what the pods' class resolves to.
-        placement: what the class and the template demand of a node.
-        quarantined: the quarantine of this node and handler is open.
-        not_isolating: proof of isolation is wanted, and the node has shown the opposite.
-        unproven: proof is wanted, this node has given none for long, and another node has.
-        marked: see `NodeAssessment`.
-        young: see `NodeAssessment`.
+        handler: the handler of the pods' class.
+        constraints: the node constraints of the class and the template.
+        quarantined: the node is quarantined for the handler.
+        not_isolating: proof of isolation is required, and a probe has refuted it.
+        unproven: proof is required, this node has given none for long, and another node has.
+        exclusion_effective: see `NodeAssessment`.
+        recently_joined: see `NodeAssessment`.
     """
-    if not is_feasible(placement, node, now=False):
+    if not is_feasible(constraints, node, now=False):
         return None
-    answer = listed_handler_state(node, handler)
-    if placement.user_namespaces and handler in node.without_user_namespaces:
-        # Its kubelet refuses such a sandbox of this handler.
-        answer = HandlerState.NOT_SERVING
-    if answer is not HandlerState.NOT_SERVING:
-        # A node that does not list the handler at all has a simpler story to tell.
+    state = listed_handler_state(node, handler)
+    if constraints.user_namespaces and handler in node.without_user_namespaces:
+        # The kubelet rejects sandboxes of this handler with a user namespace.
+        state = HandlerState.NOT_SERVING
+    if state is not HandlerState.NOT_SERVING:
+        # A handler that is not listed explains more than a quarantine does.
         if quarantined:
-            answer = HandlerState.QUARANTINED
+            state = HandlerState.QUARANTINED
         elif not_isolating:
-            answer = HandlerState.NOT_ISOLATING
+            state = HandlerState.NOT_ISOLATING
         elif unproven:
-            answer = HandlerState.UNPROVEN
-    # What neither comes nor goes was asked for already.
+            state = HandlerState.UNPROVEN
+    # The permanent constraints were checked above.
     needs_taint_check = node.taints or not node.usable
-    feasible = not needs_taint_check or is_feasible(placement, node, now=True)
+    feasible = not needs_taint_check or is_feasible(constraints, node, now=True)
     listed = node.handlers is not None and handler in node.handlers
-    return NodeAssessment(node, answer, feasible, marked, young, listed)
+    return NodeAssessment(node, state, feasible, exclusion_effective, recently_joined, listed)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a fleet stands to a pool's runtime. Names are sorted.
+    """The state of a pool's runtime on all nodes. Names are sorted.
 
     Attributes:
         serving: names of eligible nodes that list the handler.
         not_serving: names of eligible nodes that do not.
-        unknown: names of eligible nodes that cannot say.
+        unknown: names of eligible nodes that list no handlers at all.
         quarantined: names of eligible nodes on which the runtime has failed.
-        not_isolating: names of eligible nodes on which the runtime was seen not to isolate.
+        not_isolating: names of eligible nodes on which a probe has refuted isolation.
         unproven: names of eligible nodes whose probes have had no answer for long.
-        by_hostname: nodes cannot be labelled, so that pods name the hostnames that they keep away
-            from.
-        excluded: these hostnames, sorted; empty where nodes are labelled. It also holds those not
-            eligible at this moment: they may become so while a pod waits.
-        exclusions_pending: how many nodes pods must keep away from, and would not yet: they lack
-            the label.
+        by_hostname: nodes cannot be labelled, so pods exclude nodes by hostname.
+        excluded: the excluded hostnames; empty where nodes are labelled. It includes nodes that are
+            not eligible now: they may become eligible while a pod is pending.
+        exclusions_pending: how many feasible nodes still lack their exclusion label.
         newest_not_serving: epoch seconds at which the newest of ``not_serving`` joined.
         advice: the label that separates the serving nodes from the others, if there is one.
     """
@@ -188,7 +186,7 @@ class Verdict:
 
     @property
     def eligible(self) -> int:
-        """How many nodes could take a pod now, if their runtime is left out of account."""
+        """How many nodes could run a pod now, regardless of their runtime."""
         return sum(
             len(nodes)
             for nodes in (
@@ -209,114 +207,116 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Contribution:
-    """What one node adds to a verdict, but for its labels.
+    """What one node adds to a verdict, except for its labels.
 
     Attributes:
-        listed: where an eligible node is listed; None for one that is not eligible.
-        kept_out: why pods must keep away, if they must.
-        hostname: the label of nodes that are kept out.
+        state: of an eligible node; None for one that is not eligible.
+        exclusion: why the node is excluded, if it is.
+        hostname: of an excluded node.
         created: of an eligible node that does not serve, epoch seconds.
-        exclusions_pending: pods may land on it that must keep away.
-        spared: it is kept out only where another node can take a pod.
+        exclusion_pending: pods may still be placed on the excluded node.
+        last_resort: the node is excluded only while another node is a candidate.
     """
 
-    listed: HandlerState | None = None
-    kept_out: ExclusionReason | None = None
+    state: HandlerState | None = None
+    exclusion: ExclusionReason | None = None
     hostname: str | None = None
     created: float = 0.0
-    exclusions_pending: bool = False
-    spared: bool = False
+    exclusion_pending: bool = False
+    last_resort: bool = False
 
 
 _NOTHING = _Contribution()
 
 
-def _share_of(assessment: NodeAssessment | None) -> _Contribution:
+def _contribution_of(assessment: NodeAssessment | None) -> _Contribution:
     if assessment is None:
         return _NOTHING
-    node, answer = assessment.node, assessment.handler_state
-    listed = answer if assessment.eligible else None
-    kept_out = assessment.exclusion_reason
+    node = assessment.node
+    state = assessment.handler_state if assessment.eligible else None
+    exclusion = assessment.exclusion_reason
     return _Contribution(
-        listed,
-        kept_out,
-        node.hostname if kept_out else None,
-        node.created if listed is HandlerState.NOT_SERVING else 0.0,
-        exclusions_pending=kept_out is not None
+        state,
+        exclusion,
+        node.hostname if exclusion else None,
+        node.created if state is HandlerState.NOT_SERVING else 0.0,
+        exclusion_pending=exclusion is not None
         and assessment.feasible
         and not assessment.exclusion_effective,
-        spared=(kept_out is ExclusionReason.NOT_SERVING and assessment.recently_joined)
-        or (kept_out is ExclusionReason.UNAVAILABLE and node.maintenance_planned),
+        last_resort=(exclusion is ExclusionReason.NOT_SERVING and assessment.recently_joined)
+        or (exclusion is ExclusionReason.UNAVAILABLE and node.maintenance_planned),
     )
 
 
-class _Sorted:
+class _SortedMultiset:
     """Strings in order, each as often as it was added."""
 
     def __init__(self) -> None:
         self._items: list[str] = []
-        self._told: tuple[str, ...] | None = ()
+        self._distinct: tuple[str, ...] | None = ()
 
     def __len__(self) -> int:
         return len(self._items)
 
     def add(self, item: str) -> None:
         insort(self._items, item)
-        self._told = None
+        self._distinct = None
 
     def remove(self, item: str) -> None:
         del self._items[bisect_left(self._items, item)]
-        self._told = None
+        self._distinct = None
 
     @property
-    def all(self) -> tuple[str, ...]:
-        """Each once."""
-        if self._told is None:
-            self._told = tuple(dict.fromkeys(self._items))
-        return self._told
+    def distinct(self) -> tuple[str, ...]:
+        """Each string once."""
+        if self._distinct is None:
+            self._distinct = tuple(dict.fromkeys(self._items))
+        return self._distinct
 
 
 class VerdictAggregator:
-    """How a fleet stands, summed up node by node: one that changes costs the same in any fleet.
+    """Keeps a verdict up to date node by node, at a cost that does not grow with the fleet.
 
-    What few verdicts need, the advice, is looked for anew when a change may have changed it.
+    Only the advice, which few verdicts have, is computed again from all nodes when it may differ.
     """
 
     def __init__(self) -> None:
         self._assessments: dict[str, NodeAssessment] = {}
-        self._listed = {answer: _Sorted() for answer in HandlerState}
-        self._excluded_nodes = {why: _Sorted() for why in ExclusionReason}
-        self._unmarked: set[str] = set()
-        self._spared: set[str] = set()
+        self._by_state = {state: _SortedMultiset() for state in HandlerState}
+        # Hostnames.
+        self._excluded = {reason: _SortedMultiset() for reason in ExclusionReason}
+        # Names of nodes.
+        self._exclusions_pending: set[str] = set()
+        self._last_resort: set[str] = set()
         self._by_hostname = False
         self._verdict: Verdict | None = None
 
     def set_by_hostname(self, by_hostname: bool) -> None:
-        """Whether pods name the hostnames that they keep away from."""
+        """Set whether pods exclude nodes by hostname."""
         self._by_hostname = by_hostname
         self._verdict = None
 
     @property
     def has_candidate_nodes(self) -> bool:
-        """What the verdict says of it, at no cost."""
+        """As in the verdict, without computing it."""
         return bool(
-            len(self._listed[HandlerState.SERVING]) or len(self._listed[HandlerState.UNKNOWN])
+            len(self._by_state[HandlerState.SERVING]) or len(self._by_state[HandlerState.UNKNOWN])
         )
 
     def exclusion_reason(self, name: str) -> ExclusionReason | None:
-        """Why pods must keep away from a node, if they must.
+        """Why a node must be excluded; None if it need not be.
 
-        Where no node can take a pod, one that joined a moment ago may be the answer to the one that
-        waits: it is left to that, until what installs runtimes has had its time. And one that is to
-        be maintained some day is better than none.
+        While there is no candidate node, nodes of last resort are not excluded. An autoscaler may
+        have added a recently joined node for a pending pod, and its runtimes may still be
+        installed. A node with planned maintenance is better than none.
         """
         assessment = self._assessments.get(name)
-        if assessment is None or (name in self._spared and not self.has_candidate_nodes):
+        if assessment is None or (name in self._last_resort and not self.has_candidate_nodes):
             return None
         return assessment.exclusion_reason
 
     def excluded_nodes(self) -> list[str]:
-        """The names of the nodes that pods must keep away from."""
+        """The names of the nodes to exclude, those of last resort included."""
         return [
             name
             for name, assessment in self._assessments.items()
@@ -324,11 +324,11 @@ class VerdictAggregator:
         ]
 
     def last_resort(self) -> list[str]:
-        """The names of those that are kept out only where another node can take a pod."""
-        return list(self._spared)
+        """The names of the nodes that are excluded only while there is a candidate node."""
+        return list(self._last_resort)
 
     def put(self, name: str, new: NodeAssessment | None) -> bool:
-        """A node stands otherwise, or is none any more; return whether the verdict may differ."""
+        """Replace the assessment of a node, or remove it; return whether the verdict may differ."""
         old = self._assessments.get(name)
         if old == new:
             return False
@@ -336,36 +336,35 @@ class VerdictAggregator:
             self._assessments[name] = new
         else:
             del self._assessments[name]
-        before, after = _share_of(old), _share_of(new)
+        before, after = _contribution_of(old), _contribution_of(new)
         if before == after:
-            if not self._advises_otherwise(name, old, new):
+            if not self._may_change_advice(name, old, new):
                 return False
         else:
-            self._take(name, before, _Sorted.remove)
-            self._take(name, after, _Sorted.add)
-            self._note(name, after)
+            self._apply(name, before, _SortedMultiset.remove)
+            self._apply(name, after, _SortedMultiset.add)
+            for names, belongs in (
+                (self._exclusions_pending, after.exclusion_pending),
+                (self._last_resort, after.last_resort),
+            ):
+                (names.add if belongs else names.discard)(name)
         self._verdict = None
         return True
 
-    def _take(self, name: str, share: _Contribution, what: Callable[[_Sorted, str], None]) -> None:
-        if share.listed is not None:
-            what(self._listed[share.listed], name)
-        if share.kept_out is not None and share.hostname is not None:
-            what(self._excluded_nodes[share.kept_out], share.hostname)
+    def _apply(
+        self, name: str, share: _Contribution, change: Callable[[_SortedMultiset, str], None]
+    ) -> None:
+        if share.state is not None:
+            change(self._by_state[share.state], name)
+        if share.exclusion is not None and share.hostname is not None:
+            change(self._excluded[share.exclusion], share.hostname)
 
-    def _note(self, name: str, share: _Contribution) -> None:
-        for names, belongs in (
-            (self._unmarked, share.exclusions_pending),
-            (self._spared, share.spared),
-        ):
-            (names.add if belongs else names.discard)(name)
-
-    def _advises_otherwise(
+    def _may_change_advice(
         self, name: str, old: NodeAssessment | None, new: NodeAssessment | None
     ) -> bool:
-        """Whether the labels of a node that is listed as before may have changed the advice.
+        """Whether new labels of a node in the same state may change the advice.
 
-        What is advised is a label of every serving node, so it is enough to look at one of those.
+        The advised label is one of every serving node, so checking one serving node is enough.
         """
         serving, others = self._separable()
         if old is None or new is None or not new.eligible or not serving or not others:
@@ -379,33 +378,38 @@ class VerdictAggregator:
         labels = self._assessments[example].node.labels
         if len(serving) > 1:
             return not changed.isdisjoint(labels)
-        # Which label is the one node's own depends on what values the others have.
+        # Whether a label identifies the only serving node depends on the values of the others.
         keys = {key for key, _ in labels}
         return any(key in keys for key, _ in changed)
 
     def _separable(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return self._listed[HandlerState.SERVING].all, self._listed[HandlerState.NOT_SERVING].all
+        return (
+            self._by_state[HandlerState.SERVING].distinct,
+            self._by_state[HandlerState.NOT_SERVING].distinct,
+        )
 
     @property
     def verdict(self) -> Verdict:
-        """The same object as long as it is the same."""
+        """The verdict; the same object until it changes."""
         if self._verdict is None:
-            self._verdict = self._sum_up()
+            self._verdict = self._compute()
         return self._verdict
 
-    def _sum_up(self) -> Verdict:
+    def _compute(self) -> Verdict:
         serving, not_serving = self._separable()
         return Verdict(
             serving=serving,
             not_serving=not_serving,
-            unknown=self._listed[HandlerState.UNKNOWN].all,
-            quarantined=self._listed[HandlerState.QUARANTINED].all,
-            not_isolating=self._listed[HandlerState.NOT_ISOLATING].all,
-            unproven=self._listed[HandlerState.UNPROVEN].all,
+            unknown=self._by_state[HandlerState.UNKNOWN].distinct,
+            quarantined=self._by_state[HandlerState.QUARANTINED].distinct,
+            not_isolating=self._by_state[HandlerState.NOT_ISOLATING].distinct,
+            unproven=self._by_state[HandlerState.UNPROVEN].distinct,
             by_hostname=self._by_hostname,
             excluded=self._hostnames() if self._by_hostname else (),
             exclusions_pending=len(
-                self._unmarked if self.has_candidate_nodes else self._unmarked - self._spared
+                self._exclusions_pending
+                if self.has_candidate_nodes
+                else self._exclusions_pending - self._last_resort
             ),
             newest_not_serving=max((n.created for n in self._nodes(not_serving)), default=0.0),
             advice=separating_label(self._nodes(serving), self._nodes(not_serving))
@@ -417,17 +421,17 @@ class VerdictAggregator:
         return (self._assessments[name].node for name in names)
 
     def _hostnames(self) -> tuple[str, ...]:
-        """What is kept out, sorted; under the bound the worst offenders come first."""
+        """The excluded hostnames, sorted; the most important ones if there are too many."""
         ranked = dict.fromkeys(
-            host for why in _NAMED_FIRST for host in self._excluded_nodes[why].all
+            host for reason in _HOSTNAMES_ORDER for host in self._excluded[reason].distinct
         )
         return tuple(sorted(islice(ranked, MAX_HOSTNAMES)))
 
 
-def summarize(standings: Iterable[NodeAssessment], *, by_hostname: bool = False) -> Verdict:
-    """Sum up how the nodes stand; their order does not matter."""
-    tally = VerdictAggregator()
-    tally.set_by_hostname(by_hostname)
-    for assessment in standings:
-        tally.put(assessment.node.name, assessment)
-    return tally.verdict
+def summarize(assessments: Iterable[NodeAssessment], *, by_hostname: bool = False) -> Verdict:
+    """Summarize the assessments of all nodes, in any order."""
+    aggregator = VerdictAggregator()
+    aggregator.set_by_hostname(by_hostname)
+    for assessment in assessments:
+        aggregator.put(assessment.node.name, assessment)
+    return aggregator.verdict

@@ -1,9 +1,9 @@
-"""Reads the events of single pods, beside all other work and within limits.
+"""Reads the events of single pods in the background, with a rate limit.
 
-Events have no watch cache: each look makes the API server walk over all events of a namespace. So
-there are at most ``PER_SECOND`` looks a second, for all pools together. Namespaces take turns, and
-within each its pools do: however many pods of one fail, another's waits for no more than its turn.
-A look that is not answered in time is given up; the next stage of the pod's trouble brings another.
+The API server has no watch cache for events: for each read it scans all events of a namespace. So
+all pools together make at most ``QPS`` reads a second. Namespaces take turns, and so do the pools
+within each, so that many failing pods of one do not delay another's. A read that times out is not
+retried; the pod's next stage enqueues another.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ QPS = 5.0
 BURST = 10
 AT_ONCE = 4
 READ_TIMEOUT_SECONDS = 10.0
-# A kubelet has a budget of 25 events for each pod, and a few others speak of it too.
+# A kubelet emits at most 25 events for each pod, and a few other components emit some.
 MAX_EVENTS = 100
-# What waits for longer is not waited for: a pod is given up without a word of its events.
+# Decisions wait this long for a read that is enqueued.
 MAX_PENDING_SECONDS = 60.0
 MAX_WAITING_OF_POOL = 50
 MAX_WAITING = 2000
@@ -42,32 +42,33 @@ class _Events(msgspec.Struct):
 
 @dataclass
 class _TrackedPod:
-    """One pod: what was asked for, and what is known.
+    """One pod whose events are or were read.
 
     Attributes:
-        stages: those for which its events were asked for.
-        asked_at: seconds of the event loop's clock since when an answer is due; None if none is.
-        told: the last answer.
+        stages: the stages for which a read was enqueued.
+        enqueued_at: when the pending read was enqueued, in seconds of the event loop's clock; None
+            if no read is pending.
+        result: the result of the last read.
     """
 
     pod: Pod
     stages: set[str] = field(default_factory=set)
-    asked_at: float | None = None
+    enqueued_at: float | None = None
     result: PodEvents | None = None
 
 
 class PodEventReader:
-    """Asks for the events of pods, and remembers what was told until a pod is forgotten.
+    """Reads the events of pods, and keeps the results until a pod is forgotten.
 
     Args:
         client: the API client.
-        on_result: told of each pod of which more is known now.
+        on_result: called with each pod whose events were read.
     """
 
     def __init__(self, client: ApiClient, on_result: Callable[[Pod], None]) -> None:
         self._client = client
-        self._on_told = on_result
-        # By namespace and uid, those of which was asked longest ago first.
+        self._on_result = on_result
+        # By namespace and uid, in the order of their first reads.
         self._known: dict[str, OrderedDict[str, _TrackedPod]] = {}
         self._size = 0
         # By namespace and pool, in the order of their turns.
@@ -76,63 +77,63 @@ class PodEventReader:
         self._woken = asyncio.Event()
 
     def events_of(self, pod: Pod) -> PodEvents | None:
-        """What the pod's events said when they were read last; None if they were not."""
+        """The result of the last read of the pod's events; None if they were not read."""
         known = self._find(pod)
         return known.result if known is not None else None
 
     def is_reading(self, pod: Pod) -> bool:
-        """Whether an answer is under way that is worth waiting for."""
+        """Whether a read is pending that a decision should wait for."""
         known = self._find(pod)
-        if known is None or known.asked_at is None:
+        if known is None or known.enqueued_at is None:
             return False
-        return asyncio.get_running_loop().time() - known.asked_at < MAX_PENDING_SECONDS
+        return asyncio.get_running_loop().time() - known.enqueued_at < MAX_PENDING_SECONDS
 
-    def enqueue(self, pod: Pod, line: str, stage: str) -> None:
-        """Have a pod's events read, once for each stage, unless too many of its pool wait.
+    def enqueue(self, pod: Pod, queue: str, stage: str) -> None:
+        """Enqueue a read of a pod's events, once for each stage, unless the queue is full.
 
         Args:
-            pod: the pod as it is now.
-            line: what it shares its turn with, such as the uid of its pool.
-            stage: of its trouble; any word.
+            pod: the current pod.
+            queue: the key of the queue, such as the uid of the pod's pool.
+            stage: any name of a stage of the pod's failure.
         """
         known = self._find(pod)
-        if known is not None and (stage in known.stages or known.asked_at is not None):
+        if known is not None and (stage in known.stages or known.enqueued_at is not None):
             return
         namespace = pod.metadata.namespace
-        lines = self._queues.setdefault(namespace, OrderedDict())
-        waiting = lines.setdefault(line, deque())
+        queues = self._queues.setdefault(namespace, OrderedDict())
+        waiting = queues.setdefault(queue, deque())
         if len(waiting) >= MAX_WAITING_OF_POOL:
             return
         if known is None:
-            known = self._remember(pod)
+            known = self._track(pod)
         known.stages.add(stage)
-        known.asked_at = asyncio.get_running_loop().time()
+        known.enqueued_at = asyncio.get_running_loop().time()
         waiting.append(known)
         self._waiting_count += 1
         if self._waiting_count > MAX_WAITING:
-            self._turn_away()
+            self._drop_last_of_longest_queue()
         self._woken.set()
 
     def forget(self, pod: Pod) -> None:
-        """The pod is gone, or is ready and has nothing to be asked about."""
+        """Forget a pod that is deleted, or is ready and has nothing to explain."""
         known = self._find(pod)
         if known is not None:
-            # If it waits it is skipped when its turn comes.
+            # A queued read is skipped in its turn.
             self._drop(pod.metadata.namespace, pod.metadata.uid)
 
     async def run(self) -> None:
         """Read until cancelled."""
-        places = asyncio.Semaphore(AT_ONCE)
+        slots = asyncio.Semaphore(AT_ONCE)
         loop = asyncio.get_running_loop()
         tokens, filled_at = float(BURST), loop.time()
-        async with asyncio.TaskGroup() as looks:
+        async with asyncio.TaskGroup() as reads:
             while True:
                 self._woken.clear()
                 known = self._next()
                 if known is None:
                     await self._woken.wait()
                     continue
-                await places.acquire()
+                await slots.acquire()
                 now = loop.time()
                 tokens = min(float(BURST), tokens + (now - filled_at) * QPS)
                 filled_at = now
@@ -140,12 +141,12 @@ class PodEventReader:
                     await asyncio.sleep((1.0 - tokens) / QPS)
                     tokens, filled_at = 1.0, loop.time()
                 tokens -= 1.0
-                task = looks.create_task(self._look(known))
-                task.add_done_callback(lambda _: places.release())
+                task = reads.create_task(self._read(known))
+                task.add_done_callback(lambda _: slots.release())
 
-    # --- One look --------------------------------------------------------------------------------
+    # --- Reading ---------------------------------------------------------------------------------
 
-    async def _look(self, known: _TrackedPod) -> None:
+    async def _read(self, known: _TrackedPod) -> None:
         pod = known.pod
         path = resource_path("v1", "events", pod.metadata.namespace)
         fields = {"involvedObject.uid": pod.metadata.uid, "involvedObject.name": pod.metadata.name}
@@ -156,56 +157,57 @@ class PodEventReader:
         try:
             async with asyncio.timeout(READ_TIMEOUT_SECONDS):
                 body = await self._client.get(path, params)
-            told = read(pod, msgspec.json.decode(body, type=_Events).items)
+            result = read(pod, msgspec.json.decode(body, type=_Events).items)
         except asyncio.CancelledError:
-            known.asked_at = None
+            known.enqueued_at = None
             raise
         except TimeoutError:
-            told = PodEvents(
+            result = PodEvents(
                 problem=f"the API server did not answer within {READ_TIMEOUT_SECONDS:.0f} s"
             )
         except (KubeError, *UNREADABLE) as error:
             text = error.message if isinstance(error, ApiError) else str(error)
-            told = PodEvents(problem=truncate(text, _MAX_PROBLEM))
-        if told.problem:
-            logger.warning("events of pod %s: %s", pod.metadata.name, told.problem)
+            result = PodEvents(problem=truncate(text, _MAX_PROBLEM))
+        if result.problem:
+            text = "cannot read the events of pod %s/%s: %s"
+            logger.warning(text, pod.metadata.namespace, pod.metadata.name, result.problem)
         if self._find(pod) is known:
-            known.result, known.asked_at = told, None
-            self._on_told(pod)
+            known.result, known.enqueued_at = result, None
+            self._on_result(pod)
 
     def _next(self) -> _TrackedPod | None:
-        """Whose turn it is: the next namespace's, and there the next pool's."""
+        """The next pod, by namespaces in turn and within each by queues in turn."""
         while self._queues:
-            namespace, lines = self._queues.popitem(last=False)
-            line, waiting = lines.popitem(last=False)
+            namespace, queues = self._queues.popitem(last=False)
+            queue, waiting = queues.popitem(last=False)
             known = waiting.popleft() if waiting else None
             if waiting:
-                lines[line] = waiting
-            if lines:
-                self._queues[namespace] = lines
+                queues[queue] = waiting
+            if queues:
+                self._queues[namespace] = queues
             if known is not None:
                 self._waiting_count -= 1
                 if self._find(known.pod) is known:
                     return known
         return None
 
-    def _turn_away(self) -> None:
-        """Too many wait: the last of the longest line of all does not."""
-        lines = max(self._queues.values(), key=lambda some: sum(map(len, some.values())))
-        longest = max(lines.values(), key=len)
+    def _drop_last_of_longest_queue(self) -> None:
+        """Drop the last read of the longest queue in the namespace with the most queued reads."""
+        queues = max(self._queues.values(), key=lambda some: sum(map(len, some.values())))
+        longest = max(queues.values(), key=len)
         known = longest.pop()
         self._waiting_count -= 1
         if self._find(known.pod) is known and known.result is None:
             self._drop(known.pod.metadata.namespace, known.pod.metadata.uid)
-        known.asked_at = None
+        known.enqueued_at = None
 
-    # --- What is known ---------------------------------------------------------------------------
+    # --- Tracked pods ----------------------------------------------------------------------------
 
     def _find(self, pod: Pod) -> _TrackedPod | None:
         of_namespace = self._known.get(pod.metadata.namespace)
         return of_namespace.get(pod.metadata.uid) if of_namespace is not None else None
 
-    def _remember(self, pod: Pod) -> _TrackedPod:
+    def _track(self, pod: Pod) -> _TrackedPod:
         known = _TrackedPod(pod)
         of_namespace = self._known.setdefault(pod.metadata.namespace, OrderedDict())
         of_namespace[pod.metadata.uid] = known

@@ -1,4 +1,4 @@
-"""The pods of a pool, each put into exactly one state."""
+"""Classifies the pods of a pool: each has exactly one state."""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -19,27 +19,28 @@ from sandboxpool.runtimes.podevents import PodEvents, no_cause_message
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A pod and what the decision needs to know of it.
+    """A pod as the pool's decision sees it.
 
     Attributes:
-        created: seconds since the epoch.
-        since: seconds of our own clock at which it was first seen as it stands now: in this state,
-            on this node, and waiting for the kubelet or the scheduler or not.
-        ready: every container passes its readiness.
-        ready_since: seconds of our own clock at which it was first seen ready without a break;
+        version: the pod's resourceVersion.
+        created: the creation time, in epoch seconds.
+        since: when the pod was first observed with its current state, node and kind of failure
+            (self-healing or not), in seconds of the operator's clock.
+        ready: whether the pod is Ready.
+        ready_since: since when the pod has been observed ready, in seconds of the operator's clock;
             None if it is not ready.
-        was_ready: it was seen ready once.
-        host_state: its node, and what is known of its runtime there.
-        overhead: what the class added to its resources when it was made.
-        failure: what keeps it from being ready, if anything is known.
-        revision: the template revision that it was made from.
-        class_name: the RuntimeClass that it names.
-        runtime_uid: the uid of the RuntimeClass that it was made from.
-        silence: that nothing is known to keep it from being ready, and what was looked at; empty if
-            something is, or if its events were not read.
-        acknowledged: the kubelet of its node has begun with it.
-        misplaced: it is stranded, and was before it was ready for the first time: it was put where
-            it could not be handed out, and so may the next one be.
+        was_ready: whether the pod was ever observed ready.
+        host_state: the pod's node and the state of the runtime there.
+        overhead: the overhead that the class added to the pod.
+        failure: why the pod is not ready; None if unknown.
+        revision: the template's revision that the pod was created from.
+        class_name: the pod's RuntimeClass.
+        runtime_uid: the uid of the RuntimeClass that the pod was created from.
+        no_cause_message: says that no failure was found, and what was checked; empty if there is a
+            failure, or if the pod's events were not read.
+        acknowledged: whether the kubelet has reported a status of the pod.
+        misplaced: whether the pod has been stranded since before it was first ready: the scheduler
+            chose an unsuitable node, and may do so again.
     """
 
     name: str
@@ -64,17 +65,17 @@ class Member:
 
     @property
     def node(self) -> NodeFacts | None:
-        """The facts of its node; None if it has none, or if the node is gone."""
+        """The pod's node; None if the pod has none, or if the node is not in the cache."""
         return self.host_state.node
 
     @property
     def group_key(self) -> "GroupKey":
-        """Its state, and all that it was made from."""
+        """The state, and what the pod was created from."""
         return self.state, self.revision, self.class_name, self.runtime_uid, self.overhead
 
     @property
     def unclaimed(self) -> bool:
-        """It belongs to the pool's own stock, and is not on its way out."""
+        """Whether the pod belongs to the pool and to no claim, and is not terminating."""
         return self.state not in (
             SandboxState.COLD,
             SandboxState.CLAIMED,
@@ -84,20 +85,20 @@ class Member:
 
     @property
     def in_stock(self) -> bool:
-        """It is warm, or may yet become so."""
+        """Whether the pod counts towards the target."""
         return self.state in STOCK
 
 
-UNREADY_TEXT = "it was ready and is not any more: its readiness probe fails"
+UNREADY_TEXT = "it is no longer ready: its readiness probe fails"
 
-# What counts towards the target: it is warm, or may yet become so.
+# The states that count towards the target: warm, or may become warm.
 STOCK = (SandboxState.STARTING, SandboxState.WARM, SandboxState.UNREADY, SandboxState.UNPROVEN)
 
 GroupKey = tuple[SandboxState, str, str, str, tuple[tuple[str, str], ...]]
 
 
 def is_ready_on_host(pod: Pod, host_state: HostState) -> bool:
-    """A ready pod, on a node that is well, whose runtime works and is proven as wanted."""
+    """Whether a pod is ready on an allocatable host with the isolation proof that it requires."""
     return (
         pod.ready
         and pod.metadata.deletionTimestamp is None
@@ -117,40 +118,31 @@ def classify_pod(
     previous: Member | None = None,
     clock: float = 0.0,
 ) -> Member:
-    """Sort one pod.
+    """Classify one pod.
 
     Args:
         pod: the pod, from the cache.
-        host_state: what it stands on.
-        sandbox_event: its last FailedCreatePodSandBox message.
-        deleting: we sent its DELETE and have not seen the effect yet.
-        being_bound: it is being handed out at this moment, though the cache does not show it.
-        pod_events: what its events said, if they were read.
-        previous: as it was sorted last, if it was: no pod tells that it was ready before.
-        clock: seconds of our own monotonic clock.
+        host_state: the state of the pod's host.
+        sandbox_event: the message of its last FailedCreatePodSandBox event.
+        deleting: whether the operator has requested its deletion.
+        being_bound: whether the pod is allocated, though the cache may not show it yet.
+        pod_events: the result of the last read of its events, if any.
+        previous: the last classification, if any; only it knows that the pod was ready before.
+        clock: seconds of the operator's monotonic clock.
     """
     metadata = pod.metadata
     was_ready = pod.ready or (previous is not None and previous.was_ready)
     ready_before = previous.was_ready if previous is not None else pod.ready
-    failure = None
-    if pod.finished and (deleting or metadata.deletionTimestamp is not None):
-        # Its node has freed what it held, whatever keeps the object.
-        state = SandboxState.ENDED
-    elif deleting or metadata.deletionTimestamp is not None:
-        state = SandboxState.STOPPING
+    if deleting or metadata.deletionTimestamp is not None:
+        # A terminating pod that has ended uses no resources of its node any more.
+        state = SandboxState.ENDED if pod.finished else SandboxState.STOPPING
     elif being_bound or claim_uid_of(pod) is not None:
         state = _claimed_state(pod, was_ready=was_ready)
     else:
         state = _stock_state(pod, host_state, was_ready=was_ready)
-    if state in _MAY_FAIL:
-        failure = diagnose(pod, sandbox_event, pod_events)
-        if state is SandboxState.UNREADY and (failure is None or failure.from_events):
-            text = f"{UNREADY_TEXT}: {failure.message}" if failure is not None else UNREADY_TEXT
-            failure = Failure(Reason.POD_NOT_READY, truncate(text), pod.spec.nodeName)
-    if previous is not None and _stands(previous) == (state, pod.spec.nodeName, _waits(failure)):
-        since = previous.since
-    else:
-        since = clock
+    failure = _failure(pod, state, sandbox_event, pod_events)
+    stage = state, pod.spec.nodeName, _is_self_healing(failure)
+    since = previous.since if previous is not None and _stage(previous) == stage else clock
     ready_since = None
     if pod.ready:
         known = previous.ready_since if previous is not None else None
@@ -195,18 +187,30 @@ def _is_acknowledged(pod: Pod) -> bool:
     return bool(status.podIP or status.containerStatuses or status.initContainerStatuses)
 
 
-def _waits(failure: Failure | None) -> bool:
+def _failure(
+    pod: Pod, state: SandboxState, sandbox_event: str | None, pod_events: PodEvents | None
+) -> Failure | None:
+    if state not in _MAY_FAIL:
+        return None
+    failure = diagnose(pod, sandbox_event, pod_events)
+    if state is SandboxState.UNREADY and (failure is None or failure.from_events):
+        text = f"{UNREADY_TEXT}: {failure.message}" if failure is not None else UNREADY_TEXT
+        return Failure(Reason.POD_NOT_READY, truncate(text), pod.spec.nodeName)
+    return failure
+
+
+def _is_self_healing(failure: Failure | None) -> bool:
     return failure is not None and failure.self_healing
 
 
-def _stands(member: Member) -> tuple[SandboxState, str, bool]:
-    return member.state, member.node_name, _waits(member.failure)
+def _stage(member: Member) -> tuple[SandboxState, str, bool]:
+    return member.state, member.node_name, _is_self_healing(member.failure)
 
 
 def _claimed_state(pod: Pod, *, was_ready: bool) -> SandboxState:
     if pod.finished:
         return SandboxState.ENDED
-    # One that runs has started; after a restart of ours nobody knows whether it was ready before.
+    # A running cold pod counts as started: a restarted operator does not know if it was ready.
     is_cold = pod.metadata.annotations.get(names.ANNOTATION_SOURCE) == "Cold"
     return (
         SandboxState.COLD if is_cold and not was_ready and not pod.running else SandboxState.CLAIMED
@@ -233,15 +237,14 @@ def oldest_first(member: Member) -> tuple[float, str]:
 
 
 class Members:
-    """The pods of a pool, in groups that are alike in state and in what they were made from.
+    """The pods of a pool, grouped by state and by what they were created from.
 
-    A large pool has few groups. What is asked of groups does not cost more where there are more
-    pods; only those that are not as they should be, or are asked for their age, are passed over.
+    A large pool has few groups, so queries over groups do not depend on the number of pods.
     """
 
     def __init__(self, members: Iterable[Member] = ()) -> None:
         self._groups: dict[GroupKey, dict[str, Member]] = {}
-        # The warm ones, the oldest first.
+        # The warm members, the oldest first.
         self._ages: list[tuple[float, str, str]] = []
         self._warm: dict[str, Member] = {}
         for member in members:
@@ -254,14 +257,14 @@ class Members:
         return sum(map(len, self._groups.values()))
 
     def put(self, member: Member) -> None:
-        """Take in a member that is not there yet."""
+        """Add a new member."""
         self._groups.setdefault(member.group_key, {})[member.uid] = member
         if member.state is SandboxState.WARM:
             self._warm[member.uid] = member
             insort(self._ages, _age_key(member))
 
     def remove(self, member: Member) -> None:
-        """Take out a member that is there."""
+        """Remove an existing member."""
         group = self._groups[member.group_key]
         del group[member.uid]
         if not group:
@@ -270,35 +273,35 @@ class Members:
             del self._ages[bisect_left(self._ages, _age_key(member))]
 
     def warm_by_age(self) -> Iterator[Member]:
-        """The warm ones, the oldest first; to look at the first few costs as much in any pool."""
+        """The warm members, the oldest first; the iterator is lazy."""
         return (self._warm[uid] for _, _, uid in self._ages)
 
     def count(self, *states: SandboxState) -> int:
-        """How many are in one of these states."""
+        """The number of members in any of these states."""
         return sum(len(group) for kind, group in self._groups.items() if kind[0] in states)
 
     def of(self, *states: SandboxState) -> Iterator[Member]:
-        """Those in one of these states."""
+        """The members in any of these states."""
         return self.where(lambda member: member.state in states)
 
-    def where(self, alike: Callable[[Member], bool]) -> Iterator[Member]:
-        """Those for which something holds that is the same for all of a kind."""
+    def where(self, predicate: Callable[[Member], bool]) -> Iterator[Member]:
+        """The members for which a predicate holds that is the same for all of a group."""
         groups = list(self._groups.values())
-        return chain.from_iterable(g.values() for g in groups if alike(next(iter(g.values()))))
+        return chain.from_iterable(g.values() for g in groups if predicate(next(iter(g.values()))))
 
     def only(self, *states: SandboxState) -> "Members":
-        """Those in one of these states, as a collection of its own."""
+        """A new collection of the members in any of these states."""
         kept = Members()
         kept._groups = {k: dict(group) for k, group in self._groups.items() if k[0] in states}
         if SandboxState.WARM in states:
             kept._ages, kept._warm = list(self._ages), dict(self._warm)
         return kept
 
-    def without(self, going: Collection[Member]) -> "Members":
-        """The others."""
-        if not going:
+    def without(self, removed: Collection[Member]) -> "Members":
+        """A collection without these members."""
+        if not removed:
             return self
         left = self.only(*SandboxState)
-        for member in going:
+        for member in removed:
             left.remove(member)
         return left

@@ -1,8 +1,7 @@
-"""How long sandboxes take to start, stage by stage, by the arrival of the watch's events.
+"""Measures the start-up times of sandboxes, by stage, from the arrival of watch events.
 
-Condition timestamps have whole seconds, which is longer than a gVisor sandbox needs; the moment
-at which an event reaches us is good to some milliseconds. Pods that were already there when the
-operator started are not measured.
+Condition timestamps have whole seconds, and a gVisor sandbox starts faster than that; the arrival
+of watch events is precise to some milliseconds. Only pods that this process creates are measured.
 """
 
 from collections import deque
@@ -17,7 +16,7 @@ STAGES = ("scheduled", "sandbox", "started", "ready")
 
 
 def completed_stages(pod: Pod) -> set[str]:
-    """The stages that a pod has behind it."""
+    """The stages that a pod has completed."""
     true = {c.type for c in pod.status.conditions if c.status == "True"}
     stages = set()
     if "PodScheduled" in true:
@@ -32,7 +31,7 @@ def completed_stages(pod: Pod) -> set[str]:
 
 
 class StartupTimes:
-    """Samples of one pool, bounded in number and age."""
+    """The samples of one pool, bounded in number and age."""
 
     def __init__(self) -> None:
         self._samples: dict[str, deque[tuple[float, float]]] = {
@@ -40,16 +39,16 @@ class StartupTimes:
         }
 
     def add(self, stage: str, seconds: float, now: float) -> None:
-        """Take one sample, measured at ``now``."""
+        """Add a sample, measured at ``now``."""
         self._samples[stage].append((now, seconds))
 
     def p95(self, stage: str, now: float) -> float | None:
-        """What 95 of 100 of the window's samples do not exceed, in seconds; None without any."""
+        """The 95th percentile of the window, in seconds; None without samples."""
         values = self._values(stage, now)
         return _percentile(values, 95) / 1000 if values else None
 
     def summary(self, now: float) -> PoolStartup | None:
-        """Percentiles as the API has them, over the window; None without samples."""
+        """The percentiles over the window, in the form of the API; None without samples."""
         stages = {}
         for stage in self._samples:
             values = self._values(stage, now)
@@ -70,16 +69,17 @@ class StartupTimes:
 
 
 def _percentile(values: list[float], percent: int) -> int:
-    """The smallest value, in milliseconds, that so many percent of the sorted seconds keep to."""
+    """The nearest-rank percentile of sorted seconds, in milliseconds."""
     rank = -(-len(values) * percent // 100)
     return round(values[rank - 1] * 1000)
 
 
 class StartupTracker:
-    """Turns the events of pods into samples.
+    """Turns watch events of pods into samples.
 
     Args:
-        on_sample: told the pool's uid, the stage and the seconds from creation to its end.
+        on_sample: called with the pool's uid, the stage, and the seconds from the pod's creation to
+            the end of the stage.
         clock: a monotonic clock, in seconds.
     """
 
@@ -92,12 +92,12 @@ class StartupTracker:
         self._reached: dict[str, set[str]] = {}
 
     def track(self, pod_uid: str, at: float) -> None:
-        """The API server has said that it made this pod, asked at this time of the clock."""
+        """Measure a pod whose create was sent at this time of the clock."""
         self._began[pod_uid] = at
         self._reached[pod_uid] = set()
 
     def observe(self, pool_uid: str, pod: Pod) -> None:
-        """A pod's event has come."""
+        """Sample the stages that the pod has completed since its last event."""
         uid = pod.metadata.uid
         began = self._began.get(uid)
         if began is None:
@@ -111,6 +111,6 @@ class StartupTracker:
             self.forget(uid)
 
     def forget(self, pod_uid: str) -> None:
-        """The pod is gone, or nothing more is to be measured of it."""
+        """Stop measuring a pod."""
         self._began.pop(pod_uid, None)
         self._reached.pop(pod_uid, None)

@@ -1,4 +1,4 @@
-"""The pods that a pool makes. Pure: a pool, a runtime and a name in, the body of a POST out."""
+"""Builds the pods of a pool, and the metadata of claimed pods. Pure."""
 
 import copy
 import hashlib
@@ -15,8 +15,8 @@ from sandboxpool.runtimes.probe import ProbeImage, sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
 
-# A sandbox whose code is not trusted gets no token and no list of services; one that is
-# restarted has lost its state, perhaps under another handler.
+# Untrusted code gets no service account token and no service environment variables. A restarted
+# container would have lost its state, and might run under another handler.
 DEFAULTS: dict[str, Any] = {
     "automountServiceAccountToken": False,
     "enableServiceLinks": False,
@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ClaimRef:
-    """The claim that a pod is made for, or handed to."""
+    """The claim that a pod is created for or bound to."""
 
     name: str
     uid: str
@@ -35,11 +35,11 @@ class ClaimRef:
 
 
 def pod_name(pool_name: str, seed: str) -> str:
-    """Name a pod. The same seed gives the same name, so a repeated create cannot double it."""
+    """Name a pod. The same seed gives the same name, so a retried create adds no second pod."""
     return f"{pool_name}-{hashlib.sha256(seed.encode()).hexdigest()[: names.POD_SUFFIX_LENGTH]}"
 
 
-# Sandboxes are Linux pods, and nothing else keeps a scheduler from an untainted Windows node.
+# Sandboxes are Linux pods, and an untainted Windows node would otherwise be schedulable.
 NOT_WINDOWS: Final[Mapping[str, Any]] = {
     "key": names.OS_LABEL,
     "operator": "NotIn",
@@ -60,11 +60,11 @@ def build_pod(
 
     Args:
         pool: the pool.
-        runtime: the class that it resolved to.
-        verdict: how its pods are kept off nodes, by label or by these hostnames.
+        runtime: the runtime of the pool's class.
+        verdict: says whether nodes are excluded by label or by hostname, and the hostnames.
         name: the pod's name.
-        probe: what proves the isolation of each sandbox, where the pool wants that.
-        claim: the claim that it is made for, if it is a cold one; else the pool owns it.
+        probe: the probe that proves isolation, where the pool requires that of each sandbox.
+        claim: the claim that owns the pod, for a cold start; otherwise the pool owns it.
     """
     metadata = pool.template.get("metadata") or {}
     spec = copy.deepcopy(dict(pool.template.get("spec") or {}))
@@ -131,9 +131,9 @@ def claim_metadata(
 
     Args:
         claim: the claim.
-        labels: what the pod has already. A claim adds to it and replaces nothing, for policies
-            select by it; a warm pod may have it from an older template than the pool's.
-        annotations: the same.
+        labels: the pod's labels. A claim replaces none of them, because policies select by them; a
+            warm pod may have them from an older revision of the template.
+        annotations: the pod's annotations, which a claim does not replace either.
     """
     return {
         "labels": {
@@ -143,7 +143,7 @@ def claim_metadata(
         },
         "annotations": {
             **{key: value for key, value in claim.annotations if key not in (annotations or {})},
-            # The one means by which autoscalers can be told; each knows its own.
+            # For the Cluster Autoscaler and for Karpenter.
             names.ANNOTATION_SAFE_TO_EVICT: "false",
             names.ANNOTATION_DO_NOT_DISRUPT: "true",
         },
@@ -152,7 +152,7 @@ def claim_metadata(
 
 
 def controller_reference(kind: str, name: str, uid: str) -> dict[str, Any]:
-    """A controlling owner that does not hold up its own deletion."""
+    """A controller owner reference that does not block the owner's deletion."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": kind,

@@ -1,1 +1,1 @@
-"""Small parts without knowledge of Kubernetes."""
+"""Helpers without dependencies on the other packages."""

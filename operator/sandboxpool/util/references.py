@@ -1,4 +1,4 @@
-"""What an event or a log line is about."""
+"""References to objects, for events and log lines."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ObjectReference:
-    """One object, as Kubernetes refers to it."""
+    """A reference to an object, as in Kubernetes' own ObjectReference."""
 
     api_version: str
     kind: str
@@ -16,6 +16,6 @@ class ObjectReference:
 
     @property
     def log(self) -> dict[str, Any]:
-        """For ``extra`` of a log call: the line then names the object in fields of its own."""
+        """The ``extra`` of a log call, so that the line has the object in structured fields."""
         about = {"kind": self.kind, "namespace": self.namespace, "name": self.name, "uid": self.uid}
         return {"object": about}

@@ -44,9 +44,9 @@ class SimulatedOperator(Operator):
         """What it counts."""
         return self._metrics
 
-    def blind(self) -> list[str]:
-        """What it cannot see at this moment."""
-        return self._watches.blind()
+    def not_synced(self) -> list[str]:
+        """The watches that are not synced."""
+        return self._watches.not_synced()
 
     def permit(self) -> None:
         """Called right before each write, as the operator's own client does."""

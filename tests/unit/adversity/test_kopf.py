@@ -136,7 +136,7 @@ def restarts(operator: Operator) -> float:
 
 @pytest.fixture
 async def kept(operator: Operator) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(operator._survive("kopf", operator._kopf))
+    task = asyncio.create_task(operator._supervise("kopf", operator._kopf))
     yield task
     assert not task.done()
     await ended(task)
@@ -181,7 +181,7 @@ async def test_credentials_that_cannot_be_found_end_only_kopf(
         raise OSError("no such file")
 
     monkeypatch.setattr("sandboxpool.app.operator.connection_info", none)
-    kept = asyncio.create_task(operator._survive("kopf", operator._kopf))
+    kept = asyncio.create_task(operator._supervise("kopf", operator._kopf))
     await asyncio.sleep(0.3)
     assert not kept.done()
     await ended(kept)

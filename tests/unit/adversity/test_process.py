@@ -113,8 +113,8 @@ def test_a_standby_that_sees_nothing_leaves_the_lease_to_one_that_does() -> None
         (blind,) = standbys(world)
         lose_pods(world, blind)
         world.run(200.0)
-        assert any("pods" in what for what in blind.operator.blind()), "it is not ready"
-        assert not leaders(world)[0].operator.blind()
+        assert any("pods" in what for what in blind.operator.not_synced()), "it is not ready"
+        assert not leaders(world)[0].operator.not_synced()
         world.crash()
         world.run(30.0)
         assert blind in standbys(world)
@@ -152,12 +152,12 @@ def test_a_quiet_cluster_is_not_taken_for_blindness() -> None:
         before = list(world.processes)
         for _ in range(40):
             world.run(30.0)
-            assert all(not p.operator.blind() for p in world.processes)
+            assert all(not p.operator.not_synced() for p in world.processes)
         for resource in ("pods", "nodes", "events", "sandboxclaims"):
             world.break_watches(resource, "stall")
             for _ in range(30):
                 world.run(10.0)
-                assert all(not p.operator.blind() for p in world.processes)
+                assert all(not p.operator.not_synced() for p in world.processes)
         assert world.processes == before
 
 

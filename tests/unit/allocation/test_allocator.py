@@ -22,7 +22,7 @@ def taken(allocator: Allocator, claim: str) -> str:
     return found.uid
 
 
-def test_claims_are_served_in_the_order_of_their_asking() -> None:
+def test_claims_are_served_in_the_order_of_their_requests() -> None:
     allocator = Allocator()
     for claim in ("a", "b", "c"):
         assert allocator.allocate("p", claim) is None
@@ -35,7 +35,7 @@ def test_claims_are_served_in_the_order_of_their_asking() -> None:
     ]
 
 
-def test_the_newest_revision_goes_first() -> None:
+def test_pods_of_the_newest_revision_are_allocated_first() -> None:
     allocator = filled(candidate("old", current=False), candidate("new"))
     assert [taken(allocator, "a"), taken(allocator, "b")] == ["new", "old"]
 
@@ -47,7 +47,7 @@ def test_spread_takes_from_the_emptiest_node_and_packed_from_the_fullest() -> No
         assert [taken(allocator, f"claim-{i}")[:2] for i in range(4)] == expected
 
 
-def test_changing_the_placement_reorders_what_is_free() -> None:
+def test_a_change_of_placement_reorders_the_free_pods() -> None:
     allocator = filled(*(candidate(f"{n}-{i}", n) for i in range(3) for n in ("n1", "n2")))
     allocator.mark_allocated("p", "claimed", "n2")
     assert taken(allocator, "a").startswith("n1")
@@ -56,7 +56,7 @@ def test_changing_the_placement_reorders_what_is_free() -> None:
     assert taken(allocator, "b").startswith("n2")
 
 
-def test_a_held_pod_is_never_offered_again() -> None:
+def test_an_allocated_pod_is_never_a_candidate_again() -> None:
     allocator = filled(candidate("pod"))
     assert taken(allocator, "a") == "pod"
     assert allocator.add_candidate("p", candidate("pod", version=2)) is None
@@ -66,7 +66,7 @@ def test_a_held_pod_is_never_offered_again() -> None:
     assert not allocator.remove_candidate("pod")
 
 
-def test_a_pod_that_is_out_of_date_waits_for_a_newer_state_and_its_claim_keeps_its_turn() -> None:
+def test_a_stale_pod_waits_for_a_newer_state_and_its_claim_keeps_its_turn() -> None:
     allocator = filled(candidate("pod"))
     taken(allocator, "a")
     allocator.allocate("p", "b")
@@ -77,15 +77,15 @@ def test_a_pod_that_is_out_of_date_waits_for_a_newer_state_and_its_claim_keeps_i
     assert allocator.add_candidate("p", candidate("pod", version=3)) == "a"
 
 
-def test_a_pod_that_could_not_be_had_may_be_offered_again_as_it_is() -> None:
+def test_a_pod_whose_binding_failed_may_be_a_candidate_again_unchanged() -> None:
     allocator = filled(candidate("pod"))
     taken(allocator, "a")
     assert allocator.replace_reservation("a") is None
     assert allocator.add_candidate("p", candidate("pod")) == "a"
 
 
-def test_a_held_pod_counts_on_the_node_where_it_was_seen_last() -> None:
-    """A pod that is made for a claim has no node at first."""
+def test_an_allocated_pod_counts_on_its_last_observed_node() -> None:
+    """A pod that is created for a claim has no node at first."""
     allocator = filled(candidate("one", "n1"), candidate("two", "n2"))
     allocator.set_packed("p", packed=True)
     for node in ("", "n2"):
@@ -95,7 +95,7 @@ def test_a_held_pod_counts_on_the_node_where_it_was_seen_last() -> None:
     assert dict(allocator._pool_states["p"].allocated_by_node) == {"n2": 1}
 
 
-def test_forgetting_a_pool_frees_nothing_that_is_a_claims() -> None:
+def test_forgetting_a_pool_releases_no_allocated_pod() -> None:
     allocator = filled(candidate("one"), candidate("two"))
     taken(allocator, "a")
     assert allocator.forget_pool("p") == []
@@ -105,7 +105,7 @@ def test_forgetting_a_pool_frees_nothing_that_is_a_claims() -> None:
 
 
 @pytest.mark.parametrize("claims", [0, 1])
-def test_a_pod_that_is_seen_again_and_again_costs_no_memory(claims: int) -> None:
+def test_repeated_updates_of_a_pod_cost_no_memory(claims: int) -> None:
     allocator = Allocator()
     for i in range(3000):
         allocator.add_candidate("p", candidate("pod", "n1", i))
@@ -117,7 +117,7 @@ def test_a_pod_that_is_seen_again_and_again_costs_no_memory(claims: int) -> None
     assert len(stock.heaps[True].heap) < 200
 
 
-def test_a_pool_that_went_before_its_claims_leaves_nothing_behind() -> None:
+def test_a_pool_that_is_deleted_before_its_claims_leaves_no_state() -> None:
     allocator = filled(candidate("pod"))
     taken(allocator, "a")
     allocator.confirm_reservation("a")
@@ -126,14 +126,14 @@ def test_a_pool_that_went_before_its_claims_leaves_nothing_behind() -> None:
     assert not allocator._pool_states
 
 
-def test_the_claimed_pods_of_a_pool_that_was_never_seen_leave_nothing_behind() -> None:
+def test_allocated_pods_of_an_unknown_pool_leave_no_state() -> None:
     allocator = Allocator()
     allocator.mark_allocated("gone", "pod", "n1")
     allocator.release("pod")
     assert not allocator._pool_states
 
 
-def test_a_pool_leaves_nothing_behind_though_its_free_pods_were_ranked() -> None:
+def test_a_pool_with_ranked_free_pods_leaves_no_state() -> None:
     allocator = filled(candidate("pod"))
     allocator.forget_pool("p")
     assert not allocator._pool_states

@@ -17,7 +17,7 @@ from support.builders import NOW, evidence, node, pod, pool, pool_body, runtime
 
 
 class World:
-    """One pool that wants proof, one node with proof, one sandbox that may be handed out."""
+    """One pool that requires proof, one node with proof, one allocatable sandbox."""
 
     def __init__(self) -> None:
         self.cluster = ClusterCache()
@@ -70,7 +70,7 @@ class World:
 
 
 def nothing(world: World) -> None:
-    """All is well."""
+    """Change nothing."""
 
 
 AGAINST: dict[str, tuple[Callable[[World], Any], dict[str, Any]]] = {
@@ -97,14 +97,14 @@ AGAINST: dict[str, tuple[Callable[[World], Any], dict[str, Any]]] = {
 }
 
 
-def test_what_nothing_speaks_against_is_offered() -> None:
+def test_an_allocatable_pod_is_a_candidate() -> None:
     world = World()
     assert world.candidate_tracker.is_allocatable(pod(), world.pool)
     world.candidate_tracker.refresh([pod()])
     assert world.allocator.free("pool-uid") == 1
 
 
-def test_where_every_node_is_cordoned_what_is_there_is_handed_out() -> None:
+def test_if_every_node_is_cordoned_their_pods_are_allocatable() -> None:
     world = World()
     world.put_node(unschedulable=True)
     assert world.candidate_tracker.is_allocatable(pod(), world.pool)
@@ -115,7 +115,7 @@ def test_where_every_node_is_cordoned_what_is_there_is_handed_out() -> None:
 
 
 @pytest.mark.parametrize("why", AGAINST)
-def test_one_thing_that_speaks_against_it_is_enough(why: str) -> None:
+def test_each_single_obstacle_makes_a_pod_unallocatable(why: str) -> None:
     world = World()
     world.candidate_tracker.refresh([pod()])
     happens, of_pod = AGAINST[why]
@@ -139,7 +139,7 @@ def test_one_thing_that_speaks_against_it_is_enough(why: str) -> None:
         (lambda w: w.put_pool(paused=True), {}),
     ],
 )
-def test_what_only_makes_it_less_fresh_does_not(
+def test_a_minor_deviation_does_not_make_a_pod_unallocatable(
     happens: Callable[[World], Any], of_pod: dict[str, Any]
 ) -> None:
     world = World()
@@ -167,7 +167,7 @@ def test_what_only_makes_it_less_fresh_does_not(
         (lambda w: w.put_pool(deleting=True), {}, True, False),
     ],
 )
-def test_a_sandbox_made_for_a_claim_is_fit_or_waited_for_or_made_again(
+def test_a_cold_pod_is_bound_or_waited_for_or_replaced(
     happens: Callable[[World], Any], of_pod: dict[str, Any], fit: bool, doubtful: bool
 ) -> None:
     world = World()
@@ -177,7 +177,7 @@ def test_a_sandbox_made_for_a_claim_is_fit_or_waited_for_or_made_again(
     assert world.candidate_tracker.should_replace_cold_pod(it, world.pool) is doubtful
 
 
-def test_of_a_pool_that_is_gone_the_safe_is_assumed() -> None:
+def test_for_a_deleted_pool_the_default_proof_is_assumed() -> None:
     world = World()
     it: Pod = pod(claim="claim", source="Cold")
     assert world.candidate_tracker.is_ready_for_claim(it, None), "there is proof"
@@ -186,14 +186,14 @@ def test_of_a_pool_that_is_gone_the_safe_is_assumed() -> None:
     assert world.candidate_tracker.should_replace_cold_pod(it, None)
 
 
-def test_what_is_known_of_a_sandbox_is_told_in_words_where_proof_is_wanted() -> None:
+def test_the_evidence_is_a_message_if_proof_is_required() -> None:
     world = World()
     assert world.candidate_tracker.evidence(pod(), world.pool) == "a kernel of its own"
     assert world.candidate_tracker.evidence(pod(), pool(isolationProof="None")) is None
     assert world.candidate_tracker.evidence(pod(node="unseen"), world.pool) is None
 
 
-def test_a_changed_pool_offers_and_withdraws_all_that_it_has() -> None:
+def test_a_changed_pool_adds_and_removes_all_its_candidates() -> None:
     world = World()
     for name in ("pod-1", "pod-2"):
         world.cluster.pods.put(None, pod(name))
@@ -204,8 +204,8 @@ def test_a_changed_pool_offers_and_withdraws_all_that_it_has() -> None:
     assert world.allocator.free("pool-uid") == 0
 
 
-def test_a_claimed_sandbox_that_has_ended_is_no_load_on_its_node() -> None:
-    """It is kept for its logs, and its node has freed what it took."""
+def test_a_finished_sandbox_does_not_count_on_its_node() -> None:
+    """It is kept for its logs, and its node has freed its resources."""
     world = World()
     for phase, held in (("Running", True), ("Failed", False), ("Failed", False)):
         claimed = pod(claim="claim", ready=False, phase=phase)

@@ -1,4 +1,4 @@
-"""What the operator asks for at its start; what it says to a real API server is tested there."""
+"""The check of prerequisites; integration tests run it on a real API server."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 class Server:
-    """Answers as an API server that has all, but for what a test changes."""
+    """Responds as an API server that meets all prerequisites, except what a test changes."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {
@@ -80,7 +80,7 @@ async def said(server: Server) -> str:
 
 
 @looptime
-async def test_where_all_is_there_it_starts_at_once() -> None:
+async def test_with_all_prerequisites_the_operator_starts_at_once() -> None:
     server = Server()
     await check(server, SETTINGS)  # type: ignore[arg-type]
     assert server.asked == 1
@@ -143,17 +143,17 @@ def test_the_crds_of_this_version_lack_nothing() -> None:
 
 
 @looptime
-async def test_missing_rights_are_named() -> None:
+async def test_missing_permissions_are_named() -> None:
     server = Server()
     server.denied = lambda asked: asked["resource"] == "pods" and asked["verb"] == "patch"
     text = await said(server)
-    assert "no right to patch pods;" in text
+    assert "no permission to patch pods;" in text
     assert "rbac.create" in text
 
 
 @looptime
 @pytest.mark.parametrize("wanted", [False, True])
-async def test_rights_that_only_a_setting_needs_are_asked_for_with_it(wanted: bool) -> None:
+async def test_permissions_that_only_a_setting_needs_are_checked_if_it_is_on(wanted: bool) -> None:
     server = Server()
     server.denied = lambda asked: asked["resource"] == "nodes" and asked["verb"] == "patch"
     settings = Settings(probe_image="image", namespace="ours", publish_on_nodes=wanted)
@@ -162,7 +162,7 @@ async def test_rights_that_only_a_setting_needs_are_asked_for_with_it(wanted: bo
 
 
 @looptime
-async def test_a_namespace_that_is_not_there_is_named() -> None:
+async def test_a_missing_namespace_is_named() -> None:
     server = Server()
     server.namespaces.clear()
     text = await said(server)
@@ -175,14 +175,14 @@ async def test_a_namespace_that_is_not_there_is_named() -> None:
     "path",
     ["/version", "/apis/sandboxpool.io/v1alpha1", "/openapi/v3/apis/sandboxpool.io/v1alpha1"],
 )
-async def test_what_may_not_be_read_keeps_nobody_from_starting(path: str) -> None:
+async def test_a_forbidden_read_does_not_prevent_the_start(path: str) -> None:
     server = Server()
     server.answers[path] = ApiError(403, "Forbidden", "no")
     await check(server, SETTINGS)  # type: ignore[arg-type]
 
 
 @looptime
-async def test_silence_and_an_authorizer_that_fails_are_waited_for(
+async def test_failed_requests_and_failing_authorizers_are_retried(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = Server()
@@ -201,4 +201,4 @@ async def test_silence_and_an_authorizer_that_fails_are_waited_for(
     server.get = get  # type: ignore[method-assign]
     await check(server, SETTINGS)  # type: ignore[arg-type]
     assert server.asked == 6
-    assert len([r for r in caplog.records if "asked again" in r.getMessage()]) == 5
+    assert len([r for r in caplog.records if "retried in" in r.getMessage()]) == 5

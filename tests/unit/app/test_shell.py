@@ -38,7 +38,7 @@ def test_kopf_is_told_to_write_nothing_and_never_to_give_up() -> None:
 IMAGE = {"SANDBOXPOOL_PROBE_IMAGE": "registry.example/probe:1"}
 
 
-def test_without_variables_the_defaults_stand() -> None:
+def test_without_variables_the_defaults_apply() -> None:
     assert load(IMAGE) == Settings(probe_image="registry.example/probe:1")
 
 

@@ -77,7 +77,7 @@ def test_what_is_written_fits_the_api() -> None:
         ({"metadata": {"annotations": {"a.crio.io": ""}}}, ["a/"], Reason.METADATA_NOT_ALLOWED),
     ],
 )
-def test_refusing(fields: dict[str, Any], prefixes: list[str], reason: Reason | None) -> None:
+def test_refusals(fields: dict[str, Any], prefixes: list[str], reason: Reason | None) -> None:
     policy = spec(claims={"allowedMetadataPrefixes": prefixes})
     refusal = decide.refusal_for(claim(**fields), policy)
     assert (refusal.reason if refusal else None) == reason
@@ -102,7 +102,7 @@ def test_an_asserted_proof_holds_at_least(asserted: str | None, offered: str, se
     assert (refusal is None) == served
     if refusal is not None:
         assert refusal.reason is Reason.ISOLATION_PROOF_MISMATCH
-        says = (f"isolationProof asserts at least {asserted!r}", f"has {offered!r}", "claim from a")
+        says = (f"isolationProof asserts at least {asserted!r}", f"has {offered!r}", "name a pool")
         assert all(text in refusal.message for text in says)
 
 
@@ -154,7 +154,7 @@ def test_nothing_expires_before_it_is_bound() -> None:
 
 
 def promised(seconds: int | None, **fields: Any) -> SandboxClaim:
-    """A claim that was promised so much; what is given of it was changed since."""
+    """A claim that was bound with this ttl; the fields given were changed after that."""
     status = BOUND | {"observedGeneration": 0 if fields else 1}
     if seconds is not None:
         status["expiresAt"] = timestamp(NOW + seconds)
@@ -167,7 +167,7 @@ def promised(seconds: int | None, **fields: Any) -> SandboxClaim:
     [{}, {"defaultTTLSeconds": 1}, {"maxTTLSeconds": 1}, {"maxTTLSeconds": 9000}, None],
     ids=str,
 )
-def test_what_was_promised_at_the_binding_stands(
+def test_the_expiry_set_at_the_binding_does_not_change_with_the_pool(
     seconds: int | None, policy: dict[str, int] | None
 ) -> None:
     pool = None if policy is None else spec(claims=policy)
@@ -189,7 +189,7 @@ def test_what_was_promised_at_the_binding_stands(
         (None, 500, 50, 500),
     ],
 )
-def test_its_owner_changes_when_a_claim_ends(
+def test_the_owner_of_a_claim_changes_its_expiry(
     seconds: int | None, wanted: int, longest: int | None, ends: int
 ) -> None:
     policy = spec(claims={"maxTTLSeconds": longest})
@@ -200,32 +200,32 @@ def test_its_owner_changes_when_a_claim_ends(
     ("policy", "ends"),
     [({}, None), ({"defaultTTLSeconds": 30}, 30), ({"maxTTLSeconds": 90}, 90)],
 )
-def test_a_claim_whose_lifetime_its_owner_took_away_has_its_pools(
+def test_a_claim_without_ttl_seconds_gets_the_pools_default(
     policy: dict[str, int], ends: int | None
 ) -> None:
     it = promised(77, ttlSeconds=None)
     assert decide.expiry(it, spec(claims=policy)) == (None if ends is None else NOW + ends)
 
 
-def test_a_pool_that_is_gone_limits_nothing() -> None:
+def test_a_deleted_pool_has_no_limit() -> None:
     assert decide.expiry(promised(77, ttlSeconds=5), None) == NOW + 5
     assert decide.expiry(promised(77, ttlSeconds=500), None) == NOW + 500
     assert decide.expiry(promised(77, ttlSeconds=None), None) == NOW + 77
 
 
 @pytest.mark.parametrize("age", [-3600, 0, 0.9, 1.5, 11])
-def test_only_what_has_certainly_passed_of_a_claims_patience_counts(age: float) -> None:
-    """A creation time is cut to whole seconds, and may be another clock's."""
+def test_only_time_that_has_certainly_passed_counts(age: float) -> None:
+    """A creation time has whole seconds, and may be of another clock."""
     assert max(0.0, age - 2) <= decide.minimum_wait(claim(age=age), NOW) <= max(0.0, age)
 
 
-def test_a_claim_without_a_creation_time_has_waited_for_nothing() -> None:
+def test_a_claim_without_a_creation_time_has_not_waited() -> None:
     body = claim_body()
     body["metadata"]["creationTimestamp"] = ""
     assert decide.minimum_wait(msgspec.convert(body, SandboxClaim), NOW) == 0
 
 
-def test_a_claim_is_kept_from_its_end_on() -> None:
+def test_a_claim_is_retained_from_its_end_on() -> None:
     ended = claim(age=500, status={"phase": "Failed", "finishedAt": timestamp(NOW)})
     assert decide.cleanup_time(ended, spec(claims={"ttlSecondsAfterFinished": 7})) == NOW + 7
     assert decide.cleanup_time(ended, None) == NOW + 3600
@@ -263,8 +263,8 @@ def bound_status(
         ({"handlers": ["runc"], "ready": False}, "True"),
     ],
 )
-def test_a_claim_is_told_when_its_node_has_lost_the_handler(of_node: Any, ready: str) -> None:
-    """A node that is not Ready is not to be believed about its handlers."""
+def test_a_bound_claim_reports_that_its_node_has_lost_the_handler(of_node: Any, ready: str) -> None:
+    """The list of handlers of a node that is not Ready is not trusted."""
     status = bound_status(claim(), host_state=HostState(facts(**of_node), "runsc"))
     found = condition(status, "Ready")
     assert found.status == ready
@@ -314,7 +314,7 @@ def test_readiness_of_a_bound_claim(
     assert condition(status, "Bound").status == "True"
 
 
-def test_what_a_claim_had_stays_readable_when_it_ends() -> None:
+def test_a_finished_status_keeps_what_was_bound() -> None:
     it = claim(status=BOUND | {"expiresAt": timestamp(NOW + 5)})
     body = decide.finished_status(
         it, ClaimPhase.EXPIRED, Reason.TTL_EXPIRED, "over", NOW + 5
@@ -334,7 +334,7 @@ def test_transition_times_move_only_with_the_status() -> None:
     assert condition(worse, "Bound").lastTransitionTime == timestamp(NOW)
 
 
-def test_of_several_pods_the_named_one_is_kept_else_the_oldest_that_stays() -> None:
+def test_of_several_pods_the_named_one_is_kept_or_the_oldest() -> None:
     old, young = pod("old", age=90), pod("young", age=10)
     leaving = pod("leaving", age=99, deleting=True)
     it = claim()
@@ -343,10 +343,10 @@ def test_of_several_pods_the_named_one_is_kept_else_the_oldest_that_stays() -> N
     assert decide.choose(it, [leaving]) == (leaving, [])
 
 
-def test_what_a_claim_was_told_of_its_pods_end_is_remembered() -> None:
+def test_a_reported_termination_cause_is_read_from_the_status() -> None:
     goes = bound_status(claim(), deleting=True)
-    told = decide.reported_ending(claim(status=msgspec.to_builtins(goes)))
+    told = decide.reported_cause(claim(status=msgspec.to_builtins(goes)))
     assert told is not None
     assert told.reason is Reason.POD_DELETED
     unready = bound_status(claim(), ready=False)
-    assert decide.reported_ending(claim(status=msgspec.to_builtins(unready))) is None
+    assert decide.reported_cause(claim(status=msgspec.to_builtins(unready))) is None

@@ -1,4 +1,4 @@
-"""A claim's way through its two writes, and what becomes of it when they go wrong."""
+"""The reconciliation of claims: binding in two writes, failures of each, expiry and end."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +47,7 @@ POOL = f"/apis/sandboxpool.io/v1alpha1/namespaces/{NAMESPACE}/sandboxpools/pool"
 
 
 class Cold:
-    """Is asked for cold pods, and says why not, or that one is being made."""
+    """Records requests for cold starts, and refuses them as a test says."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -214,7 +214,7 @@ async def test_a_warm_claim_costs_exactly_two_writes_and_no_read() -> None:
     assert world.observer.told == [("bound", "Warm")]
 
 
-async def test_a_bound_claim_is_told_once_and_then_left_in_silence() -> None:
+async def test_the_status_of_a_bound_claim_is_written_once() -> None:
     world = World("pod-1")
     world.put_claim()
     await world.reconcile()
@@ -224,7 +224,7 @@ async def test_a_bound_claim_is_told_once_and_then_left_in_silence() -> None:
     assert len(world.api.calls) == before
 
 
-async def test_the_first_write_is_conditional_on_the_pod_as_it_was_seen() -> None:
+async def test_the_first_write_is_conditional_on_the_observed_version_of_the_pod() -> None:
     world = World("pod-1")
     world.put_claim()
     await world.reconcile()
@@ -234,7 +234,7 @@ async def test_the_first_write_is_conditional_on_the_pod_as_it_was_seen() -> Non
 
 
 async def test_a_claim_adds_to_a_warm_pod_and_replaces_nothing_on_it() -> None:
-    """The pod is of an older template, whose keys the pool's own no longer shows."""
+    """The pod is of an older template with keys that the current one lacks."""
     world = World(claims={"allowedMetadataPrefixes": ["example.com/"]}, update={"type": "OnClaim"})
     older = pod_body("pod-1", revision="older")
     older["metadata"]["labels"]["example.com/network"] = "isolated"
@@ -248,7 +248,7 @@ async def test_a_claim_adds_to_a_warm_pod_and_replaces_nothing_on_it() -> None:
     assert metadata["annotations"].items() >= wanted.items()
 
 
-async def test_after_a_conflict_the_pod_is_taken_as_it_is_now() -> None:
+async def test_after_a_conflict_the_binding_is_retried_on_the_current_pod() -> None:
     world = World("pod-1", "pod-2")
     world.api.touch(f"{PODS}/pod-1")
     world.put_claim()
@@ -258,7 +258,7 @@ async def test_after_a_conflict_the_pod_is_taken_as_it_is_now() -> None:
     assert world.owner("pod-2") == "pool"
 
 
-async def test_a_pod_that_changes_again_and_again_is_left_for_the_next() -> None:
+async def test_after_repeated_conflicts_the_next_pod_is_tried() -> None:
     world = World("pod-1", "pod-2")
 
     def touch(call: Call) -> None:
@@ -276,7 +276,7 @@ async def test_a_pod_that_changes_again_and_again_is_left_for_the_next() -> None
     assert world.allocator.free("pool-uid") == 1
 
 
-async def test_a_pod_that_is_no_longer_ready_is_left_for_the_next() -> None:
+async def test_for_a_pod_that_has_become_unready_the_next_pod_is_tried() -> None:
     world = World("pod-1", "pod-2")
     world.api.objects[f"{PODS}/pod-1"] = pod_body("pod-1", ready=False, version=9)
     world.put_claim()
@@ -285,7 +285,7 @@ async def test_a_pod_that_is_no_longer_ready_is_left_for_the_next() -> None:
     assert world.status()["podName"] == "pod-2"
 
 
-async def test_what_changes_on_a_pod_while_its_claim_queues_is_no_detour() -> None:
+async def test_a_change_of_the_reserved_pod_in_the_queue_costs_no_request() -> None:
     world = World()
     world.put_claim()
     await world.reconcile()
@@ -297,7 +297,7 @@ async def test_what_changes_on_a_pod_while_its_claim_queues_is_no_detour() -> No
     assert [c.method for c in world.api.calls] == ["PATCH", "PATCH"]
 
 
-async def test_an_unknown_outcome_that_took_place_keeps_its_pod() -> None:
+async def test_an_unknown_outcome_that_was_a_success_keeps_the_pod() -> None:
     world = World("pod-1", "pod-2")
     world.api.fail("PATCH", "/pods/", UNKNOWN, applied=True)
     world.put_claim()
@@ -309,7 +309,7 @@ async def test_an_unknown_outcome_that_took_place_keeps_its_pod() -> None:
 
 @pytest.mark.parametrize("error", [UNKNOWN, BROKEN])
 @pytest.mark.parametrize("on_empty", ["Wait", "Fail"])
-async def test_a_binding_that_may_still_arrive_is_sent_again_to_no_other_pod(
+async def test_while_a_binding_may_still_arrive_no_other_pod_is_tried(
     error: KubeError, on_empty: str
 ) -> None:
     world = World("pod-1", "pod-2")
@@ -324,7 +324,7 @@ async def test_a_binding_that_may_still_arrive_is_sent_again_to_no_other_pod(
     assert world.owner("pod-2") == "pool"
 
 
-async def test_a_binding_that_arrives_late_is_met_by_the_next_try() -> None:
+async def test_the_next_attempt_finds_a_binding_that_arrived_late() -> None:
     world = World("pod-1", "pod-2")
     world.api.fail("PATCH", "/pods/", UNKNOWN)
     world.put_claim()
@@ -337,7 +337,7 @@ async def test_a_binding_that_arrives_late_is_met_by_the_next_try() -> None:
     assert world.owner("pod-2") == "pool"
 
 
-async def test_a_pod_whose_binding_is_in_doubt_is_free_again_without_its_claim() -> None:
+async def test_a_pod_with_an_unknown_binding_is_free_when_its_claim_is_deleted() -> None:
     world = World("pod-1")
     world.api.fail("PATCH", "/pods/", UNKNOWN)
     world.put_claim()
@@ -348,7 +348,7 @@ async def test_a_pod_whose_binding_is_in_doubt_is_free_again_without_its_claim()
     assert world.allocator.free("pool-uid") == 1
 
 
-async def test_a_pod_that_another_took_stays_his() -> None:
+async def test_a_pod_that_another_claim_owns_is_not_taken() -> None:
     world = World("pod-1")
     world.watching = False
     world.api.objects[f"{PODS}/pod-1"] = pod_body("pod-1", claim="other", version=9)
@@ -359,7 +359,7 @@ async def test_a_pod_that_another_took_stays_his() -> None:
     assert world.allocator.waiting("pool-uid") == 1
 
 
-async def test_while_nobody_can_say_whose_the_pod_is_claim_and_pod_stay_reserved() -> None:
+async def test_while_the_owner_of_the_pod_is_unknown_the_reservation_is_kept() -> None:
     world = World("pod-1", "pod-2")
     world.api.fail("PATCH", "/pods/", UNKNOWN)
     world.api.fail("GET", "/pods/", UNKNOWN, times=99)
@@ -372,7 +372,7 @@ async def test_while_nobody_can_say_whose_the_pod_is_claim_and_pod_stay_reserved
 
 
 @pytest.mark.parametrize("remade", [False, True])
-async def test_a_claim_that_is_gone_at_the_second_write_gives_its_pod_back_to_nobody(
+async def test_the_pod_of_a_claim_that_is_deleted_before_the_second_write_is_deleted(
     remade: bool,
 ) -> None:
     world = World("pod-1")
@@ -396,7 +396,7 @@ async def test_a_claim_that_is_gone_at_the_second_write_gives_its_pod_back_to_no
         assert world.status() == {}
 
 
-async def test_a_claim_deleted_while_its_pod_is_being_written_takes_no_second_pod() -> None:
+async def test_a_claim_that_is_deleted_during_the_first_write_gets_no_second_pod() -> None:
     world = World("pod-1", "pod-2")
     world.put_claim()
 
@@ -413,7 +413,7 @@ async def test_a_claim_deleted_while_its_pod_is_being_written_takes_no_second_po
     assert world.owner("pod-2") == "pool"
 
 
-async def test_after_a_crash_between_the_writes_the_same_pod_is_told() -> None:
+async def test_after_a_crash_between_the_writes_the_same_pod_is_bound() -> None:
     world = World("pod-2")
     world.put_pod("pod-1", claim="claim")
     world.put_claim()
@@ -449,7 +449,7 @@ async def test_a_second_pod_of_a_claim_is_deleted_and_the_named_one_kept() -> No
 
 
 def meanwhile(world: World, change: Callable[[], None]) -> None:
-    """Something happens right before the next write of the claim's status arrives."""
+    """Apply a change right before the next write of the claim's status arrives."""
 
     def before(call: Call) -> None:
         if call.write and call.path.endswith("/status"):
@@ -460,13 +460,13 @@ def meanwhile(world: World, change: Callable[[], None]) -> None:
 
 
 def told_by_another(world: World, **status: Any) -> None:
-    """Another operator's write arrives, and our watch does not yet show it."""
+    """Write as another process, before the cache shows it."""
     path = f"{CLAIMS}/claim"
     world.api.touch(path)
     world.api.objects[path]["status"] = status
 
 
-async def test_an_edit_by_its_owner_does_not_keep_a_claim_from_being_told() -> None:
+async def test_an_edit_by_the_owner_does_not_prevent_the_bound_status() -> None:
     world = World("pod-1", "pod-2")
     world.put_claim()
     meanwhile(world, lambda: world.api.touch(f"{CLAIMS}/claim", labels={"a": "b"}))
@@ -477,7 +477,7 @@ async def test_an_edit_by_its_owner_does_not_keep_a_claim_from_being_told() -> N
 
 
 @pytest.mark.parametrize("pod", ["pod-1", "pod-9"], ids=["same", "other"])
-async def test_what_another_has_told_a_claim_stands(pod: str) -> None:
+async def test_a_status_that_another_process_has_written_is_kept(pod: str) -> None:
     world = World("pod-1")
     world.put_claim()
     theirs = claim_bound(pod, boundAt=timestamp(NOW - 5))
@@ -490,10 +490,10 @@ async def test_what_another_has_told_a_claim_stands(pod: str) -> None:
 
 
 @pytest.mark.parametrize("amiss", [{}, {"class_name": "runc"}])
-async def test_no_pod_is_deleted_of_which_another_has_just_told_the_claim(
+async def test_no_pod_is_deleted_that_another_process_has_just_bound(
     amiss: dict[str, str],
 ) -> None:
-    """Of two, or of one that would not be bound now."""
+    """One of two pods, or one that would not be bound now."""
     world = World()
     if not amiss:
         world.put_pod("pod-1", claim="claim", age=99)
@@ -504,7 +504,7 @@ async def test_no_pod_is_deleted_of_which_another_has_just_told_the_claim(
     assert world.pod("pod-2") is not None
 
 
-async def test_a_claim_that_another_has_bound_does_not_fail() -> None:
+async def test_a_claim_that_another_process_has_bound_does_not_fail() -> None:
     world = World()
     world.put_claim(bindTimeoutSeconds=10)
     world.now += 11
@@ -514,7 +514,7 @@ async def test_a_claim_that_another_has_bound_does_not_fail() -> None:
     assert world.observer.told == []
 
 
-async def test_a_claim_that_another_has_bound_does_not_wait() -> None:
+async def test_a_claim_that_another_process_has_bound_does_not_wait() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
     world.cold.refusal = Refusal(Reason.MAX_SANDBOXES_REACHED, "no room: wait")
@@ -523,7 +523,7 @@ async def test_a_claim_that_another_has_bound_does_not_wait() -> None:
     assert world.status() == claim_bound()
 
 
-async def test_a_claim_that_has_ended_is_not_bound_again() -> None:
+async def test_a_finished_claim_is_not_bound_again() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim", ready=False)
     world.put_claim(status=claim_bound())
@@ -533,7 +533,7 @@ async def test_a_claim_that_has_ended_is_not_bound_again() -> None:
     assert world.status() == ended
 
 
-async def test_a_status_that_is_refused_for_itself_is_a_refusal() -> None:
+async def test_an_invalid_status_is_a_refusal() -> None:
     world = World("pod-1")
     world.put_claim()
     invalid = ApiError(422, "Invalid", "status.phase: unsupported value")
@@ -547,7 +547,7 @@ async def test_a_status_that_is_refused_for_itself_is_a_refusal() -> None:
     assert world.status()["podName"] == "pod-1"
 
 
-async def test_a_claim_that_changes_faster_than_it_is_told_is_told_later() -> None:
+async def test_the_status_of_a_claim_that_changes_too_fast_is_written_later() -> None:
     world = World("pod-1", "pod-2")
     world.put_claim()
 
@@ -564,7 +564,7 @@ async def test_a_claim_that_changes_faster_than_it_is_told_is_told_later() -> No
     assert world.owner("pod-2") == "pool"
 
 
-async def test_an_end_that_was_written_unheard_is_reported_once() -> None:
+async def test_an_end_whose_write_got_no_response_is_reported_once() -> None:
     world = World()
     world.put_claim(bindTimeoutSeconds=10)
     world.now += 11
@@ -582,7 +582,7 @@ async def next_claim_gets(world: World, pod: str) -> bool:
     return world.status("next").get("podName") == pod
 
 
-async def test_a_conflict_on_a_pod_that_nobody_has_changed_is_a_refusal() -> None:
+async def test_a_conflict_on_an_unchanged_pod_is_a_refusal() -> None:
     world = World("pod-1")
     world.put_claim(onEmpty="Fail")
     world.api.fail("PATCH", "/pods/", CONFLICT, times=2)
@@ -595,7 +595,7 @@ async def test_a_conflict_on_a_pod_that_nobody_has_changed_is_a_refusal() -> Non
 
 
 async def refused(world: World, times: int) -> None:
-    """The binding is refused so often, each time when its next try is due."""
+    """Have the binding refused this many times, each time when its retry is due."""
     world.api.fail("PATCH", "/pods/", REFUSED, times=times)
     for _ in range(times):
         again = await world.reconcile()
@@ -603,7 +603,7 @@ async def refused(world: World, times: int) -> None:
         world.now += again
 
 
-async def test_a_claim_that_policy_refuses_keeps_its_pod_at_first() -> None:
+async def test_after_the_first_refusal_a_claim_keeps_its_pod() -> None:
     world = World("pod-1", "pod-2")
     world.put_claim()
     await refused(world, 1)
@@ -613,7 +613,7 @@ async def test_a_claim_that_policy_refuses_keeps_its_pod_at_first() -> None:
     assert world.status()["phase"] == "Bound"
 
 
-async def test_a_claim_that_policy_refuses_again_gives_its_pod_to_the_next_in_line() -> None:
+async def test_after_more_refusals_a_claim_releases_its_pod_to_the_next_claim() -> None:
     world = World("pod-1")
     world.put_claim()
     await refused(world, 1)
@@ -630,7 +630,7 @@ async def test_a_claim_that_policy_refuses_again_gives_its_pod_to_the_next_in_li
     assert world.status()["podName"] == "pod-2"
 
 
-async def test_a_refused_binding_is_tried_ever_more_slowly_whatever_wakes_the_claim() -> None:
+async def test_a_refused_binding_backs_off_whatever_enqueues_the_claim() -> None:
     world = World("pod-1")
     world.put_claim(bindTimeoutSeconds=600)
     world.api.fail("PATCH", "/pods/", REFUSED, times=9)
@@ -644,7 +644,7 @@ async def test_a_refused_binding_is_tried_ever_more_slowly_whatever_wakes_the_cl
     assert len(world.api.sent("PATCH", "/status")) == 1
 
 
-async def test_a_claim_whose_binding_is_refused_fails_in_time_and_says_why() -> None:
+async def test_a_claim_whose_binding_is_refused_times_out_with_the_refusal() -> None:
     world = World("pod-1")
     world.put_claim(bindTimeoutSeconds=10)
     world.api.fail("PATCH", "/pods/", REFUSED, times=9)
@@ -658,7 +658,7 @@ async def test_a_claim_whose_binding_is_refused_fails_in_time_and_says_why() -> 
     assert await next_claim_gets(world, "pod-1")
 
 
-async def test_an_overload_is_no_refusal() -> None:
+async def test_an_overload_is_not_a_refusal() -> None:
     world = World("pod-1")
     world.put_claim()
     world.api.fail("PATCH", "/pods/", ApiError(429, "TooManyRequests", "wait", 0.01), times=9)
@@ -667,7 +667,7 @@ async def test_an_overload_is_no_refusal() -> None:
     assert world.status() == {}
 
 
-async def test_a_pod_granted_in_time_is_handed_out_though_its_claim_comes_late_to_it() -> None:
+async def test_a_pod_that_was_reserved_in_time_is_bound_after_the_deadline() -> None:
     world = World()
     world.put_claim(bindTimeoutSeconds=10)
     await world.reconcile()
@@ -678,7 +678,7 @@ async def test_a_pod_granted_in_time_is_handed_out_though_its_claim_comes_late_t
     assert world.status()["podName"] == "pod-1"
 
 
-async def test_a_claim_whose_time_is_up_is_tried_once_and_leaves_its_pod_to_the_next() -> None:
+async def test_after_the_deadline_one_binding_is_tried_and_the_pod_released() -> None:
     world = World("pod-1")
     world.put_claim(bindTimeoutSeconds=10)
     world.now += 11
@@ -690,7 +690,7 @@ async def test_a_claim_whose_time_is_up_is_tried_once_and_leaves_its_pod_to_the_
     assert await next_claim_gets(world, "pod-1")
 
 
-async def test_what_is_warm_is_no_claims_whose_cold_pod_may_exist() -> None:
+async def test_a_claim_whose_cold_pod_may_exist_gets_no_warm_pod() -> None:
     world = World("pod-1")
     world.cold.starting.add("claim-uid")
     world.put_claim(onEmpty="Create")
@@ -699,7 +699,7 @@ async def test_what_is_warm_is_no_claims_whose_cold_pod_may_exist() -> None:
     assert world.allocator.free("pool-uid") == 1
 
 
-async def test_a_claim_that_finds_its_pod_while_it_waits_leaves_the_line() -> None:
+async def test_a_claim_that_has_a_pod_leaves_the_queue() -> None:
     world = World()
     world.put_claim()
     await world.reconcile()
@@ -710,7 +710,7 @@ async def test_a_claim_that_finds_its_pod_while_it_waits_leaves_the_line() -> No
     assert await next_claim_gets(world, "pod-2")
 
 
-async def test_a_claim_of_a_pool_that_was_made_again_gets_nothing_of_the_former_one() -> None:
+async def test_a_claim_gets_no_pod_of_a_deleted_pool_of_the_same_name() -> None:
     world = World()
     world.put_claim()
     await world.reconcile()
@@ -724,7 +724,7 @@ async def test_a_claim_of_a_pool_that_was_made_again_gets_nothing_of_the_former_
     assert list(world.allocator._pool_states) == ["pool-uid-2"]
 
 
-async def test_a_pool_that_is_made_again_during_a_binding_is_noticed() -> None:
+async def test_a_pool_that_is_recreated_during_a_binding_is_detected() -> None:
     world = World("former", "former-2")
     world.put_claim()
 
@@ -758,7 +758,7 @@ async def test_a_pool_that_is_made_again_during_a_binding_is_noticed() -> None:
     ],
     ids=["class", "proof", "metadata", "pool that goes"],
 )
-async def test_no_claim_fails_for_what_its_pool_was(
+async def test_no_claim_fails_because_of_a_stale_pool(
     asserted: dict[str, Any], now: dict[str, Any]
 ) -> None:
     world = World("pod-1")
@@ -800,7 +800,7 @@ def _mend_node(world: World) -> None:
     ],
     ids=["pool", "class", "pods", "readiness", "node"],
 )
-async def test_no_claim_fails_for_want_of_what_a_cache_does_not_show_yet(
+async def test_no_claim_fails_because_a_cache_lacks_a_sandbox(
     behind: Callable[[World], object],
 ) -> None:
     world = World()
@@ -813,7 +813,7 @@ async def test_no_claim_fails_for_want_of_what_a_cache_does_not_show_yet(
 @pytest.mark.parametrize(
     "given", [{"ready": False}, {"claim": "other"}, {"deleting": True}, {"pool_uid": "other"}]
 )
-async def test_what_is_not_to_be_had_is_not_waited_for(given: dict[str, Any]) -> None:
+async def test_a_sandbox_that_is_not_allocatable_is_not_waited_for(given: dict[str, Any]) -> None:
     world = World()
     world.watching = False
     world.put_pod("pod-1", **given)
@@ -823,7 +823,7 @@ async def test_what_is_not_to_be_had_is_not_waited_for(given: dict[str, Any]) ->
     assert world.condition() == ("False", "NoWarmSandbox")
 
 
-async def test_what_another_claim_has_reserved_is_not_waited_for() -> None:
+async def test_a_sandbox_that_is_reserved_for_another_claim_is_not_waited_for() -> None:
     world = World("pod-1")
     world.allocator.allocate("pool-uid", "another")
     world.put_claim(onEmpty="Fail")
@@ -832,7 +832,7 @@ async def test_what_another_claim_has_reserved_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("source", ["Warm", "Cold"])
-async def test_no_pod_of_a_claim_goes_for_what_its_pool_was(source: str) -> None:
+async def test_no_pod_of_a_claim_is_deleted_because_of_a_stale_pool(source: str) -> None:
     world = World()
     world.put_claim(onEmpty="Create")
     world.put_pod("own", claim="claim", source=source, age=0)
@@ -844,7 +844,7 @@ async def test_no_pod_of_a_claim_goes_for_what_its_pool_was(source: str) -> None
     assert not world.cold.failed
 
 
-async def test_a_finished_claim_is_kept_for_as_long_as_its_pool_says_now() -> None:
+async def test_a_finished_claim_is_retained_as_its_current_pool_says() -> None:
     world = World(claims={"ttlSecondsAfterFinished": 10})
     world.put_claim(status={"phase": "Failed", "finishedAt": timestamp(NOW)})
     world.change_pool_unseen(claims={"ttlSecondsAfterFinished": 100})
@@ -853,7 +853,7 @@ async def test_a_finished_claim_is_kept_for_as_long_as_its_pool_says_now() -> No
     assert not world.api.writes
 
 
-async def test_a_claim_may_be_prolonged_as_far_as_its_pool_allows_now() -> None:
+async def test_a_claim_may_be_prolonged_to_the_current_limit_of_its_pool() -> None:
     world = World("pod-1", claims={"maxTTLSeconds": 10})
     world.change_pool_unseen(claims={"maxTTLSeconds": 1000})
     prolonged = claim_bound(expiresAt=timestamp(NOW + 10), observedGeneration=0)
@@ -864,7 +864,7 @@ async def test_a_claim_may_be_prolonged_as_far_as_its_pool_allows_now() -> None:
     assert world.status()["expiresAt"] == timestamp(NOW + 500)
 
 
-async def test_a_claim_that_is_kept_by_finalizers_keeps_its_pod_as_its_pool_says_now() -> None:
+async def test_a_claim_with_finalizers_keeps_its_pod_as_its_current_pool_says() -> None:
     world = World(claims={"ttlSecondsAfterFinished": 10})
     world.put_pod("pod-1", claim="claim")
     world.put_claim(deleting=True, status=claim_bound(observedGeneration=1))
@@ -888,7 +888,7 @@ async def test_waiting_costs_no_write_and_ends_with_the_first_pod() -> None:
     assert world.status()["podName"] == "pod-1"
 
 
-async def test_fail_fails_at_once_and_does_not_stand_in_line() -> None:
+async def test_with_on_empty_fail_a_claim_fails_at_once_and_is_not_queued() -> None:
     world = World()
     world.put_claim(onEmpty="Fail")
     await world.reconcile()
@@ -898,7 +898,7 @@ async def test_fail_fails_at_once_and_does_not_stand_in_line() -> None:
     assert world.observer.told == [("Failed", "NoWarmSandbox")]
 
 
-async def test_create_asks_for_a_cold_pod_and_says_so_once() -> None:
+async def test_with_on_empty_create_a_cold_start_is_requested_and_reported_once() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
     await world.reconcile()
@@ -912,7 +912,7 @@ async def test_create_asks_for_a_cold_pod_and_says_so_once() -> None:
     assert world.allocator.waiting("pool-uid") == 0
 
 
-async def test_create_without_room_waits_in_line_and_says_so() -> None:
+async def test_a_cold_start_without_room_is_queued_and_reported() -> None:
     world = World()
     world.cold.refusal = Refusal(Reason.MAX_SANDBOXES_REACHED, "no room: wait")
     world.put_claim(onEmpty="Create")
@@ -921,7 +921,7 @@ async def test_create_without_room_waits_in_line_and_says_so() -> None:
     assert world.allocator.waiting("pool-uid") == 1
 
 
-async def test_a_claim_that_waits_for_room_keeps_its_place_in_line() -> None:
+async def test_a_claim_that_waits_for_room_keeps_its_place_in_the_queue() -> None:
     world = World()
     world.cold.refusal = Refusal(Reason.MAX_SANDBOXES_REACHED, "no room: wait")
     world.put_claim("first", onEmpty="Create")
@@ -934,7 +934,7 @@ async def test_a_claim_that_waits_for_room_keeps_its_place_in_line() -> None:
     assert world.granted == ["first-uid"]
 
 
-async def test_a_cold_pod_is_told_when_it_is_ready() -> None:
+async def test_a_cold_pod_is_bound_when_it_is_ready() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", ready=False, phase="Pending", age=0)
@@ -945,7 +945,7 @@ async def test_a_cold_pod_is_told_when_it_is_ready() -> None:
     assert (world.status()["phase"], world.status()["source"]) == ("Bound", "Cold")
 
 
-async def test_a_cold_pod_that_ends_before_its_claim_has_it_is_replaced_and_its_pool_told() -> None:
+async def test_a_cold_pod_that_ends_before_it_is_bound_is_replaced() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", ready=False, phase="Failed", age=25)
@@ -956,7 +956,7 @@ async def test_a_cold_pod_that_ends_before_its_claim_has_it_is_replaced_and_its_
     assert world.cold.asked == ["pool/claim"]
 
 
-async def test_a_claim_that_is_not_bound_in_time_fails_with_the_pools_own_words() -> None:
+async def test_a_claim_that_times_out_fails_with_the_pools_ready_message() -> None:
     status = {"conditions": [{"type": "Ready", "status": "False", "message": "no node serves it"}]}
     world = World(status=status)
     world.put_claim(bindTimeoutSeconds=10)
@@ -974,7 +974,7 @@ async def test_a_claim_that_is_not_bound_in_time_fails_with_the_pools_own_words(
         ({"metadata": {"labels": {"example.com/a": "b"}}}, "MetadataNotAllowed"),
     ],
 )
-async def test_a_claim_that_can_never_be_served_fails_and_takes_no_pod(
+async def test_a_claim_that_the_pool_refuses_fails_and_gets_no_pod(
     fields: dict[str, Any], reason: str
 ) -> None:
     world = World("pod-1")
@@ -984,7 +984,7 @@ async def test_a_claim_that_can_never_be_served_fails_and_takes_no_pod(
     assert world.allocator.free("pool-uid") == 1
 
 
-async def test_a_claim_of_no_pool_waits_for_one() -> None:
+async def test_a_claim_of_a_missing_pool_waits_for_it() -> None:
     world = World("pod-1")
     world.put_claim(pool="other")
     assert await world.reconcile() == 300
@@ -1025,7 +1025,7 @@ def change_the_pools_class(world: World) -> None:
     world.put_pool(version=2, generation=2, runtimeClassName="runc")
 
 
-async def test_a_cold_pod_waits_for_the_proof_that_its_pool_wants() -> None:
+async def test_a_cold_pod_waits_for_the_proof_that_its_pool_requires() -> None:
     world = World(isolationProof="PerNode")
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", age=0)
@@ -1041,7 +1041,7 @@ async def test_a_cold_pod_waits_for_the_proof_that_its_pool_wants() -> None:
 
 
 @pytest.mark.parametrize("read", [OWN_BOOT_ID, "no boot id"])
-async def test_a_cold_pod_may_have_to_prove_itself(read: str) -> None:
+async def test_a_cold_pod_may_need_a_proof_of_its_own(read: str) -> None:
     world = World(isolationProof="PerSandbox")
     learn(world, Isolation.PROVEN)
     world.put_claim(onEmpty="Create")
@@ -1054,7 +1054,7 @@ async def test_a_cold_pod_may_have_to_prove_itself(read: str) -> None:
     assert (world.status().get("phase") == "Bound") == (read == OWN_BOOT_ID)
 
 
-async def test_without_proof_a_cold_pod_is_not_waited_for_for_ever() -> None:
+async def test_a_cold_pod_without_proof_is_not_waited_for_for_ever() -> None:
     world = World(isolationProof="PerNode")
     world.put_claim(onEmpty="Create", bindTimeoutSeconds=30)
     world.put_pod("cold", claim="claim", source="Cold", age=0)
@@ -1068,7 +1068,7 @@ async def test_without_proof_a_cold_pod_is_not_waited_for_for_ever() -> None:
     assert world.pod("cold") is None
 
 
-async def test_a_cold_pod_that_stays_unproven_is_replaced_as_one_that_does_not_start() -> None:
+async def test_a_cold_pod_without_proof_is_replaced_like_one_that_does_not_start() -> None:
     world = World(isolationProof="PerNode", startup={"timeoutSeconds": 20})
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", age=0)
@@ -1093,7 +1093,7 @@ async def test_a_cold_pod_that_stays_unproven_is_replaced_as_one_that_does_not_s
     ],
     ids=["quarantine", "not isolating", "class remade", "pool of another class"],
 )
-async def test_a_cold_pod_that_should_not_be_the_claims_is_made_again(
+async def test_a_cold_pod_that_must_not_be_bound_is_replaced(
     happens: Callable[[World], None], ready: bool
 ) -> None:
     world = World(isolationProof="PerNode")
@@ -1110,7 +1110,7 @@ async def test_a_cold_pod_that_should_not_be_the_claims_is_made_again(
 
 
 @pytest.mark.parametrize("happens", [lose_class, pin_another], ids=["class lost", "class pinned"])
-async def test_while_its_class_may_not_be_used_a_cold_pod_is_not_handed_out_either(
+async def test_while_its_class_is_not_usable_a_cold_pod_is_not_bound(
     happens: Callable[[World], None],
 ) -> None:
     """It is kept: the class may come back as it was."""
@@ -1127,7 +1127,7 @@ async def test_while_its_class_may_not_be_used_a_cold_pod_is_not_handed_out_eith
     assert world.status()["phase"] == "Bound"
 
 
-async def test_a_cold_pod_that_admission_gave_another_class_is_not_handed_out() -> None:
+async def test_a_cold_pod_that_admission_gave_another_class_is_not_bound() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
     world.put_pod("cold", claim="claim", source="Cold", class_name="runc", age=0)
@@ -1147,7 +1147,7 @@ async def test_a_cold_pod_that_admission_gave_another_class_is_not_handed_out() 
         change_the_pools_class,
     ],
 )
-async def test_what_has_become_doubtful_since_it_was_reserved_is_not_handed_out(
+async def test_a_reserved_pod_that_is_not_allocatable_any_more_is_not_bound(
     happens: Callable[[World], None],
 ) -> None:
     world = World(isolationProof="PerNode")
@@ -1161,7 +1161,7 @@ async def test_what_has_become_doubtful_since_it_was_reserved_is_not_handed_out(
     assert world.allocator.waiting("pool-uid") == 1
 
 
-async def test_what_was_known_at_the_binding_stays_on_the_claim() -> None:
+async def test_the_evidence_of_the_binding_stays_in_the_status() -> None:
     world = World(isolationProof="PerNode")
     learn(world, Isolation.PROVEN, "a kernel of its own")
     world.put_pod("pod-1")
@@ -1180,7 +1180,7 @@ async def test_what_was_known_at_the_binding_stays_on_the_claim() -> None:
     assert world.status()["runtime"]["evidence"] == "a kernel of its own"
 
 
-async def test_where_no_proof_is_wanted_none_is_claimed() -> None:
+async def test_without_required_proof_the_status_has_no_evidence() -> None:
     world = World()
     learn(world, Isolation.PROVEN)
     world.put_pod("pod-1")
@@ -1189,9 +1189,7 @@ async def test_where_no_proof_is_wanted_none_is_claimed() -> None:
     assert "evidence" not in world.status()["runtime"]
 
 
-async def test_a_claim_is_told_that_its_node_has_lost_the_handler_and_when_it_has_it_again() -> (
-    None
-):
+async def test_a_bound_claim_reports_the_loss_and_the_return_of_the_handler() -> None:
     world = World("pod-1")
     world.put_claim()
     await world.reconcile()
@@ -1208,7 +1206,7 @@ async def test_a_claim_is_told_that_its_node_has_lost_the_handler_and_when_it_ha
 # --- Bound, expired, lost, retired ---------------------------------------------------------------
 
 
-async def test_expiry_is_written_before_anything_is_deleted_and_only_on_what_was_seen() -> None:
+async def test_expiry_is_written_before_the_pod_is_deleted_and_on_the_observed_version() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
     world.put_claim(ttlSeconds=60, status=claim_bound())
@@ -1252,7 +1250,7 @@ async def test_a_pod_that_only_lost_its_labels_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize("another", [False, True])
-async def test_a_claim_is_lost_only_after_the_server_was_asked(another: bool) -> None:
+async def test_a_claim_is_lost_only_after_a_live_read(another: bool) -> None:
     world = World()
     if another:
         world.watching = False
@@ -1280,7 +1278,7 @@ def evict(world: World, *, leaving: bool = True) -> None:
 
 
 async def lose(world: World) -> None:
-    """The pod is gone, and the watch says so."""
+    """Delete the pod and let the watch deliver that."""
     last = world.cluster.pods.get("pod-1-uid")
     world.api.remove(f"{PODS}/pod-1")
     if last is not None:
@@ -1288,7 +1286,7 @@ async def lose(world: World) -> None:
     await world.reconcile()
 
 
-async def test_what_a_pod_said_before_it_was_gone_is_why_its_claim_has_lost_it() -> None:
+async def test_the_last_state_of_a_deleted_pod_is_why_its_claim_is_lost() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
     world.put_claim(status=claim_bound())
@@ -1300,7 +1298,7 @@ async def test_what_a_pod_said_before_it_was_gone_is_why_its_claim_has_lost_it()
     assert world.observer.told == [("Lost", "EvictionByEvictionAPI")]
 
 
-async def test_a_claim_whose_pod_goes_says_why_and_remembers_it_for_the_next_process() -> None:
+async def test_a_claim_reports_why_its_pod_terminates_and_the_next_process_reads_it() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
     world.put_claim(status=claim_bound())
@@ -1319,9 +1317,7 @@ async def test_a_claim_whose_pod_goes_says_why_and_remembers_it_for_the_next_pro
 
 
 @pytest.mark.parametrize(("node_gone", "reason"), [(False, "PodLost"), (True, "NodeLost")])
-async def test_of_a_loss_that_nobody_saw_the_cause_is_not_made_up(
-    node_gone: bool, reason: str
-) -> None:
+async def test_an_unobserved_loss_gets_no_invented_cause(node_gone: bool, reason: str) -> None:
     world = World()
     world.put_claim(status=claim_bound(nodeName="node-1"))
     if node_gone:
@@ -1332,7 +1328,7 @@ async def test_of_a_loss_that_nobody_saw_the_cause_is_not_made_up(
         assert "the cause is not known" in world.status()["conditions"][0]["message"]
 
 
-async def test_the_end_of_another_pod_is_none_of_the_claims() -> None:
+async def test_the_end_of_another_pod_does_not_concern_the_claim() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
     evict(world)
@@ -1341,7 +1337,7 @@ async def test_the_end_of_another_pod_is_none_of_the_claims() -> None:
     assert world.condition() == ("False", "PodLost")
 
 
-async def test_an_unanswered_question_is_not_a_loss() -> None:
+async def test_a_failed_read_is_not_a_loss() -> None:
     world = World()
     world.put_claim(status=claim_bound())
     world.api.fail("GET", "/pods/", BROKEN)
@@ -1350,7 +1346,7 @@ async def test_an_unanswered_question_is_not_a_loss() -> None:
     assert world.status()["phase"] == "Bound"
 
 
-async def test_a_pod_that_ended_is_reported_with_its_cause_and_kept_for_its_logs() -> None:
+async def test_a_finished_pod_is_reported_with_its_cause_and_kept_for_its_logs() -> None:
     world = World()
     ended = {"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
     world.put_pod("pod-1", claim="claim", ready=False, phase="Failed", containerStatuses=[ended])
@@ -1364,7 +1360,7 @@ async def test_a_pod_that_ended_is_reported_with_its_cause_and_kept_for_its_logs
     assert world.pod("pod-1") is not None
 
 
-async def test_a_finished_claim_is_kept_for_a_while_and_then_deleted() -> None:
+async def test_a_finished_claim_is_deleted_after_its_retention() -> None:
     world = World(claims={"ttlSecondsAfterFinished": 100})
     world.put_claim(status={"phase": "Failed", "finishedAt": timestamp(NOW)})
     assert await world.reconcile() == 100
@@ -1374,7 +1370,7 @@ async def test_a_finished_claim_is_kept_for_a_while_and_then_deleted() -> None:
     assert delete.body["preconditions"] == {"uid": "claim-uid"}
 
 
-async def test_a_claim_on_its_way_out_is_left_alone() -> None:
+async def test_a_terminating_claim_is_not_written() -> None:
     world = World("pod-1")
     world.put_claim(deleting=True)
     assert await world.reconcile() is None
@@ -1403,7 +1399,7 @@ async def test_the_sweep_deletes_pods_of_claims_that_the_server_does_not_know() 
 # --- Whose a pod is ------------------------------------------------------------------------------
 
 
-async def test_a_pod_of_another_namespace_is_never_the_claims() -> None:
+async def test_a_pod_of_another_namespace_never_belongs_to_the_claim() -> None:
     world = World()
     world.put_claim(runtimeClassName="gvisor")
     assert await world.reconcile() == 300
@@ -1416,8 +1412,8 @@ async def test_a_pod_of_another_namespace_is_never_the_claims() -> None:
     assert not world.api.sent("DELETE")
 
 
-async def test_the_sweep_deletes_nothing_that_no_claim_owns() -> None:
-    """Whoever may label pods could have them deleted."""
+async def test_the_sweep_deletes_no_pod_without_an_owning_claim() -> None:
+    """Otherwise anybody who may label pods could have them deleted."""
     world = World()
     body = pod_body("web-1", claim="gone")
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "rs"}
@@ -1437,10 +1433,10 @@ async def test_the_sweep_deletes_nothing_that_no_claim_owns() -> None:
         {"pool_uid": "another-pool"},
     ],
 )
-async def test_a_pod_that_the_operator_would_not_have_bound_is_not_believed(
+async def test_an_owner_reference_that_the_operator_would_not_have_written_is_not_trusted(
     amiss: dict[str, str],
 ) -> None:
-    """An author of pods in this namespace can write the owner, and so pretend a binding."""
+    """Anybody who may create pods in this namespace can name the claim as owner."""
     world = World()
     world.put_claim(runtimeClassName="gvisor")
     world.put_pod("forged", claim="claim", **amiss)

@@ -9,7 +9,7 @@ from sandboxpool.claims.single_flight import SingleFlight
 
 
 class Server:
-    """Counts reads; each takes a moment, and fails while it is told to."""
+    """Counts reads; each takes a moment, and fails while ``fails`` is set."""
 
     def __init__(self) -> None:
         self.value = False
@@ -27,7 +27,7 @@ class Server:
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.looptime
-async def test_those_who_ask_at_once_share_a_read_and_those_who_come_later_the_next() -> None:
+async def test_concurrent_callers_share_a_read_and_later_ones_share_the_next() -> None:
     server, joint = Server(), SingleFlight()
 
     def do(question: str = "pool") -> asyncio.Task[bool]:
@@ -48,7 +48,7 @@ async def test_those_who_ask_at_once_share_a_read_and_those_who_come_later_the_n
 
 @pytest.mark.asyncio(loop_scope="function")
 @pytest.mark.looptime
-async def test_a_failure_is_everybodys_and_who_gives_up_takes_it_from_nobody() -> None:
+async def test_a_failure_reaches_all_callers_and_a_cancellation_only_its_own() -> None:
     server, joint = Server(), SingleFlight()
     impatient, patient = (asyncio.create_task(joint.do("pool", server.read)) for _ in range(2))
     await asyncio.sleep(0.1)

@@ -14,8 +14,9 @@ from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.events import MAX_SANDBOX_EVENTS, SandboxEvents
-from sandboxpool.cluster.nodes import MAX_UNREAD_PLACEMENTS, VIEW_REVIEW_CHANGES, NodeIndex, Reader
-from sandboxpool.runtimes.evidence import EvidenceStore, Isolation
+from sandboxpool.cluster.nodes import MAX_UNREAD_CONSTRAINTS, VIEW_REVIEW_CHANGES, NodeIndex, Reader
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence_store import EvidenceStore
 from sandboxpool.runtimes.node_constraints import NodeConstraints, node_constraints_of
 from sandboxpool.runtimes.nodes import node_facts
 from sandboxpool.runtimes.probe import CONTROL
@@ -268,7 +269,7 @@ def test_tolerations_of_what_no_node_has_cost_nothing() -> None:
 
 def test_placements_that_nobody_has_are_forgotten() -> None:
     fleet = Fleet()
-    for i in range(MAX_UNREAD_PLACEMENTS + 10):
+    for i in range(MAX_UNREAD_CONSTRAINTS + 10):
         left = node_constraints_of({"tolerations": [{"key": "team", "value": f"{i}"}]}, runtime())
         fleet.index.verdict("runsc", left, proof_wanted=False, reader=("pool", "one"))
     for i in range(VIEW_REVIEW_CHANGES):
@@ -276,7 +277,7 @@ def test_placements_that_nobody_has_are_forgotten() -> None:
     assert set(fleet.index._normalized) == {left}
     fleet.put(node("b", taints=[Taint("team", "NoSchedule", "0")]))
     fleet.index.drain_changed()
-    last = f"{MAX_UNREAD_PLACEMENTS + 9}"
+    last = f"{MAX_UNREAD_CONSTRAINTS + 9}"
     fleet.put(node("c", taints=[Taint("team", "NoSchedule", last)]))
     assert fleet.index.drain_changed() == [("pool", "one")]
 

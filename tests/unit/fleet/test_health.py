@@ -30,7 +30,8 @@ from sandboxpool.fleet.health import Health, HealthListener
 from sandboxpool.fleet.prober import ProbePurpose, ProbeRequest, ProbeResult
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.runtimes.diagnosis import Failure
-from sandboxpool.runtimes.evidence import MAX_AGE_SECONDS, Evidence, Isolation
+from sandboxpool.runtimes.evidence import Evidence, Isolation
+from sandboxpool.runtimes.evidence_store import MAX_AGE_SECONDS
 from sandboxpool.runtimes.failure_history import FailureHistory
 from sandboxpool.runtimes.node_constraints import NodeConstraints
 from sandboxpool.runtimes.nodes import NodeFacts
@@ -138,12 +139,13 @@ class World:
         self.listener = Listener()
         self.pods: dict[str, Pod] = {}
         self.born: dict[str, float] = {}
+        self.pools = store_of(*(pools or (pool(),)))
         self.health = Health(
             cluster=self.cluster,
             issues=self.issues,
             records=cast(NodeRecords, self.records),
             listener=cast(HealthListener, self.listener),
-            pools=store_of(*pools) if pools else store_of(pool()),
+            pools=self.pools,
             wall=lambda: self.now,
         )
         for name in nodes:
@@ -207,14 +209,14 @@ class World:
         """A probe that was sent now, and has ended a second later."""
         known = self.cluster.nodes.get(node)
         at = known or facts(node)
-        wish = ProbeRequest(at, None if why == "control" else of or runtime(), why)
-        self.health.observe_probe_started(wish)
+        request = ProbeRequest(at, None if why == "control" else of or runtime(), why)
+        self.health.observe_probe_started(request)
         made_at = self.now
         self.now += 1
         found = None
         if isolation is not None:
             found = evidence(isolation, known, message=message, at=self.now)
-        self.health.observe_probe(wish, ProbeResult(found, failure, made_at, started))
+        self.health.observe_probe(request, ProbeResult(found, failure, made_at, started))
 
     def control(
         self, *nodes: str, isolation: Isolation = Isolation.NOT_PROVEN, message: str = "as seen"
@@ -240,7 +242,7 @@ class World:
         return self.cluster.quarantines.is_open(name, handler)
 
     def rows(self) -> list[tuple[str, int]]:
-        return [(str(row.reason), row.count) for row in self.issues.rows("runsc", self.now)]
+        return [(str(row.reason), row.count) for row in self.issues.summaries("runsc", self.now)]
 
     def known(self, name: str = "node-1", handler: str = "runsc") -> Isolation | None:
         found = self.cluster.evidence.current(self.at(name), handler)
@@ -547,7 +549,7 @@ def test_a_probe_answers_the_hints_that_ordered_it() -> None:
 
 
 def hints_unanswered(world: World, name: str, *namespaces: str, of: str = "gvisor") -> None:
-    """Sandboxes of these namespaces fail on a node, and no probe can tell."""
+    """Sandboxes of these namespaces fail on a node, and the probe gives no answer."""
     given = KATA if of == "kata" else {}
     for namespace in namespaces:
         world.fails(f"{name}-{namespace}", node=name, namespace=namespace, **given)
@@ -640,7 +642,7 @@ def two_zones(**more: Any) -> World:
 
 
 def witnesses_of(world: World, name: str) -> None:
-    """Sandboxes of two namespaces fail on a node of a zone, and no probe can tell."""
+    """Sandboxes of two namespaces fail on a node of a zone, and the probe gives no answer."""
     of = world.cluster.classes[f"gvisor-{name[0]}"]
     for namespace in ("x", "y"):
         world.fails(
@@ -700,7 +702,7 @@ def test_a_quarantine_ends_when_nobody_has_used_it_for_a_while() -> None:
     assert world.is_open()
     assert not world.is_open(handler="kata"), "no pool uses it"
     assert ("released", "node-1", "kata") in world.listener.told
-    assert world.issues.rows("kata", world.now) == ()
+    assert world.issues.summaries("kata", world.now) == ()
     assert world.rows() == [("ShimMissing", 1)]
     assert "open" not in world.records.kept["node-1"]["quarantines"]["handlers"]["kata"]
 
@@ -732,7 +734,7 @@ def test_a_probe_that_stays_is_told_with_its_node_and_pod_and_ends_the_waiting()
     world = World(pool(isolationProof="PerNode"))
     world.control()
     world.health.observe_stuck(("node-1", "runsc"), "probe-1")
-    (row,) = world.issues.rows("runsc", world.now)
+    (row,) = world.issues.summaries("runsc", world.now)
     assert (row.reason, row.nodes) == (Reason.PROBE_TERMINATING, ("node-1",))
     assert "probe-1" in row.message
     assert ("changed", "node-1", "runsc") in world.listener.told
@@ -751,7 +753,7 @@ def test_a_control_that_stays_is_told_of_each_runtime_that_waits_for_it() -> Non
     )
     world.health.observe_stuck(("node-1", CONTROL), "probe-1")
     for handler in ("runsc", "kata"):
-        (row,) = world.issues.rows(handler, world.now)
+        (row,) = world.issues.summaries(handler, world.now)
         assert row.reason is Reason.PROBE_TERMINATING
         assert world.known(handler=handler) is Isolation.UNAVAILABLE
     world.health.observe_stuck(("node-1", CONTROL), None)
@@ -1019,9 +1021,7 @@ def test_on_a_node_with_a_made_up_boot_id_nothing_is_proven_and_nothing_more_is_
 def test_a_runtime_that_is_wanted_later_on_such_a_node_is_told_the_cause_too() -> None:
     world = World(pool("g", uid="g", isolationProof="PerNode"))
     world.control(isolation=Isolation.PROVEN)
-    world.health._pools.observe(
-        pool_body("k", uid="k", isolationProof="PerNode", runtimeClassName="kata")
-    )
+    world.pools.observe(pool_body("k", uid="k", isolationProof="PerNode", runtimeClassName="kata"))
     world.health.invalidate()
     list(world.health.pending_probes())
     of_kata = world.cluster.host_state(pod(**KATA), IsolationProof.PER_NODE)
@@ -1256,7 +1256,7 @@ def test_no_damage_to_what_was_kept_keeps_the_operator_from_starting(kept: Any) 
 
 
 def next_probes(world: World) -> list[tuple[str, str, str]]:
-    return [(*wish.pair, wish.purpose) for wish in world.health.pending_probes()]
+    return [(*request.pair, request.purpose) for request in world.health.pending_probes()]
 
 
 def test_hints_come_first_then_sandboxes_that_wait_then_scouts_then_all_other_nodes() -> None:
@@ -1295,8 +1295,8 @@ def test_of_two_classes_of_a_handler_the_one_whose_pods_may_go_to_the_node_is_tr
     for name in ("node-1", "node-2"):
         world.breaks(name)
     world.now += 60
-    (wish,) = world.health.pending_probes()
-    assert wish.runtime is world.cluster.classes["gvisor-b"], "and nobody's pods go to node-2"
+    (request,) = world.health.pending_probes()
+    assert request.runtime is world.cluster.classes["gvisor-b"], "and nobody's pods go to node-2"
 
 
 def test_a_node_that_is_quarantined_is_tried_by_scouts_alone() -> None:

@@ -398,7 +398,7 @@ async def test_the_events_of_a_probe_that_takes_long_are_read_before_a_runtime_i
         unmade = {"type": "PodReadyToStartContainers", "status": "False"}
         listed = [SCHEDULED, unmade]
         world.update(path, spec={"nodeName": "node-1"}, phase="Pending", conditions=listed)
-        await asyncio.sleep(prober.LOOKS["slow"] - 3)
+        await asyncio.sleep(prober.EVENT_READ_SECONDS["slow"] - 3)
         assert asks.stages == []
         await asyncio.sleep(prober.DEADLINE_SECONDS)
     assert asks.stages == stages
@@ -555,7 +555,10 @@ async def test_each_probe_is_told_when_it_is_sent_and_when_it_ends() -> None:
     world.serve(after=2)
     async with world.running():
         await asyncio.sleep(1)
-        assert [wish.pair for wish in world.taken] == [("node-1", "runsc"), ("node-2", "runsc")]
+        assert [request.pair for request in world.taken] == [
+            ("node-1", "runsc"),
+            ("node-2", "runsc"),
+        ]
         assert world.results == []
         await asyncio.sleep(4)
     assert len(world.taken) == len(world.results) == 2
@@ -606,8 +609,8 @@ async def test_an_answer_about_what_is_no_more_is_none(change: dict[str, Any] | 
 def test_a_control_that_sees_the_nodes_kernel_has_passed(
     why: prober.ProbePurpose, isolation: Isolation, outcome: str
 ) -> None:
-    wish = ProbeRequest(facts(), None if why == "control" else runtime(), why)
-    assert outcome_of(wish, ProbeResult(evidence(isolation), None, NOW)) == outcome
+    request = ProbeRequest(facts(), None if why == "control" else runtime(), why)
+    assert outcome_of(request, ProbeResult(evidence(isolation), None, NOW)) == outcome
 
 
 @looptime
@@ -686,12 +689,12 @@ async def test_each_purpose_has_places_of_its_own_and_each_handler_one_of_them(
             kata = world.classes["kata"] = runtime("kata", "kata-qemu", "kata-uid")
             world.want("node-97", "node-98", why=why, of=kata)
             await asyncio.sleep(5)
-            assert [wish.pair for wish in world.taken[places:]] == [("node-97", "kata-qemu")]
+            assert [request.pair for request in world.taken[places:]] == [("node-97", "kata-qemu")]
             places += 1
         other: prober.ProbePurpose = "scout" if why != "scout" else "hint"
         world.want("node-99", why=other)
         await asyncio.sleep(5)
-        assert [wish.pair for wish in world.taken[places:]] == [("node-99", "runsc")]
+        assert [request.pair for request in world.taken[places:]] == [("node-99", "runsc")]
 
 
 @looptime
@@ -751,7 +754,7 @@ async def test_without_proof_it_is_asked_again_each_time_later(code: int) -> Non
 @looptime
 async def test_a_fleet_does_not_ask_all_at_once() -> None:
     pending_probes = (ProbeRequest(facts(f"node-{i}"), runtime(), "evidence") for i in range(100))
-    pauses = {prober._backoff_seconds(wish, 5, 0) for wish in pending_probes}
+    pauses = {prober._backoff_seconds(request, 5, 0) for request in pending_probes}
     assert len(pauses) > 90
     assert max(pauses) - min(pauses) > prober.LONGEST_PAUSE_SECONDS / 4
 
@@ -803,8 +806,8 @@ async def test_the_more_nodes_give_no_answer_the_longer_each_is_left_alone(nodes
 
 @looptime
 async def test_pauses_of_many_silent_nodes_grow_no_longer_than_a_bound() -> None:
-    wish = ProbeRequest(facts(), runtime(), "evidence")
-    pauses = [prober._backoff_seconds(wish, 1, n) for n in (0, 20, 200, 100_000)]
+    request = ProbeRequest(facts(), runtime(), "evidence")
+    pauses = [prober._backoff_seconds(request, 1, n) for n in (0, 20, 200, 100_000)]
     assert pauses == sorted(pauses)
     assert pauses[0] <= prober.FIRST_PAUSE_SECONDS
     assert pauses[2] > prober.LONGEST_PAUSE_SECONDS
@@ -983,10 +986,10 @@ async def test_a_pod_that_stays_terminating_is_told_and_seldom_another_is_tried(
         assert world.stuck == []
         await asyncio.sleep(30)
         assert world.stuck == [(("node-1", "runsc"), "old")]
-        await asyncio.sleep(prober.STUCK_AGAIN_SECONDS)
+        await asyncio.sleep(prober.STUCK_REPORT_SECONDS)
         assert world.stuck == [(("node-1", "runsc"), "old")] * 2
         assert world.posted == []
-        await asyncio.sleep(prober.FIRST_STUCK_PAUSE_SECONDS - prober.STUCK_AGAIN_SECONDS - 100)
+        await asyncio.sleep(prober.FIRST_STUCK_PAUSE_SECONDS - prober.STUCK_REPORT_SECONDS - 100)
         (call,) = world.posted
         name = call.body["metadata"]["name"]
         assert name != "old"
@@ -1150,7 +1153,7 @@ class Fleet:
     def busy(self, why: prober.ProbePurpose) -> int:
         """How many probes without an answer are under way for a purpose."""
         return sum(
-            running_probe.wish.purpose == why
+            running_probe.request.purpose == why
             for running_probe in self.prober._running_probes.values()
         )
 

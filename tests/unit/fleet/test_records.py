@@ -21,7 +21,8 @@ from sandboxpool.api.reasons import Reason
 from sandboxpool.fleet import records as records_module
 from sandboxpool.fleet.records import LONGEST_RETRY_SECONDS, SHARDS, WRITE_SECONDS, NodeRecords
 from sandboxpool.kube.errors import ApiError, KubeError
-from sandboxpool.runtimes.evidence import Evidence, EvidenceStore, Isolation, software_of
+from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
+from sandboxpool.runtimes.evidence_store import EvidenceStore
 from sandboxpool.runtimes.quarantine import Quarantines
 from support.builders import NOW, facts
 from support.scriptedapi import BROKEN, UNKNOWN, Call, ScriptedApi
@@ -442,7 +443,7 @@ async def test_the_end_is_tried_again_until_its_deadline(
     await records.flush(5)
     assert clock() - began == pytest.approx(2 if kept else 5)
     assert bool(stored(server)) == kept
-    assert ("1 nodes could not be written" in caplog.text) != kept
+    assert ("1 nodes were not written in time" in caplog.text) != kept
 
 
 # --- Whatever happens ----------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from sandboxpool.api.v1alpha1 import (
 )
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.fleet.status import RuntimeStatusInput, runtime_status, urgent_part
-from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.evidence import Isolation
+from sandboxpool.runtimes.evidence_store import EvidenceSummary
 from sandboxpool.runtimes.failure_history import FailureSummary
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict

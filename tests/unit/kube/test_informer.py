@@ -326,7 +326,7 @@ async def test_a_change_that_cannot_be_taken_in_keeps_no_other_from_us(
     run.informer._on_change = tell
     await run.go()
     assert [new for _, new in run.told] == ["a@1", "b@1", "c@11"]
-    assert "/odd could not be taken in" in caplog.text
+    assert "the callback failed for a change of object /odd" in caplog.text
 
 
 # --- Warm, and silent ----------------------------------------------------------------------------

@@ -356,7 +356,7 @@ async def test_whatever_is_added_is_worked_on_and_nothing_is_kept() -> None:
         assert not getattr(queue, kept), kept
     assert not queue._timers
     assert not queue._failures
-    assert queue._with_place == 0
+    assert queue._slots_in_use == 0
     assert len(queue._slow_at) <= 8
 
 

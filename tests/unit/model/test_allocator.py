@@ -170,7 +170,7 @@ class AllocatorMachine(RuleBasedStateMachine):
             return
         model = self.pools[pool]
         found = model.reserved.pop(claim, None)
-        assert freed == (None if found is None else (pool, found))
+        assert freed == found
         if found is not None:
             self.outdated.pop(found.uid, None)
         if claim in model.waiting:

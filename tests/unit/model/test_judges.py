@@ -8,7 +8,7 @@ import pytest
 
 from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.api_reader import ApiReader
-from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.claims.pending import PendingReconciler
 from sandboxpool.cluster.pool import Pool
 from support.invariants import overtaken, waits
 from support.simulation.footprint import footprint, growth
@@ -90,10 +90,10 @@ def test_a_claim_that_fails_for_want_of_a_sandbox_that_is_there_is_missed(
 def test_a_claim_that_fails_for_what_its_pool_was_is_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def cached(self: ClaimReconciler, claim: SandboxClaim) -> Pool | None:
+    async def cached(self: PendingReconciler, claim: SandboxClaim) -> Pool | None:
         return self._pools.get((claim.metadata.namespace, claim.spec.poolName))
 
-    monkeypatch.setattr(ClaimReconciler, "_live_pool", cached)
+    monkeypatch.setattr(PendingReconciler, "_live_pool", cached)
     with World() as world:
         world.make_class("other")
         world.make_pool(replicas=1)

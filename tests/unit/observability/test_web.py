@@ -1,4 +1,4 @@
-"""The operator's doors: what they cost, whom they let in, and what knocking cannot do."""
+"""The servers of probes and metrics: cost, limits and authorization."""
 
 import asyncio
 import errno
@@ -34,7 +34,7 @@ PLENTY = replace(web.METRICS_LIMITS, connections=1000, backlog=1000)
 
 
 class World:
-    """A registry of many pools, with a count of what is computed."""
+    """A registry of many pools that records each refresh."""
 
     def __init__(self, pools: int, pods: int, *, tick: float | None = None) -> None:
         self.cluster, self.metrics = ClusterCache(), Metrics()
@@ -64,7 +64,7 @@ class World:
         self.exposition = Exposition(self.metrics.registry, self._refresh)
 
     def clock(self) -> float:
-        """Every look at it takes a tick; without one it is the real clock."""
+        """Advances by a tick at each call; the real clock if there is no tick."""
         if self.tick is None:
             return time.perf_counter()
         self.now += self.tick
@@ -75,7 +75,7 @@ class World:
         await self.collector.refresh()
 
     def pods_of(self, name: str) -> dict[str, float]:
-        """The pods of a pool by state, as they were counted last."""
+        """The last count of a pool's pods by state."""
         (family,) = [m for m in self.collector.collect() if m.name == "sandboxpool_pods"]
         return {
             sample.labels["state"]: sample.value
@@ -86,17 +86,17 @@ class World:
 
 @asynccontextmanager
 async def closing(opening: Awaitable[web.HttpServer]) -> AsyncIterator[str]:
-    """Open a door on the loopback address; give its URL."""
-    door = await opening
-    host, port = door.addresses[0]
+    """Start a server on the loopback address; yield its URL."""
+    server = await opening
+    host, port = server.addresses[0]
     try:
         yield f"http://{host}:{port}"
     finally:
-        await door.close()
+        await server.close()
 
 
 def text_of(gauge: str) -> Exposition:
-    """An exposition that costs nothing: one gauge of this name."""
+    """An exposition of one gauge of this name."""
     registry = CollectorRegistry()
     Gauge(gauge, "A gauge.", registry=registry)
 
@@ -110,9 +110,9 @@ def text_of(gauge: str) -> Exposition:
 
 
 async def test_no_address_means_one_socket_for_all_families() -> None:
-    door = await web.serve_health(None, 0, list)
-    assert [host for host, _ in door.addresses] == ["::"]
-    await door.close()
+    server = await web.serve_health(None, 0, list)
+    assert [host for host, _ in server.addresses] == ["::"]
+    await server.close()
 
 
 @pytest.mark.parametrize("how", ["not compiled in", "switched off"])
@@ -126,13 +126,13 @@ async def test_without_ipv6_it_listens_on_ipv4(how: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: how == "switched off")
     monkeypatch.setattr(socket, "create_server", create_server)
-    door = await web.serve_health(None, 0, list)
-    assert [host for host, _ in door.addresses] == ["0.0.0.0"]  # noqa: S104
-    await door.close()
+    server = await web.serve_health(None, 0, list)
+    assert [host for host, _ in server.addresses] == ["0.0.0.0"]  # noqa: S104
+    await server.close()
 
 
 @pytest.mark.parametrize("host", [None, LOCAL])
-async def test_a_port_that_is_taken_is_named(host: str | None) -> None:
+async def test_a_port_in_use_is_named(host: str | None) -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as other:
         port = other.getsockname()[1]
         with pytest.raises(web.ListenError, match=rf"port {port} .*SANDBOXPOOL_LISTEN"):
@@ -143,7 +143,7 @@ async def test_a_port_that_is_taken_is_named(host: str | None) -> None:
 
 
 @pytest.mark.parametrize("clients", [64, 200])
-async def test_the_metrics_are_computed_once_a_second_however_many_ask(clients: int) -> None:
+async def test_the_metrics_are_rendered_at_most_once_a_second(clients: int) -> None:
     world = World(pools=500, pods=20)
     opening = web.serve_metrics(LOCAL, 0, world.exposition, limits=PLENTY)
     connector = aiohttp.TCPConnector(limit=0)
@@ -164,7 +164,7 @@ async def test_the_metrics_are_computed_once_a_second_however_many_ask(clients: 
     assert all(gap >= FRESH_SECONDS for gap in gaps)
 
 
-async def test_a_computation_gives_the_loop_its_turn() -> None:
+async def test_counting_yields_to_the_loop() -> None:
     # Between two looks at the clock more than half a slice passes: each second look gives way.
     world = World(pools=500, pods=20, tick=SLICE_SECONDS * 0.6)
     turns = 0
@@ -181,7 +181,7 @@ async def test_a_computation_gives_the_loop_its_turn() -> None:
     assert turns >= 250, "at most every second pool without a turn"
 
 
-async def test_one_large_pool_gives_the_loop_its_turn_too(
+async def test_counting_one_large_pool_yields_to_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World(pools=1, pods=10_000, tick=SLICE_SECONDS * 2)
@@ -205,11 +205,11 @@ async def test_one_large_pool_gives_the_loop_its_turn_too(
     task = asyncio.create_task(other_work())
     await world.collector.refresh()
     task.cancel()
-    assert sum(sizes) >= 10_000 - metrics_module.PODS_A_LOOK
-    assert max(sizes) <= metrics_module.PODS_A_LOOK
+    assert sum(sizes) >= 10_000 - metrics_module.PODS_PER_SLICE
+    assert max(sizes) <= metrics_module.PODS_PER_SLICE
 
 
-async def test_the_count_follows_what_changes_between_two_slices() -> None:
+async def test_the_count_includes_changes_between_two_slices() -> None:
     world = World(pools=3, pods=200, tick=SLICE_SECONDS * 2)
     await world.collector.refresh()
     assert sum(world.pods_of("pool-1").values()) == 200
@@ -227,7 +227,7 @@ async def test_the_count_follows_what_changes_between_two_slices() -> None:
 
 
 @pytest.mark.looptime
-async def test_who_asks_while_a_computation_is_under_way_shares_it() -> None:
+async def test_concurrent_scrapes_share_one_text() -> None:
     computed = 0
 
     async def refresh() -> None:
@@ -251,7 +251,7 @@ async def test_who_asks_while_a_computation_is_under_way_shares_it() -> None:
     assert computed == 2
 
 
-async def test_what_cannot_be_computed_is_said_once_a_second(
+async def test_a_failure_to_render_is_logged_once_a_second(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def refresh() -> None:
@@ -265,10 +265,12 @@ async def test_what_cannot_be_computed_is_said_once_a_second(
             async with session.get(f"{url}/metrics") as response:
                 assert response.status == 500
                 assert "log" in await response.text()
-    assert [r.message for r in caplog.records].count("the metrics cannot be computed") == 1
+    assert [r.message for r in caplog.records].count(
+        "the metrics cannot be rendered; /metrics responds with 500"
+    ) == 1
 
 
-async def test_the_text_is_what_prometheus_reads() -> None:
+async def test_prometheus_can_parse_the_text() -> None:
     world = World(pools=2, pods=3)
     async with (
         closing(web.serve_metrics(LOCAL, 0, world.exposition)) as url,
@@ -309,7 +311,7 @@ async def answer_of(url: str, path: bytes) -> bytes:
         writer.close()
 
 
-async def test_beyond_the_limit_the_answer_is_503() -> None:
+async def test_a_connection_beyond_the_limit_gets_a_503() -> None:
     limits = replace(web.METRICS_LIMITS, connections=3)
     async with closing(web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)) as url:
         # They say nothing, or not all.
@@ -325,32 +327,32 @@ async def test_beyond_the_limit_the_answer_is_503() -> None:
         assert (await answer_of(url, b"/metrics")).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_those_who_are_refused_are_limited_as_well() -> None:
+async def test_refused_connections_are_limited_too() -> None:
     limits = replace(web.METRICS_LIMITS, connections=2)
-    door = await web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)
-    url = f"http://{LOCAL}:{door.addresses[0][1]}"
+    server = await web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)
+    url = f"http://{LOCAL}:{server.addresses[0][1]}"
     held = [await raw(url) for _ in range(10)]
     await asyncio.sleep(0.05)
-    assert (len(door.open), len(door.refused)) == (2, 2)
+    assert (len(server.open), len(server.refused)) == (2, 2)
     assert all([await ended(reader) for reader, _ in held[4:]])
     for _, writer in held:
         writer.close()
-    await door.close()
+    await server.close()
 
 
-async def test_a_connection_that_says_nothing_ends() -> None:
+async def test_a_silent_connection_is_closed() -> None:
     limits = replace(web.METRICS_LIMITS, seconds=0.05)
-    door = await web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)
-    url = f"http://{LOCAL}:{door.addresses[0][1]}"
+    server = await web.serve_metrics(LOCAL, 0, text_of("x"), limits=limits)
+    url = f"http://{LOCAL}:{server.addresses[0][1]}"
     held = [await raw(url, said) for said in (b"", b"GET /metrics HTTP/1.1\r\nA: b\r\n")]
     for reader, writer in held:
         assert await ended(reader)
         writer.close()
-    assert not door.open
-    await door.close()
+    assert not server.open
+    await server.close()
 
 
-async def test_a_request_that_lasts_too_long_ends() -> None:
+async def test_a_connection_with_a_slow_request_is_closed() -> None:
     async def refresh() -> None:
         await asyncio.sleep(60)
 
@@ -399,7 +401,7 @@ async def test_large_headers_are_refused(request_: bytes, caplog: pytest.LogCapt
         ("HEAD", "/metrics", 405),
     ],
 )
-async def test_nothing_else_is_served(method: str, path: str, status: int) -> None:
+async def test_other_paths_and_methods_are_not_served(method: str, path: str, status: int) -> None:
     async with (
         closing(web.serve_metrics(LOCAL, 0, text_of("x"))) as url,
         aiohttp.ClientSession() as session,
@@ -411,7 +413,7 @@ async def test_nothing_else_is_served(method: str, path: str, status: int) -> No
 # --- Probes --------------------------------------------------------------------------------------
 
 
-async def test_a_process_is_alive_before_it_is_ready() -> None:
+async def test_a_process_is_healthy_before_it_is_ready() -> None:
     missing = ["pods", "nodes"]
     async with closing(web.serve_health(LOCAL, 0, lambda: missing)) as url:
         assert (await answer_of(url, b"/healthz")).startswith(b"HTTP/1.1 200 ")
@@ -423,7 +425,7 @@ async def test_a_process_is_alive_before_it_is_ready() -> None:
         assert (await answer_of(url, b"/metrics")).startswith(b"HTTP/1.1 404 ")
 
 
-async def test_who_holds_connections_does_not_keep_the_kubelet_out() -> None:
+async def test_open_connections_do_not_lock_out_the_kubelet() -> None:
     async with closing(web.serve_health(LOCAL, 0, list)) as url:
         held = [await raw(url) for _ in range(web.HEALTH_LIMITS.connections)]
         for _ in range(3):
@@ -441,14 +443,14 @@ async def test_without_a_host_it_listens_on_both_families(family: socket.Address
         except OSError:
             pytest.skip("this machine has no such addresses")
         port = free.getsockname()[1]
-    door = await web.serve_health(None, port, list)
+    server = await web.serve_health(None, port, list)
     try:
         reader, writer = await asyncio.open_connection(address, port)
         writer.write(GET % b"/healthz")
         assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
         writer.close()
     finally:
-        await door.close()
+        await server.close()
 
 
 # --- Who may read --------------------------------------------------------------------------------
@@ -506,7 +508,7 @@ class Api:
         ("bearer   good ", Decision.ALLOWED),
     ],
 )
-async def test_a_token_is_known_and_allowed_or_refused(
+async def test_a_token_is_accepted_and_authorized_or_refused(
     header: str | None, expected: Decision
 ) -> None:
     api = Api()
@@ -533,7 +535,7 @@ async def test_a_token_is_known_and_allowed_or_refused(
         {"authenticated": True, "user": {"username": ""}},
     ],
 )
-async def test_half_an_answer_is_none(status: dict[str, Any]) -> None:
+async def test_an_incomplete_review_authorizes_nothing(status: dict[str, Any]) -> None:
     api = Api()
     api.answer = json.dumps({"status": status}).encode()
     assert await Reviewer(api).authorize("Bearer good") is Decision.UNKNOWN
@@ -547,7 +549,7 @@ async def test_a_denial_outweighs_an_allowance() -> None:
     assert await reviewer.authorize("Bearer good") is Decision.FORBIDDEN
 
 
-async def test_answers_count_for_a_minute_whatever_they_are() -> None:
+async def test_every_decision_is_cached_for_a_minute() -> None:
     api, now = Api(), [0.0]
     reviewer = Reviewer(api, clock=lambda: now[0])
     for header, requests in (("Bearer good", 2), ("Bearer other", 2), ("Bearer bad", 1)):
@@ -556,16 +558,16 @@ async def test_answers_count_for_a_minute_whatever_they_are() -> None:
         assert await reviewer.authorize(header) is first
         assert len(api.asked) == requests
     api.allowed.clear()
-    now[0] = webauth.REMEMBERED_SECONDS - 1
+    now[0] = webauth.CACHED_SECONDS - 1
     assert await reviewer.authorize("Bearer good") is Decision.ALLOWED
-    now[0] = webauth.REMEMBERED_SECONDS
+    now[0] = webauth.CACHED_SECONDS
     assert await reviewer.authorize("Bearer good") is Decision.FORBIDDEN
 
 
 @pytest.mark.parametrize(
     "error", [UnknownOutcomeError("connection refused"), ApiError(403, "Forbidden", "no right")]
 )
-async def test_where_the_api_server_cannot_be_asked_nobody_is_judged(
+async def test_without_a_review_there_is_no_decision(
     error: KubeError, caplog: pytest.LogCaptureFixture
 ) -> None:
     api = Api()
@@ -581,7 +583,7 @@ async def test_where_the_api_server_cannot_be_asked_nobody_is_judged(
 
 
 @pytest.mark.looptime
-async def test_an_api_server_that_says_nothing_is_not_waited_for() -> None:
+async def test_a_review_without_a_response_times_out() -> None:
     api = Api()
     api.hold.clear()
     loop = asyncio.get_running_loop()
@@ -590,21 +592,21 @@ async def test_an_api_server_that_says_nothing_is_not_waited_for() -> None:
     assert loop.time() - began == pytest.approx(webauth.REVIEW_SECONDS)
 
 
-async def test_made_up_tokens_make_few_requests_at_a_time_and_take_little_memory() -> None:
+async def test_made_up_tokens_cause_few_concurrent_reviews_and_little_memory() -> None:
     api = Api()
     api.hold.clear()
     reviewer = Reviewer(api)
-    count = 2 * webauth.MAX_REMEMBERED
+    count = 2 * webauth.MAX_CACHED
     judged = [asyncio.create_task(reviewer.authorize(f"Bearer {i}")) for i in range(count)]
     same = [asyncio.create_task(reviewer.authorize("Bearer 0")) for _ in range(10)]
     await asyncio.sleep(0.01)
     api.hold.set()
     assert set(await asyncio.gather(*judged, *same)) == {Decision.UNKNOWN}
     assert api.most == webauth.MAX_REVIEWS
-    assert len(reviewer._answers) == webauth.MAX_REMEMBERED
+    assert len(reviewer._decisions) == webauth.MAX_CACHED
 
 
-def test_no_token_is_kept() -> None:
+def test_tokens_are_not_kept() -> None:
     answers = DecisionCache(lambda: 0.0)
     answers.put("secret", Decision.ALLOWED)
     assert list(answers._known) == [hashlib.sha256(b"secret").digest()]
@@ -620,7 +622,7 @@ def test_no_token_is_kept() -> None:
         ("good", False, 200, "gauge_of_ours"),
     ],
 )
-async def test_a_scrape_is_answered_as_the_api_server_says(
+async def test_a_scrape_gets_the_decision_of_the_api_server(
     token: str | None, broken: bool, status: int, says: str
 ) -> None:
     api = Api()
@@ -638,7 +640,7 @@ async def test_a_scrape_is_answered_as_the_api_server_says(
         assert ("Retry-After" in response.headers) == (status == 503)
 
 
-async def test_who_is_refused_computes_nothing() -> None:
+async def test_a_refused_request_renders_nothing() -> None:
     world = World(pools=1, pods=1)
     async with (
         closing(web.serve_metrics(LOCAL, 0, world.exposition, Reviewer(Api()))) as url,

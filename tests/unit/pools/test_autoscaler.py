@@ -77,13 +77,13 @@ def test_a_waiting_sandbox_is_withdrawn_when_what_joins_for_it_is_wrong(
     assert plan.create == 0
 
 
-def test_a_node_that_joins_does_not_make_the_waiting_one_begin_anew() -> None:
+def test_a_node_that_joins_does_not_replace_the_pending_pod() -> None:
     """Its successor would have been made after the node, which had then not joined for it."""
     plan = decide(pool_input([waiting(600)], verdict=joined(NOW - 30), hostnames_since=NOW - 30))
     assert (reasons(plan), plan.create) == ([], 0)
 
 
-def test_once_a_node_serves_the_waiting_one_is_made_anew_to_reach_it() -> None:
+def test_a_pending_pod_with_outdated_hostnames_is_replaced_once_a_node_serves() -> None:
     given = pool_input([waiting(600)], hostnames_since=NOW - 30)
     assert reasons(decide(given)) == [Reason.SANDBOX_REPLACED]
 
@@ -234,7 +234,7 @@ def test_a_warm_sandbox_ends_the_trouble_once_it_has_lasted() -> None:
 )
 def test_the_delay_ends_at_once_when_a_node_serves(verdict: Verdict, creates: int) -> None:
     trouble = held_off(4).backoff
-    plan = decide(pool_input([], verdict=verdict, trouble=trouble))
+    plan = decide(pool_input([], verdict=verdict, backoff=trouble))
     assert plan.create == creates
     if not creates:
         assert (plan.blocked_by, plan.requeue_at) == (
@@ -244,7 +244,7 @@ def test_the_delay_ends_at_once_when_a_node_serves(verdict: Verdict, creates: in
 
 
 def test_no_other_delay_ends_because_a_node_serves() -> None:
-    assert decide(pool_input(trouble=held_off(3, Reason.QUOTA_EXCEEDED).backoff)).create == 0
+    assert decide(pool_input(backoff=held_off(3, Reason.QUOTA_EXCEEDED).backoff)).create == 0
 
 
 # --- Over a day ----------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ class Cloud:
 
 
 @pytest.mark.parametrize("binds", [True, False])
-def test_an_autoscaler_that_buys_wrong_nodes_is_soon_asked_for_few(binds: bool) -> None:
+def test_an_autoscaler_that_adds_wrong_nodes_soon_gets_few_pending_pods(binds: bool) -> None:
     cloud = Cloud(binds=binds)
     bought = []
     for day in range(1, 3):

@@ -1,4 +1,4 @@
-"""Claims that want a sandbox to be started for them, in the pool's one line."""
+"""Claims that want a sandbox to be started for them, in the pool's one queue."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ FAILED = CreateBackoff(1, NOW + 30.0, Reason.POD_FAILED, "exit code 1")
 
 
 @pytest.mark.parametrize(
-    ("line", "stock", "fields", "cold", "create"),
+    ("queue", "stock", "fields", "cold", "create"),
     [
         pytest.param([OWN] * 3, [], {"replicas": 0}, 3, 0, id="each is started its own"),
         pytest.param([OWN] * 3, [], {"replicas": 2}, 3, 2, id="beside the stock"),
@@ -48,22 +48,22 @@ FAILED = CreateBackoff(1, NOW + 30.0, Reason.POD_FAILED, "exit code 1")
         ),
         pytest.param([OWN] * 3, [], {"replicas": 0, "paused": True}, 0, 0, id="paused"),
         pytest.param([OWN] * 3, [], {"replicas": 0, "verdict": Verdict()}, 1, 0, id="no node"),
-        pytest.param([OWN], [], {"replicas": 1, "trouble": FAILED}, 0, 0, id="after a failure"),
+        pytest.param([OWN], [], {"replicas": 1, "backoff": FAILED}, 0, 0, id="after a failure"),
         pytest.param([OWN], [], {"replicas": 1, "template": REJECTED}, 0, 0, id="a bad template"),
         pytest.param([OWN], [], {"replicas": 1, "resolution": MISSING}, 0, 0, id="no class"),
     ],
 )
 def test_one_decision_has_the_limits_for_both(
-    line: list[bool], stock: Any, fields: dict[str, Any], cold: int, create: int
+    queue: list[bool], stock: Any, fields: dict[str, Any], cold: int, create: int
 ) -> None:
-    given = pool_input(stock, line=line, **fields)
+    given = pool_input(stock, claim_queue=queue, **fields)
     plan = decide(given)
     assert (plan.cold, plan.create) == (cold, create)
     refusal = cold_start_refusal(given, plan, "pool")
-    assert (refusal is not None) == (cold < sum(line)), "who waits is told why"
+    assert (refusal is not None) == (cold < sum(queue)), "who waits is told why"
 
 
-def test_who_leaves_the_line_wants_none_any_more() -> None:
+def test_a_claim_that_leaves_the_queue_loses_its_request() -> None:
     demand = ColdStartRequests()
     for name in ("a", "b"):
         assert demand.request_start(ClaimRef(name, f"{name}-uid"))
@@ -73,7 +73,7 @@ def test_who_leaves_the_line_wants_none_any_more() -> None:
     assert demand.pending == ["b-uid"]
 
 
-def test_the_name_of_a_start_stays_until_it_is_on_its_way_out_or_taken() -> None:
+def test_the_pod_name_of_a_start_is_stable_until_the_pod_terminates_or_conflicts() -> None:
     demand = ColdStartRequests()
     claim = ClaimRef("a", "a-uid")
     demand.request_start(claim)
@@ -81,7 +81,7 @@ def test_the_name_of_a_start_stays_until_it_is_on_its_way_out_or_taken() -> None
     assert first == demand.seed("a-uid", [])
     assert first != demand.seed("a-uid", ["pod-1-uid"])
     demand.start(claim, "pod-1")
-    demand.name_taken("a-uid")
+    demand.note_name_conflict("a-uid")
     assert demand.seed("a-uid", []) != first
     assert demand.pop_finished(lambda name: True) == []
     assert demand.pop_finished(lambda name: False) == ["a-uid"]

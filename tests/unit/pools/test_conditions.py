@@ -85,7 +85,7 @@ def kept_out(*quarantines: tuple[str, Quarantine], **verdict: Any) -> dict[str, 
             {"verdict": Verdict(quarantined=("a",))},
             "False",
             "AllNodesQuarantined",
-            ["not known"],
+            ["no longer known"],
             id="all quarantined and nobody knows why",
         ),
         pytest.param(
@@ -140,7 +140,7 @@ def kept_out(*quarantines: tuple[str, Quarantine], **verdict: Any) -> dict[str, 
         pytest.param(
             {
                 "verdict": Verdict(not_serving=("a",)),
-                "trouble": CreateBackoff(1, NOW + 600, Reason.AUTOSCALER_ADDS_WRONG_NODES, "wrong"),
+                "backoff": CreateBackoff(1, NOW + 600, Reason.AUTOSCALER_ADDS_WRONG_NODES, "wrong"),
             },
             "False",
             "AutoscalerAddsWrongNodes",
@@ -150,7 +150,7 @@ def kept_out(*quarantines: tuple[str, Quarantine], **verdict: Any) -> dict[str, 
         pytest.param(
             {
                 "verdict": Verdict(serving=("a",)),
-                "trouble": CreateBackoff(1, NOW + 600, Reason.AUTOSCALER_ADDS_WRONG_NODES, "wrong"),
+                "backoff": CreateBackoff(1, NOW + 600, Reason.AUTOSCALER_ADDS_WRONG_NODES, "wrong"),
             },
             "True",
             "HandlerServed",
@@ -227,7 +227,7 @@ PROVEN = member("proven", W, isolation=Isolation.PROVEN, proof_wanted=True)
             {"verdict": Verdict(serving=("b",), unproven=("a",))},
             "False",
             "EvidenceUnavailable",
-            ["Others take their place"],
+            ["replaced on nodes with evidence"],
             id="another node is proven",
         ),
         pytest.param(
@@ -332,10 +332,10 @@ def test_what_goes_wrong_elsewhere_does_not_make_a_pool_unready_that_has_somethi
             "NodeQuarantined",
             "node a is quarantined",
         ),
-        (member("late", S, age=999), "SandboxStartTimeout", "no cause was reported"),
+        (member("late", S, age=999), "SandboxStartTimeout", "no cause was found"),
     ],
 )
-def test_while_what_failed_is_removed_it_is_said_and_not_another_cause(
+def test_while_a_failed_pod_is_deleted_its_cause_is_reported(
     stuck: Member, reason: str, says: str
 ) -> None:
     has(pool_input([stuck]), "Warm", "False", reason, says)
@@ -361,7 +361,7 @@ def test_quarantined_nodes_are_issues_by_cause_and_the_worst_comes_first() -> No
     assert found[0]["message"] == "no shim binary"
 
 
-def test_a_cause_is_told_once_of_the_nodes_or_else_of_the_sandboxes() -> None:
+def test_a_reason_is_reported_once_for_nodes_or_else_for_sandboxes() -> None:
     failure = Failure(Reason.SHIM_MISSING, "from a sandbox", "a")
     pulling = Failure(Reason.IMAGE_PULL_FAILED, "ErrImagePull", "b", self_healing=True)
     stock = [
@@ -390,7 +390,7 @@ def test_issues_are_bounded() -> None:
     st.sampled_from(["None", "PerNode", "PerSandbox"]),
     st.booleans(),
 )
-def test_no_cause_is_too_strange_to_be_told(
+def test_every_reason_can_be_an_issue(
     quarantines: list[tuple[str, Reason]], failures: list[Reason], proof: str, some_serve: bool
 ) -> None:
     """Also not one that no failure is named by: a record may be damaged."""

@@ -129,7 +129,7 @@ def names(plan: PoolPlan) -> list[str]:
         ),
         pytest.param(
             [],
-            {"trouble": CreateBackoff(2, NOW + 1, Reason.QUOTA_EXCEEDED, "")},
+            {"backoff": CreateBackoff(2, NOW + 1, Reason.QUOTA_EXCEEDED, "")},
             0,
             1,
             Reason.QUOTA_EXCEEDED,
@@ -137,7 +137,7 @@ def names(plan: PoolPlan) -> list[str]:
         ),
         pytest.param(
             [],
-            {"trouble": CreateBackoff(CAUTIOUS_AFTER_FAILURES, NOW, Reason.QUOTA_EXCEEDED, "")}
+            {"backoff": CreateBackoff(CAUTIOUS_AFTER_FAILURES, NOW, Reason.QUOTA_EXCEEDED, "")}
             | {"replicas": 5},
             1,
             5,
@@ -197,7 +197,7 @@ def test_creating(
         (member(state=STOPPING, runtime_uid="former"), None),
     ],
 )
-def test_what_will_never_be_handed_out_goes(pod: Member, reason: Reason | None) -> None:
+def test_irrecoverable_pods_are_deleted(pod: Member, reason: Reason | None) -> None:
     plan = decide(pool_input([pod]))
     assert [d.reason for d in plan.delete] == ([reason] if reason else [])
 
@@ -206,7 +206,7 @@ def test_what_will_never_be_handed_out_goes(pod: Member, reason: Reason | None) 
     ("age", "since", "replaced"),
     [(302, NOW - 301, True), (302, NOW - 303, False), (302, 0.0, False), (299, NOW, False)],
 )
-def test_one_that_waits_by_former_hostnames_is_replaced_in_the_end(
+def test_a_pending_pod_with_outdated_hostnames_is_replaced(
     age: float, since: float, replaced: bool
 ) -> None:
     waiting = member(state=S, age=age, failure=UNSCHEDULABLE)
@@ -217,10 +217,10 @@ def test_one_that_waits_by_former_hostnames_is_replaced_in_the_end(
     )
 
 
-def test_nothing_is_made_before_the_nodes_to_keep_away_from_have_their_labels() -> None:
+def test_no_pod_is_created_before_excluded_nodes_have_their_labels() -> None:
     """It would go to the very node, and be given up there."""
     verdict = Verdict(serving=("node-1",), not_serving=("new",), exclusions_pending=1)
-    plan = decide(pool_input(verdict=verdict, replicas=3, line=[True]))
+    plan = decide(pool_input(verdict=verdict, replicas=3, claim_queue=[True]))
     assert (plan.create, plan.blocked_by) == (0, Reason.EXCLUSION_PENDING)
     assert (plan.cold, plan.cold_blocked_by) == (0, Reason.EXCLUSION_PENDING)
     assert decide(
@@ -372,7 +372,7 @@ def test_too_old_pods_wait_while_the_pool_is_not_full() -> None:
             NOW + 301,
         ),
         ([member(age=0)], {"maxAgeSeconds": 100}, NOW + 101),
-        ([], {"trouble": CreateBackoff(1, NOW + 4, Reason.CREATE_FAILED, "")}, NOW + 5),
+        ([], {"backoff": CreateBackoff(1, NOW + 4, Reason.CREATE_FAILED, "")}, NOW + 5),
     ],
 )
 def test_time_alone_wakes_a_pool_when_it_can_change_the_answer(
@@ -438,7 +438,7 @@ def any_input(draw: st.DrawFn) -> PoolInput:
         verdict=draw(st.sampled_from([SERVED] * 5 + SERVED_BY_NONE)),
         creating=draw(st.integers(0, 3)),
         creating_cold=draw(st.integers(0, 3)),
-        trouble=draw(
+        backoff=draw(
             st.builds(
                 CreateBackoff,
                 failures=st.integers(0, 5),

@@ -7,7 +7,7 @@ import pytest
 from sandboxpool.api import names
 from sandboxpool.api.reasons import Reason
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.pools.disruption_budget import BUDGET_RESYNC_SECONDS, EVERY_ONE, budget_of
+from sandboxpool.pools.disruption_budget import BUDGET_RESYNC_SECONDS, MAX_INT32, budget_of
 from support.builders import NAMESPACE, POOL_UID, pool
 from support.simulation.apiserver import Object, Request
 from support.simulation.world import World
@@ -40,7 +40,7 @@ def test_it_covers_what_claims_own_of_the_pool_and_goes_with_it() -> None:
         "matchExpressions": [{"key": names.LABEL_CLAIM_UID, "operator": "Exists"}],
     }
     # More than there can be: the disruption controller lets none of them go.
-    assert body["spec"]["minAvailable"] == EVERY_ONE == 2_147_483_647
+    assert body["spec"]["minAvailable"] == MAX_INT32 == 2_147_483_647
     assert "maxUnavailable" not in body["spec"]
     assert body["spec"]["unhealthyPodEvictionPolicy"] == "IfHealthyBudget"
     (owner,) = body["metadata"]["ownerReferences"]
@@ -56,7 +56,7 @@ def test_a_pool_that_allows_disruption_asks_for_nothing() -> None:
         assert (budget(world), said(world), requests(world)) == (None, None, [])
 
 
-def test_it_is_kept_while_it_is_wanted_and_costs_claims_nothing(
+def test_the_budget_is_repaired_and_costs_claims_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with World(seed=1) as world:
@@ -111,7 +111,7 @@ def test_the_next_leader_removes_what_the_former_one_made() -> None:
         assert (budget(world), said(world)) == (None, None)
 
 
-def test_another_ones_budget_is_left_alone_and_said() -> None:
+def test_a_foreign_budget_is_reported_and_left_alone() -> None:
     other = {
         "metadata": {"name": "pool-claims", "namespace": "default"},
         "spec": {"minAvailable": 1},

@@ -86,7 +86,7 @@ def test_events_are_read_once_for_each_stage_of_a_sandboxes_trouble(
 
 @pytest.mark.parametrize("waited", [0.0, 5.0, 11.0, 59.0, 61.0, 130.0, 299.0])
 @pytest.mark.parametrize("failure", [None, UNREADY, UNMOUNTED])
-def test_a_pool_is_looked_at_when_the_next_stage_begins(
+def test_a_pool_is_requeued_when_the_next_stage_begins(
     waited: float, failure: Failure | None
 ) -> None:
     one = starting(waited, failure)

@@ -63,7 +63,7 @@ def filled(*pods: Pod) -> Book:
     return book
 
 
-def test_only_what_was_stirred_is_looked_at() -> None:
+def test_only_dirty_pods_are_reclassified() -> None:
     book = filled(pod("one"), pod("two"))
     before = book.sort()
     assert book.asked == []
@@ -83,7 +83,9 @@ def test_only_what_was_stirred_is_looked_at() -> None:
         ({"claimed": True}, SandboxState.CLAIMED),
     ],
 )
-def test_what_stands_otherwise_is_sorted_anew(changed: dict[str, Any], state: SandboxState) -> None:
+def test_a_pod_with_other_facts_is_reclassified(
+    changed: dict[str, Any], state: SandboxState
+) -> None:
     book = filled(pod("one"))
     book.change(**changed)
     assert book.states() == {"one": state}
@@ -91,7 +93,7 @@ def test_what_stands_otherwise_is_sorted_anew(changed: dict[str, Any], state: Sa
     assert book.states() == {"one": SandboxState.WARM}
 
 
-def test_what_keeps_a_pod_from_starting_is_learned() -> None:
+def test_a_new_failure_reclassifies_a_pod() -> None:
     book = filled(pod("one", ready=False))
     assert book.sort()["one"].failure is None
     book.change(event=NO_RUNTIME)
@@ -100,7 +102,7 @@ def test_what_keeps_a_pod_from_starting_is_learned() -> None:
     assert failure.reason is Reason.HANDLER_NOT_CONFIGURED
 
 
-def test_a_pod_that_is_gone_is_forgotten_when_that_is_told_or_all_is_sorted_anew() -> None:
+def test_a_deleted_pod_is_removed_when_it_is_dirty_or_at_a_resync() -> None:
     for anew in (False, True):
         book = filled(pod("one"), pod("two"))
         uid = next(iter(book.pods))
@@ -110,7 +112,7 @@ def test_a_pod_that_is_gone_is_forgotten_when_that_is_told_or_all_is_sorted_anew
         assert list(book.states(resync=anew)) == ["two"]
 
 
-def test_what_passes_is_looked_at_once_more_when_it_has_passed() -> None:
+def test_a_transient_pod_is_reclassified_once_more_afterwards() -> None:
     book = filled(pod("one"))
     (uid,) = book.pods
     book.deleting = True
@@ -121,7 +123,7 @@ def test_what_passes_is_looked_at_once_more_when_it_has_passed() -> None:
     assert book.asked == []
 
 
-def test_all_is_sorted_anew_when_asked_to_be() -> None:
+def test_a_resync_reclassifies_all_pods() -> None:
     book = filled(pod("one"))
     book.host_state = QUARANTINED
     assert book.states() == {"one": SandboxState.WARM}
@@ -131,7 +133,7 @@ def test_all_is_sorted_anew_when_asked_to_be() -> None:
 # --- Groups ----------------------------------------------------------------------------------
 
 
-def test_members_are_asked_as_groups() -> None:
+def test_predicates_are_called_once_a_group() -> None:
     """However many there are, one of a kind answers for all."""
     asked: list[str] = []
 
@@ -150,7 +152,7 @@ def test_members_are_asked_as_groups() -> None:
     assert [m.name for m in stock.of(SandboxState.STARTING)] == ["starting"]
 
 
-def test_what_is_taken_from_members_leaves_them_as_they_were() -> None:
+def test_a_derived_collection_does_not_change_the_members() -> None:
     one, two, starting = member("one"), member("two"), member("starting", SandboxState.STARTING)
     stock = Members([one, two, starting])
     assert list(stock.without([one])) == [two, starting]

@@ -21,8 +21,8 @@ from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.pools.expectations import (
-    DOUBTED_SECONDS,
-    LONGEST_UNSEEN_SECONDS,
+    LONGEST_VERIFY_SECONDS,
+    UNKNOWN_CREATE_SECONDS,
     VERIFY_AFTER_SECONDS,
     Expectations,
 )
@@ -46,7 +46,7 @@ class Clock:
         return self.now
 
 
-def test_what_is_expected_is_counted_until_it_is_seen_however_long_that_takes() -> None:
+def test_an_expectation_counts_until_it_is_observed() -> None:
     clock = Clock()
     expected = Expectations(clock)
     expected.expect_creation("a")
@@ -70,7 +70,7 @@ def test_what_is_expected_is_counted_until_it_is_seen_however_long_that_takes() 
     assert expected.next_deadline() is None
 
 
-def test_what_is_not_seen_is_asked_about_ever_more_seldom() -> None:
+def test_expectations_are_verified_at_growing_intervals() -> None:
     clock = Clock()
     expected = Expectations(clock)
     expected.expect_creation("made")
@@ -86,10 +86,10 @@ def test_what_is_not_seen_is_asked_about_ever_more_seldom() -> None:
     pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
     assert asked[0] == VERIFY_AFTER_SECONDS
     assert pauses == sorted(pauses)
-    assert pauses[-1] == LONGEST_UNSEEN_SECONDS
+    assert pauses[-1] == LONGEST_VERIFY_SECONDS
 
 
-def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
+def test_a_create_of_unknown_outcome_counts_and_may_be_sent_again() -> None:
     clock = Clock()
     expected = Expectations(clock)
     expected.expect_creation("a", cold=True)
@@ -101,7 +101,7 @@ def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
     expected.expect_creation("a", cold=True)
     assert not expected.is_creation_unknown("a")
     expected.creation_unknown("a")
-    clock.now = DOUBTED_SECONDS
+    clock.now = UNKNOWN_CREATE_SECONDS
     assert expected.creations_to_verify() == ["a"], "the API server knows by now"
     assert expected.count_creating() == (0, 1)
     expected.creation_succeeded("a")
@@ -360,7 +360,7 @@ def test_a_kubelet_that_has_begun_with_a_pod_says_something_of_it(
     assert found.acknowledged is acknowledged
 
 
-def test_what_we_asked_for_counts_before_it_is_seen() -> None:
+def test_requested_changes_count_before_they_are_observed() -> None:
     asked: Any = {"host_state": HostState(facts(), "runsc"), "sandbox_event": None}
     leaving = classify_pod(pod(), **asked, deleting=True, being_bound=True)
     assert leaving.state is SandboxState.STOPPING

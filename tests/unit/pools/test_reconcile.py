@@ -22,8 +22,8 @@ from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.expectations import (
-    DOUBTED_DELETE_SECONDS,
-    DOUBTED_SECONDS,
+    UNKNOWN_CREATE_SECONDS,
+    UNKNOWN_DELETE_SECONDS,
     VERIFY_AFTER_SECONDS,
 )
 from sandboxpool.pools.plan import CreateBackoff
@@ -181,7 +181,7 @@ async def test_an_empty_pool_is_filled_and_then_left_alone() -> None:
     assert world.condition("Ready") == ("True", "SandboxWarm")
 
 
-async def test_the_template_is_asked_about_once_and_strictly() -> None:
+async def test_the_template_is_checked_once_and_strictly() -> None:
     world = World(replicas=2)
     for _ in range(3):
         await world.reconcile()
@@ -252,7 +252,7 @@ async def test_refill_leaves_room_for_others(monkeypatch: pytest.MonkeyPatch) ->
     assert most == WRITES_AT_ONCE
 
 
-async def test_a_quota_is_said_and_is_no_storm() -> None:
+async def test_an_exceeded_quota_is_reported_and_causes_no_storm() -> None:
     world = World(replicas=5)
     world.api.fail("POST", "/pods", QUOTA, times=10_000)
     end = world.wall() + 600
@@ -339,7 +339,7 @@ async def test_a_sandbox_of_another_class_is_no_success() -> None:
     assert world.reconciler._states[POOL_UID].backoff.failures == 2, "the next waits longer"
 
 
-async def test_after_a_refusal_the_dry_run_is_asked_again() -> None:
+async def test_a_rejected_create_repeats_the_dry_run() -> None:
     world = World(replicas=1)
     world.api.fail("POST", "/pods", REFUSED)
     await world.reconcile()
@@ -359,7 +359,7 @@ async def test_an_unanswered_create_is_repeated_under_its_name() -> None:
     assert len(posted) == 1
 
 
-async def test_a_pool_is_looked_at_again_while_its_pods_are_being_handed_out() -> None:
+async def test_a_pool_is_requeued_while_its_pods_are_being_bound() -> None:
     world = World("pod-1", replicas=1)
     assert (await world.reconcile() or 0) > 600
     world.allocator.allocate(POOL_UID, "claim")
@@ -370,7 +370,7 @@ async def test_a_pool_is_looked_at_again_while_its_pods_are_being_handed_out() -
     await asyncio.sleep(1.0)
 
 
-async def test_a_pod_that_was_seen_is_not_asked_for_again_though_it_has_ended_since() -> None:
+async def test_the_create_of_an_observed_pod_is_not_retried_though_it_has_ended_since() -> None:
     world = World(replicas=1)
     world.api.fail("POST", "/pods", UNKNOWN, applied=True)
     making = asyncio.ensure_future(world.reconcile())
@@ -401,7 +401,7 @@ async def test_a_create_that_may_have_been_carried_out_takes_its_room(
 
 
 @pytest.mark.parametrize("made", [False, True])
-async def test_a_create_that_nobody_answered_for_is_made_up_for_under_its_name(made: bool) -> None:
+async def test_a_create_of_unknown_outcome_is_sent_again_under_its_name(made: bool) -> None:
     world = World(replicas=2, maxSandboxes=2)
     world.watching = False
     world.api.fail("POST", "/pods", UNKNOWN, times=2)
@@ -409,7 +409,7 @@ async def test_a_create_that_nobody_answered_for_is_made_up_for_under_its_name(m
     again: float | None = await world.reconcile()
     while len(world.pods) < 2:
         assert again is not None, "nothing would wake the pool"
-        assert again < DOUBTED_SECONDS
+        assert again < UNKNOWN_CREATE_SECONDS
         await asyncio.sleep(again)
         again = await world.reconcile()
     first, *_ = (call.body["metadata"]["name"] for call in world.api.sent("POST", "/pods"))
@@ -417,7 +417,7 @@ async def test_a_create_that_nobody_answered_for_is_made_up_for_under_its_name(m
     assert world.observer.failures == ["CreateFailed"]
 
 
-async def test_a_create_in_doubt_is_not_made_up_for_where_nothing_more_is_wanted() -> None:
+async def test_a_create_of_unknown_outcome_is_not_sent_again_if_nothing_is_missing() -> None:
     world = World(replicas=1)
     world.api.fail("POST", "/pods", UNKNOWN, times=3)
     await world.reconcile()
@@ -449,7 +449,9 @@ async def test_a_delete_that_nobody_answered_for_is_sent_again(lost: int, applie
     assert world.allocator.free(POOL_UID) == 0
 
 
-async def test_a_pod_that_changed_meanwhile_is_not_deleted_but_offered_again() -> None:
+async def test_a_pod_that_changed_since_the_decision_is_not_deleted_and_is_a_candidate_again() -> (
+    None
+):
     world = World(replicas=0)
     world.put_pod("pod-1")
     world.api.touch(f"{PODS}/pod-1")
@@ -470,7 +472,7 @@ async def test_a_failure_counts_once_however_often_its_pod_changes_before_it_goe
     assert world.observer.failures == ["PodFailed"]
 
 
-async def test_a_pod_that_is_leaving_is_offered_to_nobody() -> None:
+async def test_a_pod_being_deleted_is_no_candidate() -> None:
     world = World(replicas=0)
     world.put_pod("pod-1")
     world.api.fail("DELETE", "/pods", UNKNOWN, times=3)
@@ -480,21 +482,23 @@ async def test_a_pod_that_is_leaving_is_offered_to_nobody() -> None:
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-async def test_a_pod_whose_delete_was_lost_is_soon_offered_or_deleted_again(wanted: bool) -> None:
+async def test_a_pod_whose_delete_was_lost_is_soon_a_candidate_or_deleted_again(
+    wanted: bool,
+) -> None:
     world = World("pod-1", replicas=0)
     world.api.fail("DELETE", "/pods", UNKNOWN, times=3)
     again = await world.reconcile()
     assert again is not None
-    assert again <= DOUBTED_DELETE_SECONDS
+    assert again <= UNKNOWN_DELETE_SECONDS
     if wanted:
         world.api.put(POOL, pool_body(version=9999, generation=2, replicas=1))
-    await asyncio.sleep(DOUBTED_DELETE_SECONDS)
+    await asyncio.sleep(UNKNOWN_DELETE_SECONDS)
     await world.reconcile()
     assert len(world.pods) == int(wanted)
     assert world.allocator.free(POOL_UID) == int(wanted)
 
 
-async def test_a_pod_that_is_gone_unseen_is_offered_to_nobody_however_long_that_takes() -> None:
+async def test_a_deleted_pod_that_a_stale_cache_shows_is_no_candidate() -> None:
     world = World("pod-1", replicas=0)
     world.watching = False
     await world.reconcile()
@@ -531,7 +535,7 @@ async def test_a_quota_that_was_being_written_is_no_refusal() -> None:
     assert world.observer.failures == []
 
 
-async def test_an_answer_that_is_no_pod_leaves_the_create_in_doubt(
+async def test_a_response_that_is_no_pod_leaves_the_outcome_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World(replicas=1, maxSandboxes=1)
@@ -681,7 +685,7 @@ async def test_a_pool_that_is_deleted_is_left_to_the_collector() -> None:
     assert not world.api.calls
 
 
-async def test_a_pool_that_does_not_fit_the_api_is_told_so_and_left_alone() -> None:
+async def test_an_invalid_pool_is_reported_and_left_alone() -> None:
     world = World("pod-1", replicas=-1)
     await world.reconcile()
     assert [c.method for c in world.api.writes] == ["PATCH"]
@@ -752,7 +756,7 @@ async def test_a_quarantined_node_is_left_within_the_budget_and_named() -> None:
     assert world.observer.failures == []
 
 
-async def test_where_all_nodes_are_quarantined_what_is_there_stays_and_one_waits() -> None:
+async def test_with_all_nodes_quarantined_existing_pods_stay_and_one_is_pending() -> None:
     world = World("pod-1", "pod-2", replicas=2)
     await world.reconcile()
     await asyncio.sleep(2)
@@ -766,7 +770,7 @@ async def test_where_all_nodes_are_quarantined_what_is_there_stays_and_one_waits
     assert world.condition("Ready") == ("False", "ShimMissing")
 
 
-async def test_what_nobody_has_told_of_is_seen_within_a_minute() -> None:
+async def test_a_missed_change_is_found_by_the_resync() -> None:
     world = World("pod-1", "pod-2", replicas=2)
     world.cluster.nodes.put(None, node("node-2"))
     await world.reconcile()
@@ -779,7 +783,7 @@ async def test_what_nobody_has_told_of_is_seen_within_a_minute() -> None:
     assert len(world.api.sent("DELETE")) == 1
 
 
-async def test_who_wants_another_proof_has_every_sandbox_judged_by_it() -> None:
+async def test_a_changed_isolation_proof_reclassifies_every_sandbox() -> None:
     world = World("pod-1", "pod-2", replicas=2, isolationProof="None")
     await world.reconcile()
     assert (world.status["warm"], world.status["unproven"]) == (2, 0)
@@ -805,7 +809,7 @@ async def test_the_health_of_nodes_hears_of_what_was_given_up_for_no_known_cause
     assert world.given_up == (["late-uid"] if told else [])
 
 
-async def test_an_autoscaler_that_adds_wrong_nodes_is_asked_less_and_less() -> None:
+async def test_an_autoscaler_that_adds_wrong_nodes_sees_fewer_and_fewer_pending_pods() -> None:
     """Each waiting sandbox is answered with a node that does not serve."""
     world = World(replicas=3)
     world.cluster.nodes.put(node(), None)
@@ -854,9 +858,9 @@ async def cold(world: World, *claims: ClaimRef) -> Refusal | None:
     pool = world.pool
     for claim in claims or (CLAIM,):
         world.allocator.allocate(pool.uid, claim.uid)
-        world.reconciler.request_cold_start(pool, claim)
+        world.reconciler.cold_starter.request_cold_start(pool, claim)
     await world.reconcile()
-    return world.reconciler.request_cold_start(pool, (*claims, CLAIM)[0])
+    return world.reconciler.cold_starter.request_cold_start(pool, (*claims, CLAIM)[0])
 
 
 async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None:
@@ -867,11 +871,13 @@ async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None
         world.allocator.cancel_claim(CLAIM.uid)
     (path,) = world.pods
     assert path.endswith(pod_name("pool", "job-uid"))
-    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
     assert "job-uid" in world.woken
 
 
-async def test_a_cold_pod_needs_room_and_its_claim_keeps_its_place_in_line() -> None:
+async def test_a_cold_pod_keeps_to_max_sandboxes_and_its_claim_keeps_its_place_in_the_queue() -> (
+    None
+):
     world = World("pod-1", replicas=1, maxSandboxes=1)
     world.allocator.mark_allocated(POOL_UID, "pod-1-uid", "node-1")
     refusal = await cold(world)
@@ -901,7 +907,7 @@ async def test_what_is_started_for_claims_keeps_the_limits_of_the_pool(
     )
     for _ in range(2):
         await world.reconcile()
-    refusal = world.reconciler.request_cold_start(world.pool, OTHER)
+    refusal = world.reconciler.cold_starter.request_cold_start(world.pool, OTHER)
     assert refusal is not None
     assert refusal.reason is reason
 
@@ -912,7 +918,7 @@ async def test_a_cold_pod_that_exists_already_is_the_claims() -> None:
     world.put_pod(pod_name("pool", "job-uid"), claim="job")
     await cold(world)
     assert len(world.pods) == 1
-    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
 
 
 async def test_somebody_elses_pod_of_its_name_does_not_keep_a_claim_waiting() -> None:
@@ -924,7 +930,7 @@ async def test_somebody_elses_pod_of_its_name_does_not_keep_a_claim_waiting() ->
     assert world.allocator.waiting_claims(POOL_UID) == ["job-uid"]
     await cold(world)
     assert len(world.pods) == 2
-    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
 
 
 async def test_a_cold_pod_that_no_watch_shows_any_more_is_made_again() -> None:
@@ -935,7 +941,7 @@ async def test_a_cold_pod_that_no_watch_shows_any_more_is_made_again() -> None:
     world.api.objects[path]["metadata"]["labels"] = {}
     await asyncio.sleep(VERIFY_AFTER_SECONDS + 1)
     await world.reconcile()
-    assert not world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert not world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
     assert world.pods == []
     await asyncio.sleep(2)
     await cold(world)
@@ -965,7 +971,7 @@ async def test_a_cold_create_that_nobody_answered_for_takes_its_room(
     world.api.fail("POST", "/pods", error, times=2)
     world.api.fail("POST", "/pods", error, applied=made)
     await cold(world)
-    assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
+    assert world.reconciler.cold_starter.is_starting_cold(world.pool, CLAIM.uid)
     await asyncio.sleep(5)
     refusal = await cold(world, OTHER)
     assert refusal is not None

@@ -73,7 +73,7 @@ def names(plan: PoolPlan) -> list[str]:
         (doubtful(ready=False, refuted=True), Reason.ISOLATION_NOT_PROVEN),
     ],
 )
-def test_what_is_stuck_on_a_doubtful_node_goes_at_once_and_counts_as_failed(
+def test_a_pod_stuck_on_an_unsuitable_node_is_deleted_at_once_as_a_failure(
     stuck: Member, reason: Reason, verdict: Verdict
 ) -> None:
     (deletion,) = decide(pool_input([stuck], verdict=verdict)).delete
@@ -118,7 +118,7 @@ def test_the_successors_of_stuck_ones_wait_for_the_delay_that_their_failure_brin
         (1, 2, 2, 0),
     ],
 )
-def test_ready_ones_are_moved_as_others_become_warm(
+def test_ready_pods_are_relocated_as_others_become_warm(
     warm: int, count: int, unavailable: int, moved: int, refuted: bool
 ) -> None:
     stock = [*members(W, warm), *several(count, refuted=refuted)]
@@ -143,7 +143,7 @@ def test_ready_ones_are_moved_as_others_become_warm(
     ],
     ids=str,
 )
-def test_nothing_is_moved_where_nothing_can_take_its_place(given: dict[str, Any]) -> None:
+def test_no_pod_is_relocated_that_cannot_be_replaced(given: dict[str, Any]) -> None:
     assert not decide(pool_input(several(3), replicas=3, **given)).delete
 
 
@@ -179,7 +179,7 @@ def test_a_move_comes_before_a_rollout_and_both_share_the_budget() -> None:
 
 
 @pytest.mark.parametrize("type_", ["RollingUpdate", "OnClaim", "Recreate"])
-def test_they_are_moved_whatever_the_update_strategy_is(type_: str) -> None:
+def test_pods_are_relocated_under_every_update_strategy(type_: str) -> None:
     stock = [*members(W, 2), doubtful(revision="old")]
     assert names(decide(pool_input(stock, replicas=3, update={"type": type_}))) == ["pod"]
 

@@ -67,7 +67,7 @@ def test_at_the_ceiling_one_that_is_not_ready_makes_room_and_counts_as_a_failure
 # --- Waiting for the kubelet ---------------------------------------------------------------------
 
 
-def test_what_waits_on_one_node_is_made_on_another_which_keeps_away_from_it() -> None:
+def test_a_stuck_pod_is_replaced_on_another_node() -> None:
     plan = decide(
         pool_input(members(SandboxState.STARTING, 3, **STUCK), replicas=3, verdict=SERVED)
     )
@@ -75,7 +75,7 @@ def test_what_waits_on_one_node_is_made_on_another_which_keeps_away_from_it() ->
     assert plan.avoid == (("node-1", PULLING.message),)
 
 
-def test_what_waits_holds_no_place_among_those_that_start() -> None:
+def test_stuck_pods_do_not_count_towards_max_starting() -> None:
     stuck = members(SandboxState.STARTING, 2, **STUCK)
     given = pool_input(stuck, replicas=4, verdict=SERVED, startup={"maxStarting": 2})
     assert decide(given).create == 2
@@ -95,7 +95,7 @@ def test_where_every_node_is_as_bad_what_waits_is_held(
     assert plan.stuck_nodes == {"node-1"}, "it is remembered all the same"
 
 
-def test_what_waits_for_a_claim_is_given_up_at_once_where_another_may_start() -> None:
+def test_a_stuck_cold_pod_is_deleted_at_once_if_another_node_may_start_it() -> None:
     cold = member("cold", SandboxState.COLD, **STUCK)
     assert going(decide(pool_input([cold], replicas=0, verdict=SERVED))) == ["cold"]
     alone = Verdict(serving=("node-1",))
@@ -116,7 +116,7 @@ def test_what_has_no_node_is_not_late(state: SandboxState) -> None:
 # --- Cordoned ------------------------------------------------------------------------------------
 
 
-def test_what_stands_on_a_cordoned_node_goes_within_the_budget() -> None:
+def test_ready_pods_on_a_cordoned_node_are_relocated_within_the_budget() -> None:
     cordoned = facts("node-1", unschedulable=True)
     there = members(SandboxState.STRANDED, 3, node=cordoned, ready=True)
     elsewhere = members(SandboxState.WARM, 6, node=facts("node-2"))
@@ -135,7 +135,7 @@ NOT_READY = facts("node-1", ready=False)
 NOWHERE = Verdict()
 
 
-def test_one_that_is_put_on_a_cordoned_node_goes_as_a_failure() -> None:
+def test_a_pod_scheduled_to_a_cordoned_node_is_deleted_as_a_failure() -> None:
     put = member("put", SandboxState.STRANDED, node=CORDONED, age=1.0, misplaced=True)
     plan = decide(pool_input([put], replicas=1, verdict=SERVED))
     (deletion,) = plan.delete
@@ -148,7 +148,7 @@ def test_one_that_is_put_on_a_cordoned_node_goes_as_a_failure() -> None:
     assert not deletion.failed
 
 
-def test_one_that_became_ready_there_goes_as_a_failure_too() -> None:
+def test_a_pod_that_became_ready_on_a_cordoned_node_is_a_failure_too() -> None:
     put = members(SandboxState.STRANDED, 2, node=CORDONED, ready=True, misplaced=True)
     (deletion,) = decide(pool_input(put, replicas=1, verdict=NOWHERE)).delete
     assert deletion.failed
@@ -162,7 +162,7 @@ def test_one_that_became_ready_there_goes_as_a_failure_too() -> None:
     [(UNACKNOWLEDGED_SECONDS - 1.0, 0, []), (UNACKNOWLEDGED_SECONDS + 1.0, 0, ["stranded"])],
 )
 @pytest.mark.parametrize("verdict", [SERVED, NOWHERE])
-def test_what_a_silent_node_does_not_take_up_is_waited_for_and_then_a_failure(
+def test_a_pod_unacknowledged_on_a_lost_node_is_a_failure_after_a_while(
     verdict: Verdict, age: float, create: int, gone: list[str]
 ) -> None:
     put = member("put", SandboxState.STRANDED, node=NOT_READY, age=age, acknowledged=False)
@@ -172,18 +172,22 @@ def test_what_a_silent_node_does_not_take_up_is_waited_for_and_then_a_failure(
     assert gone or plan.requeue_at is not None
 
 
-def test_what_a_node_had_taken_up_before_it_fell_silent_is_replaced_at_once() -> None:
+def test_a_pod_acknowledged_before_its_node_was_lost_is_replaced_at_once() -> None:
     lost = members(SandboxState.STRANDED, 30, node=NOT_READY, age=1.0)
     plan = decide(pool_input(lost, replicas=30, verdict=SERVED, startup={"maxStarting": 5}))
     assert (plan.create, plan.delete) == (5, ())
 
 
 @pytest.mark.parametrize("state", [SandboxState.STRANDED, SandboxState.STOPPING, SandboxState.COLD])
-def test_no_more_lie_on_silent_nodes_than_twice_what_may_start(state: SandboxState) -> None:
+def test_unacknowledged_pods_on_lost_nodes_are_at_most_twice_max_starting(
+    state: SandboxState,
+) -> None:
     at_once = {"maxStarting": 2}
     for count, too_many in ((3, False), (4, True)):
         lie = members(state, count, node=NOT_READY, age=30.0, acknowledged=False, was_ready=False)
-        plan = decide(pool_input(lie, replicas=9, verdict=SERVED, startup=at_once, line=[True]))
+        plan = decide(
+            pool_input(lie, replicas=9, verdict=SERVED, startup=at_once, claim_queue=[True])
+        )
         held = {plan.blocked_by, plan.cold_blocked_by} == {Reason.HELD_BY_LOST_NODES}
         assert held is too_many
         assert not held or plan.create == plan.cold == 0
@@ -231,7 +235,7 @@ def test_where_no_other_node_is_better_what_has_no_proof_stays(verdict: Verdict)
     assert (plan.create, plan.delete) == (0, ())
 
 
-def test_one_that_gives_way_to_a_probe_goes_and_nothing_takes_its_place_yet() -> None:
+def test_a_pod_preempted_by_a_probe_is_not_replaced_yet() -> None:
     unproven = members(SandboxState.UNPROVEN, 3, isolation=Isolation.UNAVAILABLE, proof_wanted=True)
     warm = members(SandboxState.WARM, 2)
     given = pool_input([*unproven, *warm], replicas=5)

@@ -24,7 +24,7 @@ class Sender:
         """Send one; return how long it waited for its turn."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        async with self.lanes.take(pool):
+        async with self.lanes.acquire(pool):
             waited = loop.time() - began
             self.under_way[pool] += 1
             self.most[pool] = max(self.most[pool], self.under_way[pool])
@@ -40,7 +40,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     loop.close()
 
 
-def test_quick_pools_share_the_places() -> None:
+def test_quick_pools_share_the_slots() -> None:
     sender = Sender()
 
     async def main() -> None:
@@ -50,7 +50,7 @@ def test_quick_pools_share_the_places() -> None:
     assert sender.most_at_once == LIMIT
 
 
-def test_slow_pools_have_a_lane_of_their_own_and_no_more_than_their_part() -> None:
+def test_slow_pools_have_limits_of_their_own() -> None:
     sender = Sender()
 
     async def main() -> None:

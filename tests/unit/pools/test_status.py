@@ -79,7 +79,7 @@ INPUTS: dict[str, PoolInput] = {
     "paused": pool_input(paused=True),
     "clamped": pool_input(members(SandboxState.CLAIMED, 2), replicas=3, maxSandboxes=2),
     "quota": pool_input(
-        trouble=CreateBackoff(2, NOW + 9, Reason.QUOTA_EXCEEDED, "exceeded quota: p")
+        backoff=CreateBackoff(2, NOW + 9, Reason.QUOTA_EXCEEDED, "exceeded quota: p")
     ),
     "failing": pool_input([member(state=SandboxState.STARTING, node=facts(), failure=NO_SANDBOX)]),
     "zero": pool_input(replicas=0),
@@ -104,7 +104,7 @@ def test_every_condition_is_set_every_time_and_fits_the_api(name: str) -> None:
         ("full", "NodesServing", "True", "HandlerServed", "2 of 2"),
         ("empty", "Ready", "False", "Filling", "0 of 2"),
         ("no class", "Ready", "False", "RuntimeClassNotFound", "create it"),
-        ("no class", "NodesServing", "Unknown", "RuntimeClassNotFound", "no node is asked"),
+        ("no class", "NodesServing", "Unknown", "RuntimeClassNotFound", "cannot be checked"),
         ("no class", "Warm", "False", "RuntimeClassNotFound", "create it"),
         ("another handler", "Ready", "False", "HandlerMismatch", "until the class or the pin"),
         ("refused", "Ready", "False", "TemplateRejected", "correct spec.template"),
@@ -225,7 +225,7 @@ def test_a_missing_class_does_not_erase_what_was_known_of_it() -> None:
     assert (second["runtime"]["uid"], second["runtime"]["handler"]) == ("class-uid", "runsc")
 
 
-def test_a_class_made_again_is_said_while_its_former_sandboxes_live() -> None:
+def test_a_recreated_class_is_reported_while_its_former_sandboxes_live() -> None:
     renewed = resolve("gvisor", None, {"gvisor": runtime(uid="new", handler="kata")})
     stock = [member("claimed", SandboxState.CLAIMED), member("warm")]
     found = of(computed(pool_input(stock, resolution=renewed)), "RuntimeResolved")
@@ -294,7 +294,7 @@ def test_issues_are_grouped_by_cause_and_the_worst_comes_first() -> None:
     assert issues[0]["message"] == NO_SANDBOX.message
 
 
-def test_an_issue_keeps_the_time_since_when_it_stands() -> None:
+def test_an_issue_keeps_its_start_time() -> None:
     given = INPUTS["failing"]
     first = computed(given)
     second = computed(dataclasses.replace(given, now=NOW + 90), first)

@@ -52,7 +52,7 @@ def test_a_known_text_brings_its_reason_and_its_cure(before: str) -> None:
     assert failure.node == "node-1"
     assert flags(failure) == (True, True, False)
     assert failure.message == (
-        "configure the handler in the node's container runtime and restart that; the node said: "
+        "configure the handler in the node's container runtime and restart it; the node said: "
         + NO_HANDLER
     )
 

@@ -13,13 +13,8 @@ from sandboxpool.api.core import Pod
 from sandboxpool.api.times import timestamp
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import (
-    MAX_AGE_SECONDS,
     MAX_KERNEL,
-    MAX_KINDS,
-    PROBE_UNANSWERED_SECONDS,
-    UNSEEN_CHANGE_SECONDS,
     Evidence,
-    EvidenceStore,
     Isolation,
     control_failure,
     has_run,
@@ -28,6 +23,13 @@ from sandboxpool.runtimes.evidence import (
     no_evidence,
     software_of,
     started_at,
+)
+from sandboxpool.runtimes.evidence_store import (
+    MAX_AGE_SECONDS,
+    MAX_KINDS,
+    PROBE_UNANSWERED_SECONDS,
+    UNSEEN_CHANGE_SECONDS,
+    EvidenceStore,
 )
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.probe import CONTROL, ProbeImage, build_probe
@@ -661,7 +663,7 @@ def test_however_often_it_changes_what_runs_keeps_its_proof() -> None:
         book.observe_node("node-1", node, LATER + 10_000 * (i + 1))
         assert stands(book, OLD, MAYBE, NEW, node=node) == [PROVEN] * 3
         assert stands(book, ran(LATER + 10_000 * (i + 1)), node=node) == [None]
-    assert len(book.dump_former("node-1")["runsc"]) == 1, "what is kept is bounded"
+    assert len(book.dump_superseded("node-1")["runsc"]) == 1, "what is kept is bounded"
 
 
 def test_between_two_changes_without_an_answer_nothing_is_proven_that_was_started() -> None:
@@ -721,7 +723,7 @@ def test_another_machine_or_a_reboot_makes_everything_void(change: dict[str, Any
     book.observe_node("node-1", other, LATER + 60)
     assert stands(book, OLD, node=other) == [None]
     assert not book.has_superseded("node-1")
-    assert book.dump_former("node-1") == {}
+    assert book.dump_superseded("node-1") == {}
     book = upgraded()
     book.observe_node("node-1", None, LATER + 60)
     assert not book.has_superseded("node-1")
@@ -739,7 +741,7 @@ def test_the_positive_control_of_a_sandbox_that_runs_holds_too() -> None:
 
 def test_the_next_process_knows_the_former_proofs() -> None:
     book, other = upgraded(), EvidenceStore()
-    former = json.loads(json.dumps(book.dump_former("node-1")))
+    former = json.loads(json.dumps(book.dump_superseded("node-1")))
     other.load("node-1", {}, {**former, "kata": [{"before": "x"}], "": 1})
     other.observe_node("node-1", UPGRADED, LATER + 60)
     assert stands(other, OLD, MAYBE, NEW) == [PROVEN, None, None]

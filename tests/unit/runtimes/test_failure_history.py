@@ -19,11 +19,11 @@ def test_trouble_is_grouped_by_its_cause() -> None:
     book.record("runsc", "a", SHIM, "first", 10.0)
     book.record("runsc", "b", KVM, "no kvm", 15.0)
     book.record("kata", "b", SHIM, "another handler", 30.0)
-    assert book.rows("runsc", 40.0) == (
+    assert book.summaries("runsc", 40.0) == (
         FailureSummary(SHIM, "runsc", 2, ("a", "b"), 10.0, 20.0, "second"),
         FailureSummary(KVM, "runsc", 1, ("b",), 15.0, 15.0, "no kvm"),
     )
-    assert book.rows("runc", 40.0) == ()
+    assert book.summaries("runc", 40.0) == ()
 
 
 def test_a_cause_keeps_its_beginning_and_its_newest_text() -> None:
@@ -31,7 +31,7 @@ def test_a_cause_keeps_its_beginning_and_its_newest_text() -> None:
     book.record("runsc", "a", SHIM, "x", 10.0)
     book.record("runsc", "a", SHIM, "newest", 50.0)
     book.record("runsc", "a", SHIM, "told late", 5.0)
-    assert book.rows("runsc", 60.0) == (
+    assert book.summaries("runsc", 60.0) == (
         FailureSummary(SHIM, "runsc", 1, ("a",), 5.0, 50.0, "newest"),
     )
 
@@ -41,7 +41,7 @@ def test_the_cause_on_most_nodes_comes_first_and_has_few_examples() -> None:
     book.record("runsc", "z", Reason.CGROUP_DRIVER_MISMATCH, "", 1.0)
     for i in range(9):
         book.record("runsc", f"n{i}", SHIM, "", 1.0)
-    worst, other = book.rows("runsc", 1.0)
+    worst, other = book.summaries("runsc", 1.0)
     assert (worst.reason, worst.count, worst.nodes) == (SHIM, 9, ("n0", "n1", "n2", "n3", "n4"))
     assert other.count == 1
 
@@ -55,11 +55,11 @@ def test_a_node_that_works_again_is_cleared_for_that_handler_alone() -> None:
     book.clear("runsc", "a")
     book.clear("runsc", "unknown")
     book.clear("unknown", "a")
-    assert [(row.reason, row.nodes) for row in book.rows("runsc", 1.0)] == [(SHIM, ("b",))]
-    assert len(book.rows("kata", 1.0)) == 2
+    assert [(row.reason, row.nodes) for row in book.summaries("runsc", 1.0)] == [(SHIM, ("b",))]
+    assert len(book.summaries("kata", 1.0)) == 2
     book.forget_node("b")
-    assert book.rows("runsc", 1.0) == ()
-    assert {row.nodes for row in book.rows("kata", 1.0)} == {("a",)}
+    assert book.summaries("runsc", 1.0) == ()
+    assert {row.nodes for row in book.summaries("kata", 1.0)} == {("a",)}
     book.forget_node("a")
     assert len(book) == 0
 
@@ -68,10 +68,10 @@ def test_trouble_that_has_not_shown_for_an_hour_is_over() -> None:
     book = FailureHistory()
     book.record("runsc", "a", SHIM, "", 100.0)
     book.record("runsc", "b", SHIM, "", 200.0)
-    assert book.rows("runsc", 100.0 + WINDOW_SECONDS)[0].count == 2
-    (row,) = book.rows("runsc", 101.0 + WINDOW_SECONDS)
+    assert book.summaries("runsc", 100.0 + WINDOW_SECONDS)[0].count == 2
+    (row,) = book.summaries("runsc", 101.0 + WINDOW_SECONDS)
     assert (row.nodes, row.first_seen) == (("b",), 200.0)
-    assert book.rows("runsc", 201.0 + WINDOW_SECONDS) == ()
+    assert book.summaries("runsc", 201.0 + WINDOW_SECONDS) == ()
     assert len(book) == 0
 
 
@@ -79,13 +79,13 @@ def test_what_comes_back_after_the_window_begins_anew() -> None:
     book = FailureHistory()
     book.record("runsc", "a", SHIM, "", 100.0)
     book.record("runsc", "a", SHIM, "", 102.0 + WINDOW_SECONDS)
-    assert book.rows("runsc", 200.0 + WINDOW_SECONDS)[0].first_seen == 102.0 + WINDOW_SECONDS
+    assert book.summaries("runsc", 200.0 + WINDOW_SECONDS)[0].first_seen == 102.0 + WINDOW_SECONDS
 
 
 def test_texts_are_cut() -> None:
     book = FailureHistory()
     book.record("runsc", "a", SHIM, "x" * 10_000, 1.0)
-    assert len(book.rows("runsc", 1.0)[0].message) <= 512
+    assert len(book.summaries("runsc", 1.0)[0].message) <= 512
 
 
 def test_memory_is_bounded_and_the_stalest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_memory_is_bounded_and_the_stalest_goes_first(monkeypatch: pytest.Monkey
     book.record("runsc", "a", SHIM, "", 2.0)
     book.record("kata", "d", SHIM, "", 3.0)
     assert len(book) == 3
-    assert book.rows("runsc", 3.0)[0].nodes == ("a", "c")
+    assert book.summaries("runsc", 3.0)[0].nodes == ("a", "c")
 
 
 def test_a_broken_fleet_is_summed_up_at_once() -> None:
@@ -108,7 +108,7 @@ def test_a_broken_fleet_is_summed_up_at_once() -> None:
     book.record("runsc", "one-more", SHIM, "text", 5000.0)
     assert len(book) == issues.MAX_FAILURES
     began = time.process_time()
-    assert len(book.rows("runsc", 5000.0 - 1)) == 4
+    assert len(book.summaries("runsc", 5000.0 - 1)) == 4
     assert time.process_time() - began < 0.5
 
 
@@ -131,7 +131,7 @@ def test_rows_tell_only_of_the_window_and_of_real_nodes(
     book = FailureHistory()
     for handler, node, reason, at in records:
         book.record(handler, node, reason, "", at)
-    for row in book.rows("runsc", now):
+    for row in book.summaries("runsc", now):
         assert row.handler == "runsc"
         assert row.count == len(row.nodes) == len(set(row.nodes)) > 0
         assert row.first_seen <= row.last_seen

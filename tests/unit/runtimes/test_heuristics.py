@@ -29,7 +29,7 @@ from sandboxpool.runtimes.heuristics import (
     Component,
     FaultCategory,
     cause_of,
-    read,
+    infer,
 )
 from sandboxpool.runtimes.patterns import MAX_SEARCHED, match
 
@@ -74,7 +74,7 @@ def named(samples: Iterable[Sample]) -> list[object]:
 
 def right(sample: Sample) -> tuple[bool, bool]:
     """Tell whether the component is right, and whether it and what follows from it are."""
-    reading = read(sample.text)
+    reading = infer(sample.text)
     if reading is None or reading.component != sample.component:
         return False, False
     cause = reading.cause
@@ -124,7 +124,7 @@ def test_the_share_of_later_texts_that_is_read_rightly() -> None:
 @pytest.mark.parametrize("sample", named(ALL))
 def test_no_text_is_held_against_the_runtime_that_should_not_be(sample: Sample) -> None:
     """Also where the component or the cure was not found."""
-    reading = read(sample.text)
+    reading = infer(sample.text)
     assert reading is not None
     assert reading.cause.blames_runtime is sample.blames_runtime
     assert not reading.cause.proves_broken
@@ -205,7 +205,7 @@ def test_what_a_row_proves_stays_proven() -> None:
         ),
         (
             "mkdir /run/containerd/io.containerd.runtime.v2.task/k8s.io/a: no space left on device",
-            "the shim found no room on the node: free disk space and inodes",
+            "the shim ran out of disk space on the node: free disk space and inodes",
         ),
         (
             "/opt/kata/share/kata-containers/vmlinux.container: no such file or directory",
@@ -213,7 +213,7 @@ def test_what_a_row_proves_stays_proven() -> None:
         ),
         (
             'exec: "virtiofsd": executable file not found in $PATH',
-            "virtiofsd (the VMM) lacks a binary: install the one that it names on the node",
+            "virtiofsd (the VMM) lacks a binary: install the binary named in the message",
         ),
         (
             "OCI runtime create failed: runsc: something new",
@@ -251,13 +251,13 @@ def test_words_that_say_that_it_passes_are_waited_for() -> None:
     ],
 )
 def test_words_in_which_everybodys_are_passed_on_tell_nothing(text: str) -> None:
-    assert read(text) is None
+    assert infer(text) is None
 
 
 def test_the_innards_of_what_failed_and_its_help_are_not_looked_at() -> None:
     trace = "Stack backtrace: 0: hypervisor::qemu::start_vm: no space left on device"
     for rest in (trace, "goroutine 1 [running]: qemu: no space left on device"):
-        reading = read(f"{RPC}OCI runtime create failed: permission denied {rest}")
+        reading = infer(f"{RPC}OCI runtime create failed: permission denied {rest}")
         assert reading is not None
         assert (reading.component, reading.category) == (
             Component.OCI_RUNTIME,
@@ -268,8 +268,8 @@ def test_the_innards_of_what_failed_and_its_help_are_not_looked_at() -> None:
 def test_only_the_beginning_of_a_text_is_read() -> None:
     text = f"{RPC}OCI runtime create failed: no space left on device"
     room = MAX_SEARCHED - len(text)
-    assert read("x" * room + text) is not None
-    assert read("x" * (room + len(text)) + text) is None
+    assert infer("x" * room + text) is not None
+    assert infer("x" * (room + len(text)) + text) is None
 
 
 def test_no_pattern_can_run_away() -> None:
@@ -321,7 +321,7 @@ FRAGMENTS = st.sampled_from(
 
 @given(st.lists(FRAGMENTS | st.text(max_size=50), max_size=8).map("".join))
 def test_any_text_can_be_read_and_none_proves_a_node_broken(text: str) -> None:
-    reading = read(text)
+    reading = infer(text)
     if reading is not None:
         assert not reading.cause.proves_broken
         outside = {Component.KUBELET, Component.NETWORK_PLUGIN, Component.REGISTRY}
@@ -332,7 +332,7 @@ def test_any_text_can_be_read_and_none_proves_a_node_broken(text: str) -> None:
 
 def test_the_table_comes_first() -> None:
     text = f'{EVENT}{RPC}failed to get sandbox image "pause": qemu: permission denied'
-    row, reading = match(text), read(text)
+    row, reading = match(text), infer(text)
     assert row is not None
     assert reading is not None
     assert cause_of(text) is row.cause

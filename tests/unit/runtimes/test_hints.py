@@ -16,8 +16,8 @@ from sandboxpool.runtimes.hints import (
     MAX_WITNESSES,
     QUIET_SECONDS,
     Hints,
-    NodeHandler,
 )
+from sandboxpool.runtimes.nodes import NodeHandler
 from support.builders import NOW
 
 HERE: NodeHandler = ("node-1", "runsc")

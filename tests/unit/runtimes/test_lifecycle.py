@@ -35,7 +35,7 @@ def test_a_taint_of_whoever_removes_nodes_is_the_end(key: str, effect: str) -> N
     given = with_taint(key, effect)
     assert stands(given) == (False, False)
     assert given.being_removed
-    assert given.unschedulable_reason == f"is about to go (taint {key})"
+    assert given.unschedulable_reason == f"is about to be removed (taint {key})"
 
 
 @pytest.mark.parametrize("type_", sorted(REMOVAL_CONDITIONS))

@@ -511,7 +511,7 @@ SAMPLES: dict[str, tuple[Sample, ...]] = {
     ),
 }
 
-# Seen, and on purpose without a row: these are read by their structure, see test_structure.
+# Known messages that have no row on purpose: heuristics interprets them, see test_heuristics.
 UNKNOWN = (
     Sample(
         "run: containerd 2.4.2, the shim's file not a program",

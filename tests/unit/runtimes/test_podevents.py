@@ -194,7 +194,7 @@ def test_a_startup_probe_comes_before_a_readiness_probe() -> None:
 
 def test_another_containers_probe_is_not_this_ones() -> None:
     failure = found(running(), event("Unhealthy", READINESS, container="other"))
-    assert "no event says" in failure.message
+    assert "no event has the probe's output" in failure.message
 
 
 def initializing(name: str, incomplete: str = "", **status: Any) -> Pod:
@@ -322,7 +322,7 @@ def test_silence_says_what_was_looked_at() -> None:
     told = read(unmade(), [event("Pulling", 'Pulling image "a"'), event("Scheduled", "s", at=NOW)])
     assert diagnose(unmade(), None, told) is None
     assert no_cause_message(told) == (
-        "no cause was reported: its conditions, its containers and its 2 events say nothing; the "
+        "no cause was found in the pod's conditions, containers and 2 events; the "
         'last event was Pulling: Pulling image "a"'
     )
     assert "its 0 events" in no_cause_message(PodEvents())

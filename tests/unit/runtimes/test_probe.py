@@ -12,7 +12,8 @@ import pytest
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.runtimes import probe
-from sandboxpool.runtimes.evidence import Evidence, EvidenceStore, Isolation, judge_probe
+from sandboxpool.runtimes.evidence import Evidence, Isolation, judge_probe
+from sandboxpool.runtimes.evidence_store import EvidenceStore
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.probe import (
     ProbeImage,

@@ -101,7 +101,7 @@ def found(pod: Pod) -> TerminationCause:
         # Then the containers.
         (last(None, OOM, phase="Failed"), "OOMKilled", "container main"),
         (last(None, TOLD_TO_STOP, OOM, phase="Failed"), "OOMKilled", "container helper"),
-        (last(None, {"exitCode": 3}, phase="Failed"), "ContainersExited", "main has exited by its"),
+        (last(None, {"exitCode": 3}, phase="Failed"), "ContainersExited", "main exited by its"),
         (
             last(None, {"exitCode": 0}, {"exitCode": 3}, phase="Failed"),
             "ContainersExited",

@@ -287,7 +287,9 @@ def tally_of(
 def test_whatever_a_template_tolerates_nothing_new_goes_where_it_could_not_be_handed_out(
     sick: dict[str, Any],
 ) -> None:
-    tally = tally_of(facts("good"), facts("sick", **sick), placement=ANYWHERE, marked=False)
+    tally = tally_of(
+        facts("good"), facts("sick", **sick), placement=ANYWHERE, exclusion_effective=False
+    )
     assert tally.verdict.serving == ("good",)
     assert tally.exclusion_reason("sick") is ExclusionReason.UNAVAILABLE
     assert tally.verdict.exclusions_pending == 1
@@ -297,7 +299,7 @@ def test_whatever_a_template_tolerates_nothing_new_goes_where_it_could_not_be_ha
 @pytest.mark.parametrize("sick", [{"unschedulable": True}, {"ready": False, "taints": LOST}])
 def test_what_keeps_pods_away_by_itself_needs_no_label(sick: dict[str, Any]) -> None:
     """No write for each cordon of each node."""
-    tally = tally_of(facts("sick", **sick), marked=False)
+    tally = tally_of(facts("sick", **sick), exclusion_effective=False)
     assert (tally.exclusion_reason("sick"), tally.verdict.exclusions_pending) == (None, 0)
 
 
@@ -332,8 +334,8 @@ def test_a_node_without_a_hostname_or_with_a_shared_one_is_kept_out_alone() -> N
 
 def test_a_node_that_has_just_joined_is_left_to_the_sandbox_that_waits_for_it() -> None:
     """An autoscaler that has bought it for that sandbox would else buy another."""
-    tally = tally_of(facts("old", handlers=["runc"]), marked=False)
-    assert tally.put("new", stand_of(facts("new", handlers=["runc"]), young=True))
+    tally = tally_of(facts("old", handlers=["runc"]), exclusion_effective=False)
+    assert tally.put("new", stand_of(facts("new", handlers=["runc"]), recently_joined=True))
     assert tally.exclusion_reason("old") is ExclusionReason.NOT_SERVING
     assert (tally.exclusion_reason("new"), tally.verdict.exclusions_pending) == (None, 1)
     tally.put("good", stand_of(facts("good")))
@@ -341,13 +343,13 @@ def test_a_node_that_has_just_joined_is_left_to_the_sandbox_that_waits_for_it() 
     assert tally.verdict.exclusions_pending == 2
 
 
-def stand_of(node: NodeFacts, *, young: bool = False) -> NodeAssessment | None:
+def stand_of(node: NodeFacts, *, recently_joined: bool = False) -> NodeAssessment | None:
     return assess_node(
         node,
         "runsc",
         NodeConstraints(),
         quarantined=False,
         not_isolating=False,
-        marked=False,
-        young=young,
+        exclusion_effective=False,
+        recently_joined=recently_joined,
     )

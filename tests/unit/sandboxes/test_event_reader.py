@@ -136,7 +136,7 @@ async def test_a_pool_whose_pods_all_fail_keeps_no_other_waiting() -> None:
         assert sum(name.startswith("noisy") for name in names) <= MAX_WAITING_OF_POOL
 
 
-async def test_those_that_find_no_place_in_line_may_ask_again_and_are_not_waited_for() -> None:
+async def test_a_read_that_a_full_queue_drops_may_be_enqueued_again() -> None:
     server = Server()
     async with running(server) as (asks, _):
         pods = [failing(f"pod-{index}") for index in range(MAX_WAITING_OF_POOL + 1)]
@@ -160,7 +160,7 @@ async def test_nobody_waits_for_ever() -> None:
     assert not asks.is_reading(one)
 
 
-async def test_what_waits_and_what_is_known_is_bounded_and_the_greatest_gives_way() -> None:
+async def test_queues_and_results_are_bounded_and_the_largest_is_cut() -> None:
     server = Server()
     async with running(server) as (asks, _):
         small = failing("small", "small")
@@ -199,7 +199,7 @@ async def test_what_is_gone_is_forgotten_even_while_it_is_read() -> None:
         assert not asks._known
 
 
-async def test_what_cannot_be_read_is_said_and_ends_nothing() -> None:
+async def test_a_failed_read_is_reported_and_ends_nothing() -> None:
     server = Server()
     server.error = ApiError(403, "Forbidden", "events is forbidden: " + "x" * 5000)
     async with running(server) as (asks, told):

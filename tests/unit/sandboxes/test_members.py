@@ -79,7 +79,7 @@ def test_the_ground_decides_about_what_is_ready(
         (STARTING | {"deleting": True}, WELL, False),
     ],
 )
-def test_only_what_the_pool_waits_for_is_asked_what_is_wrong(
+def test_only_pods_that_may_fail_are_diagnosed(
     of_pod: dict[str, Any], host_state: HostState, pod_events: bool
 ) -> None:
     found = sorted_(of_pod, host_state, NO_RUNTIME)

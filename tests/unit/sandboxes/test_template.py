@@ -135,7 +135,7 @@ def test_a_claim_replaces_nothing_that_the_template_or_the_operator_sets() -> No
     assert metadata["annotations"][names.ANNOTATION_HANDLER] == "runsc"
 
 
-def test_a_pod_that_is_handed_over_keeps_what_it_has() -> None:
+def test_a_bound_pod_keeps_its_labels_and_annotations() -> None:
     """A warm pod may be of an older template, whose keys the pool's spec no longer shows."""
     claim = ClaimRef("job", "uid", (("network", "open"), ("a", "b")), (("tier", "gold"),))
     had = {names.ANNOTATION_SAFE_TO_EVICT: "true", "tier": "none"}

@@ -1,0 +1,295 @@
+"""From a claim to a sandbox, and back."""
+
+import contextlib
+import math
+import time
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from sandboxpool.client import claims, requests
+from sandboxpool.client.api import Api, Object
+from sandboxpool.client.errors import (
+    ApiError,
+    ClaimConflict,
+    ClaimError,
+    ConnectionLost,
+    NotInstalled,
+    SandboxPoolError,
+)
+from sandboxpool.reasons import Reason
+
+# What the operator has for saying that a claim has failed.
+_GRACE_SECONDS = 15.0
+_RELEASE_SECONDS = 15.0
+_AT_ONCE = 16
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+DEFAULT_BIND_SECONDS = 300
+
+
+async def bind(api: Api, namespace: str, manifest: Object, *, keep: bool = False) -> Object:
+    """Create a claim and wait until it has its sandbox.
+
+    Whatever goes wrong, nothing is left behind, unless it is to be kept.
+
+    Returns:
+        The bound claim.
+    """
+    claim = await _create(api, namespace, manifest)
+    try:
+        return (await _wait(api, namespace, [claim], name=claim["metadata"]["name"]))[0]
+    except BaseException:
+        if not keep:
+            await _abandon(api, claim)
+        raise
+
+
+async def bind_many(
+    api: Api, namespace: str, count: int, manifest: Object, *, timeout: float
+) -> list[Object]:
+    """Create many claims and wait until all have their sandboxes, or have none.
+
+    Raises:
+        ClaimError: Not all got one in time; those that did are released.
+    """
+    deadline = time.monotonic() + timeout
+    batch = uuid.uuid4().hex
+    metadata = dict(manifest["metadata"])
+    metadata["labels"] = {**metadata.get("labels", {}), claims.BATCH_LABEL: batch}
+    spec = {**manifest["spec"], "bindTimeoutSeconds": max(1, math.ceil(timeout))}
+    request = requests.create_claim(namespace, {**manifest, "metadata": metadata, "spec": spec})
+    made: list[Object] = []
+    try:
+        # The first alone: where it is refused, so are all. Its version is where the watch begins.
+        made.append(await api.call(request))
+        _check_config(made[0], manifest)
+        rest = await api.io.gather([partial(api.call, request)] * (count - 1), _AT_ONCE)
+        made += [answer for answer in rest if not isinstance(answer, Exception)]
+        for answer in rest:
+            if isinstance(answer, Exception):
+                raise answer
+        selector = f"{claims.BATCH_LABEL}={batch}"
+        return await _wait(api, namespace, made, selector=selector, deadline=deadline)
+    except BaseException as error:
+        # Also those of which no answer came.
+        with contextlib.suppress(SandboxPoolError):
+            listed = await api.call(requests.list_claims(namespace, f"{claims.BATCH_LABEL}={batch}"))
+            made = listed.get("items") or made
+        await api.io.gather([partial(_abandon, api, claim) for claim in made], _AT_ONCE)
+        if isinstance(error, ClaimError):
+            bound = sum(1 for claim in made if (claim.get("status") or {}).get("podName"))
+            error.add_note(f"{bound} of {count} claims had a sandbox; all are released")
+        raise
+
+
+async def attach(api: Api, namespace: str, name: str) -> Object:
+    """Return a claim that is there already, once it has its sandbox."""
+    claim = await api.call(requests.get_claim(namespace, name))
+    return (await _wait(api, namespace, [claim], name=name))[0]
+
+
+async def release(api: Api, claim: Object) -> None:
+    """Delete a claim and with it the sandbox; one that is gone is fine."""
+    metadata = claim["metadata"]
+    request = requests.delete_claim(metadata["namespace"], metadata["name"], metadata["uid"])
+    deadline, pause = time.monotonic() + _RELEASE_SECONDS, _FIRST_PAUSE
+    while True:
+        try:
+            await api.call(request)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+        except ConnectionLost:
+            if time.monotonic() + pause > deadline:
+                raise
+            await api.io.sleep(pause)
+            pause = min(_LONGEST_PAUSE, 2 * pause)
+            continue
+        return
+
+
+async def extend(api: Api, namespace: str, name: str, uid: str, seconds: int) -> Object:
+    """Move a sandbox's expiry by so many seconds and return the claim that says so.
+
+    Within the pool's `maxTTLSeconds`, which the operator sees to: the claim tells what became of it.
+    """
+    while True:
+        claim = await api.call(requests.get_claim(namespace, name))
+        if claim["metadata"]["uid"] != uid:
+            raise ClaimConflict(f"claim {name!r} was deleted and made anew", "", name)
+        claims.is_bound(claim)
+        was = claims.info(claim)
+        if was.expires_at is None or was.bound_at is None:
+            return claim
+        life = math.ceil((was.expires_at - was.bound_at).total_seconds()) + seconds
+        version = claim["metadata"]["resourceVersion"]
+        patch: Mapping[str, Any] = {
+            "metadata": {"resourceVersion": version, "uid": uid},
+            "spec": {"ttlSeconds": life},
+        }
+        try:
+            changed = await api.call(requests.patch_claim(namespace, name, patch))
+        except ApiError as error:
+            if error.status == 409:
+                continue
+            raise
+        return await _wait_observed(api, namespace, changed)
+
+
+async def _create(api: Api, namespace: str, manifest: Object) -> Object:
+    try:
+        claim = await api.call(requests.create_claim(namespace, manifest))
+    except ApiError as error:
+        name = manifest["metadata"].get("name")
+        if error.status != 409 or not name or error.reason != "AlreadyExists":
+            raise
+        claim = await api.call(requests.get_claim(namespace, name))
+        claims.check_same(claim, manifest)
+        return claim
+    _check_config(claim, manifest)
+    return claim
+
+
+def _check_config(claim: Object, manifest: Object) -> None:
+    if "config" in manifest["spec"] and "config" not in claim["spec"]:
+        raise NotInstalled(
+            "the cluster's SandboxClaims know no spec.config: its CRDs are older than this client;"
+            " upgrade SandboxPool",
+            "",
+            404,
+        )
+
+
+async def _wait(
+    api: Api,
+    namespace: str,
+    made: list[Object],
+    *,
+    name: str = "",
+    selector: str = "",
+    deadline: float | None = None,
+) -> list[Object]:
+    """Wait until all claims are bound.
+
+    One watch, from the version of the first; only where it breaks are the claims read again.
+    """
+    now = {claim["metadata"]["uid"]: claim for claim in made}
+    version = made[0]["metadata"]["resourceVersion"]
+    seconds = float(made[0]["spec"].get("bindTimeoutSeconds") or DEFAULT_BIND_SECONDS)
+    if deadline is None:
+        deadline = time.monotonic() + seconds + _GRACE_SECONDS
+    pause = _FIRST_PAUSE
+    waiting = {uid for uid, claim in now.items() if not claims.is_bound(claim)}
+    while waiting:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise claims.timed_out(now[min(waiting)], seconds)
+        request = requests.watch_claims(
+            namespace, version, name=name, selector=selector, seconds=math.ceil(left)
+        )
+        try:
+            watch = await api.watch(request)
+            try:
+                while waiting:
+                    left = max(0.0, deadline - time.monotonic())
+                    event = await watch.next_event(left)
+                    if event is None:
+                        break
+                    kind, obj = event
+                    if kind == "ERROR":
+                        # Mostly the version is too old for the API server: look again.
+                        raise ConnectionLost(str(obj.get("message")))
+                    version = obj["metadata"]["resourceVersion"]
+                    _learn(now, waiting, kind, obj)
+            finally:
+                watch.close()
+        except TimeoutError:
+            continue
+        except (ConnectionLost, ApiError) as error:
+            if isinstance(error, ApiError) and error.status not in (410, 429, 500, 503, 504):
+                raise
+            if time.monotonic() + pause > deadline:
+                raise
+            await api.io.sleep(pause)
+            pause = min(_LONGEST_PAUSE, 2 * pause)
+            version = await _look_again(api, namespace, now, waiting, name, selector) or version
+    return list(now.values())
+
+
+def _learn(now: dict[str, Object], waiting: set[str], kind: str, claim: Object) -> None:
+    uid = claim["metadata"]["uid"]
+    if uid not in waiting or kind == "BOOKMARK":
+        return
+    now[uid] = claim
+    if kind == "DELETED":
+        name = claim["metadata"]["name"]
+        raise ClaimError(f"claim {name!r} was deleted before it had a sandbox", "", name)
+    if claims.is_bound(claim):
+        waiting.discard(uid)
+
+
+async def _look_again(
+    api: Api, namespace: str, now: dict[str, Object], waiting: set[str], name: str, selector: str
+) -> str:
+    try:
+        if name:
+            found = [await api.call(requests.get_claim(namespace, name))]
+            version = found[0]["metadata"]["resourceVersion"]
+        else:
+            listed = await api.call(requests.list_claims(namespace, selector))
+            found, version = listed["items"], listed["metadata"]["resourceVersion"]
+    except ConnectionLost:
+        return ""
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        found, version = [], ""
+    there = {claim["metadata"]["uid"] for claim in found}
+    for uid in waiting - there:
+        _learn(now, waiting, "DELETED", now[uid])
+    for claim in found:
+        _learn(now, waiting, "MODIFIED", claim)
+    return str(version)
+
+
+async def _wait_observed(api: Api, namespace: str, claim: Object) -> Object:
+    """Wait until the operator has taken note of a change, but not for an operator that is away."""
+    metadata = claim["metadata"]
+    deadline = time.monotonic() + _GRACE_SECONDS
+
+    def observed() -> bool:
+        seen = (claim.get("status") or {}).get("observedGeneration") or 0
+        return claims.is_bound(claim) and int(seen) >= metadata["generation"]
+
+    if observed():
+        return claim
+    request = requests.watch_claims(
+        namespace,
+        metadata["resourceVersion"],
+        name=metadata["name"],
+        seconds=math.ceil(_GRACE_SECONDS),
+    )
+    with contextlib.suppress(TimeoutError):
+        watch = await api.watch(request)
+        try:
+            while not observed():
+                event = await watch.next_event(max(0.0, deadline - time.monotonic()))
+                if event is None or event[0] not in ("ADDED", "MODIFIED"):
+                    break
+                claim = event[1]
+        finally:
+            watch.close()
+    if not observed():
+        raise SandboxPoolError(
+            f"claim {metadata['name']!r} is changed, but the operator has not taken note of it for"
+            f" {_GRACE_SECONDS:g} s: see that it runs",
+            Reason.CACHE_STALE,
+        )
+    return claim
+
+
+async def _abandon(api: Api, claim: Object) -> None:
+    # The error that is on its way says more than one of tidying up, and the claim expires anyway.
+    with contextlib.suppress(SandboxPoolError):
+        await release(api, claim)

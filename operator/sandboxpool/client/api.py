@@ -13,7 +13,7 @@ from sandboxpool.client.io import Channel, Io
 from sandboxpool.client.requests import Request
 from sandboxpool.client.wire import websocket
 from sandboxpool.client.wire.http1 import Head, ProtocolError, ResponseReader, encode_request
-from sandboxpool.client.wire.websocket import FrameReader, Message, Opcode
+from sandboxpool.client.wire.websocket import FrameReader, Opcode
 
 Object = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Api:
         while self._idle:
             self._idle.pop()[0].close()
 
-    async def call(self, request: Request, timeout: float = REQUEST_SECONDS) -> Object:
+    async def call(self, request: Request, within: float = REQUEST_SECONDS) -> Object:
         """Make a request and return the object that answers it.
 
         Raises:
@@ -53,9 +53,9 @@ class Api:
         """
         retries = 0
         while True:
-            exchange = await self._send(request, timeout=timeout)
+            exchange = await self._send(request, within=within)
             try:
-                body = await exchange.read_body(timeout)
+                body = await exchange.read_body(within)
             except BaseException:
                 exchange.channel.close()
                 raise
@@ -111,7 +111,7 @@ class Api:
         headers: Sequence[tuple[str, str]] = (),
         *,
         fresh: bool = False,
-        timeout: float = REQUEST_SECONDS,
+        within: float = REQUEST_SECONDS,
     ) -> "_Exchange":
         settings, server = self.settings, self.settings.server
         if settings.may_block:
@@ -137,7 +137,7 @@ class Api:
             exchange = _Exchange(channel, ResponseReader(request.method))
             try:
                 await channel.send(data)
-                await exchange.read_head(timeout)
+                await exchange.read_head(within)
             except ConnectionLost:
                 channel.close()
                 # An idle connection may end just when it is used; that says nothing of the server.
@@ -184,7 +184,9 @@ class Api:
                 )
         except OSError as error:
             by = f" by the proxy {proxy.host}:{proxy.port}" if proxy else ""
-            raise ConnectionLost(f"{self._server()} cannot be reached{by}: {_text(error)}") from error
+            raise ConnectionLost(
+                f"{self._server()} cannot be reached{by}: {_text(error)}"
+            ) from error
         return channel
 
     async def _through(self, channel: Channel, proxy: Endpoint) -> Channel:
@@ -225,18 +227,18 @@ class _Exchange:
         assert head is not None, "the head is read first"
         return head
 
-    async def read_head(self, timeout: float) -> None:
+    async def read_head(self, within: float) -> None:
         while self.reader.head is None:
-            await self._read(timeout)
+            await self._read(within)
 
-    async def read_body(self, timeout: float) -> bytes:
+    async def read_body(self, within: float) -> bytes:
         parts = [self.reader.take_body()]
         while not self.reader.complete:
-            await self._read(timeout)
+            await self._read(within)
             parts.append(self.reader.take_body())
         return b"".join(parts)
 
-    async def read_part(self, timeout: float | None) -> bytes | None:
+    async def read_part(self, within: float | None) -> bytes | None:
         """Return some of the body; None at its end.
 
         Raises:
@@ -247,17 +249,17 @@ class _Exchange:
                 return part
             if self.reader.complete:
                 return None
-            await self._feed(timeout)
+            await self._feed(within)
 
-    async def _read(self, timeout: float) -> None:
+    async def _read(self, within: float) -> None:
         try:
-            await self._feed(timeout)
+            await self._feed(within)
         except TimeoutError:
-            raise ConnectionLost(f"the API server has not answered for {timeout:g} s") from None
+            raise ConnectionLost(f"the API server has not answered for {within:g} s") from None
 
-    async def _feed(self, timeout: float | None) -> None:
+    async def _feed(self, within: float | None) -> None:
         try:
-            data = await self.channel.receive(timeout)
+            data = await self.channel.receive(within)
             self.answered = self.answered or bool(data)
             self.reader.feed(data)
         except TimeoutError:
@@ -273,7 +275,7 @@ class Watch:
         self._exchange = exchange
         self._buffer = bytearray()
 
-    async def next_event(self, timeout: float | None) -> tuple[str, Object] | None:
+    async def next_event(self, within: float | None) -> tuple[str, Object] | None:
         """Return the type of the next change and its object; None when the watch has ended.
 
         Raises:
@@ -293,7 +295,7 @@ class Watch:
                     raise ConnectionLost(f"a watch brought no event: {error}") from error
             if len(self._buffer) > _MAX_LINE:
                 raise ConnectionLost("an event of a watch does not end")
-            part = await self._exchange.read_part(timeout)
+            part = await self._exchange.read_part(within)
             if part is None:
                 return None
             self._buffer += part
@@ -331,7 +333,7 @@ class WebSocket:
         """Show whatever is on the way that the connection is in use."""
         await self._send_control(Opcode.PING, b"")
 
-    async def receive(self, timeout: float | None) -> bytes | None:
+    async def receive(self, within: float | None) -> bytes | None:
         """Return the next message; None when the peer has closed.
 
         Raises:
@@ -342,20 +344,20 @@ class WebSocket:
             try:
                 message = self._frames.next_message()
                 if message is None:
-                    data = await self._channel.receive(timeout)
-                    if not data:
-                        raise ConnectionLost("the connection to the API server ended")
-                    self._frames.feed(data)
-                    continue
-            except (TimeoutError, ConnectionLost):
+                    data = await self._channel.receive(within)
+            except TimeoutError:
                 raise
             except (OSError, ProtocolError) as error:
                 raise ConnectionLost(
                     f"the connection to the API server broke: {_text(error)}"
                 ) from error
-            if message.opcode is Opcode.CLOSE:
+            if message is None:
+                if not data:
+                    raise ConnectionLost("the connection to the API server ended")
+                self._frames.feed(data)
+            elif message.opcode is Opcode.CLOSE:
                 return None
-            if message.opcode is Opcode.PING:
+            elif message.opcode is Opcode.PING:
                 await self._send_control(Opcode.PONG, message.payload)
             elif message.opcode is not Opcode.PONG:
                 return message.payload

@@ -41,23 +41,24 @@ async def bind(api: Api, namespace: str, manifest: Object, *, keep: bool = False
         return (await _wait(api, namespace, [claim], name=claim["metadata"]["name"]))[0]
     except BaseException:
         if not keep:
-            await _abandon(api, claim)
+            await abandon(api, claim)
         raise
 
 
 async def bind_many(
-    api: Api, namespace: str, count: int, manifest: Object, *, timeout: float
+    api: Api, namespace: str, count: int, manifest: Object, *, within: float
 ) -> list[Object]:
     """Create many claims and wait until all have their sandboxes, or have none.
 
     Raises:
         ClaimError: Not all got one in time; those that did are released.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + within
     batch = uuid.uuid4().hex
+    selector = f"{claims.BATCH_LABEL}={batch}"
     metadata = dict(manifest["metadata"])
     metadata["labels"] = {**metadata.get("labels", {}), claims.BATCH_LABEL: batch}
-    spec = {**manifest["spec"], "bindTimeoutSeconds": max(1, math.ceil(timeout))}
+    spec = {**manifest["spec"], "bindTimeoutSeconds": max(1, math.ceil(within))}
     request = requests.create_claim(namespace, {**manifest, "metadata": metadata, "spec": spec})
     made: list[Object] = []
     try:
@@ -66,17 +67,16 @@ async def bind_many(
         _check_config(made[0], manifest)
         rest = await api.io.gather([partial(api.call, request)] * (count - 1), _AT_ONCE)
         made += [answer for answer in rest if not isinstance(answer, Exception)]
-        for answer in rest:
-            if isinstance(answer, Exception):
-                raise answer
-        selector = f"{claims.BATCH_LABEL}={batch}"
+        _raise_first(rest)
         return await _wait(api, namespace, made, selector=selector, deadline=deadline)
     except BaseException as error:
         # Also those of which no answer came.
         with contextlib.suppress(SandboxPoolError):
-            listed = await api.call(requests.list_claims(namespace, f"{claims.BATCH_LABEL}={batch}"))
+            listed = await api.call(
+                requests.list_claims(namespace, f"{claims.BATCH_LABEL}={batch}")
+            )
             made = listed.get("items") or made
-        await api.io.gather([partial(_abandon, api, claim) for claim in made], _AT_ONCE)
+        await api.io.gather([partial(abandon, api, claim) for claim in made], _AT_ONCE)
         if isinstance(error, ClaimError):
             bound = sum(1 for claim in made if (claim.get("status") or {}).get("podName"))
             error.add_note(f"{bound} of {count} claims had a sandbox; all are released")
@@ -112,7 +112,7 @@ async def release(api: Api, claim: Object) -> None:
 async def extend(api: Api, namespace: str, name: str, uid: str, seconds: int) -> Object:
     """Move a sandbox's expiry by so many seconds and return the claim that says so.
 
-    Within the pool's `maxTTLSeconds`, which the operator sees to: the claim tells what became of it.
+    The operator sees to the pool's `maxTTLSeconds`; the claim tells what became of it.
     """
     while True:
         claim = await api.call(requests.get_claim(namespace, name))
@@ -149,6 +149,12 @@ async def _create(api: Api, namespace: str, manifest: Object) -> Object:
         return claim
     _check_config(claim, manifest)
     return claim
+
+
+def _raise_first(answers: list[Object | Exception]) -> None:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
 
 
 def _check_config(claim: Object, manifest: Object) -> None:
@@ -289,7 +295,8 @@ async def _wait_observed(api: Api, namespace: str, claim: Object) -> Object:
     return claim
 
 
-async def _abandon(api: Api, claim: Object) -> None:
-    # The error that is on its way says more than one of tidying up, and the claim expires anyway.
+async def abandon(api: Api, claim: Object) -> None:
+    """Release a claim while an error is on its way, which says more than one of tidying up."""
+    # The claim expires anyway.
     with contextlib.suppress(SandboxPoolError):
         await release(api, claim)

@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sandboxpool.client.io import CHUNK, Channel, Task
+from typing_extensions import override
+
+from sandboxpool.client.io import CHUNK, Channel, Io, Task
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ def configure(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-class BlockingChannel:
+class BlockingChannel(Channel):
     """A socket, with or without TLS.
 
     OpenSSL allows no two threads in one connection, and a thread that waits inside it would lock
@@ -54,17 +57,20 @@ class BlockingChannel:
         self._lock = threading.Lock()
         self._closed = False
 
+    @override
     async def send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            view = view[self._attempt(lambda: self._socket.send(view[:CHUNK]), _WRITE, None) :]
+            view = view[self._attempt(partial(self._socket.send, view[:CHUNK]), _WRITE, None) :]
 
-    async def receive(self, timeout: float | None) -> bytes:
+    @override
+    async def receive(self, within: float | None) -> bytes:
         try:
-            return self._attempt(lambda: self._socket.recv(CHUNK), _READ, timeout)
+            return self._attempt(partial(self._socket.recv, CHUNK), _READ, within)
         except ssl.SSLEOFError:
             return b""
 
+    @override
     def is_stale(self) -> bool:
         with self._lock:
             try:
@@ -75,6 +81,7 @@ class BlockingChannel:
             except OSError:
                 return True
 
+    @override
     def close(self) -> None:
         with self._lock:
             if self._closed:
@@ -91,8 +98,8 @@ class BlockingChannel:
             self._closed = True
         return self._socket
 
-    def _attempt(self, operation: Callable[[], T], wants: int, timeout: float | None) -> T:
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def _attempt(self, operation: Callable[[], T], wants: int, within: float | None) -> T:
+        deadline = None if within is None else time.monotonic() + within
         while True:
             with self._lock:
                 if self._closed:
@@ -112,9 +119,9 @@ class BlockingChannel:
             _wait_for(waited_for, event, left)
 
 
-def _wait_for(file: int, event: int, timeout: float | None) -> None:
+def _wait_for(file: int, event: int, within: float | None) -> None:
     # A limit, for a socket that another thread closes just before: its number may wait for nothing.
-    seconds = 1.0 if timeout is None else min(timeout, 1.0)
+    seconds = 1.0 if within is None else min(within, 1.0)
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(file, select.POLLIN if event == _READ else select.POLLOUT)
@@ -198,36 +205,42 @@ class _Lock:
         self._lock.release()
 
 
-class BlockingIo:
+class BlockingIo(Io):
     """Sockets that block, and threads."""
 
-    async def connect(self, host: str, port: int, timeout: float) -> BlockingChannel:
-        sock = socket.create_connection((host, port), timeout)
+    @override
+    async def connect(self, host: str, port: int, within: float) -> BlockingChannel:
+        sock = socket.create_connection((host, port), within)
         configure(sock)
         return BlockingChannel(sock)
 
+    @override
     async def start_tls(
-        self, channel: Channel, context: ssl.SSLContext, hostname: str, timeout: float
+        self, channel: Channel, context: ssl.SSLContext, hostname: str, within: float
     ) -> BlockingChannel:
         if not isinstance(channel, BlockingChannel):
             raise TypeError(f"not a blocking channel: {channel!r}")
         sock = channel.detach()
         try:
-            sock.settimeout(timeout)
+            sock.settimeout(within)
             return BlockingChannel(context.wrap_socket(sock, server_hostname=hostname))
         except BaseException:
             sock.close()
             raise
 
+    @override
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251 - blocking is what this is for
 
+    @override
     async def call_blocking(self, function: Callable[[], T]) -> T:
         return function()
 
+    @override
     def start(self, work: Coroutine[Any, Any, None]) -> Task:
         return _Thread(work)
 
+    @override
     async def gather(
         self, jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], limit: int
     ) -> list[T | Exception]:
@@ -243,11 +256,13 @@ class BlockingIo:
         with ThreadPoolExecutor(min(limit, len(jobs)), "sandboxpool-client") as threads:
             return list(threads.map(attempt, jobs))
 
+    @override
     async def listen(
         self, host: str, port: int, handler: Callable[[Channel], Coroutine[Any, Any, None]]
     ) -> _Listener:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return _Listener(socket.create_server((host, port), family=family), handler)
 
+    @override
     def lock(self) -> _Lock:
         return _Lock()

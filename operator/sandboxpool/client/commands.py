@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
 
 from sandboxpool.client import claims, requests
 from sandboxpool.client.api import Api, Object, WebSocket
@@ -333,7 +333,7 @@ class InputReader:
         elif isinstance(source, str):
             raise TypeError("input is bytes: encode the text first")
         elif hasattr(source, "read"):
-            self._file = source
+            self._file = cast(BinaryIO, source)
         elif isinstance(source, AsyncIterable):
             self._later = source
         else:
@@ -411,15 +411,15 @@ async def run(
     command: Sequence[str],
     *,
     stdin: Input | None = None,
-    timeout: float | None = None,
+    within: float | None = None,
     limit: int = DEFAULT_OUTPUT_LIMIT,
 ) -> Result:
-    """Run a command to its end.
+    """Run a command to its end, within so many seconds.
 
     Raises:
         OutputLimitExceeded: It wrote more than the limit.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None if within is None else time.monotonic() + within
     stdout, stderr = bytearray(), bytearray()
     running = await start(target, command, stdin=stdin is not None)
     try:

@@ -142,14 +142,12 @@ def _changed_at(file: str | None) -> float:
 
 
 def _bypasses(configuration: Any) -> bool:
-    from kubernetes.client.rest import should_bypass_proxies  # type: ignore[attr-defined]
+    from kubernetes.client.rest import should_bypass_proxies
 
     return bool(should_bypass_proxies(configuration.host, configuration.no_proxy or ""))
 
 
-def load(
-    context: str | None = None, kubeconfig: str | os.PathLike[str] | None = None
-) -> Settings:
+def load(context: str | None = None, kubeconfig: str | os.PathLike[str] | None = None) -> Settings:
     """Find the cluster as kubectl does.
 
     A kubeconfig that is named, the one of `$KUBECONFIG` or `~/.kube/config`, else the service
@@ -174,19 +172,24 @@ def load(
         file = str(default)
     try:
         if not file and in_pod and context is None:
-            official.load_incluster_config(client_configuration=configuration)
+            _official(official.load_incluster_config)(client_configuration=configuration)
             return Settings(configuration, _service_account_namespace())
         if not file:
             raise ConfigurationError(
                 "no cluster to talk to: there is no kubeconfig ($KUBECONFIG, ~/.kube/config) and"
                 " no service account; name a file with kubeconfig="
             )
-        official.load_kube_config(file, context, client_configuration=configuration)
+        _official(official.load_kube_config)(file, context, client_configuration=configuration)
         return Settings(configuration, _context_namespace(official, file, context))
     except official.ConfigException as error:
         raise ConfigurationError(f"cannot use {file or 'the service account'}: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read {file or 'the service account'}: {error}") from error
+
+
+def _official(loader: Any) -> Any:
+    """Return a loader as what may be called: the official client has no types here."""
+    return loader
 
 
 def _service_account_namespace() -> str:
@@ -202,5 +205,3 @@ def _context_namespace(official: Any, file: str, context: str | None) -> str:
         if candidate["name"] == (context or current["name"]):
             return str(candidate["context"].get("namespace") or _DEFAULT_NAMESPACE)
     return _DEFAULT_NAMESPACE
-
-

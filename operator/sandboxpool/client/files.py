@@ -10,8 +10,10 @@ import shutil
 import stat
 import tarfile
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath, PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
 from sandboxpool.client import commands
@@ -40,7 +42,8 @@ _LIST = (
     'if [ -d "$f" ] && [ ! -L "$f" ]; then printf "d%s\\0" "$f"; w "$f"; '
     'elif [ -f "$f" ]; then printf "f%s\\0" "$f"; fi; done; }; '
     'if [ -d "$1" ]; then printf "d\\0"; cd "$1" && w .; '
-    'elif [ -e "$1" ]; then printf "f\\0"; else echo "$1: No such file or directory" >&2; exit 1; fi'
+    'elif [ -e "$1" ]; then printf "f\\0"; else echo "$1: No such file or directory" >&2; '
+    "exit 1; fi"
 )
 
 
@@ -54,7 +57,7 @@ async def write(
         FilesUnsupported: The image has neither tar nor a shell.
     """
     place = str(path)
-    directory, name = archive.place(place)
+    archive.place(place)
     if isinstance(source, Path):
         if source.is_dir():
             await _write_folder(target, place, source)
@@ -63,10 +66,8 @@ async def write(
             own = stat.S_IMODE(source.stat().st_mode)
             await _write_file(target, place, file, own if mode is None else mode)
         return
-    if isinstance(source, str):
+    if not isinstance(source, bytes | bytearray) and not hasattr(source, "read"):
         raise TypeError("what is written is bytes, a binary file or a pathlib.Path; encode text")
-    if isinstance(source, PurePath):
-        raise TypeError("a local file or folder is named by a pathlib.Path")
     await _write_file(target, place, source, 0o644 if mode is None else mode)
 
 
@@ -113,14 +114,10 @@ async def _write_file(target: Target, path: str, source: Input | BinaryIO, mode:
     with contextlib.ExitStack() as stack:
         if isinstance(source, bytes | bytearray | memoryview):
             size = len(source)
-            content: Callable[[], Iterator[bytes]] = lambda: _pieces(bytes(source))
+            content: Callable[[], Iterator[bytes]] = partial(_pieces, bytes(source))
         else:
             file, size = await _sized(target, source, stack)
-            start = file.tell()
-
-            def content() -> Iterator[bytes]:
-                file.seek(start)
-                return _read_exactly(file, size)
+            content = _Content(file, size).read
 
         directory, name = archive.place(path)
         unpack = ["tar", "-xf", "-", "-C", directory]
@@ -159,7 +156,8 @@ async def _sized(
         file: IO[bytes] = source  # type: ignore[assignment]
     else:
         # A pipe says how much there is only when it is read.
-        file = stack.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY))
+        file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
+        stack.callback(file.close)
         reader = commands.InputReader(target.api.io, source)
         while part := await reader.next_part():
             file.write(part)
@@ -168,6 +166,37 @@ async def _sized(
     size = file.seek(0, os.SEEK_END) - start
     file.seek(start)
     return file, size
+
+
+class _Content:
+    """The rest of a file, which can be read again.
+
+    Who reads it may be another thread, which nobody waits for when its command is given up.
+    """
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file = file
+        self._size = size
+        self._start = file.tell()
+        self._lock = threading.Lock()
+        self._reader: object = None
+
+    def read(self) -> Iterator[bytes]:
+        """Return the content from its beginning; whoever read it before reads no more."""
+        reader = object()
+        with self._lock:
+            self._reader = reader
+            self._file.seek(self._start)
+        return self._read(reader)
+
+    def _read(self, reader: object) -> Iterator[bytes]:
+        pieces = _read_exactly(self._file, self._size)
+        while True:
+            with self._lock:
+                piece = next(pieces, b"") if self._reader is reader else b""
+            if not piece:
+                return
+            yield piece
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
@@ -275,19 +304,27 @@ async def _copy_by_shell(target: Target, path: str, into: Path, limit: int | Non
         with into.open("wb") as file:
             await _read_file(target, path, file, limit)
         return
+    for relative in _make_folders(path, into, entries):
+        with (into / relative).open("wb") as file:
+            await _read_file(target, f"{path.rstrip('/')}/{relative}", file, limit)
+
+
+def _make_folders(path: str, into: Path, entries: list[str]) -> list[PurePosixPath]:
+    """Make the folders of a listing and return its files; what ran in the sandbox wrote it."""
     into.mkdir(parents=True, exist_ok=True)
+    found: list[PurePosixPath] = []
     for entry in entries:
         relative = PurePosixPath(entry[1:])
+        local = into / relative
         if relative.is_absolute() or ".." in relative.parts:
             raise FileError(f"{path}: the sandbox lists {entry[1:]!r}, which leads out of it")
-        local = into / relative
+        if any(part.is_symlink() for part in (local, *local.parents) if part != into):
+            raise FileError(f"{local} leads through a link: nothing is written there")
         if entry[0] == "d":
-            local.mkdir(exist_ok=True)
-        elif local.is_symlink():
-            raise FileError(f"{local} is a link: nothing is written through it")
+            local.mkdir(parents=True, exist_ok=True)
         else:
-            with local.open("wb") as file:
-                await _read_file(target, f"{path.rstrip('/')}/{relative}", file, limit)
+            found.append(relative)
+    return found
 
 
 async def _run_into(
@@ -321,7 +358,9 @@ async def _run(target: Target, command: list[str], stdin: Input) -> Result:
     return await commands.run(target, command, stdin=stdin)
 
 
-async def _shell(target: Target, script: str, *arguments: str, stdin: Input | None = None) -> Result:
+async def _shell(
+    target: Target, script: str, *arguments: str, stdin: Input | None = None
+) -> Result:
     try:
         return await commands.run(target, ["sh", "-c", script, "sh", *arguments], stdin=stdin)
     except CommandNotStarted as error:

@@ -24,7 +24,7 @@ class Channel(Protocol):
             OSError: The connection broke, or was closed meanwhile.
         """
 
-    async def receive(self, timeout: float | None) -> bytes:
+    async def receive(self, within: float | None) -> bytes:
         """Return some bytes, or none at the end.
 
         Raises:
@@ -60,7 +60,7 @@ class Listener(Protocol):
 class Io(Protocol):
     """What is done differently with and without asyncio."""
 
-    async def connect(self, host: str, port: int, timeout: float) -> Channel:
+    async def connect(self, host: str, port: int, within: float) -> Channel:
         """Open a TCP connection.
 
         Raises:
@@ -68,7 +68,7 @@ class Io(Protocol):
         """
 
     async def start_tls(
-        self, channel: Channel, context: ssl.SSLContext, hostname: str, timeout: float
+        self, channel: Channel, context: ssl.SSLContext, hostname: str, within: float
     ) -> Channel:
         """Begin TLS on a connection, which is used up by it.
 

@@ -6,29 +6,34 @@ import ssl
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from typing_extensions import override
+
 from sandboxpool.client.blocking import configure
-from sandboxpool.client.io import CHUNK, Channel, Task
+from sandboxpool.client.io import CHUNK, Channel, Io, Task
 
 T = TypeVar("T")
 
 
-class AsyncChannel:
+class AsyncChannel(Channel):
     """A stream of asyncio."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
+    @override
     async def send(self, data: bytes) -> None:
         if self.writer.is_closing():
             raise ConnectionAbortedError("the connection was closed")
         self.writer.write(data)
         await self.writer.drain()
 
-    async def receive(self, timeout: float | None) -> bytes:
-        async with asyncio.timeout(timeout):
+    @override
+    async def receive(self, within: float | None) -> bytes:
+        async with asyncio.timeout(within):
             return await self.reader.read(CHUNK)
 
+    @override
     def is_stale(self) -> bool:
         # What has come shows as the end of the stream, or in the buffer, which a stream hides.
         return (
@@ -38,6 +43,7 @@ class AsyncChannel:
             or bool(getattr(self.reader, "_buffer", b""))
         )
 
+    @override
     def close(self) -> None:
         # Without a farewell: TLS would wait for the peer's.
         self.writer.transport.abort()
@@ -89,40 +95,46 @@ class _AsyncListener:
             channel.close()
 
 
-class AsyncIo:
+class AsyncIo(Io):
     """The event loop that runs."""
 
-    async def connect(self, host: str, port: int, timeout: float) -> AsyncChannel:
-        async with asyncio.timeout(timeout):
+    @override
+    async def connect(self, host: str, port: int, within: float) -> AsyncChannel:
+        async with asyncio.timeout(within):
             reader, writer = await asyncio.open_connection(host, port, limit=4 * CHUNK)
         sock = writer.get_extra_info("socket")
         if isinstance(sock, socket.socket) or hasattr(sock, "setsockopt"):
             configure(sock)
         return AsyncChannel(reader, writer)
 
+    @override
     async def start_tls(
-        self, channel: Channel, context: ssl.SSLContext, hostname: str, timeout: float
+        self, channel: Channel, context: ssl.SSLContext, hostname: str, within: float
     ) -> AsyncChannel:
         if not isinstance(channel, AsyncChannel):
             raise TypeError(f"not a channel of asyncio: {channel!r}")
         try:
             await channel.writer.start_tls(
-                context, server_hostname=hostname, ssl_handshake_timeout=timeout
+                context, server_hostname=hostname, ssl_handshake_timeout=within
             )
         except BaseException:
             channel.close()
             raise
         return channel
 
+    @override
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
+    @override
     async def call_blocking(self, function: Callable[[], T]) -> T:
         return await asyncio.to_thread(function)
 
+    @override
     def start(self, work: Coroutine[Any, Any, None]) -> Task:
         return _AsyncTask(work)
 
+    @override
     async def gather(
         self, jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], limit: int
     ) -> list[T | Exception]:
@@ -137,6 +149,7 @@ class AsyncIo:
 
         return list(await asyncio.gather(*map(attempt, jobs)))
 
+    @override
     async def listen(
         self, host: str, port: int, handler: Callable[[Channel], Coroutine[Any, Any, None]]
     ) -> _AsyncListener:
@@ -144,5 +157,6 @@ class AsyncIo:
         await listener.open(host, port)
         return listener
 
+    @override
     def lock(self) -> asyncio.Lock:
         return asyncio.Lock()

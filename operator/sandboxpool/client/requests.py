@@ -122,9 +122,7 @@ def execute(
     # A terminal has one output.
     query += [("stderr", str(not tty).lower())]
     path = _pod(namespace, pod, "exec")
-    return Request(
-        "GET", path, "get", "pods/exec", namespace, tuple(query), repeatable=False
-    )
+    return Request("GET", path, "get", "pods/exec", namespace, tuple(query), repeatable=False)
 
 
 def forward(namespace: str, pod: str, port: int) -> Request:

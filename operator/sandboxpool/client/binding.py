@@ -23,7 +23,10 @@ from sandboxpool.reasons import Reason
 # What the operator has for saying that a claim has failed.
 _GRACE_SECONDS = 15.0
 _RELEASE_SECONDS = 15.0
+_POOL_SECONDS = 3.0
 _AT_ONCE = 16
+# What the API server says while it restarts or is too busy, or of a version that it has forgotten.
+_PASSING = (410, 429, 500, 502, 503, 504)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 DEFAULT_BIND_SECONDS = 300
 
@@ -180,17 +183,13 @@ async def _wait(
 
     One watch, from the version of the first; only where it breaks are the claims read again.
     """
-    now = {claim["metadata"]["uid"]: claim for claim in made}
-    version = made[0]["metadata"]["resourceVersion"]
-    seconds = float(made[0]["spec"].get("bindTimeoutSeconds") or DEFAULT_BIND_SECONDS)
-    if deadline is None:
-        deadline = time.monotonic() + seconds + _GRACE_SECONDS
+    waiting = _Waiting(made, deadline)
+    version = str(made[0]["metadata"]["resourceVersion"])
     pause = _FIRST_PAUSE
-    waiting = {uid for uid, claim in now.items() if not claims.is_bound(claim)}
     while waiting:
-        left = deadline - time.monotonic()
+        left = waiting.seconds_left()
         if left <= 0:
-            raise claims.timed_out(now[min(waiting)], seconds)
+            raise waiting.timed_out()
         request = requests.watch_claims(
             namespace, version, name=name, selector=selector, seconds=math.ceil(left)
         )
@@ -198,46 +197,29 @@ async def _wait(
             watch = await api.watch(request)
             try:
                 while waiting:
-                    left = max(0.0, deadline - time.monotonic())
-                    event = await watch.next_event(left)
+                    event = await watch.next_event(max(0.0, waiting.seconds_left()))
                     if event is None:
                         break
-                    kind, obj = event
-                    if kind == "ERROR":
-                        # Mostly the version is too old for the API server: look again.
-                        raise ConnectionLost(str(obj.get("message")))
-                    version = obj["metadata"]["resourceVersion"]
-                    _learn(now, waiting, kind, obj)
+                    version = waiting.learn(*event)
             finally:
                 watch.close()
         except TimeoutError:
             continue
         except (ConnectionLost, ApiError) as error:
-            if isinstance(error, ApiError) and error.status not in (410, 429, 500, 503, 504):
+            if isinstance(error, ApiError) and error.status not in _PASSING:
                 raise
-            if time.monotonic() + pause > deadline:
+            if pause > waiting.seconds_left():
                 raise
             await api.io.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)
-            version = await _look_again(api, namespace, now, waiting, name, selector) or version
-    return list(now.values())
-
-
-def _learn(now: dict[str, Object], waiting: set[str], kind: str, claim: Object) -> None:
-    uid = claim["metadata"]["uid"]
-    if uid not in waiting or kind == "BOOKMARK":
-        return
-    now[uid] = claim
-    if kind == "DELETED":
-        name = claim["metadata"]["name"]
-        raise ClaimError(f"claim {name!r} was deleted before it had a sandbox", "", name)
-    if claims.is_bound(claim):
-        waiting.discard(uid)
+            version = await _look_again(api, namespace, waiting, name, selector) or version
+    return waiting.claims
 
 
 async def _look_again(
-    api: Api, namespace: str, now: dict[str, Object], waiting: set[str], name: str, selector: str
+    api: Api, namespace: str, waiting: "_Waiting", name: str, selector: str
 ) -> str:
+    """Read the claims again and return the version to watch from; empty where nothing is heard."""
     try:
         if name:
             found = [await api.call(requests.get_claim(namespace, name))]
@@ -248,15 +230,86 @@ async def _look_again(
     except ConnectionLost:
         return ""
     except ApiError as error:
+        if error.status in _PASSING:
+            return ""
         if error.status != 404:
             raise
         found, version = [], ""
-    there = {claim["metadata"]["uid"] for claim in found}
-    for uid in waiting - there:
-        _learn(now, waiting, "DELETED", now[uid])
-    for claim in found:
-        _learn(now, waiting, "MODIFIED", claim)
+    waiting.replace(found)
     return str(version)
+
+
+class _Waiting:
+    """Claims that wait to be bound; false when all are."""
+
+    def __init__(self, made: list[Object], deadline: float | None) -> None:
+        self._now = {claim["metadata"]["uid"]: claim for claim in made}
+        self._waiting = {uid for uid, claim in self._now.items() if not claims.is_bound(claim)}
+        self._seconds = float(made[0]["spec"].get("bindTimeoutSeconds") or DEFAULT_BIND_SECONDS)
+        self._deadline = deadline or time.monotonic() + self._seconds + _GRACE_SECONDS
+        self._lacking_since: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def claims(self) -> list[Object]:
+        """The claims as they were seen last, in order."""
+        return list(self._now.values())
+
+    def seconds_left(self) -> float:
+        """Seconds until it is no use any more to wait.
+
+        A pool may be made at the same time as its claims, but whoever misspells it should not wait
+        for as long as for a sandbox.
+        """
+        now = time.monotonic()
+        if not any(claims.lacks_pool(self._now[uid]) for uid in self._waiting):
+            self._lacking_since = None
+            return self._deadline - now
+        if self._lacking_since is None:
+            self._lacking_since = now
+        return min(self._deadline, self._lacking_since + _POOL_SECONDS) - now
+
+    def timed_out(self) -> ClaimError:
+        """Return the error of those that have waited too long."""
+        # One that has been told why says more than the others.
+        last = max(
+            (self._now[uid] for uid in self._waiting), key=lambda claim: claims.condition(claim)
+        )
+        return claims.timed_out(last, self._seconds)
+
+    def learn(self, kind: str, claim: Object) -> str:
+        """Take note of an event and return its version.
+
+        Raises:
+            ClaimError: The claim will get no sandbox.
+            ConnectionLost: The watch has come to an end, mostly as its version is too old.
+        """
+        if kind == "ERROR":
+            raise ConnectionLost(str(claim.get("message")))
+        metadata = claim["metadata"]
+        uid = metadata.get("uid")
+        if uid in self._waiting and kind != "BOOKMARK":
+            if kind == "DELETED":
+                raise _deleted(claim)
+            self._now[uid] = claim
+            if claims.is_bound(claim):
+                self._waiting.discard(uid)
+        return str(metadata["resourceVersion"])
+
+    def replace(self, found: list[Object]) -> None:
+        """Take note of all claims that there are."""
+        there = {claim["metadata"]["uid"] for claim in found}
+        for uid in self._waiting - there:
+            raise _deleted(self._now[uid])
+        for claim in found:
+            self.learn("MODIFIED", claim)
+
+
+def _deleted(claim: Object) -> ClaimError:
+    name = claim["metadata"]["name"]
+    return ClaimError(f"claim {name!r} was deleted before it had a sandbox", "", name)
 
 
 async def _wait_observed(api: Api, namespace: str, claim: Object) -> Object:

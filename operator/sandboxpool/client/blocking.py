@@ -82,6 +82,10 @@ class BlockingChannel(Channel):
                 return True
 
     @override
+    def finish(self) -> None:
+        self.close()
+
+    @override
     def close(self) -> None:
         with self._lock:
             if self._closed:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sandboxpool.api import names
 from sandboxpool.client.errors import (
+    BindTimeout,
     ClaimConflict,
     ClaimError,
     SandboxExpired,
@@ -20,7 +21,7 @@ Object = dict[str, Any]
 # A process that dies leaves its claim behind for so long.
 DEFAULT_TTL_SECONDS = 3600
 BATCH_LABEL = f"client.{names.GROUP}/batch"
-_CURES = {
+_CURES: dict[str, str] = {
     Reason.POOL_NOT_FOUND: "`kubectl get sandboxpools.sandboxpool.io` lists the pools of a"
     " namespace; a claim is made in its pool's namespace (namespace=)",
     Reason.NO_WARM_SANDBOX: "try again later, wait with on_empty='Wait', or raise the pool's"
@@ -160,23 +161,32 @@ def ended(claim: Object) -> ClaimError | SandboxLost:
             f"the sandbox of claim {name!r} is lost: {message}; claim another one", reason
         )
     pool = (claim.get("spec") or {}).get("poolName")
-    cure = f"; {_CURES[Reason(reason)]}" if reason in _CURES else ""
+    cure = f"; {_CURES[reason]}" if reason in _CURES else ""
     return claim_error_for(reason)(
         f"claim {name!r} of pool {pool!r} failed: {message or reason}{cure}", reason, name
     )
 
 
+def lacks_pool(claim: Object) -> bool:
+    """Tell whether the operator has found no pool for the claim, so far."""
+    return condition(claim)[0] == Reason.POOL_NOT_FOUND
+
+
 def timed_out(claim: Object, seconds: float) -> ClaimError:
-    """Return the error for a claim that has heard nothing in time, not even that it failed."""
+    """Return the error for a claim that waits in vain, though it has not failed yet."""
     reason, message = condition(claim)
-    pool = claim["spec"]["poolName"]
-    said = f"the operator says: {message}" if message else "the operator has said nothing"
-    return claim_error_for(Reason.BIND_TIMEOUT)(
-        f"claim {claim['metadata']['name']!r} of pool {pool!r} got no sandbox within"
-        f" {seconds:g} s, and {said}; see that the operator runs",
-        reason or Reason.BIND_TIMEOUT,
-        claim["metadata"]["name"],
-    )
+    reason = reason or Reason.BIND_TIMEOUT
+    name, pool = claim["metadata"]["name"], claim["spec"]["poolName"]
+    error = claim_error_for(reason)
+    if error is ClaimError:
+        # Why it waits, which is no verdict.
+        error = BindTimeout
+    if not message:
+        message = f"no sandbox within {seconds:g} s, and the operator has said nothing of it"
+        cure = "see that the operator runs, and that its CRDs are of its version"
+    else:
+        cure = _CURES.get(reason, _CURES[Reason.BIND_TIMEOUT])
+    return error(f"claim {name!r} of pool {pool!r} waits in vain: {message}; {cure}", reason, name)
 
 
 def condition(claim: Object, kind: str = "Bound") -> tuple[str, str]:

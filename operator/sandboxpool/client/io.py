@@ -35,6 +35,9 @@ class Channel(Protocol):
     def is_stale(self) -> bool:
         """Tell whether an idle connection has ended, or holds what nobody asked for."""
 
+    def finish(self) -> None:
+        """Close when what was sent is on its way."""
+
     def close(self) -> None:
         """Close at once; whoever waits for the connection gets an error."""
 

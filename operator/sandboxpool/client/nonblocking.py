@@ -44,6 +44,10 @@ class AsyncChannel(Channel):
         )
 
     @override
+    def finish(self) -> None:
+        self.writer.close()
+
+    @override
     def close(self) -> None:
         # Without a farewell: TLS would wait for the peer's.
         self.writer.transport.abort()

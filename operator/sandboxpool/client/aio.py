@@ -1,7 +1,6 @@
 """The client over asyncio."""
 
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -221,12 +220,14 @@ class AsyncSandbox:
         """
 
         async def start() -> commands.Running:
-            running = await commands.start(self._target, command, stdin=stdin is not None, tty=tty)
+            running = await commands.start(
+                self._target, command, stdin=stdin is not None, tty=tty, within=timeout
+            )
             if stdin is not None and stdin is not True:
                 running.feed(stdin)
             return running
 
-        return AsyncCommand(start, timeout)
+        return AsyncCommand(start)
 
     async def write(
         self, path: files.RemotePath, source: files.Source, *, mode: int | None = None
@@ -348,12 +349,8 @@ class AsyncCommand:
     A context manager, which lets go of the command; a loop that reads to the end does, too.
     """
 
-    def __init__(
-        self, start: Callable[[], Awaitable[commands.Running]], timeout: float | None
-    ) -> None:
+    def __init__(self, start: Callable[[], Awaitable[commands.Running]]) -> None:
         self._start = start
-        self._timeout = timeout
-        self._deadline: float | None = None
         self._running: commands.Running | None = None
 
     @property
@@ -385,7 +382,7 @@ class AsyncCommand:
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         running = await self._started()
         try:
-            while (chunk := await running.next_chunk(self._deadline)) is not None:
+            while (chunk := await running.next_chunk()) is not None:
                 yield chunk
         finally:
             await running.close()
@@ -399,8 +396,6 @@ class AsyncCommand:
 
     async def _started(self) -> commands.Running:
         if self._running is None:
-            if self._timeout is not None:
-                self._deadline = time.monotonic() + self._timeout
             self._running = await self._start()
         return self._running
 

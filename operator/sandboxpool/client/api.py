@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,7 +159,7 @@ class Api:
                 channel, since = self._idle.pop()
             except IndexError:  # another thread was faster
                 return None
-            if time.monotonic() - since < _IDLE_SECONDS and not channel.is_stale():
+            if self.io.monotonic() - since < _IDLE_SECONDS and not channel.is_stale():
                 return channel
             channel.close()
         return None
@@ -169,7 +168,7 @@ class Api:
         if self._closed or not exchange.reader.reusable or len(self._idle) >= _MAX_IDLE:
             exchange.channel.close()
         else:
-            self._idle.append((exchange.channel, time.monotonic()))
+            self._idle.append((exchange.channel, self.io.monotonic()))
 
     async def _connect(self) -> Channel:
         settings, server, proxy = self.settings, self.settings.server, self.settings.proxy

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 import uuid
 from collections.abc import Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from sandboxpool.client.errors import (
     NotInstalled,
     SandboxPoolError,
 )
+from sandboxpool.client.io import Io
 from sandboxpool.reasons import Reason
 
 # What the operator has for saying that a claim has failed.
@@ -56,7 +56,7 @@ async def bind_many(
     Raises:
         ClaimError: Not all got one in time; those that did are released.
     """
-    deadline = time.monotonic() + within
+    deadline = api.io.monotonic() + within
     batch = uuid.uuid4().hex
     selector = f"{claims.BATCH_LABEL}={batch}"
     metadata = dict(manifest["metadata"])
@@ -96,7 +96,7 @@ async def release(api: Api, claim: Object) -> None:
     """Delete a claim and with it the sandbox; one that is gone is fine."""
     metadata = claim["metadata"]
     request = requests.delete_claim(metadata["namespace"], metadata["name"], metadata["uid"])
-    deadline, pause = time.monotonic() + _RELEASE_SECONDS, _FIRST_PAUSE
+    deadline, pause = api.io.monotonic() + _RELEASE_SECONDS, _FIRST_PAUSE
     while True:
         try:
             await api.call(request)
@@ -104,7 +104,7 @@ async def release(api: Api, claim: Object) -> None:
             if error.status not in (404, 409):
                 raise
         except ConnectionLost:
-            if time.monotonic() + pause > deadline:
+            if api.io.monotonic() + pause > deadline:
                 raise
             await api.io.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)
@@ -183,7 +183,7 @@ async def _wait(
 
     One watch, from the version of the first; only where it breaks are the claims read again.
     """
-    waiting = _Waiting(made, deadline)
+    waiting = _Waiting(api.io, made, deadline)
     version = str(made[0]["metadata"]["resourceVersion"])
     pause = _FIRST_PAUSE
     while waiting:
@@ -242,11 +242,12 @@ async def _look_again(
 class _Waiting:
     """Claims that wait to be bound; false when all are."""
 
-    def __init__(self, made: list[Object], deadline: float | None) -> None:
+    def __init__(self, io: Io, made: list[Object], deadline: float | None) -> None:
+        self._io = io
         self._now = {claim["metadata"]["uid"]: claim for claim in made}
         self._waiting = {uid for uid, claim in self._now.items() if not claims.is_bound(claim)}
         self._seconds = float(made[0]["spec"].get("bindTimeoutSeconds") or DEFAULT_BIND_SECONDS)
-        self._deadline = deadline or time.monotonic() + self._seconds + _GRACE_SECONDS
+        self._deadline = deadline or io.monotonic() + self._seconds + _GRACE_SECONDS
         self._lacking_since: float | None = None
 
     def __bool__(self) -> bool:
@@ -263,7 +264,7 @@ class _Waiting:
         A pool may be made at the same time as its claims, but whoever misspells it should not wait
         for as long as for a sandbox.
         """
-        now = time.monotonic()
+        now = self._io.monotonic()
         if not any(claims.lacks_pool(self._now[uid]) for uid in self._waiting):
             self._lacking_since = None
             return self._deadline - now
@@ -315,7 +316,7 @@ def _deleted(claim: Object) -> ClaimError:
 async def _wait_observed(api: Api, namespace: str, claim: Object) -> Object:
     """Wait until the operator has taken note of a change, but not for an operator that is away."""
     metadata = claim["metadata"]
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline = api.io.monotonic() + _GRACE_SECONDS
 
     def observed() -> bool:
         seen = (claim.get("status") or {}).get("observedGeneration") or 0
@@ -333,7 +334,7 @@ async def _wait_observed(api: Api, namespace: str, claim: Object) -> Object:
         watch = await api.watch(request)
         try:
             while not observed():
-                event = await watch.next_event(max(0.0, deadline - time.monotonic()))
+                event = await watch.next_event(max(0.0, deadline - api.io.monotonic()))
                 if event is None or event[0] not in ("ADDED", "MODIFIED"):
                     break
                 claim = event[1]

@@ -233,6 +233,10 @@ class BlockingIo(Io):
             raise
 
     @override
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    @override
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - blocking is what this is for
 

@@ -1,6 +1,5 @@
 """Commands in a sandbox."""
 
-import time
 from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
@@ -134,7 +133,7 @@ class Target:
     async def _cause(self, claim: Object) -> None:
         """Wait for the operator to say why the sandbox is going, and raise it."""
         metadata = claim["metadata"]
-        deadline = time.monotonic() + _CAUSE_SECONDS
+        deadline = self.api.io.monotonic() + _CAUSE_SECONDS
         request = requests.watch_claims(
             self.namespace,
             metadata["resourceVersion"],
@@ -144,7 +143,7 @@ class Target:
         try:
             watch = await self.api.watch(request)
             try:
-                while event := await watch.next_event(max(0.0, deadline - time.monotonic())):
+                while event := await watch.next_event(max(0.0, deadline - self.api.io.monotonic())):
                     kind, claim = event
                     if kind == "DELETED":
                         raise self._deleted()
@@ -176,8 +175,16 @@ class Running:
         exit_code: Its exit code, once it has ended.
     """
 
-    def __init__(self, target: Target, socket: WebSocket, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        target: Target,
+        socket: WebSocket,
+        command: Sequence[str],
+        within: float | None = None,
+    ) -> None:
         self.exit_code: int | None = None
+        self._io = target.api.io
+        self._deadline = None if within is None else self._io.monotonic() + within
         self._target = target
         self._socket = socket
         self._command = list(command)
@@ -185,22 +192,19 @@ class Running:
         self._input_error: Exception | None = None
         self._ended = False
 
-    async def next_chunk(self, deadline: float | None = None) -> Chunk | None:
+    async def next_chunk(self) -> Chunk | None:
         """Return what the command writes next; None when it has ended.
-
-        Args:
-            deadline: The monotonic time at which to give up.
 
         Raises:
             CommandNotStarted: The sandbox has no such program, or cannot run it.
-            CommandTimeout: The deadline passed.
+            CommandTimeout: It has taken longer than it may.
             ConnectionLost: The API server went away; what the command does is unknown.
             SandboxLost: The sandbox went away.
         """
         while not self._ended:
             wait = _QUIET_SECONDS
-            if deadline is not None:
-                wait = min(wait, deadline - time.monotonic())
+            if self._deadline is not None:
+                wait = min(wait, self._deadline - self._io.monotonic())
                 if wait <= 0:
                     raise CommandTimeout(
                         f"{self._named()} has not ended in time. It may go on: releasing the"
@@ -209,7 +213,7 @@ class Running:
             try:
                 message = await self._socket.receive(wait)
             except TimeoutError:
-                if deadline is None or time.monotonic() < deadline:
+                if self._deadline is None or self._io.monotonic() < self._deadline:
                     await self._still_there()
                 continue
             except ConnectionLost as error:
@@ -251,7 +255,7 @@ class Running:
 
     def feed(self, source: Input) -> None:
         """Give the command all of the input, beside whatever else goes on."""
-        self._feeder = self._target.api.io.start(self._feed(source))
+        self._feeder = self._io.start(self._feed(source))
 
     async def close(self) -> None:
         """Let go of the command; it goes on where it has not ended."""
@@ -262,7 +266,7 @@ class Running:
 
     async def _feed(self, source: Input) -> None:
         try:
-            reader = InputReader(self._target.api.io, source)
+            reader = InputReader(self._io, source)
             while part := await reader.next_part():
                 await self.send(part)
             await self.end_input()
@@ -377,9 +381,14 @@ class InputReader:
 
 
 async def start(
-    target: Target, command: Sequence[str], *, stdin: bool = False, tty: bool = False
+    target: Target,
+    command: Sequence[str],
+    *,
+    stdin: bool = False,
+    tty: bool = False,
+    within: float | None = None,
 ) -> Running:
-    """Start a command.
+    """Start a command that is to end within so many seconds.
 
     Raises:
         SandboxLost: The sandbox is no more.
@@ -403,7 +412,7 @@ async def start(
         if error.status in (404, 500, 502, 503, 504) or "not running" in error.message:
             await target.check_alive()
         raise
-    return Running(target, socket, command)
+    return Running(target, socket, command, within)
 
 
 async def run(
@@ -419,13 +428,12 @@ async def run(
     Raises:
         OutputLimitExceeded: It wrote more than the limit.
     """
-    deadline = None if within is None else time.monotonic() + within
     stdout, stderr = bytearray(), bytearray()
-    running = await start(target, command, stdin=stdin is not None)
+    running = await start(target, command, stdin=stdin is not None, within=within)
     try:
         if stdin is not None:
             running.feed(stdin)
-        while (chunk := await running.next_chunk(deadline)) is not None:
+        while (chunk := await running.next_chunk()) is not None:
             (stdout if chunk.stream == "stdout" else stderr).extend(chunk.data)
             if len(stdout) + len(stderr) > limit:
                 raise OutputLimitExceeded(

@@ -79,6 +79,9 @@ class Io(Protocol):
             OSError: The peer is not who it should be, or does not answer.
         """
 
+    def monotonic(self) -> float:
+        """Return the seconds of a clock that nobody sets."""
+
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 

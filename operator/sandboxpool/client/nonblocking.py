@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -125,6 +126,10 @@ class AsyncIo(Io):
             channel.close()
             raise
         return channel
+
+    @override
+    def monotonic(self) -> float:
+        return time.monotonic()
 
     @override
     async def sleep(self, seconds: float) -> None:

@@ -1,7 +1,6 @@
 """The client without asyncio."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -182,10 +181,12 @@ class Sandbox:
             timeout: Seconds, of all of it.
             tty: Give it a terminal; all output is then stdout.
         """
-        started = run(commands.start(self._target, command, stdin=stdin is not None, tty=tty))
+        started = run(
+            commands.start(self._target, command, stdin=stdin is not None, tty=tty, within=timeout)
+        )
         if stdin is not None and stdin is not True:
             started.feed(stdin)
-        return Command(started, timeout)
+        return Command(started)
 
     def write(
         self, path: files.RemotePath, source: files.Source, *, mode: int | None = None
@@ -307,9 +308,8 @@ class Command:
     A context manager, which lets go of the command; a loop that reads to the end does, too.
     """
 
-    def __init__(self, running: commands.Running, timeout: float | None) -> None:
+    def __init__(self, running: commands.Running) -> None:
         self._running = running
-        self._deadline = None if timeout is None else time.monotonic() + timeout
 
     @property
     def exit_code(self) -> int | None:
@@ -338,7 +338,7 @@ class Command:
 
     def __iter__(self) -> Iterator[Chunk]:
         try:
-            while (chunk := run(self._running.next_chunk(self._deadline))) is not None:
+            while (chunk := run(self._running.next_chunk())) is not None:
                 yield chunk
         finally:
             self.close()

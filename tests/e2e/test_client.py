@@ -47,7 +47,7 @@ from sandboxpool.client import (
     SandboxPools,
     SecretsUnsupported,
 )
-from support import Api, eventually, objects
+from support import Api, eventually
 from support.realnodes import GVISOR, RUNC, pool, template
 from support.sandboxes import pool_status
 
@@ -213,7 +213,7 @@ def test_a_given_name_is_the_same_claim(api: Api, pools: SandboxPools) -> None:
     with first:
         first.write("/data/note", b"kept")
     assert api.find("SandboxClaim", "mine") is not None
-    with pytest.raises(ClaimConflict, match="exists with spec.poolName 'python'"):
+    with pytest.raises(ClaimConflict, match=r"exists with spec\.poolName 'python'"):
         pools.claim("another", "mine")
     assert api.find("SandboxClaim", "mine") is not None
     with pools.attach("mine") as attached:
@@ -270,9 +270,7 @@ def test_rights_that_are_missing_are_named(
     api: Api, admin: Api, kubeconfig: Path, namespace: str, tmp_path: Path
 ) -> None:
     warm(api, replicas=1)
-    api.create(
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "app"}}
-    )
+    api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "app"}})
     path = f"/api/v1/namespaces/{namespace}/serviceaccounts/app/token"
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
     token = admin.raw("POST", path, request)["status"]["token"]
@@ -360,10 +358,13 @@ def test_ctrl_c_releases_the_sandbox(
 
 
 def test_output_comes_while_the_command_runs_and_input_can_end(python: Sandbox) -> None:
-    with python.stream(["sh", "-c", "echo first; read line; echo got $line; cat"], stdin=True) as run:
+    with python.stream(
+        ["sh", "-c", "echo first; read line; echo got $line; cat"], stdin=True
+    ) as run:
         chunks = iter(run)
         assert next(chunks).data == b"first\n"
-        assert run.exit_code is None
+        before = run.exit_code
+        assert before is None
         run.send("schön\n".encode())
         assert next(chunks).data == "got schön\n".encode()
         run.send(b"rest")
@@ -516,7 +517,7 @@ def test_a_port_is_forwarded(api: Api, pools: SandboxPools, runtime_class: str) 
             assert all(answer == large for answer in answers)
         forward = sandbox.forward(9)
         with forward as address:
-            with pytest.raises(OSError):
+            with pytest.raises((urllib.error.URLError, ConnectionError)):
                 fetch(address)
             error = eventually(
                 lambda: forward.error, until=lambda said: said is not None, message="it says why"
@@ -588,13 +589,13 @@ def test_it_works_through_a_proxy_and_from_another_context(
     file = tmp_path / "kubeconfig"
     file.write_text(yaml.safe_dump(config))
     try:
-        with SandboxPools.from_config("mine", kubeconfig=file) as pools:
-            with pools.claim("python") as sandbox:
-                assert sandbox.run(["cat"], stdin=BINARY).stdout == BINARY
+        there = SandboxPools.from_config("mine", kubeconfig=file)
+        with there, there.claim("python") as sandbox:
+            assert sandbox.run(["cat"], stdin=BINARY).stdout == BINARY
         assert set(proxy.targets) == {server.removeprefix("https://")}
-        with SandboxPools.from_config(kubeconfig=file) as pools:
-            with pytest.raises(ConnectionLost, match="127.0.0.1:1 cannot be reached"):
-                pools.claim("python")
+        away = SandboxPools.from_config(kubeconfig=file)
+        with away, pytest.raises(ConnectionLost, match="cannot be reached"):
+            away.claim("python")
     finally:
         proxy.close()
 
@@ -610,9 +611,7 @@ def test_an_api_server_that_restarts_ends_a_stream_and_not_the_sandbox(
             nodes.exec_on(CONTROL_PLANE, "sh", "-c", "kill -9 $(pidof kube-apiserver)")
             with pytest.raises(ConnectionLost, match="unknown"):
                 list(chunks)
-        eventually(
-            lambda: answers(sandbox), message="the API server is back", timeout=120, interval=1.0
-        )
+        eventually(lambda: answers(sandbox), message="the API server is back", timeout=120)
         assert sandbox.run(["echo", "still here"]).text == "still here\n"
 
 

@@ -274,11 +274,12 @@ class Watch:
         self._exchange = exchange
         self._buffer = bytearray()
 
-    async def next_event(self, within: float | None) -> tuple[str, Object] | None:
-        """Return the type of the next change and its object; None when the watch has ended.
+    async def next_event(self, within: float) -> tuple[str, Object] | None:
+        """Return the type of the next change and its object.
+
+        None when the watch has ended, or nothing has changed within so many seconds.
 
         Raises:
-            TimeoutError: Nothing changed within so many seconds.
             ConnectionLost: The connection broke.
         """
         while True:
@@ -294,7 +295,10 @@ class Watch:
                     raise ConnectionLost(f"a watch brought no event: {error}") from error
             if len(self._buffer) > _MAX_LINE:
                 raise ConnectionLost("an event of a watch does not end")
-            part = await self._exchange.read_part(within)
+            try:
+                part = await self._exchange.read_part(within)
+            except TimeoutError:
+                return None
             if part is None:
                 return None
             self._buffer += part

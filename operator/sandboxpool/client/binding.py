@@ -39,12 +39,20 @@ async def bind(api: Api, namespace: str, manifest: Object, *, keep: bool = False
     Returns:
         The bound claim.
     """
-    claim = await _create(api, namespace, manifest)
+    manifest, selector = _marked(manifest)
+    claim: Object | None = None
     try:
+        claim = await _create(api, namespace, manifest)
+        _check_config(claim, manifest)
         return (await _wait(api, namespace, [claim], name=claim["metadata"]["name"]))[0]
-    except BaseException:
-        if not keep:
+    except BaseException as error:
+        if keep:
+            raise
+        if claim is not None:
             await abandon(api, claim)
+        elif not isinstance(error, SandboxPoolError) or isinstance(error, ConnectionLost):
+            # Interrupted before the answer came: there may be a claim whose name nobody knows.
+            await _abandon_all(api, namespace, selector, [])
         raise
 
 
@@ -57,12 +65,9 @@ async def bind_many(
         ClaimError: Not all got one in time; those that did are released.
     """
     deadline = api.io.monotonic() + within
-    batch = uuid.uuid4().hex
-    selector = f"{claims.BATCH_LABEL}={batch}"
-    metadata = dict(manifest["metadata"])
-    metadata["labels"] = {**metadata.get("labels", {}), claims.BATCH_LABEL: batch}
-    spec = {**manifest["spec"], "bindTimeoutSeconds": max(1, math.ceil(within))}
-    request = requests.create_claim(namespace, {**manifest, "metadata": metadata, "spec": spec})
+    manifest, selector = _marked(manifest)
+    manifest["spec"] = {**manifest["spec"], "bindTimeoutSeconds": max(1, math.ceil(within))}
+    request = requests.create_claim(namespace, manifest)
     made: list[Object] = []
     try:
         # The first alone: where it is refused, so are all. Its version is where the watch begins.
@@ -73,17 +78,30 @@ async def bind_many(
         _raise_first(rest)
         return await _wait(api, namespace, made, selector=selector, deadline=deadline)
     except BaseException as error:
-        # Also those of which no answer came.
-        with contextlib.suppress(SandboxPoolError):
-            listed = await api.call(
-                requests.list_claims(namespace, f"{claims.BATCH_LABEL}={batch}")
-            )
-            made = listed.get("items") or made
-        await api.io.gather([partial(abandon, api, claim) for claim in made], _AT_ONCE)
+        made = await _abandon_all(api, namespace, selector, made)
         if isinstance(error, ClaimError):
             bound = sum(1 for claim in made if (claim.get("status") or {}).get("podName"))
             error.add_note(f"{bound} of {count} claims had a sandbox; all are released")
         raise
+
+
+def _marked(manifest: Object) -> tuple[Object, str]:
+    """Return a claim with a label that no other has, and the selector for it."""
+    mark = uuid.uuid4().hex
+    metadata = dict(manifest["metadata"])
+    metadata["labels"] = {**metadata.get("labels", {}), claims.REQUEST_LABEL: mark}
+    return {**manifest, "metadata": metadata}, f"{claims.REQUEST_LABEL}={mark}"
+
+
+async def _abandon_all(
+    api: Api, namespace: str, selector: str, known: list[Object]
+) -> list[Object]:
+    """Release all claims of a request, also those of which no answer came, and return them."""
+    with contextlib.suppress(SandboxPoolError):
+        listed = await api.call(requests.list_claims(namespace, selector))
+        known = listed.get("items") or known
+    await api.io.gather([partial(abandon, api, claim) for claim in known], _AT_ONCE)
+    return known
 
 
 async def attach(api: Api, namespace: str, name: str) -> Object:
@@ -149,8 +167,6 @@ async def _create(api: Api, namespace: str, manifest: Object) -> Object:
             raise
         claim = await api.call(requests.get_claim(namespace, name))
         claims.check_same(claim, manifest)
-        return claim
-    _check_config(claim, manifest)
     return claim
 
 
@@ -203,8 +219,6 @@ async def _wait(
                     version = waiting.learn(*event)
             finally:
                 watch.close()
-        except TimeoutError:
-            continue
         except (ConnectionLost, ApiError) as error:
             if isinstance(error, ApiError) and error.status not in _PASSING:
                 raise
@@ -330,16 +344,15 @@ async def _wait_observed(api: Api, namespace: str, claim: Object) -> Object:
         name=metadata["name"],
         seconds=math.ceil(_GRACE_SECONDS),
     )
-    with contextlib.suppress(TimeoutError):
-        watch = await api.watch(request)
-        try:
-            while not observed():
-                event = await watch.next_event(max(0.0, deadline - api.io.monotonic()))
-                if event is None or event[0] not in ("ADDED", "MODIFIED"):
-                    break
-                claim = event[1]
-        finally:
-            watch.close()
+    watch = await api.watch(request)
+    try:
+        while not observed():
+            event = await watch.next_event(max(0.0, deadline - api.io.monotonic()))
+            if event is None or event[0] not in ("ADDED", "MODIFIED"):
+                break
+            claim = event[1]
+    finally:
+        watch.close()
     if not observed():
         raise SandboxPoolError(
             f"claim {metadata['name']!r} is changed, but the operator has not taken note of it for"

@@ -20,7 +20,8 @@ Object = dict[str, Any]
 
 # A process that dies leaves its claim behind for so long.
 DEFAULT_TTL_SECONDS = 3600
-BATCH_LABEL = f"client.{names.GROUP}/batch"
+# What a claim was made by: where the answer is lost, it is found again by it.
+REQUEST_LABEL = f"client.{names.GROUP}/request"
 _CURES: dict[str, str] = {
     Reason.POOL_NOT_FOUND: "`kubectl get sandboxpools.sandboxpool.io` lists the pools of a"
     " namespace; a claim is made in its pool's namespace (namespace=)",

@@ -151,7 +151,7 @@ class Target:
                         claims.is_bound(claim)
             finally:
                 watch.close()
-        except (TimeoutError, ConnectionLost, ApiError):
+        except (ConnectionLost, ApiError):
             pass
         reason, message = claims.condition(claim, "Ready")
         said = f": {message}" if message else ""

@@ -48,15 +48,20 @@ def upgrade_headers(key: str, protocols: tuple[str, ...]) -> list[tuple[str, str
     ]
 
 
+def accept(key: str) -> str:
+    """Return what a server says to show that it has understood the nonce."""
+    # The RFC wants SHA-1 for recognising the answer; nothing is kept secret by it.
+    digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode()
+
+
 def accepted_protocol(head: Head, key: str, protocols: tuple[str, ...]) -> str:
     """Return the protocol that the server chose.
 
     Raises:
         ProtocolError: The answer does not belong to the request, or names none of the protocols.
     """
-    # The RFC wants SHA-1 for recognising the answer; nothing is kept secret by it.
-    digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
-    if head.headers.get("sec-websocket-accept") != base64.b64encode(digest).decode():
+    if head.headers.get("sec-websocket-accept") != accept(key):
         raise ProtocolError("the answer to the WebSocket handshake does not belong to it")
     chosen = head.headers.get("sec-websocket-protocol", "")
     if chosen not in protocols:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
+from typing_extensions import override
+
 from sandboxpool.client.blocking import run
-from sandboxpool.client.io import Channel, Listener, Task
+from sandboxpool.client.io import Channel, Io, Listener, Task
 from sandboxpool.client.wire.websocket import FrameReader, Opcode, accept
 
 T = TypeVar("T")
@@ -181,7 +183,7 @@ class _Done:
 
 
 @dataclass
-class ScriptedIo:
+class ScriptedIo(Io):
     """Connections to a scripted server. What is begun beside is done at once."""
 
     server: Answer
@@ -190,6 +192,7 @@ class ScriptedIo:
     channels: list[ScriptedChannel] = field(default_factory=list)
     refusing: int = 0
 
+    @override
     async def connect(self, host: str, port: int, within: float) -> ScriptedChannel:
         if self.refusing:
             self.refusing -= 1
@@ -198,24 +201,30 @@ class ScriptedIo:
         self.channels.append(channel)
         return channel
 
+    @override
     async def start_tls(
         self, channel: Channel, context: ssl.SSLContext, hostname: str, within: float
     ) -> Channel:
         return channel
 
+    @override
     def monotonic(self) -> float:
         return self.now
 
+    @override
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
 
+    @override
     async def call_blocking(self, function: Callable[[], T]) -> T:
         return function()
 
+    @override
     def start(self, work: Coroutine[Any, Any, None]) -> Task:
         run(work)
         return _Done()
 
+    @override
     async def gather(
         self, jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], limit: int
     ) -> list[T | Exception]:
@@ -227,10 +236,12 @@ class ScriptedIo:
                 results.append(error)
         return results
 
+    @override
     async def listen(
         self, host: str, port: int, handler: Callable[[Channel], Coroutine[Any, Any, None]]
     ) -> Listener:
         raise NotImplementedError
 
+    @override
     def lock(self) -> AbstractAsyncContextManager[Any]:
         return nullcontext()

@@ -161,6 +161,7 @@ def load(context: str | None = None, kubeconfig: str | os.PathLike[str] | None =
         ConfigurationError: Nothing of it is there, or it is unusable.
     """
     # Here, because it takes its time: whoever only wants the classes need not wait.
+    import yaml
     from kubernetes import config as official
     from kubernetes.client import Configuration
 
@@ -183,7 +184,7 @@ def load(context: str | None = None, kubeconfig: str | os.PathLike[str] | None =
         return Settings(configuration, _context_namespace(official, file, context))
     except official.ConfigException as error:
         raise ConfigurationError(f"cannot use {file or 'the service account'}: {error}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"cannot read {file or 'the service account'}: {error}") from error
 
 

@@ -272,12 +272,17 @@ async def _copy(target: Target, path: str, into: Path, limit: int | None) -> Non
         _check(done, path)
         spool.seek(0)
         try:
-            await target.api.io.call_blocking(lambda: _unpack(spool, into))
+            unpacked = await target.api.io.call_blocking(lambda: _unpack(spool, into))
         except tarfile.TarError as error:
             raise FileError(f"{path}: the sandbox's archive cannot be unpacked: {error}") from error
+        if not unpacked:
+            # The archive has the link, and what is wanted is the file that it leads to.
+            with into.open("wb") as file:
+                await _read_file(target, path, file, limit)
 
 
-def _unpack(spool: IO[bytes], into: Path) -> None:
+def _unpack(spool: IO[bytes], into: Path) -> bool:
+    """Unpack an archive; false where it holds only a symbolic link."""
     with tarfile.open(fileobj=spool, mode="r:", encoding="utf-8") as packed:
         first = packed.next()
         if first is None:
@@ -286,13 +291,16 @@ def _unpack(spool: IO[bytes], into: Path) -> None:
             into.mkdir(parents=True, exist_ok=True)
             # What ran in the sandbox wrote the archive. The filter keeps it within the folder.
             packed.extractall(into, archive.without_first_part(iter(packed)), filter="data")
-            return
-        content = packed.extractfile(first)
+            return True
+        into.parent.mkdir(parents=True, exist_ok=True)
+        if first.issym():
+            return False
+        content = packed.extractfile(first) if first.isreg() else None
         if content is None:
             raise tarfile.ReadError(f"it holds neither a file nor a folder: {first.name!r}")
-        into.parent.mkdir(parents=True, exist_ok=True)
         with content, into.open("wb") as file:
             shutil.copyfileobj(content, file)
+    return True
 
 
 async def _copy_by_shell(target: Target, path: str, into: Path, limit: int | None) -> None:

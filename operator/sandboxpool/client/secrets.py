@@ -3,6 +3,7 @@
 They pass no object of the API, no argument of a command and no disk.
 """
 
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ async def write(target: Target, secrets: Mapping[str, bytes | str], directory: s
                 else f"pod {target.pod} has no memory volume for secrets: {_CURE}"
             )
         directory = mounts[0]
-    elif not any(directory.rstrip("/") == m or directory.startswith(f"{m}/") for m in mounts):
+    elif not any(_is_within(directory, mount) for mount in mounts):
         raise SecretsUnsupported(
             f"{directory} of pod {target.pod} is in no memory volume, and secrets would reach the"
             f" node's disk: {_CURE}"
@@ -49,6 +50,10 @@ async def write(target: Target, secrets: Mapping[str, bytes | str], directory: s
     for name, value in secrets.items():
         data = value.encode() if isinstance(value, str) else value
         await files.write(target, f"{directory.rstrip('/')}/{name}", data, mode=_MODE)
+
+
+def _is_within(directory: str, mount: str) -> bool:
+    return f"{posixpath.normpath(directory)}/".startswith(f"{mount}/")
 
 
 def memory_mounts(pod: Mapping[str, Any], container: str = "") -> list[str]:

@@ -7,9 +7,8 @@ import pytest
 from sandboxpool.client import claims, requests
 from sandboxpool.client.blocking import run
 from sandboxpool.client.errors import AccessDenied, ApiError, ConnectionLost, NotInstalled
+from support.scriptedcluster import api_of, script, settings
 from support.scriptedio import Step, answer, failure, stream
-
-from support.scriptedcluster import api_of, claim, script, settings
 
 GET = requests.get_claim("ns", "c")
 CREATE = requests.create_claim("ns", claims.manifest("p"))
@@ -40,7 +39,7 @@ def test_a_connection_that_has_ended_is_not_used_again() -> None:
 
 @pytest.mark.parametrize("end", [None, ConnectionResetError("reset")])
 def test_what_may_be_repeated_is_when_an_idle_connection_ends(end: Step) -> None:
-    api, io = api_of(script(answer({}), [end], answer({"a": 1}), [end], answer({"b": 2})))
+    api, _io = api_of(script(answer({}), [end], answer({"a": 1}), [end], answer({"b": 2})))
     run(api.call(GET))
     assert run(api.call(GET)) == {"a": 1}
     assert run(api.call(CREATE_NAMED)) == {"b": 2}
@@ -114,7 +113,7 @@ def test_a_right_that_is_missing_is_named() -> None:
 def test_an_answer_that_is_none_says_what_it_is(
     response: list[Step], error: type[Exception], text: str
 ) -> None:
-    api, io = api_of(script(response))
+    api, _io = api_of(script(response))
     with pytest.raises(error, match=text) as raised:
         run(api.call(GET))
     assert type(raised.value) is error

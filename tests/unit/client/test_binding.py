@@ -28,7 +28,6 @@ from support.scriptedio import Asked, Step, answer, event, failure, stream
 MANIFEST = claims.manifest("p", ttl=60)
 NAMED = claims.manifest("p", name="c", ttl=60)
 RESET = ConnectionResetError("reset")
-MISSING = {"reason": "PoolNotFound", "message": "SandboxPool 'p' does not exist"}
 
 
 def test_a_claim_takes_one_post_and_one_watch_from_there() -> None:
@@ -88,7 +87,7 @@ def test_a_watch_that_breaks_begins_with_another_look(broken: list[Step]) -> Non
 def test_what_happened_while_nobody_watched_is_seen() -> None:
     api, _ = api_of(script(answer(claim()), stream(RESET), answer(claim("Bound", 9))))
     assert run(binding.bind(api, "ns", MANIFEST))["status"]["phase"] == "Bound"
-    api, io = api_of(script(answer(claim()), stream(RESET), failure(404, "", name="c"), DELETED))
+    api, _io = api_of(script(answer(claim()), stream(RESET), failure(404, "", name="c"), DELETED))
     with pytest.raises(ClaimError, match="was deleted before"):
         run(binding.bind(api, "ns", MANIFEST))
 
@@ -176,7 +175,7 @@ def test_an_operator_that_says_nothing_is_given_time_to() -> None:
 
 
 def test_a_pool_that_is_not_there_is_waited_for_but_not_long() -> None:
-    lacking = claim(version=8, **MISSING)
+    lacking = claim(version=8, reason="PoolNotFound", message="SandboxPool 'p' does not exist")
     api, io = api_of(script(answer(claim()), stream(event("MODIFIED", lacking))[:-1], DELETED))
     with pytest.raises(PoolNotFound, match="does not exist"):
         run(binding.bind(api, "ns", MANIFEST))

@@ -137,7 +137,7 @@ def test_a_program_that_is_not_there_is_told_of() -> None:
     status = {"status": "Failure", "reason": "InternalError", "message": "no such file"}
     node = Node(server_frame(b"\x03" + json.dumps(status).encode()))
     target, _ = node.target()
-    with pytest.raises(CommandNotStarted, match="'nope'.*no such file"):
+    with pytest.raises(CommandNotStarted, match=r"'nope'.*no such file"):
         run(commands.run(target, ["nope"]))
     assert node.looks == 1
 

@@ -54,6 +54,7 @@ from support.sandboxes import pool_status
 Object = dict[str, Any]
 
 BINARY = bytes(range(256)) * 4096
+RBAC = "rbac.authorization.k8s.io"
 CONTROL_PLANE = "sandboxpool-control-plane"
 WEB = "mkdir -p /data/www; echo hello > /data/www/index.html; httpd -f -p 8080 -h /data/www"
 
@@ -303,19 +304,52 @@ def test_rights_that_are_missing_are_named(
             sandbox.run(["true"])
         assert some.value.resource == "pods/exec"
         sandbox.release()
+        bind(api, "ClusterRole", CLIENT_ROLE)
+        eventually(
+            lambda: admin.raw("POST", REVIEWS, review(namespace))["status"]["allowed"],
+            message="the chart's role takes effect",
+            timeout=20,
+        )
+        pool_status(api, name="python", warm=1, timeout=90)
+        with pools.claim("python", secrets={"token": b"x"}) as whole:
+            whole.write("/data/file", BINARY)
+            assert whole.read("/data/file") == BINARY
+            assert whole.extend(60).expires_at is not None
+            with serving(whole), whole.forward(8080) as address:
+                assert fetch(address) == b"hello\n"
+
+
+CLIENT_ROLE = "sandboxpool-client"
+REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+
+
+def review(namespace: str) -> Object:
+    """Asks whether the service account may do the last thing that the role allows."""
+    asked = {"verb": "create", "resource": "pods", "subresource": "portforward"}
+    return {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": f"system:serviceaccount:{namespace}:app",
+            "resourceAttributes": {"namespace": namespace, **asked},
+        },
+    }
 
 
 def grant(api: Api, rules: list[Object]) -> None:
-    group = "rbac.authorization.k8s.io"
     api.create(
-        {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": {"name": "app"}, "rules": rules}
+        {"apiVersion": f"{RBAC}/v1", "kind": "Role", "metadata": {"name": "app"}, "rules": rules}
     )
+    bind(api, "Role", "app")
+
+
+def bind(api: Api, kind: str, name: str) -> None:
     api.create(
         {
-            "apiVersion": f"{group}/v1",
+            "apiVersion": f"{RBAC}/v1",
             "kind": "RoleBinding",
-            "metadata": {"name": "app"},
-            "roleRef": {"apiGroup": group, "kind": "Role", "name": "app"},
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": RBAC, "kind": kind, "name": name},
             "subjects": [{"kind": "ServiceAccount", "name": "app"}],
         }
     )
@@ -537,6 +571,7 @@ class Proxy:
 
     def __init__(self) -> None:
         self.targets: list[str] = []
+        self._sockets: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
@@ -554,6 +589,7 @@ class Proxy:
             self.targets.append(target)
             host, _, port = target.rpartition(":")
             server = socket.create_connection((host, int(port)))
+            self._sockets += [client, server]
             client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             for pair in ((client, server), (server, client)):
                 threading.Thread(target=self._copy, args=pair, daemon=True).start()
@@ -570,7 +606,8 @@ class Proxy:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
+        for end in [self._server, *self._sockets]:
+            end.close()
 
 
 def test_it_works_through_a_proxy_and_from_another_context(

@@ -21,7 +21,7 @@ import msgspec
 
 from fakekubelet.client import JSON_PATCH, Access, Client
 from sandboxpool.api import names
-from sandboxpool.pools.template import ClaimRef, handed_over
+from sandboxpool.sandboxes.template import ClaimRef, claim_metadata
 
 READY = "floor: ready"
 # Enough to keep an API server busy; more only makes its queues longer.
@@ -56,7 +56,7 @@ async def bind(client: Client, namespace: str, claim: _Meta, pod: Pod) -> None:
     """The two writes."""
     ref = ClaimRef(name=claim.name, uid=claim.uid)
     metadata = pod["metadata"]
-    patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], **handed_over(ref)}}
+    patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], **claim_metadata(ref)}}
     await client.send(
         "PATCH",
         f"/api/v1/namespaces/{namespace}/pods/{metadata['name']}",

@@ -17,61 +17,21 @@ import itertools
 import json
 import signal
 import time
+import uuid
 from pathlib import Path
-from typing import Any
-
-import aiohttp
-import msgspec
 
 from bench.stats import summarise
 from fakekubelet import nodes as node_objects
+from fakekubelet import podstatus, probes
+from fakekubelet.behaviour import ContainerRun, Exit
+from fakekubelet.cache import Reflector
 from fakekubelet.client import MERGE_PATCH, Access, ApiError, Client
+from fakekubelet.model import Pod
 from fakekubelet.nodes import FakeNode
-from sandboxpool.api.names import ANNOTATION_HANDLER
-from sandboxpool.runtimes.probe import (
-    ANNOTATION_NODE,
-    CONTROL,
-    LABEL_PROBE,
-    NODES_KERNEL,
-    OWN_KERNEL,
-)
+from sandboxpool.runtimes.probe import ANNOTATION_NODE
 
 READY = "kubelet: ready"
 WORKERS = 16
-PODS = "/api/v1/pods"
-
-
-class _Container(msgspec.Struct, frozen=True):
-    name: str
-    image: str = ""
-
-
-class _Meta(msgspec.Struct, frozen=True):
-    name: str = ""
-    namespace: str = ""
-    resourceVersion: str = ""
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
-
-
-class _Spec(msgspec.Struct, frozen=True):
-    # A bookmark has none.
-    containers: list[_Container] | None = None
-
-
-class _Pod(msgspec.Struct, frozen=True):
-    metadata: _Meta
-    spec: _Spec = _Spec()
-
-
-class _Event(msgspec.Struct, frozen=True):
-    type: str
-    object: _Pod
-
-
-class _List(msgspec.Struct, frozen=True):
-    metadata: _Meta
-    items: list[_Pod] = []
 
 
 class Kubelets:
@@ -83,10 +43,18 @@ class Kubelets:
 
     def __init__(self, client: Client, nodes: list[FakeNode]) -> None:
         self._client = client
-        self._nodes = nodes
-        self._turn = itertools.cycle([node.name for node in nodes])
+        self._nodes = {node.name: node for node in nodes}
+        self._turn = itertools.cycle(nodes)
         self._addresses = itertools.count(1)
-        self._pods: asyncio.Queue[tuple[float, _Pod]] = asyncio.Queue()
+        self._pods: asyncio.Queue[tuple[float, Pod]] = asyncio.Queue()
+        # A pod that is bound leaves the selected set; whether it was told of twice does not matter.
+        self._unbound = Reflector(
+            client,
+            "/api/v1/pods",
+            Pod,
+            changed=lambda pod: self._pods.put_nowait((time.perf_counter(), pod)),
+            fieldSelector="spec.nodeName=,status.phase=Pending",
+        )
         self.lags_ms: list[float] = []
 
     async def register(self) -> None:
@@ -103,34 +71,16 @@ class Kubelets:
                 f"/api/v1/nodes/{node.name}", {"spec": node_objects.spec(node)}
             )
 
-        await asyncio.gather(*map(one, self._nodes))
+        await asyncio.gather(*map(one, self._nodes.values()))
 
     async def run(self) -> None:
         """Start pods until cancelled."""
         async with asyncio.TaskGroup() as parts:
             for _ in range(WORKERS):
                 parts.create_task(self._work())
-            parts.create_task(self._feed())
-
-    async def _feed(self) -> None:
-        # A pod that is bound leaves the selected set; whether it was told of twice does not matter.
-        selector = "spec.nodeName=,status.phase=Pending"
-        decode = msgspec.json.Decoder(_Event).decode
-        version = ""
-        while True:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                if not version:
-                    data = await self._client.get_raw(PODS, fieldSelector=selector)
-                    listed = msgspec.json.decode(data, type=_List)
-                    version = listed.metadata.resourceVersion
-                    for pod in listed.items:
-                        self._pods.put_nowait((time.perf_counter(), pod))
-                    print(READY, flush=True)
-                async for line in self._client.watch(PODS, version, fieldSelector=selector):
-                    event = decode(line)
-                    version = event.object.metadata.resourceVersion
-                    if event.type == "ADDED":
-                        self._pods.put_nowait((time.perf_counter(), event.object))
+            parts.create_task(self._unbound.run())
+            await self._unbound.synced.wait()
+            print(READY, flush=True)
 
     async def _work(self) -> None:
         while True:
@@ -144,64 +94,38 @@ class Kubelets:
             else:
                 self.lags_ms.append(1000 * (time.perf_counter() - seen))
 
-    async def _start(self, pod: _Pod) -> None:
-        metadata = pod.metadata
-        node = metadata.annotations.get(ANNOTATION_NODE) or next(self._turn)
-        path = f"/api/v1/namespaces/{metadata.namespace}/pods/{metadata.name}"
+    async def _start(self, pod: Pod) -> None:
+        pinned = pod.metadata.annotations.get(ANNOTATION_NODE)
+        node = self._nodes[pinned] if pinned else next(self._turn)
         binding = {
             "apiVersion": "v1",
             "kind": "Binding",
-            "metadata": {"name": metadata.name},
-            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+            "metadata": {"name": pod.metadata.name},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node.name},
         }
-        await self._client.send("POST", f"{path}/binding", body=binding)
+        await self._client.send("POST", f"{pod.path}/binding", body=binding)
         number = next(self._addresses)
         address = f"10.{64 + (number >> 16) % 128}.{number >> 8 & 255}.{number & 255}"
-        ended = None
-        if LABEL_PROBE in metadata.labels:
-            control = metadata.annotations.get(ANNOTATION_HANDLER) == CONTROL
-            ended = NODES_KERNEL if control else OWN_KERNEL
-        status = status_of(pod, address, time.gmtime(), ended=ended)
+        now = podstatus.now()
+        status = podstatus.started(
+            pod,
+            node_objects.host_ip(node.name),
+            address,
+            podstatus.Stage(now, now, now),
+            [Exit() for _ in pod.spec.init_containers],
+            _exits(pod, node),
+        )
         # A merge patch: what the API server put into the status itself stays.
         await self._client.send(
-            "PATCH", f"{path}/status", body={"status": status}, content_type=MERGE_PATCH
+            "PATCH", f"{pod.path}/status", body={"status": status}, content_type=MERGE_PATCH
         )
 
 
-def status_of(
-    pod: _Pod, address: str, at: time.struct_time, *, ended: int | None = None
-) -> dict[str, Any]:
-    """The status of a pod that runs, or whose only container has ended with a code."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", at)
-    ready = "True" if ended is None else "False"
-    state = (
-        {"running": {"startedAt": now}}
-        if ended is None
-        else {"terminated": {"exitCode": ended, "reason": "Completed", "finishedAt": now}}
-    )
-    kinds = ("PodScheduled", "Initialized", "PodReadyToStartContainers")
-    conditions = [*((kind, "True") for kind in kinds), ("ContainersReady", ready), ("Ready", ready)]
-    return {
-        "phase": "Running" if ended is None else "Succeeded",
-        "startTime": now,
-        "podIP": address,
-        "podIPs": [{"ip": address}],
-        "conditions": [
-            {"type": kind, "status": value, "lastTransitionTime": now} for kind, value in conditions
-        ],
-        "containerStatuses": [
-            {
-                "name": container.name,
-                "image": container.image,
-                "imageID": "sha256:0",
-                "ready": ended is None,
-                "started": ended is None,
-                "restartCount": 0,
-                "state": state,
-            }
-            for container in pod.spec.containers or ()
-        ],
-    }
+def _exits(pod: Pod, node: FakeNode) -> dict[str, Exit]:
+    """How the containers of a probe end, by name: only the control shares the node's kernel."""
+    boot_id = str(uuid.uuid4()) if pod.spec.runtime_class_name else node.boot_id
+    runs = (ContainerRun(pod, c, node.name, "", boot_id, "") for c in pod.spec.containers)
+    return {run.container.name: end for run in runs if (end := probes.read(run)) is not None}
 
 
 async def run(access: Access, nodes: list[FakeNode]) -> list[float]:

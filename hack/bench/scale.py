@@ -26,11 +26,11 @@ from bench.stats import summarise
 from fakekubelet.client import Client
 from localcluster.progress import say
 from sandboxpool.api import names
-from sandboxpool.pools.store import parse
-from sandboxpool.pools.template import build_pod, pod_name
+from sandboxpool.cluster.pools import parse
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.template import build_pod, pod_name
 from support import objects
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -59,11 +59,11 @@ WARM_UP = 0.25
 # series of its own.
 TOLERANCE = {"resident_mib": 1.05, "descriptors": 1.05, "tasks": 1.05, "series": 1.02}
 # Names of what comes and goes begin so: at rest no series may speak of them.
-PASSING = ("pool-", "extra-node-")
+TRANSIENT_PREFIXES = ("pool-", "extra-node-")
 
 
 @dataclass(frozen=True)
-class Rest:
+class RestSample:
     """The operator at rest.
 
     Attributes:
@@ -141,7 +141,10 @@ class Soak:
         draw, nodes, api = self._random, self._nodes, self._api
         for turn in self._turns:
             node, pool = f"node-{turn % NODES}", list(POOLS)[turn % len(POOLS)]
-            extra, short = FakeNode(f"{PASSING[1]}{turn}", {"runc", "runsc"}), f"{PASSING[0]}{turn}"
+            extra, short = (
+                FakeNode(f"{TRANSIENT_PREFIXES[1]}{turn}", {"runc", "runsc"}),
+                f"{TRANSIENT_PREFIXES[0]}{turn}",
+            )
             yield partial(api.scale, "SandboxPool", pool, draw.randint(2, 16))
             yield partial(nodes.cordon, node)
             yield partial(api.create, _pool(short, "gvisor", 3))
@@ -193,7 +196,7 @@ class Soak:
         """
         self._nodes.behaviour.reset()
         for name in self._nodes.names():
-            if name.startswith(PASSING):
+            if name.startswith(TRANSIENT_PREFIXES):
                 self._remove(name)
             else:
                 self._nodes.recover(name)
@@ -228,13 +231,13 @@ class Soak:
         return [
             f"a series is left over: {name} {dict(labels)}"
             for name, labels in self._operator.metrics()
-            if any(value.startswith(PASSING) for _, value in labels)
+            if any(value.startswith(TRANSIENT_PREFIXES) for _, value in labels)
         ]
 
-    def measure(self, minute: float, cpu_percent: float) -> Rest:
+    def measure(self, minute: float, cpu_percent: float) -> RestSample:
         """What the operator holds now."""
         process = Path(f"/proc/{self.pid}")
-        return Rest(
+        return RestSample(
             minute=round(minute, 1),
             resident_mib=round(machine.resident_mib(self.pid), 1),
             descriptors=len(list((process / "fd").iterdir())),
@@ -252,7 +255,7 @@ class Soak:
         return self._operator.pid
 
 
-def run(minutes: float, seed: int) -> tuple[list[Rest], list[str]]:
+def run(minutes: float, seed: int) -> tuple[list[RestSample], list[str]]:
     """Load, rest, load, rest; return all rests, and what went wrong."""
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as folder,
@@ -272,10 +275,10 @@ def run(minutes: float, seed: int) -> tuple[list[Rest], list[str]]:
                 operator.kill()
 
 
-def _cycles(soak: Soak, minutes: float) -> tuple[list[Rest], list[str]]:
+def _cycles(soak: Soak, minutes: float) -> tuple[list[RestSample], list[str]]:
     soak.prepare()
     pid, began = soak.pid, time.monotonic()
-    rests: list[Rest] = []
+    rests: list[RestSample] = []
     wrong: list[str] = []
     end = began + 60 * minutes
     while time.monotonic() < end:
@@ -291,7 +294,7 @@ def _cycles(soak: Soak, minutes: float) -> tuple[list[Rest], list[str]]:
     return rests, wrong + growth(rests)
 
 
-def growth(rests: list[Rest]) -> list[str]:
+def growth(rests: list[RestSample]) -> list[str]:
     """What was more at the last rest than when all had filled up, beyond noise."""
     warm = [rest for rest in rests if rest.minute >= WARM_UP * rests[-1].minute]
     if len(warm) < 2:
@@ -316,9 +319,9 @@ def _pool(name: str, class_name: str, replicas: int) -> dict[str, Any]:
     )
 
 
-def report(about: dict[str, str], minutes: float, rests: list[Rest], wrong: list[str]) -> str:
+def report(about: dict[str, str], minutes: float, rests: list[RestSample], wrong: list[str]) -> str:
     """The figures as a page."""
-    names = list(Rest.__dataclass_fields__)
+    names = list(RestSample.__dataclass_fields__)
     return "\n".join([
         f"# {minutes:g} minutes of mixed load",
         "",

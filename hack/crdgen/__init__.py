@@ -1,1 +1,1 @@
-"""Writes the CustomResourceDefinitions from the pydantic models of the API."""
+"""Writes the CustomResourceDefinitions from the classes of the API."""

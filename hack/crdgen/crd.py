@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from crdgen.structural import Schema, structural
 from sandboxpool.api import names
 from sandboxpool.api.markers import Column, Resource
@@ -52,7 +54,7 @@ def custom_resource_definition(model: Kind) -> dict[str, Any]:
 
 def root_schema(model: Kind) -> Schema:
     """Build the structural schema of a whole object."""
-    schema = model.model_json_schema(by_alias=True)
+    schema = TypeAdapter(model).json_schema(by_alias=True)
     definitions = schema.pop("$defs", {})
     properties = {
         name: child for name, child in schema["properties"].items() if name not in _STANDARD

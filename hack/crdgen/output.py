@@ -13,7 +13,7 @@ from sandboxpool.api.v1alpha1 import KINDS
 # of the chart.
 DIRECTORIES = (Path("crds"), Path("charts/sandboxpool/crds"))
 
-HEADER = "# Written by `python -m crdgen` from operator/sandboxpool/api/v1alpha1.py. Edit those.\n"
+HEADER = "# Written by `python -m crdgen` from operator/sandboxpool/api/v1alpha1/. Edit those.\n"
 
 
 def render() -> dict[str, str]:

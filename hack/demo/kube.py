@@ -44,7 +44,7 @@ def condition(obj: Object | None, kind: str) -> Mapping[str, str]:
 
 
 def until(
-    kind: str, name: str, good: Callable[[Object], bool], *, seconds: float, hope: str
+    kind: str, name: str, good: Callable[[Object], bool], *, seconds: float, expectation: str
 ) -> dict[str, Any]:
     """Wait until an object is as hoped and return it.
 
@@ -52,7 +52,7 @@ def until(
         DemoError: It is not in time. The text has the object's conditions and the end of the
             operator's log.
     """
-    terminal.aside(f"waiting until {hope} (at most {seconds:.0f} s)")
+    terminal.aside(f"waiting until {expectation} (at most {seconds:.0f} s)")
     deadline = time.monotonic() + seconds
     found: dict[str, Any] | None = None
     while time.monotonic() < deadline:
@@ -60,7 +60,7 @@ def until(
         if found is not None and good(found):
             return found
         time.sleep(POLL_SECONDS)
-    raise DemoError(f"not within {seconds:.0f} s: {hope}\n{evidence(kind, name, found)}")
+    raise DemoError(f"not within {seconds:.0f} s: {expectation}\n{evidence(kind, name, found)}")
 
 
 def evidence(kind: str, name: str, found: Object | None) -> str:

@@ -79,7 +79,7 @@ def _gvisor_pool() -> None:
         "gvisor",
         lambda found: condition(found, "Warm").get("status") == "True",
         seconds=POOL_SECONDS,
-        hope="all sandboxes of pool gvisor are warm",
+        expectation="all sandboxes of pool gvisor are warm",
     )
     shown("get", "sandboxpool", "gvisor")
     shown("get", "pods", "-l", "sandboxpool.io/pool=gvisor", "-o", PODS)
@@ -89,7 +89,7 @@ def _gvisor_pool() -> None:
         "gvisor",
         lambda found: condition(found, "IsolationProven").get("status") == "True",
         seconds=POOL_SECONDS,
-        hope="runtime gvisor is proven",
+        expectation="runtime gvisor is proven",
     )
     shown("get", "sandboxruntime", "gvisor")
     _say_why(runtime, "IsolationProven")
@@ -126,7 +126,7 @@ def _kernel() -> None:
         "my-task",
         lambda found: condition(found, "Ready").get("status") == "True",
         seconds=POOL_SECONDS,
-        hope="claim my-task is Ready",
+        expectation="claim my-task is Ready",
     )
     status = claim["status"]
     shown("exec", status["podName"], "--", "cat", "/proc/version")
@@ -148,7 +148,7 @@ def _broken_runtime() -> None:
         "kata-qemu",
         lambda found: condition(found, "Ready").get("reason") == "ShimMissing",
         seconds=POOL_SECONDS,
-        hope="pool kata-qemu says ShimMissing",
+        expectation="pool kata-qemu says ShimMissing",
     )
     _say_why(pool, "Ready")
     until(
@@ -156,7 +156,7 @@ def _broken_runtime() -> None:
         "kata-qemu",
         lambda found: condition(found, "Healthy").get("reason") == "ShimMissing",
         seconds=POOL_SECONDS,
-        hope="the runtime's table has it",
+        expectation="the runtime's table has it",
     )
     shown("get", "sandboxruntimes")
 
@@ -174,7 +174,7 @@ def _pretender() -> None:
         "pretender",
         lambda found: condition(found, "Ready").get("reason") == "IsolationNotProven",
         seconds=POOL_SECONDS,
-        hope="pool pretender says IsolationNotProven",
+        expectation="pool pretender says IsolationNotProven",
     )
     _say_why(pool, "Ready")
 
@@ -188,7 +188,7 @@ def _truth() -> None:
         "gvisor",
         lambda found: condition(found, "Warm").get("status") == "True",
         seconds=POOL_SECONDS,
-        hope="pool gvisor has refilled",
+        expectation="pool gvisor has refilled",
     )
     shown("get", "sbr,sbp,sbc")
 

@@ -27,17 +27,12 @@ class FakeNodes:
         kubeconfig: Path,
         *,
         retry_seconds: float = 10.0,
-        jitter: float = 0.5,
         event_burst: int = 25,
-        concurrency: int = 32,
-        seed: int = 0,
     ) -> None:
-        self.behaviour = Behaviour(seed)
+        self.behaviour = Behaviour()
         self._access = Access.from_kubeconfig(kubeconfig)
         self._retry_seconds = retry_seconds
-        self._jitter = jitter
         self._event_burst = event_burst
-        self._concurrency = concurrency
         self._thread = LoopThread("fake-kubelets")
         self._stack = AsyncExitStack()
         self._kubelet: FakeKubelet | None = None
@@ -52,14 +47,11 @@ class FakeNodes:
         self._thread.stop()
 
     async def _start(self) -> None:
-        client = await self._stack.enter_async_context(
-            Client(self._access, concurrency=self._concurrency)
-        )
+        client = await self._stack.enter_async_context(Client(self._access))
         self._kubelet = FakeKubelet(
             client,
             self.behaviour,
             retry_seconds=self._retry_seconds,
-            jitter=self._jitter,
             event_burst=self._event_burst,
         )
         self._running = asyncio.create_task(self._kubelet.run())

@@ -18,6 +18,7 @@ V = TypeVar("V")
 
 # Handlers whose containers run on the node's own kernel.
 SHARING_THE_KERNEL = frozenset({"", "runc", "crun", "test-handler"})
+_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +85,8 @@ class _Rule(Generic[V]):
 
 @dataclass
 class Behaviour:
-    """The table of rules. Its methods may be called from any thread.
+    """The table of rules. Its methods may be called from any thread."""
 
-    Attributes:
-        seed: Seed of every random choice.
-    """
-
-    seed: int = 0
     random: random.Random = field(init=False)
     _failures: list[_Rule[str | None]] = field(default_factory=list, init=False)
     _hangs: list[_Rule[bool]] = field(default_factory=list, init=False)
@@ -102,7 +98,7 @@ class Behaviour:
     _programs: dict[str, Program] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.random = random.Random(self.seed)  # noqa: S311  # not a secret: it must be repeatable
+        self.random = random.Random(_SEED)  # noqa: S311  # not a secret: it must be repeatable
 
     def fail(
         self,
@@ -187,7 +183,7 @@ class Behaviour:
             rules.clear()
         self._missing_images.clear()
         self._programs.clear()
-        self.random.seed(self.seed)
+        self.random.seed(_SEED)
 
     def failure(self, node: str, handler: str, images: Collection[str] = ()) -> str | None:
         """The text with which the sandbox of a pod with such images fails now, if it does."""

@@ -33,7 +33,7 @@ class _List(msgspec.Struct, Generic[T]):
     items: list[T] | None = None
 
 
-class Follower(Generic[T]):
+class Reflector(Generic[T]):
     """Follows one collection and reports what changes.
 
     A relist replaces: what is gone from the list is reported as gone.

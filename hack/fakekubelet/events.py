@@ -24,7 +24,7 @@ _REFILL_SECONDS = 300.0
 
 
 @dataclass
-class _Ledger:
+class _EventCorrelation:
     """What was posted about one pod."""
 
     tokens: float
@@ -39,7 +39,7 @@ class EventRecorder:
     def __init__(self, client: Client, *, burst: int = _BURST) -> None:
         self._client = client
         self._burst = burst
-        self._ledgers: dict[str, _Ledger] = {}
+        self._ledgers: dict[str, _EventCorrelation] = {}
 
     async def emit(
         self, pod: Pod, node: str, reason: str, text: str, kind: str = "Warning"
@@ -54,7 +54,7 @@ class EventRecorder:
             kind: The type, Warning or Normal.
         """
         ledger = self._ledgers.setdefault(
-            pod.metadata.uid, _Ledger(float(self._burst), time.monotonic())
+            pod.metadata.uid, _EventCorrelation(float(self._burst), time.monotonic())
         )
         if not self._allowed(ledger):
             return
@@ -78,7 +78,7 @@ class EventRecorder:
         """Drops what is known about a pod that is gone."""
         self._ledgers.pop(uid, None)
 
-    def _allowed(self, ledger: _Ledger) -> bool:
+    def _allowed(self, ledger: _EventCorrelation) -> bool:
         elapsed = time.monotonic() - ledger.refilled
         ledger.refilled += elapsed
         ledger.tokens = min(self._burst, ledger.tokens + elapsed / _REFILL_SECONDS)

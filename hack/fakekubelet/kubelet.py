@@ -17,13 +17,13 @@ from typing import Any
 from fakekubelet import nodes as node_objects
 from fakekubelet import podstatus, texts
 from fakekubelet.behaviour import Behaviour, Exit
-from fakekubelet.cache import Follower
+from fakekubelet.cache import Reflector
 from fakekubelet.client import ApiError, Client
 from fakekubelet.events import EventRecorder
 from fakekubelet.model import Pod, RuntimeClass
 from fakekubelet.nodes import FakeNode
 from fakekubelet.startup import CLASSES, Startup, alive
-from fakekubelet.writing import Worker, insist, write_pod
+from fakekubelet.writing import Worker, retry_until_answered, write_pod
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ class FakeKubelet:
         client: The API server.
         behaviour: What the container runtimes do.
         retry_seconds: How long after a failed try the next one comes, before jitter.
-        jitter: By which part of itself that grows at most; a real kubelet's is 0.5.
         event_burst: How many events a pod gets before they are rationed.
         nodes: The nodes by name.
     """
@@ -46,14 +45,13 @@ class FakeKubelet:
     client: Client
     behaviour: Behaviour = field(default_factory=Behaviour)
     retry_seconds: float = 10.0
-    jitter: float = 0.5
     event_burst: int = 25
     nodes: dict[str, FakeNode] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._workers: dict[str, Worker] = {}
         self._events = EventRecorder(self.client, burst=self.event_burst)
-        self._pods = Follower(
+        self._pods = Reflector(
             self.client,
             _PODS,
             Pod,
@@ -61,14 +59,13 @@ class FakeKubelet:
             gone=self._forget,
             fieldSelector="spec.nodeName!=",
         )
-        self._classes = Follower(self.client, CLASSES, RuntimeClass)
+        self._classes = Reflector(self.client, CLASSES, RuntimeClass)
         self._startup = Startup(
             self.client,
             self.behaviour,
             self._events,
             self._class,
             self.retry_seconds,
-            self.jitter,
         )
 
     async def run(self) -> None:
@@ -109,7 +106,7 @@ class FakeKubelet:
         for worker in self._workers.values():
             if worker.pod.spec.node_name == name and worker.task:
                 worker.task.cancel()
-        await insist(lambda: self.client.delete(f"/api/v1/nodes/{name}"))
+        await retry_until_answered(lambda: self.client.delete(f"/api/v1/nodes/{name}"))
 
     async def set_handlers(
         self, name: str, handlers: set[str] | None, *, serves: set[str] | None = None
@@ -160,7 +157,7 @@ class FakeKubelet:
         new: dict[str, str | None] = dict(node_objects.all_labels(node))
         removed = {key: None for key in old if key not in new}
         patch = {"metadata": {"labels": {**removed, **new}}}
-        await insist(lambda: self.client.patch(f"/api/v1/nodes/{name}", patch))
+        await retry_until_answered(lambda: self.client.patch(f"/api/v1/nodes/{name}", patch))
 
     async def set_taints(self, name: str, taints: list[dict[str, str]]) -> None:
         """Replaces the taints that were put on a node by hand."""
@@ -183,11 +180,13 @@ class FakeKubelet:
 
     async def _write_spec(self, node: FakeNode) -> None:
         patch = {"spec": node_objects.spec(node)}
-        await insist(lambda: self.client.patch(f"/api/v1/nodes/{node.name}", patch))
+        await retry_until_answered(lambda: self.client.patch(f"/api/v1/nodes/{node.name}", patch))
 
     async def _write_status(self, node: FakeNode) -> None:
         patch = {"status": node_objects.status(node)}
-        await insist(lambda: self.client.patch(f"/api/v1/nodes/{node.name}/status", patch))
+        await retry_until_answered(
+            lambda: self.client.patch(f"/api/v1/nodes/{node.name}/status", patch)
+        )
 
     # Containers that end.
 
@@ -248,10 +247,7 @@ class FakeKubelet:
         worker = self._workers.get(uid)
         if worker is None:
             worker = self._workers[uid] = Worker(pod, pod.status)
-            if "containerStatuses" in pod.status and pod.status.get("phase") != "Pending":
-                # Started before this process was; only its handler has to be found again.
-                worker.handler = self._known_handler(pod)
-            elif pod.metadata.deletion_timestamp is None:
+            if pod.metadata.deletion_timestamp is None:
                 worker.task = self._spawn(self._startup.run(worker, node))
         worker.pod = pod
         if pod.metadata.deletion_timestamp and not worker.stopping:
@@ -284,14 +280,10 @@ class FakeKubelet:
             "gracePeriodSeconds": 0,
             "preconditions": {"uid": worker.pod.metadata.uid},
         }
-        await insist(lambda: self.client.delete(worker.pod.path, options))
+        await retry_until_answered(lambda: self.client.delete(worker.pod.path, options))
 
     def _class(self, name: str) -> RuntimeClass | None:
         return next((c for c in self._classes.objects.values() if c.metadata.name == name), None)
-
-    def _known_handler(self, pod: Pod) -> str:
-        known = self._class(pod.spec.runtime_class_name or "")
-        return known.handler if known else ""
 
 
 def _report(task: asyncio.Task[None]) -> None:

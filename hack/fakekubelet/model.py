@@ -15,6 +15,7 @@ class Meta(msgspec.Struct, rename="camel"):
     resource_version: str = ""
     namespace: str = ""
     deletion_timestamp: str | None = None
+    annotations: dict[str, str] = {}
 
 
 class Container(msgspec.Struct, rename="camel"):

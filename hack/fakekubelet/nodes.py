@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,7 +40,6 @@ class FakeNode:
             `handlers`. By default it is the same, and everything when `handlers` is None.
         labels: Labels besides the hostname, arch and os ones; they may override those.
         taints: Taints that were put on the node by hand.
-        capacity_pods: How many pods fit.
         boots: Counts reboots; the boot id follows from it.
         runtime: Name and version of the container runtime; None for one that says of handlers what
             `handlers` does.
@@ -54,7 +54,6 @@ class FakeNode:
     serves: set[str] | None = None
     labels: dict[str, str] = field(default_factory=dict)
     taints: list[dict[str, str]] = field(default_factory=list)
-    capacity_pods: int = 1000
     boots: int = 0
     runtime: str | None = None
     kubelet: str = KUBELET
@@ -118,7 +117,7 @@ def status(node: FakeNode) -> dict[str, Any]:
         "cpu": "1000",
         "memory": "4000Gi",
         "ephemeral-storage": "4000Gi",
-        "pods": str(node.capacity_pods),
+        "pods": "1000",
     }
     return {
         "capacity": amounts,
@@ -162,6 +161,7 @@ def runtime_handlers(handlers: set[str] | None) -> list[dict[str, Any]] | None:
     ]
 
 
+@functools.cache
 def host_ip(name: str) -> str:
     """An address for a node, stable for its name."""
     digest = uuid.uuid5(_NAMESPACE, name).bytes

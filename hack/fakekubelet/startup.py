@@ -24,6 +24,8 @@ CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
 # A start that takes longer than this is announced as ContainerCreating first.
 _ANNOUNCE_SECONDS = 0.5
 _POLL_SECONDS = 0.1
+# By which part of itself the pause before the next try grows at most, as a real kubelet's.
+_JITTER = 0.5
 # gVisor's own words; a VM would name a real one.
 _GUEST_KERNEL = "Linux version 4.19.0-gvisor #1 SMP Sun Jan 10 15:06:54 PST 2016"
 
@@ -42,7 +44,6 @@ class Startup:
         events: Posts what fails.
         runtime_class: Looks a RuntimeClass up by name, without asking the API server.
         retry_seconds: How long after a failed try the next one comes, before jitter.
-        jitter: By which part of itself that grows at most.
     """
 
     client: Client
@@ -50,7 +51,6 @@ class Startup:
     events: EventRecorder
     runtime_class: Callable[[str], RuntimeClass | None]
     retry_seconds: float
-    jitter: float
     _addresses: int = field(default=0, init=False)
 
     async def run(self, worker: Worker, node: FakeNode) -> None:
@@ -212,7 +212,7 @@ class Startup:
             await self.events.emit(pod, node.name, reason, text)
 
     async def _pause(self) -> None:
-        factor = 1 + self.behaviour.random.uniform(0, self.jitter)
+        factor = 1 + self.behaviour.random.uniform(0, _JITTER)
         await asyncio.sleep(self.retry_seconds * factor)
 
     def _address(self) -> str:

@@ -1,4 +1,4 @@
-"""What kubelet, containerd and CRI-O say when a sandbox cannot be made, word for word.
+"""What kubelet and containerd say when a sandbox cannot be made, word for word.
 
 `{id}` stands for the sandbox id, which is another one at every try, `{handler}` for the handler.
 Each text was seen on a real node, or read in the source of the runtime where none was at hand.
@@ -18,36 +18,16 @@ NO_RUNTIME = _RPC + (
 NO_RUNTIME_CONTAINERD_1 = _RPC + (
     'failed to get sandbox runtime: no runtime for "{handler}" is configured'
 )
-NO_RUNTIME_CRIO = _RPC + (
-    "failed to find runtime handler {handler} from runtime list "
-    "map[crun:0xc000522900 runc:0xc0005227e0]"
-)
 SHIM_MISSING = _RPC + (
     'failed to start sandbox "{id}": failed to create containerd task: failed to start shim: '
     'failed to resolve runtime path: runtime "io.containerd.runsc.v1" binary not installed '
     '"containerd-shim-runsc-v1": file does not exist'
-)
-KATA_SHIM_MISSING = _RPC + (
-    'failed to start sandbox "{id}": failed to create containerd task: failed to start shim: '
-    "failed to resolve runtime path: invalid custom binary path: "
-    "stat /opt/kata/bin/containerd-shim-kata-v2: no such file or directory"
 )
 KVM_MISSING = _RPC + (
     'failed to start sandbox "{id}": failed to create containerd task: failed to create shim task: '
     'OCI runtime create failed: opening device file for platform "kvm": error opening KVM '
     "device file (/dev/kvm): no such file or directory"
 )
-CGROUP_DRIVER = _RPC + (
-    'failed to start sandbox "{id}": failed to create containerd task: failed to create shim task: '
-    "OCI runtime create failed: creating container: cannot set up cgroup for root: expected "
-    'cgroupsPath to be of format "slice:prefix:name" for systemd cgroups, got '
-    '"/kubepods/besteffort/pod{id}" instead: unknown'
-)
-CONTAINERD_DOWN = (
-    'rpc error: code = Unavailable desc = connection error: desc = "transport: Error while '
-    'dialing: dial unix /run/containerd/containerd.sock: connect: no such file or directory"'
-)
-DEADLINE = "rpc error: code = DeadlineExceeded desc = context deadline exceeded"
 CLASS_NOT_FOUND = 'runtimeclass.node.k8s.io "{runtime_class}" not found'
 
 

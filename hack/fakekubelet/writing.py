@@ -40,7 +40,7 @@ class Worker:
     task: asyncio.Task[None] | None = None
 
 
-async def insist(send: Callable[[], Awaitable[T]]) -> T | None:
+async def retry_until_answered(send: Callable[[], Awaitable[T]]) -> T | None:
     """Sends a request until it is answered; None if its object is gone."""
     for delay in (*_WRITE_RETRY_SECONDS, None):
         try:
@@ -70,4 +70,4 @@ async def write_pod(client: Client, worker: Worker, status: Status) -> None:
         {"op": "replace", "path": "/status", "value": status},
     ]
     path = f"{worker.pod.path}/status"
-    await insist(lambda: client.patch(path, patch, JSON_PATCH))
+    await retry_until_answered(lambda: client.patch(path, patch, JSON_PATCH))

@@ -5,10 +5,11 @@ import gc
 import logging
 import sys
 
-from sandboxpool import app, logs, settings
+from sandboxpool.app import logs, settings
+from sandboxpool.app import operator as app
+from sandboxpool.app.preflight import StartError
 from sandboxpool.kube.credentials import CredentialsError
-from sandboxpool.preflight import StartError
-from sandboxpool.web import ListenError
+from sandboxpool.observability.web import ListenError
 
 # An API server reads no JSON that is nested more than 10,000 deep, and a pool's template may hold
 # whatever it reads. With Python's own limit, one such pool would make the list of all unreadable.
@@ -21,7 +22,8 @@ def main() -> int:
     try:
         configured = settings.load()
     except settings.SettingsError as error:
-        print(f"sandboxpool: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"sandboxpool: {line}", file=sys.stderr)
         return 2
     logs.configure(configured.log_level)
     sys.setrecursionlimit(RECURSION_LIMIT)

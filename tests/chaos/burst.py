@@ -49,12 +49,12 @@ def _one(stage: Stage, draw: random.Random, name: str) -> None:
         pool, spec["onEmpty"] = COLD, "Create"
     if draw.random() < _EXPIRING:
         spec["ttlSeconds"] = draw.randint(1, 3)
-    stage.insist(lambda: stage.api.create(objects.claim(name, pool, **spec)))
+    stage.retry_until_answered(lambda: stage.api.create(objects.claim(name, pool, **spec)))
     if draw.random() < _DELETED:
         time.sleep(draw.uniform(0.0, 0.3))
-        stage.insist(lambda: stage.api.delete("SandboxClaim", name))
+        stage.retry_until_answered(lambda: stage.api.delete("SandboxClaim", name))
     if draw.random() < _SCALED:
-        stage.insist(lambda: stage.api.scale("SandboxPool", WARM, draw.randint(3, 8)))
+        stage.retry_until_answered(lambda: stage.api.scale("SandboxPool", WARM, draw.randint(3, 8)))
 
 
 def outcome(stage: Stage, *, also: tuple[str, ...] = ()) -> list[str]:

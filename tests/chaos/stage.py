@@ -14,7 +14,7 @@ import aiohttp
 
 from fakekubelet import FakeNodes
 from localcluster.controlplane import ControlPlane
-from sandboxpool.pools.template import ClaimRef, handed_over
+from sandboxpool.sandboxes.template import ClaimRef, claim_metadata
 from support import Api, ApiError, invariants, timeline
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy
@@ -152,7 +152,7 @@ class Stage:
     def take(self, pod: Object, claim: Object) -> None:
         """Makes a pod a claim's, as another operator would, or a late write of this one."""
         reference = ClaimRef(claim["metadata"]["name"], claim["metadata"]["uid"], (), ())
-        self.api.patch("Pod", pod["metadata"]["name"], {"metadata": handed_over(reference)})
+        self.api.patch("Pod", pod["metadata"]["name"], {"metadata": claim_metadata(reference)})
 
     def warm(self) -> list[Object]:
         """The pods that belong to no claim."""
@@ -171,7 +171,7 @@ class Stage:
             time.sleep(_LOOK_SECONDS)
         return False
 
-    def insist(self, act: Callable[[], object]) -> None:
+    def retry_until_answered(self, act: Callable[[], object]) -> None:
         """Does something once, though the API server may be away for a while."""
         deadline = time.monotonic() + _AWAY_SECONDS
         again = False

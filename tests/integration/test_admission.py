@@ -68,7 +68,7 @@ OFF: Body = {"admission": {"enabled": False}}
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterCache:
     """A control plane with the chart, and ways to speak to it."""
 
     plane: ControlPlane
@@ -197,10 +197,10 @@ def accepted(answer: tuple[int, Body]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterCache]:
     """A control plane of its own: policies hold for everybody in it, and a moment longer."""
     with ControlPlane() as plane:
-        it = Cluster(plane, tmp_path_factory.mktemp("helm"))
+        it = ClusterCache(plane, tmp_path_factory.mktemp("helm"))
         for name, labels in (
             *((name, {}) for name in (SYSTEM, NAMESPACE, BY_NAME)),
             (BY_LABEL, {"tenant": "true"}),
@@ -213,7 +213,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield it
 
 
-def strict(cluster: Cluster) -> None:
+def strict(cluster: ClusterCache) -> None:
     """Wait until every policy is in force: the API server takes some seconds."""
     for path, body in (
         (pods(), pod(**SANDBOX)),
@@ -230,7 +230,7 @@ def strict(cluster: Cluster) -> None:
 
 
 @pytest.fixture
-def sandbox(cluster: Cluster) -> Iterator[str]:
+def sandbox(cluster: ClusterCache) -> Iterator[str]:
     """A sandbox that the operator has made."""
     status, body = cluster.send("POST", pods(), pod("sandbox", **SANDBOX), user=OPERATOR)
     assert status == 201, body
@@ -285,14 +285,16 @@ FORGERIES = [
 
 @pytest.mark.parametrize("user", [TENANT, REPLICAS, COLLECTOR])
 @pytest.mark.parametrize("forgery", FORGERIES, ids=lambda forgery: forgery.name)
-def test_only_the_operator_makes_a_sandbox(cluster: Cluster, forgery: Forgery, user: str) -> None:
+def test_only_the_operator_makes_a_sandbox(
+    cluster: ClusterCache, forgery: Forgery, user: str
+) -> None:
     body = pod(**forgery.metadata)
     assert refused(cluster.send("POST", pods() + DRY, body, user=user), *forgery.says)
     assert accepted(cluster.send("POST", pods() + DRY, body, user=OPERATOR))
 
 
 @pytest.mark.parametrize("forgery", FORGERIES, ids=lambda forgery: forgery.name)
-def test_no_pod_becomes_a_sandbox_afterwards(cluster: Cluster, forgery: Forgery) -> None:
+def test_no_pod_becomes_a_sandbox_afterwards(cluster: ClusterCache, forgery: Forgery) -> None:
     name = "plain"
     assert cluster.send("POST", pods(), pod(name))[0] == 201
     try:
@@ -320,7 +322,7 @@ def test_no_pod_becomes_a_sandbox_afterwards(cluster: Cluster, forgery: Forgery)
     ],
 )
 def test_what_is_the_operators_on_a_sandbox_stays(
-    cluster: Cluster, sandbox: str, metadata: Body, says: str
+    cluster: ClusterCache, sandbox: str, metadata: Body, says: str
 ) -> None:
     patch = {"metadata": metadata}
     assert refused(cluster.send("PATCH", sandbox + DRY, patch), says, "only the operator")
@@ -337,12 +339,12 @@ def test_what_is_the_operators_on_a_sandbox_stays(
     ],
 )
 def test_everything_else_on_a_sandbox_is_as_it_was(
-    cluster: Cluster, sandbox: str, metadata: Body
+    cluster: ClusterCache, sandbox: str, metadata: Body
 ) -> None:
     assert accepted(cluster.send("PATCH", sandbox + DRY, {"metadata": metadata}))
 
 
-def test_a_sandbox_goes_through_its_life(cluster: Cluster, sandbox: str) -> None:
+def test_a_sandbox_goes_through_its_life(cluster: ClusterCache, sandbox: str) -> None:
     """Who updates it: the scheduler, the kubelet, and at its end whoever deletes it."""
     binding = {
         "apiVersion": "v1",
@@ -361,7 +363,9 @@ def test_a_sandbox_goes_through_its_life(cluster: Cluster, sandbox: str) -> None
     assert accepted(cluster.send("DELETE", sandbox + DRY))
 
 
-def test_the_collector_may_take_owners_away_and_give_none(cluster: Cluster, sandbox: str) -> None:
+def test_the_collector_may_take_owners_away_and_give_none(
+    cluster: ClusterCache, sandbox: str
+) -> None:
     """With `--cascade=orphan` the pool's end waits for it."""
 
     def patch(**metadata: Any) -> tuple[int, Body]:
@@ -385,7 +389,7 @@ def test_the_collector_may_take_owners_away_and_give_none(cluster: Cluster, sand
         {"annotations": {f"example.com/a{number}": "x" * 20 for number in range(4000)}},
     ],
 )
-def test_other_pods_are_none_of_its_business(cluster: Cluster, metadata: Body) -> None:
+def test_other_pods_are_none_of_its_business(cluster: ClusterCache, metadata: Body) -> None:
     assert accepted(cluster.send("POST", pods() + DRY, pod(**metadata)))
 
 
@@ -424,7 +428,7 @@ TEMPLATES: list[tuple[Body, Body, str]] = [
 
 @pytest.mark.parametrize(("bad", "good", "value"), TEMPLATES)
 def test_a_template_may_not_open_the_node(
-    cluster: Cluster, bad: Body, good: Body, value: str
+    cluster: ClusterCache, bad: Body, good: Body, value: str
 ) -> None:
     says = ("spec.template.spec", f"admission.templates.{value}", "remove the field")
     if "volumes" in bad:
@@ -435,12 +439,16 @@ def test_a_template_may_not_open_the_node(
     assert refused(cluster.send("POST", pools() + DRY, pool(template=bad), user=OPERATOR))
 
 
-def test_a_template_that_could_not_become_a_pod_does_not_slip_through(cluster: Cluster) -> None:
+def test_a_template_that_could_not_become_a_pod_does_not_slip_through(
+    cluster: ClusterCache,
+) -> None:
     odd = pool(template={"volumes": "all"})
     assert not 200 <= cluster.send("POST", pools() + DRY, odd)[0] < 300
 
 
-def test_each_rule_can_be_relaxed_and_what_was_taken_before_stays_usable(cluster: Cluster) -> None:
+def test_each_rule_can_be_relaxed_and_what_was_taken_before_stays_usable(
+    cluster: ClusterCache,
+) -> None:
     cluster.upgrade(RELAXED)
     path = pools(NAMESPACE, "relaxed")
     try:
@@ -488,13 +496,13 @@ def test_each_rule_can_be_relaxed_and_what_was_taken_before_stays_usable(cluster
     ],
 )
 def test_a_namespace_is_bound_to_classes_and_proof(
-    cluster: Cluster, namespace: str, spec: Body, says: str
+    cluster: ClusterCache, namespace: str, spec: Body, says: str
 ) -> None:
     answer = cluster.send("POST", pools(namespace) + DRY, pool(**spec))
     assert refused(answer, says, "pools of this namespace") is bool(says)
 
 
-def test_a_pool_cannot_leave_what_its_namespace_is_bound_to(cluster: Cluster) -> None:
+def test_a_pool_cannot_leave_what_its_namespace_is_bound_to(cluster: ClusterCache) -> None:
     assert cluster.send("POST", pools(BY_NAME), pool("bound"))[0] == 201
     path = pools(BY_NAME, "bound")
     try:
@@ -512,7 +520,7 @@ def test_a_pool_cannot_leave_what_its_namespace_is_bound_to(cluster: Cluster) ->
 # --- Off -----------------------------------------------------------------------------------------
 
 
-def test_without_the_policies_everything_is_as_it_was(cluster: Cluster) -> None:
+def test_without_the_policies_everything_is_as_it_was(cluster: ClusterCache) -> None:
     cluster.upgrade(OFF)
     try:
         for path, body in (
@@ -536,7 +544,7 @@ NODE_PATH = "/api/v1/nodes/node-1"
 
 
 @pytest.fixture
-def node(cluster: Cluster) -> Iterator[str]:
+def node(cluster: ClusterCache) -> Iterator[str]:
     """A node with labels of others, and somebody's taint."""
     body = {
         "apiVersion": "v1",
@@ -573,7 +581,7 @@ FOREIGN_CHANGES: list[tuple[str, Body, str]] = [
 
 
 def test_the_operator_changes_nothing_on_nodes_but_its_own_labels(
-    cluster: Cluster, node: str
+    cluster: ClusterCache, node: str
 ) -> None:
     for subresource, change, says in FOREIGN_CHANGES:
         answer = cluster.send("PATCH", node + subresource + DRY, change, user=OPERATOR)
@@ -592,7 +600,7 @@ def test_the_operator_changes_nothing_on_nodes_but_its_own_labels(
 
 
 def test_an_operator_that_publishes_on_nodes_changes_its_own_conditions_too(
-    cluster: Cluster, node: str
+    cluster: ClusterCache, node: str
 ) -> None:
     cluster.upgrade({"publishOnNodes": True})
     try:
@@ -613,7 +621,7 @@ def test_an_operator_that_publishes_on_nodes_changes_its_own_conditions_too(
 
 
 def test_the_documented_command_removes_the_labels_of_all_nodes(
-    cluster: Cluster, node: str
+    cluster: ClusterCache, node: str
 ) -> None:
     text = (REPOSITORY / "README.md").read_text()
     (command,) = re.findall(r"```sh\n(kubectl get nodes -o go-template=.*?)```", text, re.DOTALL)

@@ -11,9 +11,9 @@ import pytest
 
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
+from sandboxpool.app.settings import load
 from sandboxpool.kube import lease
 from sandboxpool.runtimes.probe import build_probe
-from sandboxpool.settings import load
 from support import chart
 from support.builders import facts
 
@@ -236,7 +236,7 @@ def probe(plane: ControlPlane) -> dict[str, Any]:
     (container,) = deployed(plane)["spec"]["containers"]
     settings = load({e["name"]: e["value"] for e in container["env"] if "value" in e})
     return build_probe(
-        "probe", NAMESPACE, facts(), None, settings.probe_image, settings.probe_options
+        "probe", NAMESPACE, facts(), None, settings.to_probe_image(), settings.to_probe_options()
     )
 
 

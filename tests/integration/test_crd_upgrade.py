@@ -22,8 +22,8 @@ from fakekubelet import ApiError
 from integration.test_crd_validation import CLAIM, CLAIM_CASES, POOL, POOL_CASES, variant
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
+from sandboxpool.cluster.pools import parse
 from sandboxpool.pools.status import invalid_status
-from sandboxpool.pools.store import parse
 from support import Api, objects
 from support.api import Object, condition
 from support.crds import CRDS, apply_crds
@@ -200,14 +200,14 @@ def test_a_pool_that_says_off_is_told_so_and_can_be_mended(api: Api) -> None:
     """Nothing is guessed: the operator leaves it alone and says which field it is."""
     pool = parse(goes_on(api, "SandboxPool", "off", replicas=3), None)
     assert pool.spec is None
-    assert "spec.isolationProof: Input should be 'None', 'PerNode'" in pool.problem
+    assert "spec.isolationProof: Input should be 'None', 'PerNode'" in pool.spec_error
     told = api.patch_status("SandboxPool", "off", invalid_status(pool, 1.0))
     ready = condition(told, "Ready")
     assert ready is not None
     assert (ready["status"], ready["reason"]) == ("False", "InvalidObject")
     assert "spec.isolationProof" in ready["message"]
     mended = parse(api.patch_spec("SandboxPool", "off", isolationProof="None"), None)
-    assert (mended.problem, mended.proof) == ("", "None")
+    assert (mended.spec_error, mended.proof) == ("", "None")
 
 
 def test_what_was_called_otherwise_is_dropped_and_refused_in_manifests(api: Api) -> None:

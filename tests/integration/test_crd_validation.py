@@ -17,11 +17,11 @@ import pytest
 
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
-from sandboxpool.fleet.status import GENERATION, FleetInput, runtime_status
-from sandboxpool.pools.members import State
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.evidence import Isolation, Kind
-from sandboxpool.runtimes.issues import IssueRow
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.fleet.status import GENERATION, RuntimeStatusInput, runtime_status
+from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.failure_history import FailureSummary
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
 
@@ -752,7 +752,7 @@ def test_scale_reads_and_writes_the_pool(server: Server) -> None:
 # --- What the operator alone writes ---------------------------------------------------------------
 
 
-def runtime_given(**changes: Any) -> FleetInput:
+def runtime_given(**changes: Any) -> RuntimeStatusInput:
     """A fleet with something of everything in it."""
     now = 1_700_000_000.5
     given: Body = {
@@ -761,12 +761,16 @@ def runtime_given(**changes: Any) -> FleetInput:
         "verdict": Verdict(
             serving=("a",), not_serving=("b",), quarantined=("c",), advice=("example.com/g", "")
         ),
-        "issues": [IssueRow(Reason.SHIM_MISSING, "runsc", 1, ("c",), now, now, "<text> & 'more'")],
+        "issues": [
+            FailureSummary(Reason.SHIM_MISSING, "runsc", 1, ("c",), now, now, "<text> & 'more'")
+        ],
         "evidence": [
-            Kind("containerd://2.1.4", "v1.36.2", Isolation.PROVEN, "4.19", 1, "a", now, "seen")
+            EvidenceSummary(
+                "containerd://2.1.4", "v1.36.2", Isolation.PROVEN, "4.19", 1, "a", now, "seen"
+            )
         ],
         "pools": ["team/pool"],
-        "sandboxes": {State.WARM: 2},
+        "sandboxes": {SandboxState.WARM: 2},
         "startup": {
             "stages": {"ready": {f"p{n}Milliseconds": 10 * n for n in (50, 95, 99)}},
             "windowSeconds": 3600,
@@ -776,7 +780,7 @@ def runtime_given(**changes: Any) -> FleetInput:
         "now": now,
     }
     given["startup"]["stages"]["ready"]["samples"] = 7
-    return FleetInput(**{**given, **changes})
+    return RuntimeStatusInput(**{**given, **changes})
 
 
 @pytest.fixture

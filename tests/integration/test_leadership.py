@@ -13,9 +13,9 @@ import pytest
 
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
-from sandboxpool.app import LEASE_LOST_EXIT_CODE
+from sandboxpool.app.operator import LEASE_LOST_EXIT_CODE
+from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.kube import lease
-from sandboxpool.pools.members import State
 from support import Api, consistently, eventually, objects
 from support.faultproxy import FaultProxy
 from support.history import PodHistory
@@ -34,7 +34,7 @@ LEASE = r"/leases"
 
 
 @dataclass(frozen=True)
-class Pair:
+class NodeHandler:
     """The leader and its standby, each behind a proxy of its own."""
 
     leader: Operator
@@ -51,7 +51,7 @@ def await_leader(operator: Operator) -> None:
     eventually(lambda: leads(operator), message=f"{operator.name} leads", timeout=TAKE_OVER_SECONDS)
 
 
-StartPair = Callable[..., Pair]
+StartPair = Callable[..., NodeHandler]
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ def start_pair(
     with FaultProxy(control_plane.url, control_plane.ca_file) as other:
         started: list[Operator] = []
 
-        def start(*changes: str) -> Pair:
+        def start(*changes: str) -> NodeHandler:
             leader = start_operator(through=proxy, name="first", env=ENVIRONMENT, changes=changes)
             started.append(leader)
             await_leader(leader)
             standby = start_operator(through=other, name="second", env=ENVIRONMENT)
             started.append(standby)
-            return Pair(leader, standby, proxy, other)
+            return NodeHandler(leader, standby, proxy, other)
 
         yield start
         for operator in started:
@@ -76,7 +76,7 @@ def start_pair(
 
 
 @pytest.fixture
-def pair(start_pair: StartPair, api: Api) -> Pair:
+def pair(start_pair: StartPair, api: Api) -> NodeHandler:
     """A leader and a standby, and a warm pool of three."""
     started = start_pair()
     warm_pool(api, replicas=3)
@@ -105,7 +105,7 @@ def transitions(api: Api, namespace: str) -> int:
 # --- Who leads -----------------------------------------------------------------------------------
 
 
-def test_a_standby_is_ready_and_writes_nothing(api: Api, pair: Pair) -> None:
+def test_a_standby_is_ready_and_writes_nothing(api: Api, pair: NodeHandler) -> None:
     assert pair.standby.ready()
     assert not leads(pair.standby)
     bind_all(api, 5, lambda: None)
@@ -117,7 +117,7 @@ def test_a_standby_is_ready_and_writes_nothing(api: Api, pair: Pair) -> None:
     assert writes == leases == []
     # What it shows of pools would be counted twice by whoever adds up all replicas.
     assert pair.standby.metric("sandboxpool_pods") == 0
-    assert pair.leader.metric("sandboxpool_pods", state=State.WARM.value) == 3
+    assert pair.leader.metric("sandboxpool_pods", state=SandboxState.WARM.value) == 3
 
 
 def test_of_two_that_start_together_one_leads(
@@ -135,7 +135,9 @@ def test_of_two_that_start_together_one_leads(
 # --- Handing over --------------------------------------------------------------------------------
 
 
-def test_a_leader_that_is_told_to_stop_hands_over(api: Api, namespace: str, pair: Pair) -> None:
+def test_a_leader_that_is_told_to_stop_hands_over(
+    api: Api, namespace: str, pair: NodeHandler
+) -> None:
     first = holder(api, namespace)
 
     def stop() -> None:
@@ -149,14 +151,14 @@ def test_a_leader_that_is_told_to_stop_hands_over(api: Api, namespace: str, pair
     quiet(api, claimed=20)
 
 
-def test_a_killed_leader_is_followed(api: Api, namespace: str, pair: Pair) -> None:
+def test_a_killed_leader_is_followed(api: Api, namespace: str, pair: NodeHandler) -> None:
     bind_all(api, 20, pair.leader.kill)
     assert leads(pair.standby)
     assert transitions(api, namespace) == 1
     quiet(api, claimed=20)
 
 
-def test_the_lease_goes_to_and_fro(api: Api, namespace: str, pair: Pair) -> None:
+def test_the_lease_goes_to_and_fro(api: Api, namespace: str, pair: NodeHandler) -> None:
     operators = [pair.leader, pair.standby]
     for turn in range(4):
         leading, following = operators[turn % 2], operators[1 - turn % 2]
@@ -198,7 +200,7 @@ def give_reasons_to_write(api: Api) -> None:
         phase(api, "Bound", f"late-{i}", TAKE_OVER_SECONDS)
 
 
-def freeze_across_the_leases_end(api: Api, pair: Pair) -> None:
+def freeze_across_the_leases_end(api: Api, pair: NodeHandler) -> None:
     """SIGSTOP, until another leads and has work; then SIGCONT."""
     warm_pool(api, replicas=3)
     pair.leader.pause()
@@ -232,7 +234,7 @@ def test_without_its_gate_a_frozen_leader_would_write(api: Api, start_pair: Star
     eventually(lambda: pair.leaders_way.writes(), message="it writes")
 
 
-def test_who_cannot_renew_has_ended_when_the_next_begins(api: Api, pair: Pair) -> None:
+def test_who_cannot_renew_has_ended_when_the_next_begins(api: Api, pair: NodeHandler) -> None:
     pair.leaders_way.refuse("PATCH", LEASE, 503, times=None)
     await_leader(pair.standby)
     assert not pair.leader.running
@@ -241,7 +243,7 @@ def test_who_cannot_renew_has_ended_when_the_next_begins(api: Api, pair: Pair) -
     quiet(api, claimed=3)
 
 
-def test_who_is_overthrown_ends(api: Api, namespace: str, pair: Pair) -> None:
+def test_who_is_overthrown_ends(api: Api, namespace: str, pair: NodeHandler) -> None:
     usurped = {"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 5}}
     api.patch("Lease", lease.NAME, usurped, f"{namespace}-system")
     eventually(lambda: not pair.leader.running, message="it has ended")
@@ -254,14 +256,14 @@ def test_who_is_overthrown_ends(api: Api, namespace: str, pair: Pair) -> None:
 # --- Requests that arrive late -------------------------------------------------------------------
 
 
-def replace(pair: Pair) -> None:
+def replace(pair: NodeHandler) -> None:
     """The leader dies; the next one leads."""
     pair.leader.kill()
     await_leader(pair.standby)
 
 
 @pytest.mark.parametrize("late", [POD, CLAIM_STATUS], ids=["pod", "claim"])
-def test_a_late_binding_gives_no_claim_a_second_pod(api: Api, pair: Pair, late: str) -> None:
+def test_a_late_binding_gives_no_claim_a_second_pod(api: Api, pair: NodeHandler, late: str) -> None:
     held = pair.leaders_way.hold("PATCH", late)
     api.create(objects.claim())
     held.wait_reached()
@@ -275,7 +277,7 @@ def test_a_late_binding_gives_no_claim_a_second_pod(api: Api, pair: Pair, late: 
 
 
 def test_a_late_binding_of_a_pod_that_another_claim_has_changes_nothing(
-    api: Api, pair: Pair
+    api: Api, pair: NodeHandler
 ) -> None:
     held = pair.leaders_way.hold("PATCH", POD)
     api.create(objects.claim())
@@ -296,7 +298,7 @@ def test_a_late_binding_of_a_pod_that_another_claim_has_changes_nothing(
         assert now["podUID"] == claim["status"]["podUID"]
 
 
-def test_a_late_status_does_not_revive_a_claim_that_has_ended(api: Api, pair: Pair) -> None:
+def test_a_late_status_does_not_revive_a_claim_that_has_ended(api: Api, pair: NodeHandler) -> None:
     held = pair.leaders_way.hold("PATCH", CLAIM_STATUS)
     api.create(objects.claim(ttlSeconds=1))
     held.wait_reached()
@@ -312,7 +314,7 @@ def test_a_late_status_does_not_revive_a_claim_that_has_ended(api: Api, pair: Pa
     quiet(api)
 
 
-def test_a_late_delete_takes_no_pod_that_a_claim_has(api: Api, pair: Pair) -> None:
+def test_a_late_delete_takes_no_pod_that_a_claim_has(api: Api, pair: NodeHandler) -> None:
     held = pair.leaders_way.hold("DELETE", POD)
     api.scale("SandboxPool", "pool", 2)
     held.wait_reached()
@@ -354,7 +356,7 @@ def test_late_creates_pass_the_target_by_no_more_than_was_starting(
     assert most <= replicas + at_once
 
 
-def test_a_late_status_of_a_pool_is_put_right(api: Api, pair: Pair) -> None:
+def test_a_late_status_of_a_pool_is_put_right(api: Api, pair: NodeHandler) -> None:
     held = pair.leaders_way.hold("PATCH", POOL_STATUS)
     api.create(objects.claim())
     held.wait_reached()

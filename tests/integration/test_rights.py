@@ -1,8 +1,8 @@
 """What the operator sends, compared with what the chart grants it: neither is more than the other.
 
 The operator runs with the rights of the chart's own account and does all that it can do. Whoever
-gives it something new to do adds a step to the drive, a right to `sandboxpool.rights` and a rule to
-the chart; without any of these a test here or in tests/unit/test_chart.py fails.
+gives it something new to do adds a step to the drive, a right to `sandboxpool.app.permissions` and
+a rule to the chart; without any of these a test here or in tests/unit/test_chart.py fails.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pytest
 
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
+from sandboxpool.app.permissions import Permission
+from sandboxpool.cluster.pools import parse
 from sandboxpool.kube import lease
-from sandboxpool.pools.disruption import budget_of
-from sandboxpool.pools.store import parse
-from sandboxpool.rights import Right
+from sandboxpool.pools.disruption_budget import budget_of
 from support import Api, chart, eventually, objects
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy, Seen
@@ -46,7 +46,7 @@ class Sent:
     namespace: str
     name: str
 
-    def is_covered_by(self, right: Right) -> bool:
+    def is_covered_by(self, right: Permission) -> bool:
         """Whether this right is enough for it."""
         return (
             (self.group, self.resource, self.verb) == (right.group, right.resource, right.verb)

@@ -10,12 +10,16 @@ import pytest
 
 from localcluster import tools
 from sandboxpool.api.core import Node
-from sandboxpool.pools.template import build_pod
-from sandboxpool.runtimes.exclusion import PREFIX, handler_key, keeps_away, pool_key
-from sandboxpool.runtimes.nodes import facts_of
-from sandboxpool.runtimes.placement import admitted_placement, allows, placement_of
+from sandboxpool.runtimes.exclusion import PREFIX, handler_key, is_excluded, pool_key
+from sandboxpool.runtimes.node_constraints import (
+    admitted_node_constraints,
+    is_feasible,
+    node_constraints_of,
+)
+from sandboxpool.runtimes.nodes import node_facts
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.template import build_pod
 from support.builders import POOL_UID, pool, runtime
 
 Body = dict[str, Any]
@@ -133,11 +137,13 @@ def test_pods_land_where_kube_scheduler_lets_them_and_on_no_node_that_is_kept_ou
             "pod-1",
             probe=ProbeImage("image"),
         )
-        node = facts_of(msgspec.convert(body, Node))
-        kept_out = pool_key(POOL_UID) in node.exclusions or keeps_away(
+        node = node_facts(msgspec.convert(body, Node))
+        kept_out = pool_key(POOL_UID) in node.exclusions or is_excluded(
             node.exclusions, "runsc", proof_wanted=proof == "PerNode", user_namespaces=False
         )
-        ours.append(allows(placement_of(spec, runtime()), node, now=True) and not kept_out)
+        ours.append(
+            is_feasible(node_constraints_of(spec, runtime()), node, now=True) and not kept_out
+        )
         questions.append({"pod": {"spec": made["spec"]}, "node": body})
     theirs = ask("scheduler-check", questions)
     wrong = [q for q, mine, true in zip(questions, ours, theirs, strict=True) if mine != true]
@@ -162,8 +168,8 @@ def test_what_admission_answers_with_says_the_same_as_kube_scheduler() -> None:
         body = dice.node()
         for key in [key for key in body["metadata"]["labels"] if key.startswith(PREFIX)]:
             del body["metadata"]["labels"][key]
-        placement = admitted_placement(json.dumps(made).encode())
-        ours.append(allows(placement, facts_of(msgspec.convert(body, Node)), now=True))
+        placement = admitted_node_constraints(json.dumps(made).encode())
+        ours.append(is_feasible(placement, node_facts(msgspec.convert(body, Node)), now=True))
         questions.append({"pod": {"spec": made["spec"]}, "node": body})
     theirs = ask("scheduler-check", questions)
     wrong = [q for q, mine, true in zip(questions, ours, theirs, strict=True) if mine != true]

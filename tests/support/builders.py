@@ -12,22 +12,22 @@ import msgspec
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Node, Pod, Taint, Toleration
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.api.v1alpha1 import SandboxPoolSpec
-from sandboxpool.claims.claim import Claim
-from sandboxpool.pools.members import Member, Members, State
-from sandboxpool.pools.plan import PoolInput, TemplateState, TemplateVerdict, Trouble
-from sandboxpool.pools.pool import Pool, revision_of
-from sandboxpool.pools.store import parse
-from sandboxpool.reasons import Reason
+from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxPoolSpec
+from sandboxpool.cluster.pool import Pool, revision_of
+from sandboxpool.cluster.pools import parse
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.plan import CreateBackoff, PoolInput, TemplateCheckResult, TemplateState
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
-from sandboxpool.runtimes.ground import Ground
-from sandboxpool.runtimes.nodes import NodeFacts, facts_of
+from sandboxpool.runtimes.host_state import HostState
+from sandboxpool.runtimes.nodes import NodeFacts, node_facts
 from sandboxpool.runtimes.probe import SANDBOX_PROBE_CONTAINER
 from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution, Runtime, resolve
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import Member, Members
 
 Object = dict[str, Any]
 
@@ -88,7 +88,7 @@ def node(
 
 def facts(name: str = "node-1", **given: Any) -> NodeFacts:
     """What the verdict needs of a `node`."""
-    return facts_of(node(name, **given))
+    return node_facts(node(name, **given))
 
 
 def runtime(
@@ -171,11 +171,11 @@ def spec(**fields: Any) -> SandboxPoolSpec:
     return SandboxPoolSpec.model_validate(pool_body(**fields)["spec"])
 
 
-ACCEPTED = TemplateVerdict(TemplateState.ACCEPTED, Reason.TEMPLATE_ACCEPTED, "accepted")
-REJECTED = TemplateVerdict(
+ACCEPTED = TemplateCheckResult(TemplateState.ACCEPTED, Reason.TEMPLATE_ACCEPTED, "accepted")
+REJECTED = TemplateCheckResult(
     TemplateState.REJECTED, Reason.TEMPLATE_REJECTED, "no such field: correct spec.template"
 )
-NOT_CHECKED = TemplateVerdict(
+NOT_CHECKED = TemplateCheckResult(
     TemplateState.NOT_CHECKED, Reason.TEMPLATE_NOT_CHECKED, "the API server is away"
 )
 FOUND = resolve("gvisor", None, {"gvisor": runtime()})
@@ -186,7 +186,7 @@ SERVED = Verdict(serving=("node-1", "node-2"))
 
 def member(
     name: str = "pod-1",
-    state: State = State.WARM,
+    state: SandboxState = SandboxState.WARM,
     *,
     age: float = 30.0,
     now: float = NOW,
@@ -204,16 +204,21 @@ def member(
     revision: str = REVISION,
     class_name: str = "gvisor",
     runtime_uid: str = CLASS_UID,
-    taken_up: bool = True,
+    acknowledged: bool = True,
     misplaced: bool = False,
 ) -> Member:
     """A pool's pod after sorting; `ready` follows the state, and it stands as it does since it was
     made, unless given."""
     unscheduled = failure is not None and failure.reason is Reason.UNSCHEDULABLE
-    if node is None and node_name is None and state is not State.STRANDED and not unscheduled:
+    if (
+        node is None
+        and node_name is None
+        and state is not SandboxState.STRANDED
+        and not unscheduled
+    ):
         node = facts()
     if ready is None:
-        ready = state in (State.WARM, State.UNPROVEN, State.CLAIMED)
+        ready = state in (SandboxState.WARM, SandboxState.UNPROVEN, SandboxState.CLAIMED)
     return Member(
         name=name,
         uid=f"{name}-uid",
@@ -222,21 +227,21 @@ def member(
         created=now - age,
         since=now - age if since is None else since,
         ready_since=now - age if ready else None,
-        was_ready=ready or state is State.UNREADY if was_ready is None else was_ready,
+        was_ready=ready or state is SandboxState.UNREADY if was_ready is None else was_ready,
         node_name=node_name if node_name is not None else (node.name if node else ""),
         ready=ready,
-        ground=Ground(node, "runsc", quarantined, isolation, proof_wanted, evidence),
+        host_state=HostState(node, "runsc", quarantined, isolation, proof_wanted, evidence),
         overhead=overhead,
         failure=failure,
         revision=revision,
         class_name=class_name,
         runtime_uid=runtime_uid,
-        taken_up=taken_up,
+        acknowledged=acknowledged,
         misplaced=misplaced,
     )
 
 
-def members(state: State, count: int, prefix: str = "", **given: Any) -> list[Member]:
+def members(state: SandboxState, count: int, prefix: str = "", **given: Any) -> list[Member]:
     """Several alike, each a second older than the one before."""
     age = given.pop("age", 30.0)
     return [
@@ -249,14 +254,14 @@ def pool_input(
     *,
     resolution: Resolution = FOUND,
     verdict: Verdict = SERVED,
-    template: TemplateVerdict = ACCEPTED,
+    template: TemplateCheckResult = ACCEPTED,
     hostnames_since: float = 0.0,
     quarantines: Iterable[tuple[str, Quarantine]] = (),
     creating: int = 0,
     creating_cold: int = 0,
     line: Iterable[bool] = (),
     stuck_nodes: Iterable[str] = (),
-    trouble: Trouble | None = None,
+    trouble: CreateBackoff | None = None,
     guarded: bool = True,
     now: float = NOW,
     **fields: Any,
@@ -273,9 +278,9 @@ def pool_input(
         quarantines=tuple(quarantines),
         creating=creating,
         creating_cold=creating_cold,
-        line=tuple(line),
+        claim_queue=tuple(line),
         stuck_nodes=frozenset(stuck_nodes),
-        trouble=trouble or Trouble(),
+        backoff=trouble or CreateBackoff(),
         guarded=guarded,
         now=now,
         clock=now,
@@ -435,6 +440,6 @@ def claim_body(
     return body
 
 
-def claim(name: str = "claim", **given: Any) -> Claim:
+def claim(name: str = "claim", **given: Any) -> SandboxClaim:
     """A SandboxClaim as the cache holds it."""
-    return msgspec.convert(claim_body(name, **given), Claim)
+    return msgspec.convert(claim_body(name, **given), SandboxClaim)

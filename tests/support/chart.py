@@ -11,7 +11,7 @@ from typing import Any
 
 from localcluster import paths, tools
 from localcluster.controlplane import ControlPlane
-from sandboxpool.rights import Right
+from sandboxpool.app.permissions import Permission
 
 CHART = paths.REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"
@@ -58,10 +58,10 @@ def _helm(plane: ControlPlane, home: Path, *arguments: str) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
-def granted(rules: Iterable[dict[str, Any]], *, own: bool) -> set[Right]:
+def granted(rules: Iterable[dict[str, Any]], *, own: bool) -> set[Permission]:
     """The rules of a role as the operator's own code knows them."""
     return {
-        Right(group, resource, verb, own=own, names=tuple(rule.get("resourceNames", ())))
+        Permission(group, resource, verb, own=own, names=tuple(rule.get("resourceNames", ())))
         for rule in rules
         for group in rule["apiGroups"]
         for resource in rule["resources"]

@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any, cast
 
 from sandboxpool.api.core import Pod
-from sandboxpool.pools.inquiry import Inquiry
 from sandboxpool.runtimes.podevents import PodEvents
+from sandboxpool.sandboxes.event_reader import PodEventReader
 
 
-class Unasked(Inquiry):
+class NoInquiry(PodEventReader):
     """Reads nothing: every pod is given up by what its status says."""
 
     def __init__(self) -> None:
         super().__init__(cast(Any, None), lambda pod: None)
 
-    def ask(self, pod: Pod, line: str, stage: str) -> None:
+    def enqueue(self, pod: Pod, line: str, stage: str) -> None:
         """Read nothing."""
 
 
-class Answered(Unasked):
+class ScriptedInquiry(NoInquiry):
     """Tells the same of every pod, as soon as it is asked.
 
     Attributes:
@@ -31,13 +31,13 @@ class Answered(Unasked):
         self.stages: list[str] = []
         self._answer = answer
 
-    def ask(self, pod: Pod, line: str, stage: str) -> None:
+    def enqueue(self, pod: Pod, line: str, stage: str) -> None:
         """Note the stage, if it is a new one."""
         del pod, line
         if stage not in self.stages:
             self.stages.append(stage)
 
-    def told(self, pod: Pod) -> PodEvents | None:
+    def events_of(self, pod: Pod) -> PodEvents | None:
         """The answer, if anybody has asked."""
         del pod
         return self._answer if self.stages else None

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sandboxpool.listing import Listed
+from sandboxpool.kube.listing import ListTarget
 
 
 def replace(
-    store: Listed,
+    store: ListTarget,
     bodies: Iterable[Any],
     version: str,
     meanwhile: Callable[[], None] = lambda: None,
@@ -25,5 +25,5 @@ def replace(
         metadata = body.get("metadata") if isinstance(body, dict) else None
         if isinstance(metadata, dict) and isinstance(metadata.get("name"), str):
             store.is_known(metadata.get("namespace", ""), metadata["name"], "", "")
-        store.take(body)
+        store.put_listed(body)
     store.end_list(version)

@@ -25,26 +25,29 @@ from types import ModuleType
 from typing import Any
 
 from sandboxpool import __main__ as main_module
-from sandboxpool import app
+from sandboxpool.allocation import candidate_tracker
+from sandboxpool.allocation.allocator import Allocator, Candidate
 from sandboxpool.api.core import Pod
-from sandboxpool.claims import offers
-from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.api.reasons import Reason
+from sandboxpool.app import build
+from sandboxpool.app import operator as app
+from sandboxpool.app.watches import Watches
 from sandboxpool.claims.attempt import Attempt
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.claims.requests import ClaimRequests
+from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.kube import client
 from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.informer import Informer
-from sandboxpool.kube.lease import Elector
+from sandboxpool.kube.lease import LeaderElector
 from sandboxpool.pools import decide as decisions
 from sandboxpool.pools import reconcile as pools
-from sandboxpool.pools import template
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.state import PoolState
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.host_state import HostState
+from sandboxpool.sandboxes import template
+from sandboxpool.sandboxes.members import Members
 
 # Where the wall clock's shift is found: a file with one little-endian double, in seconds.
 CLOCK_FILE = "CHAOS_CLOCK_FILE"
@@ -211,7 +214,7 @@ def cold_names_are_random() -> None:
 @_change
 def writes_need_no_lease() -> None:
     """Whether the lease is ours is asked before no write."""
-    _set(Elector, require=lambda _: None)
+    _set(LeaderElector, require_leadership=lambda _: None)
 
 
 @_change
@@ -233,7 +236,7 @@ def taken_pods_are_forgotten() -> None:
     """Between the two writes only the cache knows whose the pod is."""
 
     def __setattr__(self: Attempt, name: str, value: Any) -> None:
-        object.__setattr__(self, name, None if name == "taken" else value)
+        object.__setattr__(self, name, None if name == "bound_pod" else value)
 
     _set(Attempt, __setattr__)
 
@@ -241,7 +244,7 @@ def taken_pods_are_forgotten() -> None:
 @_change
 def bindings_are_forgotten() -> None:
     """A claim that was told of its pod counts as waiting until the cache shows it."""
-    _set(ClaimReconciler, _remember=lambda *_: None)
+    _set(ClaimReconciler, _record_written_version=lambda *_: None)
 
 
 @_change
@@ -253,7 +256,7 @@ def expectations_are_forgotten() -> None:
 @_change
 def leaving_pods_are_offered() -> None:
     """A pod that is being deleted stays on the shelf."""
-    _set(Allocator, withdraw=lambda self, pod: pod not in self._held)
+    _set(Allocator, remove_candidate=lambda self, pod: pod not in self._allocated)
     _set(Expectations, is_deleting=lambda *_: False)
 
 
@@ -277,13 +280,13 @@ def lists_only_add() -> None:
 def everybody_leads() -> None:
     """The lease is nobody's business."""
 
-    async def _acquire(_: Elector) -> None:
+    async def _acquire(_: LeaderElector) -> None:
         return
 
-    async def _keep(_: Elector) -> None:
+    async def _renew_until_lost(_: LeaderElector) -> None:
         await asyncio.Event().wait()
 
-    _set(Elector, _acquire, _keep, holds=property(lambda _: True))
+    _set(LeaderElector, _acquire, _renew_until_lost, is_leader=property(lambda _: True))
 
 
 @_change
@@ -295,22 +298,23 @@ def silence_is_patience() -> None:
 @_change
 def set_back_clocks_are_trusted() -> None:
     """A pool waits until the wall clock says so, whatever has happened to that."""
-    _set(PoolState, note_time=lambda *_: None)
+    _set(PoolState, refresh_backoff=lambda *_: None)
 
 
 @_change
 def half_a_view_is_enough() -> None:
     """Decisions are made before the caches are complete."""
 
-    async def _all_synced(_: app.Operator) -> None:
+    async def synced(_: Watches) -> None:
         return
 
     async def _take_over(self: app.Operator) -> None:
-        for informer in self._informers.values():
-            await informer.unmute()
+        for _, informer in self._watches:
+            await informer.release_notifications()
         await self._listed.wait()
 
-    _set(app.Operator, _all_synced, _take_over)
+    _set(Watches, synced)
+    _set(app.Operator, _take_over)
 
 
 # --- Decisions -----------------------------------------------------------------------------------
@@ -321,7 +325,7 @@ def leaving_pods_make_room() -> None:
     """Terminating pods do not count against maxSandboxes."""
 
     def decide(given: PoolInput) -> PoolPlan:
-        here = Members(m for m in given.members if m.state is not State.STOPPING)
+        here = Members(m for m in given.members if m.state is not SandboxState.STOPPING)
         return decisions.decide(replace(given, members=here))
 
     _set(pools, decide)
@@ -363,24 +367,24 @@ def orphans_are_guessed() -> None:
 def nodes_do_not_matter() -> None:
     """A pod is handed out wherever it stands."""
 
-    def can_be_handed_out(pod: Pod, ground: Ground) -> bool:
+    def is_ready_on_host(pod: Pod, host_state: HostState) -> bool:
         return pod.ready and pod.metadata.deletionTimestamp is None
 
-    _set(offers, can_be_handed_out)
+    _set(candidate_tracker, is_ready_on_host)
 
 
 @_change
 def last_come_is_first_served() -> None:
     """The newest claim gets the next pod."""
-    original = Allocator.offer
+    original = Allocator.add_candidate
 
-    def offer(self: Allocator, pool: str, candidate: Candidate) -> str | None:
-        waiting = self._stock(pool).waiting
+    def add_candidate(self: Allocator, pool: str, candidate: Candidate) -> str | None:
+        waiting = self._pool_state(pool).waiting
         if waiting:
             waiting.move_to_end(next(reversed(waiting)), last=False)
         return original(self, pool, candidate)
 
-    _set(Allocator, offer)
+    _set(Allocator, add_candidate)
 
 
 @_change
@@ -393,14 +397,14 @@ def one_claim_at_a_time_and_in_line() -> None:
     ) -> float | None:
         async with turn:
             while (  # noqa: ASYNC110
-                pod := self._allocator.request(pool.uid, claim.uid)
+                pod := self._allocator.allocate(pool.uid, claim.uid)
             ) is None:
                 await asyncio.sleep(0.01)
         await self._bind(claim, attempt, pool, pod)
         return None
 
     _set(ClaimReconciler, _none_warm)
-    _set(app.Operator, _lane_of=lambda *_: None)
+    _set(build, _lane_of=lambda *_: None)
 
 
 @_change
@@ -409,7 +413,7 @@ def waiting_is_reported() -> None:
     original, looks = ClaimReconciler._none_warm, deque(range(1_000_000))
 
     async def _none_warm(self: ClaimReconciler, claim: Any, *rest: Any) -> float | None:
-        await self._say_pending(claim, Reason.NO_WARM_SANDBOX, f"look {looks.popleft()}")
+        await self._set_pending(claim, Reason.NO_WARM_SANDBOX, f"look {looks.popleft()}")
         return await original(self, claim, *rest)
 
     _set(ClaimReconciler, _none_warm)

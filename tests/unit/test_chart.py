@@ -17,17 +17,19 @@ import yaml
 
 from crdgen.__main__ import REPOSITORY
 from localcluster import builds, tools
-from sandboxpool import preflight, web
 from sandboxpool.api import names
+from sandboxpool.app import preflight
+from sandboxpool.app.permissions import PERMISSIONS
+from sandboxpool.app.settings import Settings, load
 from sandboxpool.kube import lease
-from sandboxpool.rights import RIGHTS
+from sandboxpool.observability import web
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
-from sandboxpool.settings import Settings, load
 from support.builders import facts, runtime
 from support.chart import granted
 
 CHART = REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"
+DEFAULTS = Settings(probe_image="image")
 NAMESPACE = "sandboxpool-system"
 
 Manifest = dict[str, Any]
@@ -132,7 +134,7 @@ def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(
         "publish_on_nodes": ("--set", "publishOnNodes=true"),
         "metrics_auth": ("--set", "metrics.authentication=true"),
     }[purpose]
-    wanted = {replace(r, purpose="") for r in RIGHTS if r.purpose in ("", purpose)}
+    wanted = {replace(r, purpose="") for r in PERMISSIONS if r.purpose in ("", purpose)}
     manifests = render("--set", "nodes.exclusionLabels=false", *values)
     found = granted(only(manifests, "ClusterRole", RELEASE)["rules"], own=False)
     found |= granted(only(manifests, "Role")["rules"], own=True)
@@ -258,7 +260,12 @@ def test_the_claim_path_has_a_queue_of_its_own_where_that_is_wanted(render: Rend
 
 def probe_of(settings: Settings) -> Manifest:
     return build_probe(
-        "probe", NAMESPACE, facts(), runtime(), settings.probe_image, settings.probe_options
+        "probe",
+        NAMESPACE,
+        facts(),
+        runtime(),
+        settings.to_probe_image(),
+        settings.to_probe_options(),
     )
 
 
@@ -328,8 +335,8 @@ def test_no_mesh_puts_a_sidecar_into_the_pods(render: Render) -> None:
 def test_the_values_of_probes_are_what_the_operator_would_choose(render: Render) -> None:
     found = settings_of(render())
     none: dict[str, str] = {}
-    assert replace(found.probe_options, labels=none, annotations=none) == ProbeOptions()
-    assert found.probe_image.security_context == ProbeImage().security_context
+    assert replace(found.to_probe_options(), labels=none, annotations=none) == ProbeOptions()
+    assert found.to_probe_image().security_context == ProbeImage().security_context
 
 
 def test_probes_can_be_adapted(render: Render, tmp_path: Path) -> None:
@@ -389,8 +396,9 @@ def test_the_ports_are_the_same_everywhere(render: Render) -> None:
 
 def test_what_listens_listens_on_all_families(render: Render) -> None:
     settings = settings_of(render())
-    assert (settings.host, settings.health_host) == (None, None)
-    assert (settings.port, settings.health_port) == (Settings().port, Settings().health_port)
+    assert settings.listen == DEFAULTS.listen
+    assert settings.health_listen == DEFAULTS.health_listen
+    assert (settings.listen.host, settings.health_listen.host) == (None, None)
 
 
 async def test_a_kubelet_reaches_the_probes_over_either_family(render: Render) -> None:
@@ -398,7 +406,7 @@ async def test_a_kubelet_reaches_the_probes_over_either_family(render: Render) -
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = settings_of(render("--set", f"healthPort={port}"))
-    door = await web.serve_health(settings.health_host, settings.health_port, list)
+    door = await web.serve_health(*settings.health_listen, list)
     try:
         async with aiohttp.ClientSession() as session:
             for address in ("127.0.0.1", "[::1]"):
@@ -478,7 +486,7 @@ def test_probes_run_the_operators_own_image_with_its_secrets(render: Render) -> 
             *("--set", "imagePullSecrets[0].name=one", "--set", "imagePullSecrets[1].name=two"),
         )
     )
-    image = settings.probe_image
+    image = settings.to_probe_image()
     assert image.name == "registry.example/sandboxpool:1.2"
     assert (image.pull_policy, image.pull_secrets) == ("Always", ("one", "two"))
 
@@ -487,16 +495,16 @@ def test_probes_can_run_another_image(render: Render) -> None:
     settings = settings_of(
         render("--set", "probe.image=busybox:1.37", "--set", "probe.imagePullPolicy=Never")
     )
-    image = settings.probe_image
+    image = settings.to_probe_image()
     assert (image.name, image.pull_policy, image.pull_secrets) == ("busybox:1.37", "Never", ())
 
 
 def test_the_lease_lasts_as_long_as_the_values_say(render: Render) -> None:
-    assert settings_of(render()).lease == Settings().lease
+    assert settings_of(render()).lease == DEFAULTS.lease
     wanted = ("durationSeconds=30", "renewDeadlineSeconds=20", "retrySeconds=5")
     changed = render(*(word for value in wanted for word in ("--set", f"lease.{value}")))
-    assert settings_of(changed).lease == lease.LeaseTimes(30, 20, 5)
-    assert settings_of(render("--set", "lease=null")).lease == Settings().lease
+    assert settings_of(changed).lease == lease.LeaderElectionTimes(30, 20, 5)
+    assert settings_of(render("--set", "lease=null")).lease == DEFAULTS.lease
 
 
 def test_optional_parts_can_be_left_out(render: Render) -> None:

@@ -5,54 +5,74 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from sandboxpool.api import core
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.reasons import Reason
+from sandboxpool.api.v1alpha1 import Condition, ConditionStatus
 
 MAX_MESSAGE = 1024
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_STATUS = {
+    True: ConditionStatus.TRUE,
+    False: ConditionStatus.FALSE,
+    None: ConditionStatus.UNKNOWN,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ConditionResult:
     """A condition before it has a time; ``holds`` None means that nobody can say."""
 
     type: str
-    holds: bool | None
+    status: bool | None
     reason: Reason
     message: str
 
 
 def conditions(
-    findings: Iterable[Finding], before: Mapping[str, Any], generation: int, now: float
-) -> list[dict[str, Any]]:
+    findings: Iterable[ConditionResult],
+    before: Iterable[core.Condition | Condition],
+    generation: int | None,
+    now: float,
+) -> list[Condition]:
     """Write findings as conditions.
 
     Args:
         findings: all of them, in the order in which they shall stand.
-        before: the status as it stands on the server, possibly damaged by others.
-        generation: the generation that the findings are about.
+        before: the conditions as they stand on the server.
+        generation: the generation that the findings are about; None where conditions have none.
         now: seconds since the epoch.
     """
-    known = {}
-    listed = before.get("conditions")
-    for old in listed if isinstance(listed, list) else ():
-        if isinstance(old, dict):
-            known[str(old.get("type"))] = old
+    known = {old.type: old for old in before}
     result = []
     for finding in findings:
-        status = {True: "True", False: "False", None: "Unknown"}[finding.holds]
-        old = known.get(finding.type, {})
-        since = old.get("lastTransitionTime") if old.get("status") == status else None
-        if not (isinstance(since, str) and _TIMESTAMP.fullmatch(since)):
-            since = None
+        status = _STATUS[finding.status]
+        old = known.get(finding.type)
+        since = old.lastTransitionTime if old is not None and old.status == status else None
+        if since is None or not _TIMESTAMP.fullmatch(since):
+            since = timestamp(now)
         result.append(
-            {
-                "type": finding.type,
-                "status": status,
-                "reason": str(finding.reason),
-                "message": finding.message[:MAX_MESSAGE],
-                "lastTransitionTime": since or timestamp(now),
-                "observedGeneration": generation,
-            }
+            Condition(
+                type=finding.type,
+                status=status,
+                reason=str(finding.reason),
+                message=finding.message[:MAX_MESSAGE],
+                lastTransitionTime=since,
+                observedGeneration=generation,
+            )
         )
     return result
+
+
+def stored_conditions(status: Mapping[str, Any]) -> list[core.Condition]:
+    """The conditions of a status as it stands on the server; damage counts as absence."""
+    listed = status.get("conditions")
+    known = []
+    for condition in listed if isinstance(listed, list) else ():
+        try:
+            known.append(msgspec.convert(condition, core.Condition))
+        except msgspec.ValidationError:
+            continue
+    return known

@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema
 VALIDATIONS = "x-kubernetes-validations"
 
 # Words that Kubernetes writes in capitals when they are not the first of a field's name.
-_INITIALISMS = {"ttl": "TTL", "uid": "UID", "ip": "IP", "ips": "IPs"}
+_INITIALISMS = {"ttl": "TTL"}
 
 
 def wire_name(python_name: str) -> str:
@@ -54,16 +54,16 @@ class CEL:
     message_expression: str = ""
     reason: str = ""
     field_path: str = ""
-    passes: str = UNCHANGED
+    ratchet: str = UNCHANGED
     replaces: tuple[str, ...] = ()
 
     def to_schema(self) -> dict[str, str | bool]:
         """Return the rule as it stands in a CRD."""
         pairs: dict[str, str | bool] = {
-            "rule": f"oldSelf.hasValue() && {self.passes} || {self.rule}"
-            if self.passes
+            "rule": f"oldSelf.hasValue() && {self.ratchet} || {self.rule}"
+            if self.ratchet
             else self.rule,
-            "optionalOldSelf": bool(self.passes),
+            "optionalOldSelf": bool(self.ratchet),
             "message": self.message,
             "messageExpression": self.message_expression,
             "reason": self.reason,
@@ -106,7 +106,7 @@ def must_not_set(name: str, cure: str) -> CEL:
         message=cure,
         reason="FieldValueForbidden",
         field_path=f".{name}",
-        passes=f"has(oldSelf.value().{name})",
+        ratchet=f"has(oldSelf.value().{name})",
     )
 
 
@@ -124,7 +124,7 @@ def immutable(name: str, cure: str) -> CEL:
         message=cure,
         reason="FieldValueForbidden",
         field_path=f".{name}",
-        passes="",
+        ratchet="",
     )
 
 
@@ -186,7 +186,6 @@ class Model(BaseModel):
         alias_generator=wire_name,
         validate_by_name=True,
         validate_by_alias=True,
-        serialize_by_alias=True,
         extra="ignore",
         frozen=True,
         use_attribute_docstrings=True,
@@ -203,10 +202,6 @@ class Model(BaseModel):
         for rule in cls.cel_rules:
             rule.apply(schema)
         return reference
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the JSON object as Kubernetes spells it, without what is not set."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def quote(text: str) -> str:

@@ -7,9 +7,9 @@ of the monotonic clock, so that no jump of the wall clock ends anything.
 from dataclasses import dataclass, field
 
 from sandboxpool.api.core import Pod
-from sandboxpool.backoff import delay_after
-from sandboxpool.claims.claim import Claim
-from sandboxpool.claims.decide import certain_wait
+from sandboxpool.api.v1alpha1 import SandboxClaim
+from sandboxpool.claims.decide import minimum_wait
+from sandboxpool.util.backoff import delay_after
 
 FIRST_REFUSAL_SECONDS = 0.25
 LONGEST_REFUSAL_SECONDS = 60.0
@@ -18,7 +18,7 @@ LONGEST_FAILURE_SECONDS = 5.0
 
 
 @dataclass(slots=True)
-class Moment:
+class MonotonicDeadline:
     """A time of the API, turned into one of our own clock when it was first seen.
 
     Attributes:
@@ -73,19 +73,19 @@ class Attempt:
     first_seen: float
     deadline: float
     tried_late: bool = False
-    sending: bool = False
-    taken: Pod | None = None
-    told: int = 0
+    binding_in_flight: bool = False
+    bound_pod: Pod | None = None
+    written_version: int = 0
     failures: int = 0
     refusals: int = 0
     refusal: str = ""
     not_before: float = float("-inf")
-    worded: float = float("-inf")
-    started: bool = False
-    unfit_since: float | None = None
-    last_seen: Pod | None = None
-    ends: Moment = field(default_factory=Moment)
-    goes: Moment = field(default_factory=Moment)
+    message_written_at: float = float("-inf")
+    cold_start_requested: bool = False
+    unallocatable_since: float | None = None
+    last_pod: Pod | None = None
+    expiration: MonotonicDeadline = field(default_factory=MonotonicDeadline)
+    retention: MonotonicDeadline = field(default_factory=MonotonicDeadline)
 
     def fail(self) -> float:
         """The API server has failed it; return the seconds until it is tried again."""
@@ -93,7 +93,7 @@ class Attempt:
         self.failures += 1
         return delay
 
-    def refuse(self, words: str, now: float) -> float:
+    def record_refusal(self, words: str, now: float) -> float:
         """Its binding was refused; return the seconds until it may be tried again."""
         delay = delay_after(
             self.refusals, FIRST_REFUSAL_SECONDS, LONGEST_REFUSAL_SECONDS, factor=4.0
@@ -104,7 +104,7 @@ class Attempt:
         return delay
 
 
-def first_sight(claim: Claim, *, wall: float, clock: float) -> Attempt:
+def new_attempt(claim: SandboxClaim, *, wall: float, clock: float) -> Attempt:
     """Begin with a claim that this process has not seen before."""
-    left = claim.spec.bindTimeoutSeconds - certain_wait(claim, wall)
+    left = claim.spec.bindTimeoutSeconds - minimum_wait(claim, wall)
     return Attempt(first_seen=clock, deadline=clock + left)

@@ -1,45 +1,48 @@
 """What may be said of a claim without I/O: whether it may have a pod, and its status. Pure."""
 
 import math
-from dataclasses import dataclass
 
 import msgspec
 
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
+from sandboxpool.api.conditions import ConditionResult, conditions
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch, timestamp
 from sandboxpool.api.v1alpha1 import (
     AssertedProof,
+    ClaimPhase,
+    ClaimRuntime,
+    ClaimSource,
+    Condition,
     IsolationProof,
+    SandboxClaim,
+    SandboxClaimStatus,
     SandboxPoolSpec,
     is_reserved_metadata_key,
 )
-from sandboxpool.claims.claim import Claim, ClaimCondition, ClaimRuntime, ClaimStatus
-from sandboxpool.pools.template import ClaimRef
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
-from sandboxpool.runtimes.ending import ENDINGS, Ending, ending_of, restarted_because
-from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.host_state import HostState
+from sandboxpool.runtimes.termination import (
+    TERMINATION_REASONS,
+    TerminationCause,
+    restart_cause,
+    termination_cause,
+)
+from sandboxpool.sandboxes.template import ClaimRef
 
 DEFAULT_TTL_AFTER_FINISHED_SECONDS = 3600
 
 # What a claim may assert of a pool that wants so much proof.
-_ASSERTABLE: dict[IsolationProof, tuple[str, ...]] = {
+_ASSERTABLE: dict[IsolationProof, tuple[AssertedProof, ...]] = {
     IsolationProof.NONE: (),
     IsolationProof.PER_NODE: (AssertedProof.PER_NODE,),
     IsolationProof.PER_SANDBOX: (AssertedProof.PER_NODE, AssertedProof.PER_SANDBOX),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a claim gets nothing, now or ever."""
-
-    reason: Reason
-    message: str
-
-
-def refuse(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
+def refusal_for(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
     """Say why this pool will never serve this claim, if so."""
     asserted = claim.spec.runtimeClassName
     if asserted is not None and asserted != spec.runtime_class_name:
@@ -52,8 +55,9 @@ def refuse(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
     if proof is not None and proof not in _ASSERTABLE[spec.isolation_proof]:
         return Refusal(
             Reason.ISOLATION_PROOF_MISMATCH,
-            f"spec.isolationProof asserts at least {proof!r}, but pool {claim.spec.poolName!r} has "
-            f"{spec.isolation_proof.value!r}: claim from a pool that wants as much proof",
+            f"spec.isolationProof asserts at least {proof.value!r}, but pool "
+            f"{claim.spec.poolName!r} has {spec.isolation_proof.value!r}: claim from a "
+            "pool that wants as much proof",
         )
     allowed = spec.claims.allowed_metadata_prefixes
     for field in ("labels", "annotations"):
@@ -76,7 +80,7 @@ def refuse(claim: Claim, spec: SandboxPoolSpec) -> Refusal | None:
     return None
 
 
-def reference(claim: Claim) -> ClaimRef:
+def reference(claim: SandboxClaim) -> ClaimRef:
     """The claim as it stands on its pod."""
     return ClaimRef(
         name=claim.metadata.name,
@@ -86,7 +90,7 @@ def reference(claim: Claim) -> ClaimRef:
     )
 
 
-def certain_wait(claim: Claim, now: float) -> float:
+def minimum_wait(claim: SandboxClaim, now: float) -> float:
     """Seconds that a claim has certainly waited: its creation time is cut to whole seconds.
 
     A creation time in the future, or none, says nothing of the past.
@@ -95,7 +99,7 @@ def certain_wait(claim: Claim, now: float) -> float:
     return max(0.0, now - created - 1.0) if created else 0.0
 
 
-def ttl_seconds(claim: Claim, spec: SandboxPoolSpec | None) -> int | None:
+def ttl_seconds(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> int | None:
     """How long the claim may live from its binding; None for as long as it likes."""
     wanted = claim.spec.ttlSeconds
     if spec is None:
@@ -108,7 +112,7 @@ def ttl_seconds(claim: Claim, spec: SandboxPoolSpec | None) -> int | None:
     return wanted
 
 
-def is_edited(claim: Claim) -> bool:
+def is_edited(claim: SandboxClaim) -> bool:
     """The ttlSeconds of a bound claim are not those that were last looked at.
 
     Nothing else of a claim's spec can be changed.
@@ -116,7 +120,7 @@ def is_edited(claim: Claim) -> bool:
     return claim.status.observedGeneration != claim.metadata.generation
 
 
-def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
+def expiry(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float | None:
     """Epoch seconds at which a bound claim expires; None if it lives until it is deleted.
 
     What was promised at the binding stands, whatever has become of the pool's limits. Only the
@@ -141,21 +145,21 @@ def expiry(claim: Claim, spec: SandboxPoolSpec | None) -> float | None:
 
 
 def bound_status(
-    claim: Claim,
+    claim: SandboxClaim,
     pod: Pod,
-    ground: Ground,
+    host_state: HostState,
     *,
-    source: str,
+    source: ClaimSource,
     bound_at: float,
     expires: float | None,
     evidence: str | None,
     now: float,
-) -> ClaimStatus:
+) -> SandboxClaimStatus:
     """The status of a claim that has this pod."""
     annotations = pod.metadata.annotations
-    return ClaimStatus(
+    return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
-        phase="Bound",
+        phase=ClaimPhase.BOUND,
         podName=pod.metadata.name,
         podUID=pod.metadata.uid,
         podIP=pod.status.podIP or None,
@@ -172,23 +176,23 @@ def bound_status(
         conditions=_conditions(
             claim,
             now,
-            ("Bound", True, Reason.BOUND, f"sandbox {pod.metadata.name}"),
-            ("Ready", *_readiness(pod, ground)),
+            ConditionResult("Bound", True, Reason.BOUND, f"sandbox {pod.metadata.name}"),
+            ConditionResult("Ready", *_readiness(pod, host_state)),
         ),
     )
 
 
-def _readiness(pod: Pod, ground: Ground) -> tuple[bool, Reason, str]:
-    restarted = [restarted_because(c) for c in pod.status.containerStatuses if c.restartCount > 0]
-    ending = ending_of(pod) if pod.metadata.deletionTimestamp is not None else None
+def _readiness(pod: Pod, host_state: HostState) -> tuple[bool, Reason, str]:
+    restarted = [restart_cause(c) for c in pod.status.containerStatuses if c.restartCount > 0]
+    ending = termination_cause(pod) if pod.metadata.deletionTimestamp is not None else None
     if ending is not None:
         return False, ending.reason, ending.message
-    if ground.node is not None and ground.node.ready and not ground.served:
+    if host_state.node is not None and host_state.node.ready and not host_state.handler_served:
         return (
             False,
             Reason.HANDLER_REMOVED,
-            f"node {ground.node.name} no longer has the handler {ground.handler!r}: what runs goes "
-            "on, but nothing can be executed or restarted in it",
+            f"node {host_state.node.name} no longer has the handler {host_state.handler!r}: what "
+            "runs goes on, but nothing can be executed or restarted in it",
         )
     if not pod.ready:
         failure = diagnose(pod, None)
@@ -202,26 +206,23 @@ def _readiness(pod: Pod, ground: Ground) -> tuple[bool, Reason, str]:
     return True, Reason.POD_READY, "the pod is ready"
 
 
-def pending_status(claim: Claim, reason: Reason, message: str, now: float) -> ClaimStatus:
+def pending_status(
+    claim: SandboxClaim, reason: Reason, message: str, now: float
+) -> SandboxClaimStatus:
     """The status of a claim that has to wait for something it should be told about."""
-    return ClaimStatus(
+    return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
-        phase="Pending",
-        conditions=_conditions(
-            claim,
-            now,
-            ("Bound", False, reason, message),
-            ("Ready", False, reason, message),
-        ),
+        phase=ClaimPhase.PENDING,
+        conditions=_conditions(claim, now, *_neither(reason, message)),
     )
 
 
 def finished_status(
-    claim: Claim, phase: str, reason: Reason, message: str, now: float
-) -> ClaimStatus:
+    claim: SandboxClaim, phase: ClaimPhase, reason: Reason, message: str, now: float
+) -> SandboxClaimStatus:
     """The status of a claim that has come to its end; what it had stays readable."""
     was = claim.status
-    return ClaimStatus(
+    return SandboxClaimStatus(
         observedGeneration=claim.metadata.generation,
         phase=phase,
         podName=was.podName,
@@ -232,22 +233,17 @@ def finished_status(
         boundAt=was.boundAt,
         expiresAt=was.expiresAt,
         finishedAt=timestamp(now),
-        conditions=_conditions(
-            claim,
-            now,
-            ("Bound", False, reason, message),
-            ("Ready", False, reason, message),
-        ),
+        conditions=_conditions(claim, now, *_neither(reason, message)),
     )
 
 
-def retain_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
+def cleanup_time(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds after which a finished claim is deleted."""
     finished_at = epoch(claim.status.finishedAt or claim.metadata.creationTimestamp)
     return finished_at + _ttl_after_finished(spec)
 
 
-def outlives_until(claim: Claim, spec: SandboxPoolSpec | None) -> float:
+def finalizer_deadline(claim: SandboxClaim, spec: SandboxPoolSpec | None) -> float:
     """Epoch seconds until which a bound claim that was deleted keeps its pod for its finalizers.
 
     As long as a finished claim is kept, and never longer than it was promised.
@@ -264,27 +260,37 @@ def _ttl_after_finished(spec: SandboxPoolSpec | None) -> int:
     return spec.claims.ttl_seconds_after_finished
 
 
-def differ_in_words_only(old: ClaimStatus, new: ClaimStatus) -> bool:
+def differ_only_in_messages(old: SandboxClaimStatus, new: SandboxClaimStatus) -> bool:
     """Whether two statuses say the same, but for the messages of their conditions."""
-    return old != new and _without_words(old) == _without_words(new)
+    return old != new and _without_messages(old) == _without_messages(new)
 
 
-def _without_words(status: ClaimStatus) -> ClaimStatus:
-    mute = [msgspec.structs.replace(condition, message="") for condition in status.conditions]
-    return msgspec.structs.replace(status, conditions=mute)
+def _without_messages(status: SandboxClaimStatus) -> SandboxClaimStatus:
+    without_message = [
+        msgspec.structs.replace(condition, message="") for condition in status.conditions
+    ]
+    return msgspec.structs.replace(status, conditions=without_message)
 
 
-def ending_told(claim: Claim) -> Ending | None:
+def reported_ending(claim: SandboxClaim) -> TerminationCause | None:
     """Why the claim's pod goes, if the claim says so already."""
-    told = (Ending(Reason(c.reason), c.message) for c in claim.status.conditions if _tells(c))
+    told = (
+        TerminationCause(Reason(c.reason), c.message)
+        for c in claim.status.conditions
+        if _reports_ending(c)
+    )
     return next(told, None)
 
 
-def _tells(condition: ClaimCondition) -> bool:
-    return condition.type == "Ready" and condition.status == "False" and condition.reason in ENDINGS
+def _reports_ending(condition: Condition) -> bool:
+    return (
+        condition.type == "Ready"
+        and condition.status == "False"
+        and condition.reason in TERMINATION_REASONS
+    )
 
 
-def choose(claim: Claim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
+def choose(claim: SandboxClaim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
     """Of several pods that carry one claim, keep one: the one it names, else the oldest."""
     ranked = sorted(
         pods,
@@ -298,23 +304,11 @@ def choose(claim: Claim, pods: list[Pod]) -> tuple[Pod, list[Pod]]:
     return ranked[0], ranked[1:]
 
 
-def _conditions(
-    claim: Claim, now: float, *findings: tuple[str, bool, Reason, str]
-) -> list[ClaimCondition]:
-    known = {condition.type: condition for condition in claim.status.conditions}
-    result = []
-    for type_, holds, reason, message in findings:
-        old = known.get(type_)
-        status = str(holds)
-        since = old.lastTransitionTime if old is not None and old.status == status else None
-        result.append(
-            ClaimCondition(
-                type=type_,
-                status=status,
-                reason=str(reason),
-                message=message[:1024],
-                lastTransitionTime=since or timestamp(now),
-                observedGeneration=claim.metadata.generation,
-            )
-        )
-    return result
+def _neither(reason: Reason, message: str) -> tuple[ConditionResult, ConditionResult]:
+    return ConditionResult("Bound", False, reason, message), ConditionResult(
+        "Ready", False, reason, message
+    )
+
+
+def _conditions(claim: SandboxClaim, now: float, *findings: ConditionResult) -> list[Condition]:
+    return conditions(findings, claim.status.conditions, claim.metadata.generation, now)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Hashable
 
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.v1alpha1 import SandboxClaim
 
 Key = tuple[str, str]
 
@@ -16,7 +16,7 @@ class ClaimIndex:
         # By uid again, in the order in which they came.
         self._by_name: defaultdict[Hashable, dict[str, Key]] = defaultdict(dict)
 
-    def put(self, old: Claim | None, new: Claim | None) -> None:
+    def put(self, old: SandboxClaim | None, new: SandboxClaim | None) -> None:
         """Take in a change of one claim."""
         if old is not None and (new is None or new.uid != old.uid):
             self._by_uid.pop(old.uid, None)
@@ -45,7 +45,7 @@ class ClaimIndex:
         return list(self._by_name.get(uid, {}).values())
 
 
-def _named_by(claim: Claim | None) -> set[Hashable]:
+def _named_by(claim: SandboxClaim | None) -> set[Hashable]:
     """The claim's pool, as namespace and name, unless it has ended; and its pod's uid."""
     if claim is None:
         return set()

@@ -10,15 +10,15 @@ from enum import Enum
 
 import msgspec
 
+from sandboxpool.allocation.allocator import Candidate
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.v1alpha1 import ClaimPhase, SandboxClaim, SandboxClaimStatus
 from sandboxpool.claims import decide
-from sandboxpool.claims.allocator import Candidate
-from sandboxpool.claims.claim import Claim, ClaimStatus
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
-from sandboxpool.pools.template import handed_over
-from sandboxpool.references import Reference
+from sandboxpool.sandboxes.template import claim_metadata
+from sandboxpool.util.references import ObjectReference
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +30,16 @@ class _Version(msgspec.Struct):
     resourceVersion: str = ""
 
 
-class _Written(msgspec.Struct):
+class _WriteResponse(msgspec.Struct):
     metadata: _Version
 
 
 _decode_pod = msgspec.json.Decoder(Pod).decode
-_decode_claim = msgspec.json.Decoder(Claim).decode
-_decode_written = msgspec.json.Decoder(_Written).decode
+_decode_claim = msgspec.json.Decoder(SandboxClaim).decode
+_decode_written = msgspec.json.Decoder(_WriteResponse).decode
 
 
-class Written(Enum):
+class WriteOutcome(Enum):
     """What became of the write of a claim's status."""
 
     DONE = "done"
@@ -54,14 +54,14 @@ class ClaimRequests:
     def __init__(self, client: ApiClient) -> None:
         self._client = client
 
-    async def hand_over(
-        self, claim: Claim, candidate: Candidate, known: Pod
+    async def bind_pod(
+        self, claim: SandboxClaim, candidate: Candidate, known: Pod
     ) -> tuple[Pod | None, KubeError | None]:
         """Send write 1; return the pod as the server has it then, and why it did not succeed."""
         body = {
             "metadata": {
                 "resourceVersion": candidate.version,
-                **handed_over(
+                **claim_metadata(
                     decide.reference(claim),
                     labels=known.metadata.labels,
                     annotations=known.metadata.annotations,
@@ -84,7 +84,7 @@ class ClaimRequests:
         return await self.read_back(claim, path, candidate, failure), failure
 
     async def read_back(
-        self, claim: Claim, path: str, candidate: Candidate, failure: KubeError
+        self, claim: SandboxClaim, path: str, candidate: Candidate, failure: KubeError
     ) -> Pod | None:
         """After a conflict or an unknown outcome only the pod itself can say whose it is.
 
@@ -113,7 +113,9 @@ class ClaimRequests:
             await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
         raise UnknownOutcomeError(f"{path}: nobody can say whether it was given to {claim.key}")
 
-    async def write_status(self, claim: Claim, status: ClaimStatus) -> tuple[Written, str]:
+    async def write_status(
+        self, claim: SandboxClaim, status: SandboxClaimStatus
+    ) -> tuple[WriteOutcome, str]:
         """Write a claim's status, if it is as it was seen: nothing newer is ever overwritten.
 
         Return also the version at which the claim is so, or is otherwise; none if it is gone.
@@ -123,24 +125,25 @@ class ClaimRequests:
         for attempt in range(1, STATUS_ATTEMPTS + 1):
             try:
                 answer = await self._client.replace_status(
-                    path, claim.uid, status.body(), version=version
+                    path, claim.uid, status.to_wire(), version=version
                 )
             except ApiError as error:
                 if error.not_found:
-                    return Written.GONE, ""
+                    return WriteOutcome.GONE, ""
                 if error.status == 422:
                     # A failed test and an invalid status look alike: ask.
                     now = await self.read(*claim.key, claim.uid)
                     if now is None:
-                        return Written.GONE, ""
+                        return WriteOutcome.GONE, ""
                     found = now.metadata.resourceVersion
                     if now.status == status:
                         # By an attempt whose answer was lost.
-                        return Written.DONE, found
+                        return WriteOutcome.DONE, found
                     if found == version:
                         raise
-                    if status.phase != "Bound" or now.status.phase not in ("", "Pending"):
-                        return Written.CHANGED, found
+                    waits = now.status.phase in (None, ClaimPhase.PENDING)
+                    if status.phase is not ClaimPhase.BOUND or not waits:
+                        return WriteOutcome.CHANGED, found
                     if attempt == STATUS_ATTEMPTS:
                         message = f"{path}: changed {attempt} times while it was being told"
                         raise KubeError(message) from error
@@ -154,7 +157,7 @@ class ClaimRequests:
                 # Guarded by the version and the same every time, so it may be sent again.
                 failure = error
             else:
-                return Written.DONE, _decode_written(answer).metadata.resourceVersion
+                return WriteOutcome.DONE, _decode_written(answer).metadata.resourceVersion
             if attempt == STATUS_ATTEMPTS:
                 raise failure
             await asyncio.sleep(0.05 * 2**attempt)
@@ -164,7 +167,9 @@ class ClaimRequests:
         """Delete exactly this pod, if it still carries what we saw on it."""
         if pod.metadata.deletionTimestamp is not None:
             return
-        about = Reference("v1", "Pod", pod.metadata.namespace, pod.metadata.name, pod.metadata.uid)
+        about = ObjectReference(
+            "v1", "Pod", pod.metadata.namespace, pod.metadata.name, pod.metadata.uid
+        )
         logger.info("deleting the pod: %s", why, extra=about.log)
         try:
             await self._client.delete(
@@ -178,7 +183,7 @@ class ClaimRequests:
             if not (error.conflict or error.not_found):
                 raise
 
-    async def delete_claim(self, claim: Claim) -> None:
+    async def delete_claim(self, claim: SandboxClaim) -> None:
         """Delete this very claim."""
         try:
             await self._client.delete(path_of(claim), uid=claim.uid)
@@ -186,7 +191,7 @@ class ClaimRequests:
             if not (error.not_found or error.conflict):
                 raise
 
-    async def find_pod(self, claim: Claim) -> Pod | None:
+    async def find_pod(self, claim: SandboxClaim) -> Pod | None:
         """A pod that the watch no longer shows may only have lost its labels: ask the server."""
         path = resource_path(
             "v1", "pods", claim.metadata.namespace, claim.status.podName or "unknown"
@@ -195,13 +200,13 @@ class ClaimRequests:
         pod = _decode_pod(answer) if answer is not None else None
         return pod if pod is not None and pod.metadata.uid == claim.status.podUID else None
 
-    async def is_as_seen(self, claim: Claim) -> bool:
+    async def is_claim_current(self, claim: SandboxClaim) -> bool:
         """Whether the server has the claim as the cache shows it: no other process has told it."""
         live = await self.read(*claim.key, claim.uid)
         version = claim.metadata.resourceVersion
         return live is not None and live.metadata.resourceVersion == version
 
-    async def read(self, namespace: str, name: str, uid: str) -> Claim | None:
+    async def read(self, namespace: str, name: str, uid: str) -> SandboxClaim | None:
         """This very claim by a live read; None if it is gone."""
         path = resource_path(names.API_VERSION, names.CLAIMS, namespace, name)
         answer = await self._client.find(path)
@@ -209,16 +214,16 @@ class ClaimRequests:
         return claim if claim is not None and claim.uid == uid else None
 
 
-def path_of(claim: Claim) -> str:
+def path_of(claim: SandboxClaim) -> str:
     """The URL path of a claim."""
     return resource_path(
         names.API_VERSION, names.CLAIMS, claim.metadata.namespace, claim.metadata.name
     )
 
 
-def about(claim: Claim) -> Reference:
+def about(claim: SandboxClaim) -> ObjectReference:
     """The claim, for events and logs."""
-    return Reference(
+    return ObjectReference(
         names.API_VERSION,
         names.CLAIM_KIND,
         claim.metadata.namespace,

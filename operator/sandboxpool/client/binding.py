@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.client import claims, requests
 from sandboxpool.client.api import Api, Object
 from sandboxpool.client.errors import (
@@ -18,7 +19,6 @@ from sandboxpool.client.errors import (
     SandboxPoolError,
 )
 from sandboxpool.client.io import Io
-from sandboxpool.reasons import Reason
 
 # What the operator has for saying that a claim has failed.
 _GRACE_SECONDS = 15.0

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from sandboxpool.api import names
+from sandboxpool.api.reasons import Reason
 from sandboxpool.client.errors import (
     BindTimeout,
     ClaimConflict,
@@ -14,7 +15,6 @@ from sandboxpool.client.errors import (
     SandboxLost,
     claim_error_for,
 )
-from sandboxpool.reasons import Reason
 
 Object = dict[str, Any]
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.client import claims, requests
 from sandboxpool.client.api import Api, Object, WebSocket
 from sandboxpool.client.errors import (
@@ -21,7 +22,6 @@ from sandboxpool.client.errors import (
 from sandboxpool.client.io import CHUNK, Io, Task
 from sandboxpool.client.wire import remotecommand
 from sandboxpool.client.wire.remotecommand import Channel, Ending
-from sandboxpool.reasons import Reason
 
 DEFAULT_OUTPUT_LIMIT = 16 * 1024 * 1024
 Input = bytes | bytearray | BinaryIO | Iterable[bytes] | AsyncIterable[bytes]

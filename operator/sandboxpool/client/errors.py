@@ -4,7 +4,7 @@ An error that has its cause in the pool carries the reason of the operator's own
 stands in conditions, events and metrics, and the operator's own message.
 """
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 
 
 class SandboxPoolError(Exception):

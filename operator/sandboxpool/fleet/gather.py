@@ -2,20 +2,20 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
-from sandboxpool.cache import Cluster
-from sandboxpool.fleet.status import FleetInput
-from sandboxpool.pools.startup import StartupTimes
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.runtimes.evidence import Isolation, Kind
-from sandboxpool.runtimes.issues import IssueBook, IssueRow
-from sandboxpool.runtimes.placement import placement_of
+from sandboxpool.api.v1alpha1 import PoolStartup
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.fleet.status import RuntimeStatusInput
+from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.failure_history import FailureHistory, FailureSummary
+from sandboxpool.runtimes.node_constraints import node_constraints_of
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.startup import StartupTimes
 
 
-class FleetGatherer:
+class RuntimeStatusGatherer:
     """Knows where everything about a class is to be found.
 
     Args:
@@ -26,9 +26,9 @@ class FleetGatherer:
     def __init__(
         self,
         *,
-        cluster: Cluster,
+        cluster: ClusterCache,
         pools: PoolStore,
-        issues: IssueBook,
+        issues: FailureHistory,
         wall: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
@@ -43,39 +43,39 @@ class FleetGatherer:
         """A sandbox of the class has reached a stage of its start."""
         self._startups[class_name].add(stage, seconds, self._clock())
 
-    def gather(self, class_name: str) -> FleetInput | None:
+    def gather(self, class_name: str) -> RuntimeStatusInput | None:
         """Everything about a class; None if it does not exist and no pool names it."""
         runtime = self._cluster.classes.get(class_name)
-        of_class = self._pools.of_class(class_name)
+        by_class = self._pools.by_class(class_name)
         if runtime is None:
             self._cluster.nodes.forget(("class", class_name))
-        if runtime is None and not of_class.pools:
+        if runtime is None and not by_class.pools:
             self._startups.pop(class_name, None)
             return None
         now = self._wall()
-        proof_wanted = of_class.wanting_proof > 0
-        verdict, issues, evidence = Verdict(), tuple[IssueRow, ...](), list[Kind]()
+        proof_wanted = by_class.wanting_proof > 0
+        verdict, issues, evidence = Verdict(), tuple[FailureSummary, ...](), list[EvidenceSummary]()
         proven = False
         if runtime is not None:
             verdict = self._cluster.nodes.verdict(
                 runtime.handler,
-                placement_of({}, runtime),
+                node_constraints_of({}, runtime),
                 proof_wanted=proof_wanted,
                 reader=("class", class_name),
             )
             concerns = self._concerning(runtime)
             issues = self._issues.rows(runtime.handler, now, concerns)
-            evidence = self._cluster.evidence.kinds(runtime.handler, concerns)
-            proven = of_class.warm_with_proof > 0 or self._proves(verdict, runtime.handler)
-        return FleetInput(
+            evidence = self._cluster.evidence.summaries(runtime.handler, concerns)
+            proven = by_class.warm_with_proof > 0 or self._proves(verdict, runtime.handler)
+        return RuntimeStatusInput(
             class_name=class_name,
             runtime=runtime,
             verdict=verdict,
             now=now,
             issues=issues,
             evidence=evidence,
-            pools=list(of_class.names),
-            sandboxes=dict(of_class.sandboxes),
+            pools=list(by_class.names),
+            sandboxes=dict(by_class.sandboxes),
             startup=self._startup(class_name),
             proof_wanted=proof_wanted,
             proven=proven,
@@ -99,6 +99,6 @@ class FleetGatherer:
                 return True
         return False
 
-    def _startup(self, class_name: str) -> dict[str, Any] | None:
+    def _startup(self, class_name: str) -> PoolStartup | None:
         times = self._startups.get(class_name)
         return times.summary(self._clock()) if times is not None else None

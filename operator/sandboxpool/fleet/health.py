@@ -13,29 +13,35 @@ from typing import Protocol
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.cache import Cluster
-from sandboxpool.fleet.prober import Pair, ProbeResult, Why, Wish, outcome_of
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.ownership import claim_uid_of
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.fleet.prober import (
+    NodeHandler,
+    ProbePurpose,
+    ProbeRequest,
+    ProbeResult,
+    outcome_of,
+)
 from sandboxpool.fleet.records import NodeRecords
-from sandboxpool.pools.members import claim_uid_of
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.evidence import (
     Evidence,
     Isolation,
+    control_failure,
     judge_sandbox,
     no_evidence,
     software_of,
-    uncontrolled,
 )
-from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.failure_history import FailureHistory
+from sandboxpool.runtimes.node_constraints import NodeConstraintsError, node_constraints_of
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.placement import PlacementError, placement_of
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.resolve import Runtime
-from sandboxpool.runtimes.verdict import Answer, Verdict, answer_of
+from sandboxpool.runtimes.verdict import HandlerState, Verdict, listed_handler_state
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +55,10 @@ LOOK_FOR_UNUSED_SECONDS = 30.0
 class HealthListener(Protocol):
     """Told of what changes, for work, events and metrics."""
 
-    def node_changed(self, node: str, handler: str) -> None:
+    def handler_changed(self, node: str, handler: str) -> None:
         """What is known of a handler on a node is not what it was, and perhaps some verdict."""
 
-    def hinted(self) -> None:
+    def probe_hinted(self) -> None:
         """A sandbox has failed in a way that may be its runtime's fault: there is more to probe."""
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
@@ -82,8 +88,8 @@ class Health:
     def __init__(
         self,
         *,
-        cluster: Cluster,
-        issues: IssueBook,
+        cluster: ClusterCache,
+        issues: FailureHistory,
         records: NodeRecords,
         listener: HealthListener,
         pools: PoolStore,
@@ -97,9 +103,9 @@ class Health:
         self._wall = wall
         self._loaded: set[str] = set()
         # Nothing lacked evidence at the last look, and nothing has changed since.
-        self._satisfied = False
+        self._nothing_missing = False
         # Since when nobody uses a handler on a node that is quarantined for it.
-        self._unused_since: dict[Pair, float] = {}
+        self._unused_since: dict[NodeHandler, float] = {}
         self._looked_for_unused = 0.0
 
     async def load(self) -> None:
@@ -140,13 +146,13 @@ class Health:
             self._listener.released(name, handler)
         self._cluster.evidence.observe_node(name, node, self._wall())
         if node is None:
-            for pool_uid in self._cluster.room.forget_node(name):
+            for pool_uid in self._cluster.probe_reservations.forget_node(name):
                 self._listener.room_changed(pool_uid)
             self._issues.forget_node(name)
             self._cluster.hints.forget_node(name)
-            self._cluster.avoidance.forget_node(name)
-        self._cluster.nodes.reconsider(name)
-        self._write_down(name)
+            self._cluster.avoided_nodes.forget_node(name)
+        self._cluster.nodes.reevaluate(name)
+        self._persist(name)
 
     def observe_sandbox(self, pod: Pod) -> None:
         """A sandbox of a pool, or what was said of it, has changed: does it speak for a probe?"""
@@ -168,49 +174,51 @@ class Health:
             self._hint(pod, node, runtime)
 
     def _hint(self, pod: Pod, node: NodeFacts, runtime: Runtime) -> None:
-        if answer_of(node, runtime.handler) is Answer.NOT_SERVING:
+        if listed_handler_state(node, runtime.handler) is HandlerState.NOT_SERVING:
             # The node says so itself: there is nothing to find out.
             return
         pair = node.name, runtime.handler
         self._cluster.hints.add(pod.metadata.namespace, pair, self._wall())
-        self._listener.hinted()
+        self._listener.probe_hinted()
 
     # --- Probed --------------------------------------------------------------------------------
 
-    def observe_wish(self, wish: Wish) -> None:
+    def observe_probe_started(self, probe_request: ProbeRequest) -> None:
         """A probe is sent."""
-        self._cluster.hints.take(wish.pair, self._wall())
+        self._cluster.hints.probe_started(probe_request.pair, self._wall())
 
-    def observe_probe(self, wish: Wish, result: ProbeResult) -> None:
+    def observe_probe(self, probe_request: ProbeRequest, result: ProbeResult) -> None:
         """A probe has ended."""
-        self._listener.probed(wish.handler, outcome_of(wish, result))
-        self._take_room_back(wish, result)
-        node = self._cluster.nodes.get(wish.node.name)
+        self._listener.probed(probe_request.handler, outcome_of(probe_request, result))
+        self._take_room_back(probe_request, result)
+        node = self._cluster.nodes.get(probe_request.node.name)
         if node is None or result.evidence is None:
             # What it was to tell of is no more.
             return
-        if wish.why == "control":
-            self._learn_control(node, result.evidence)
+        if probe_request.purpose == "control":
+            self._record_control(node, result.evidence)
             return
-        handler, now = wish.handler, self._wall()
+        handler, now = probe_request.handler, self._wall()
         works = result.works
         right = None if works is None else not works
-        self._cluster.hints.answer(wish.pair, result.made_at, right=right, now=now)
+        self._cluster.hints.probe_finished(
+            probe_request.pair, result.made_at, confirmed=right, now=now
+        )
         if works:
             self._work(node, handler)
         if result.evidence.isolation is not Isolation.PROVEN or (
-            self._cluster.evidence.is_controlled(node)
+            self._cluster.evidence.has_positive_control(node)
         ):
-            self._learn(node, handler, result.evidence)
+            self._record_evidence(node, handler, result.evidence)
         if works is False and result.failure is not None:
             self._quarantine(node, handler, result.failure.reason, result.failure.message)
-        elif works is None and wish.why in ("hint", "scout"):
-            self._ask_witnesses(node, wish, result.evidence)
+        elif works is None and probe_request.purpose in ("hint", "scout"):
+            self._quarantine_if_witnessed(node, probe_request, result.evidence)
 
     def _work(self, node: NodeFacts, handler: str) -> None:
-        if self._cluster.quarantines.work(node, handler, now=self._wall()):
+        if self._cluster.quarantines.record_success(node, handler, now=self._wall()):
             logger.info("node %s is no longer quarantined for handler %s", node.name, handler)
-            self._cluster.avoidance.forget_node(node.name)
+            self._cluster.avoided_nodes.forget_node(node.name)
             self._release(node.name, handler)
         self._issues.clear(handler, node.name)
 
@@ -219,7 +227,7 @@ class Health:
         self._cluster.evidence.forget(node, handler, self._wall())
         self._changed(node, handler)
         self._listener.released(node, handler)
-        self._write_down(node)
+        self._persist(node)
 
     def _quarantine(
         self,
@@ -232,7 +240,7 @@ class Health:
     ) -> None:
         now = self._wall()
         self._issues.record(handler, node.name, reason, message, now)
-        opened = self._cluster.quarantines.fail(
+        opened = self._cluster.quarantines.record_failure(
             node, handler, reason, message, now=now, witnessed=witnessed
         )
         if opened:
@@ -241,41 +249,43 @@ class Health:
             )
             self._changed(node.name, handler)
             self._listener.quarantined(node.name, handler, reason, message)
-        self._write_down(node.name)
+        self._persist(node.name)
 
-    def _ask_witnesses(self, node: NodeFacts, wish: Wish, evidence: Evidence) -> None:
+    def _quarantine_if_witnessed(
+        self, node: NodeFacts, probe_request: ProbeRequest, evidence: Evidence
+    ) -> None:
         """No probe can answer: sandboxes of several namespaces may, for half of the nodes."""
-        handler = wish.handler
+        handler = probe_request.handler
         self._issues.record(
             handler, node.name, Reason.PROBE_UNANSWERED, evidence.message, self._wall()
         )
-        seen = self._cluster.hints.count_witnesses(wish.pair, self._wall())
-        if seen >= WITNESSES and self._may_do_without(node, wish):
+        seen = self._cluster.hints.count_witnesses(probe_request.pair, self._wall())
+        if seen >= WITNESSES and self._leaves_half_of_nodes(node, probe_request):
             text = f"sandboxes of {seen} namespaces failed, and no probe can tell: "
             self._quarantine(
                 node, handler, Reason.PROBE_UNANSWERED, text + evidence.message, witnessed=True
             )
 
-    def _may_do_without(self, node: NodeFacts, wish: Wish) -> bool:
+    def _leaves_half_of_nodes(self, node: NodeFacts, probe_request: ProbeRequest) -> bool:
         """Whether each class that the node is for has half of its nodes left without this one.
 
         As the class's own selectors and tolerations see the fleet.
         """
-        handler = wish.handler
+        handler = probe_request.handler
         witnessed = set(self._cluster.quarantines.witnessed(handler))
         concerned = [r for r in self._classes_in_use() if _is_for(r, handler, node)]
-        if wish.runtime is not None:
-            concerned.append(wish.runtime)
+        if probe_request.runtime is not None:
+            concerned.append(probe_request.runtime)
         for runtime in concerned:
             verdict = self._cluster.nodes.verdict(
-                handler, placement_of({}, runtime), proof_wanted=False
+                handler, node_constraints_of({}, runtime), proof_wanted=False
             )
             nodes = len(verdict.serving) + len(verdict.unknown) + len(verdict.quarantined)
             if len(witnessed.intersection(verdict.quarantined)) >= nodes // 2:
                 return False
         return True
 
-    def observe_stuck(self, pair: Pair, pod_name: str | None) -> None:
+    def observe_stuck(self, pair: NodeHandler, pod_name: str | None) -> None:
         """A probe's pod has been Terminating for long; None: none is any more.
 
         Nobody learns anything of the node meanwhile, so it has to be said.
@@ -287,7 +297,7 @@ class Health:
         if pod_name is None:
             for known in handlers:
                 self._issues.clear(known, name, Reason.PROBE_TERMINATING)
-                self._listener.node_changed(name, known)
+                self._listener.handler_changed(name, known)
             return
         if node is None or not node.ready:
             # That its pods stay is what is to be expected.
@@ -298,32 +308,32 @@ class Health:
         )
         for known in sorted(handlers):
             self._issues.record(known, name, Reason.PROBE_TERMINATING, text, now)
-            self._listener.node_changed(name, known)
+            self._listener.handler_changed(name, known)
         if handler == CONTROL:
-            self._learn_control(node, no_evidence(node, "", now, text))
+            self._record_control(node, no_evidence(node, "", now, text))
             return
         for runtime in classes:
             if runtime.handler in handlers and any(self._wanting(runtime)):
-                self._learn(node, handler, no_evidence(node, runtime.uid, now, text))
+                self._record_evidence(node, handler, no_evidence(node, runtime.uid, now, text))
 
     # --- Room for probes -----------------------------------------------------------------------
 
-    def make_room(self, wish: Wish) -> bool:
+    def make_room(self, probe_request: ProbeRequest) -> bool:
         """A probe finds its node full: have one of the sandboxes that wait for it give way.
 
         Returns:
             Whether one does, so that it is worth waiting for its place.
         """
-        if wish.why not in ("evidence", "control"):
+        if probe_request.purpose not in ("evidence", "control"):
             return False
-        room, now, pair = self._cluster.room, self._wall(), _room_of(wish)
-        if room.is_kept(pair):
+        room, now, pair = self._cluster.probe_reservations, self._wall(), _room_of(probe_request)
+        if room.is_reserved(pair):
             return True
-        software = software_of(wish.node)
+        software = software_of(probe_request.node)
         waiting = sorted(
             self._waiting_on(*pair), key=lambda found: found[0].metadata.creationTimestamp or ""
         )
-        if not waiting or not room.may_ask(pair, software, now):
+        if not waiting or not room.may_preempt(pair, software, now):
             return False
         pod, pool = waiting[-1]
         logger.info(
@@ -333,7 +343,7 @@ class Health:
             pod.metadata.name,
             pair[1],
         )
-        room.ask(pair, software, pool.uid, pod.metadata.uid, now)
+        room.preempt(pair, software, pool.uid, pod.metadata.uid, now)
         self._listener.room_changed(pool.uid)
         return True
 
@@ -352,60 +362,60 @@ class Health:
                 or metadata.annotations.get(names.ANNOTATION_HANDLER) != handler
             ):
                 continue
-            ground = self._cluster.ground(pod, pool.proof)
-            if ground.firm and not ground.proven:
+            host_state = self._cluster.host_state(pod, pool.proof)
+            if host_state.allocatable and not host_state.isolation_proven:
                 yield pod, pool
 
-    def _take_room_back(self, wish: Wish, result: ProbeResult) -> None:
+    def _take_room_back(self, probe_request: ProbeRequest, result: ProbeResult) -> None:
         isolation = result.evidence.isolation if result.evidence is not None else None
-        if wish.why == "control" and isolation is Isolation.NOT_PROVEN:
+        if probe_request.purpose == "control" and isolation is Isolation.NOT_PROVEN:
             # The place is needed for the evidence itself now.
             return
-        if wish.why in ("evidence", "control"):
-            proven = wish.why == "evidence" and isolation is Isolation.PROVEN
-            pool_uid = self._cluster.room.end(_room_of(wish), proven=proven)
+        if probe_request.purpose in ("evidence", "control"):
+            proven = probe_request.purpose == "evidence" and isolation is Isolation.PROVEN
+            pool_uid = self._cluster.probe_reservations.end(_room_of(probe_request), proven=proven)
             if pool_uid is not None:
                 self._listener.room_changed(pool_uid)
 
     # --- Learned -------------------------------------------------------------------------------
 
-    def _learn(self, node: NodeFacts, handler: str, evidence: Evidence) -> None:
+    def _record_evidence(self, node: NodeFacts, handler: str, evidence: Evidence) -> None:
         is_news = self._cluster.evidence.put(node.name, handler, evidence)
         if is_news or evidence.isolation is Isolation.PROVEN:
             # The next process is not to take a proof for older than it is.
-            self._write_down(node.name)
+            self._persist(node.name)
         if not is_news:
             return
         if evidence.isolation is Isolation.PROVEN:
             # Pools keep away from nodes that give no proof.
-            self._cluster.avoidance.forget_node(node.name)
+            self._cluster.avoided_nodes.forget_node(node.name)
         self._changed(node.name, handler)
         if evidence.isolation is Isolation.NOT_PROVEN:
             logger.warning("handler %s on node %s: %s", handler, node.name, evidence.message)
             self._listener.not_isolating(node.name, handler, evidence)
 
-    def _learn_control(self, node: NodeFacts, evidence: Evidence) -> None:
+    def _record_control(self, node: NodeFacts, evidence: Evidence) -> None:
         if not self._cluster.evidence.put(node.name, CONTROL, evidence):
             return
-        self._write_down(node.name)
-        if self._cluster.evidence.is_controlled(node):
+        self._persist(node.name)
+        if self._cluster.evidence.has_positive_control(node):
             # The next to be asked for is the evidence itself; sandboxes that bring their own have
             # it now.
-            self.unsettle()
+            self.invalidate()
             self._changed(node.name, CONTROL)
             return
-        logger.warning("node %s: %s", node.name, uncontrolled(evidence))
+        logger.warning("node %s: %s", node.name, control_failure(evidence))
         wanted = (runtime for runtime in self._classes() if any(self._wanting(runtime)))
         runtimes = {r.handler: r for r in wanted if _is_for(r, r.handler, node)}
         for handler, runtime in runtimes.items():
-            self._learn(node, handler, _without_control(node, runtime, evidence))
+            self._record_evidence(node, handler, _without_control(node, runtime, evidence))
         self._changed(node.name, CONTROL)
 
     def _changed(self, node: str, handler: str) -> None:
-        self._cluster.nodes.reconsider(node)
-        self._listener.node_changed(node, handler)
+        self._cluster.nodes.reevaluate(node)
+        self._listener.handler_changed(node, handler)
 
-    def _write_down(self, node: str) -> None:
+    def _persist(self, node: str) -> None:
         quarantines = self._cluster.quarantines.dump(node)
         evidence = self._cluster.evidence.dump(node)
         former = self._cluster.evidence.dump_former(node)
@@ -417,7 +427,7 @@ class Health:
     def _node_of(self, pod: Pod) -> NodeFacts | None:
         return self._cluster.nodes.get(pod.spec.nodeName) if pod.spec.nodeName else None
 
-    def _let_time_pass(self) -> None:
+    def _expire_by_age(self) -> None:
         """What ends by itself: witnessed and unused quarantines, proofs that are too old."""
         now = self._wall()
         for name, handler in self._cluster.quarantines.expire(now):
@@ -425,12 +435,12 @@ class Health:
             self._issues.clear(handler, name)
             self._changed(name, handler)
             self._listener.released(name, handler)
-            self._write_down(name)
-        for name, handler in self._cluster.evidence.age(now):
-            self.unsettle()
+            self._persist(name)
+        for name, handler in self._cluster.evidence.expire(now):
+            self.invalidate()
             self._changed(name, handler)
-            self._write_down(name)
-        for pool_uid in self._cluster.room.expire(now):
+            self._persist(name)
+        for pool_uid in self._cluster.probe_reservations.expire(now):
             self._listener.room_changed(pool_uid)
         if not 0 <= now - self._looked_for_unused < LOOK_FOR_UNUSED_SECONDS:
             self._looked_for_unused = now
@@ -448,40 +458,40 @@ class Health:
         for (name, handler), since in unused.items():
             if now - since >= UNUSED_SECONDS:
                 logger.info("nobody uses handler %s on node %s any more", handler, name)
-                self._cluster.quarantines.end(name, handler, now=now)
+                self._cluster.quarantines.lift(name, handler, now=now)
                 self._issues.clear(handler, name)
                 self._release(name, handler)
 
     # --- Wanted --------------------------------------------------------------------------------
 
-    def unsettle(self) -> None:
+    def invalidate(self) -> None:
         """Nodes, classes, pools or evidence have changed: look again for what lacks evidence."""
-        self._satisfied = False
+        self._nothing_missing = False
 
-    def wishes(self) -> Iterator[Wish]:
+    def pending_probes(self) -> Iterator[ProbeRequest]:
         """Probes that would tell something new, the most urgent first.
 
         First what sandboxes have hinted at, then the nodes on which sandboxes wait for evidence,
         then scouts, then all other nodes.
         """
-        self._let_time_pass()
+        self._expire_by_age()
         classes = self._classes_in_use()
-        for name, handler in self._cluster.hints.wanted(self._wall()):
+        for name, handler in self._cluster.hints.next_probes(self._wall()):
             if not self._cluster.quarantines.is_open(name, handler):
-                yield from self._wish(name, handler, classes, "hint")
-        satisfied = self._satisfied
+                yield from self._build_probe_request(name, handler, classes, "hint")
+        satisfied = self._nothing_missing
         if not satisfied:
             satisfied = True
             for wish in self._evidence_of(self._with_sandboxes()):
                 satisfied = False
                 yield wish
         for name, handler in self._cluster.quarantines.due(self._wall()):
-            yield from self._wish(name, handler, classes, "scout")
-        if not self._satisfied:
+            yield from self._build_probe_request(name, handler, classes, "scout")
+        if not self._nothing_missing:
             for wish in self._evidence_of(self._candidates()):
                 satisfied = False
                 yield wish
-        self._satisfied = satisfied
+        self._nothing_missing = satisfied
 
     def _classes(self) -> list[Runtime]:
         return list(self._cluster.classes.values())
@@ -491,26 +501,26 @@ class Health:
 
     def _usable(self, runtime: Runtime) -> Iterator[Pool]:
         """The pools of a class that may use it."""
-        pools = self._pools.of_class(runtime.class_name).pools.values()
+        pools = self._pools.by_class(runtime.class_name).pools.values()
         return (pool for pool in pools if _may_use(pool, runtime))
 
     def _wanting(self, runtime: Runtime) -> Iterator[Pool]:
         """Those of them that want proof."""
         return (pool for pool in self._usable(runtime) if _wants_proof(pool))
 
-    def _wish(
-        self, name: str, handler: str, classes: Iterable[Runtime], why: Why
-    ) -> Iterator[Wish]:
+    def _build_probe_request(
+        self, name: str, handler: str, classes: Iterable[Runtime], why: ProbePurpose
+    ) -> Iterator[ProbeRequest]:
         """A probe of one of the handler's classes, if the pods of any may go to the node."""
         node = self._cluster.nodes.get(name)
         if node is None or not node.usable:
             return
         for runtime in classes:
             if _is_for(runtime, handler, node):
-                yield Wish(node, runtime, why)
+                yield ProbeRequest(node, runtime, why)
                 return
 
-    def _evidence_of(self, where: Iterable[tuple[NodeFacts, Runtime]]) -> Iterator[Wish]:
+    def _evidence_of(self, where: Iterable[tuple[NodeFacts, Runtime]]) -> Iterator[ProbeRequest]:
         """What a node lacks: first its positive control, then evidence of the runtime."""
         for node, runtime in where:
             if not self._wants_evidence(node, runtime):
@@ -518,12 +528,14 @@ class Health:
             evidence = self._cluster.evidence
             control = evidence.current(node, CONTROL)
             if control is None or control.isolation is Isolation.UNAVAILABLE:
-                yield Wish(node, None, "control", waiting=runtime.handler)
+                yield ProbeRequest(node, None, "control", waiting=runtime.handler)
             elif control.isolation is Isolation.NOT_PROVEN:
-                yield Wish(node, runtime, "evidence")
+                yield ProbeRequest(node, runtime, "evidence")
             elif evidence.current(node, runtime.handler) is None:
                 # No probe could prove anything there.
-                self._learn(node, runtime.handler, _without_control(node, runtime, control))
+                self._record_evidence(
+                    node, runtime.handler, _without_control(node, runtime, control)
+                )
 
     def _with_sandboxes(self) -> Iterator[tuple[NodeFacts, Runtime]]:
         """The nodes with sandboxes that wait for their node's evidence or positive control.
@@ -549,7 +561,7 @@ class Health:
         verdicts: dict[int, tuple[Verdict, Runtime]] = {}
         for runtime in self._classes():
             for pool in self._wanting(runtime):
-                with contextlib.suppress(PlacementError):
+                with contextlib.suppress(NodeConstraintsError):
                     # Pools of one class and placement share theirs.
                     verdict = self._cluster.verdict(pool, runtime)
                     verdicts[id(verdict)] = verdict, runtime
@@ -570,7 +582,7 @@ class Health:
         lacks = known is None or known.isolation is not Isolation.PROVEN
         return (
             node.usable
-            and (lacks or evidence.is_old(node.name, runtime.handler))
+            and (lacks or evidence.is_renewal_due(node.name, runtime.handler))
             and not self._cluster.quarantines.is_open(node.name, runtime.handler)
         )
 
@@ -583,13 +595,13 @@ def _is_for(runtime: Runtime, handler: str, node: NodeFacts) -> bool:
     return (
         runtime.handler == handler
         and runtime.admits(node.labels)
-        and answer_of(node, handler) is not Answer.NOT_SERVING
+        and listed_handler_state(node, handler) is not HandlerState.NOT_SERVING
     )
 
 
-def _room_of(wish: Wish) -> Pair:
+def _room_of(probe_request: ProbeRequest) -> NodeHandler:
     """For which node and handler a probe needs room."""
-    return wish.node.name, wish.waiting or wish.handler
+    return probe_request.node.name, probe_request.waiting or probe_request.handler
 
 
 def _may_use(pool: Pool, runtime: Runtime) -> bool:
@@ -607,4 +619,4 @@ def _wants_proof(pool: Pool) -> bool:
 
 
 def _without_control(node: NodeFacts, runtime: Runtime, control: Evidence) -> Evidence:
-    return no_evidence(node, runtime.uid, control.at, uncontrolled(control))
+    return no_evidence(node, runtime.uid, control.at, control_failure(control))

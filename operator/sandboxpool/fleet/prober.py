@@ -20,11 +20,9 @@ from typing import Literal
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
-from sandboxpool.backoff import delay_after
+from sandboxpool.api.reasons import Reason
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
-from sandboxpool.pools.inquiry import Inquiry
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure, diagnose
 from sandboxpool.runtimes.evidence import (
     Evidence,
@@ -36,7 +34,7 @@ from sandboxpool.runtimes.evidence import (
     software_of,
 )
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.podevents import PodEvents, nothing_said
+from sandboxpool.runtimes.podevents import PodEvents, no_cause_message
 from sandboxpool.runtimes.probe import (
     ANNOTATION_NODE,
     CONTROL,
@@ -47,12 +45,14 @@ from sandboxpool.runtimes.probe import (
     probe_name,
 )
 from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.sandboxes.event_reader import PodEventReader
+from sandboxpool.util.backoff import delay_after
 
 logger = logging.getLogger(__name__)
 
-Why = Literal["hint", "scout", "control", "evidence"]
+ProbePurpose = Literal["hint", "scout", "control", "evidence"]
 # How many may be under way for each purpose, besides one for each handler.
-PLACES: dict[Why, int] = {"hint": 4, "scout": 4, "control": 6, "evidence": 10}
+MAX_RUNNING_PROBES: dict[ProbePurpose, int] = {"hint": 4, "scout": 4, "control": 6, "evidence": 10}
 PER_SECOND = 5.0
 # Virtual machines take long to start, above all many at once.
 DEADLINE_SECONDS = 120.0
@@ -78,16 +78,16 @@ CREATE_ATTEMPTS = 3
 FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 600.0
 LONGEST_PAUSE_OF_MANY_SECONDS = 6 * 3600.0
-MAX_PAUSES = 10_000
+MAX_BACKOFFS = 10_000
 
-Pair = tuple[str, str]
+NodeHandler = tuple[str, str]
 
 # As the scheduler says that a node is full.
 _FULL = re.compile(r"\bInsufficient |\bToo many pods")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ProbeRequest:
     """A probe that would tell something new.
 
     Attributes:
@@ -101,13 +101,13 @@ class Wish:
 
     node: NodeFacts
     runtime: Runtime | None
-    why: Why
+    purpose: ProbePurpose
     waiting: str = ""
 
     @property
-    def line(self) -> tuple[Why, str]:
+    def line(self) -> tuple[ProbePurpose, str]:
         """With which others it stands in one line for a place."""
-        return self.why, self.waiting or self.handler
+        return self.purpose, self.waiting or self.handler
 
     @property
     def handler(self) -> str:
@@ -120,7 +120,7 @@ class Wish:
         return self.runtime.uid if self.runtime is not None else ""
 
     @property
-    def pair(self) -> Pair:
+    def pair(self) -> NodeHandler:
         """Node and handler."""
         return self.node.name, self.handler
 
@@ -149,24 +149,24 @@ class ProbeResult:
         return False if self.failure is not None and self.failure.blames_runtime else None
 
 
-OnResult = Callable[[Wish, ProbeResult], None]
+OnResult = Callable[[ProbeRequest, ProbeResult], None]
 
 
-def outcome_of(wish: Wish, result: ProbeResult) -> str:
+def outcome_of(probe_request: ProbeRequest, result: ProbeResult) -> str:
     """One word for logs and metrics; a positive control is to see what a sandbox must not."""
     if result.evidence is None:
         return "Superseded"
     isolation = result.evidence.isolation
-    if wish.why == "control" and isolation is not Isolation.UNAVAILABLE:
+    if probe_request.purpose == "control" and isolation is not Isolation.UNAVAILABLE:
         return "ControlPassed" if isolation is Isolation.NOT_PROVEN else "ControlFailed"
     return isolation.value
 
 
 @dataclass(slots=True)
-class _Flight:
+class _RunningProbe:
     """A probe under way; ``began`` is in seconds of the event loop's clock."""
 
-    wish: Wish
+    wish: ProbeRequest
     name: str
     made_at: float
     began: float
@@ -179,13 +179,13 @@ class _Flight:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pause:
+class _Backoff:
     """No such probe before this time of the event loop's clock, unless the software changes."""
 
     software: Software
     tries: int
     until: float
-    line: tuple[Why, str]
+    line: tuple[ProbePurpose, str]
     silent: bool
 
 
@@ -197,12 +197,12 @@ class Prober:
         namespace: the operator's own, in which probe pods are made.
         image: what they run.
         options: what else their pods have.
-        wishes: asked whenever there is room for another probe; the most urgent come first.
+        pending_probes: asked whenever there is room for another probe; the most urgent come first.
         nodes: the facts of a node now.
         classes: a RuntimeClass now, by name.
         sandbox_event: the last FailedCreatePodSandBox message of a pod.
         inquiry: reads the events of probe pods that take long.
-        on_taken: told of each probe that is sent.
+        on_started: told of each probe that is sent.
         on_result: told of each probe's end.
         make_room: asked once of a probe that finds its node full; whether it is worth waiting.
         on_stuck: told of the node and handler of a probe pod, and its name, that has been
@@ -217,15 +217,15 @@ class Prober:
         client: ApiClient,
         namespace: str,
         image: ProbeImage,
-        wishes: Callable[[], Iterable[Wish]],
+        pending_probes: Callable[[], Iterable[ProbeRequest]],
         nodes: Callable[[str], NodeFacts | None],
         classes: Callable[[str], Runtime | None],
         sandbox_event: Callable[[Pod], str | None],
-        inquiry: Inquiry,
-        on_taken: Callable[[Wish], None],
+        event_reader: PodEventReader,
+        on_started: Callable[[ProbeRequest], None],
         on_result: OnResult,
-        make_room: Callable[[Wish], bool] = lambda wish: False,
-        on_stuck: Callable[[Pair, str | None], None] = lambda pair, name: None,
+        make_room: Callable[[ProbeRequest], bool] = lambda wish: False,
+        on_stuck: Callable[[NodeHandler, str | None], None] = lambda pair, name: None,
         wall: Callable[[], float],
         seed: Callable[[], str],
         options: ProbeOptions = NO_OPTIONS,
@@ -234,25 +234,25 @@ class Prober:
         self._namespace = namespace
         self._image = image
         self._options = options
-        self._wishes = wishes
+        self._pending_probes = pending_probes
         self._nodes = nodes
         self._classes = classes
         self._sandbox_event = sandbox_event
-        self._inquiry = inquiry
-        self._on_taken = on_taken
+        self._event_reader = event_reader
+        self._on_started = on_started
         self._on_result = on_result
         self._make_room = make_room
         self._on_stuck = on_stuck
         self._wall = wall
         self._seed = seed
         self._woken = asyncio.Event()
-        self._flights: dict[str, _Flight] = {}
+        self._running_probes: dict[str, _RunningProbe] = {}
         self._pods: dict[str, Pod] = {}
         self._deleted: set[str] = set()
         # Since when pods are Terminating, and when that was told last, by uid.
         self._leaving: dict[str, float] = {}
         self._told: dict[str, float] = {}
-        self._pauses: dict[tuple[Pair, Why], _Pause] = {}
+        self._backoffs: dict[tuple[NodeHandler, ProbePurpose], _Backoff] = {}
 
     def wake(self) -> None:
         """There may be new wishes."""
@@ -269,13 +269,13 @@ class Prober:
                 self._leaving.setdefault(new.metadata.uid, now)
         else:
             self._forget(pod)
-            self._inquiry.forget(pod)
-        flight = self._flights.get(pod.metadata.name)
-        if flight is None:
+            self._event_reader.forget(pod)
+        running_probe = self._running_probes.get(pod.metadata.name)
+        if running_probe is None:
             self.wake()
         else:
-            flight.pod, flight.gone = pod, new is None
-            flight.changed.set()
+            running_probe.pod, running_probe.gone = pod, new is None
+            running_probe.changed.set()
 
     def _forget(self, pod: Pod) -> None:
         uid, pair = pod.metadata.uid, _pair_of(pod)
@@ -292,10 +292,10 @@ class Prober:
             while True:
                 self._woken.clear()
                 await self._sweep()
-                wish = self._next_wish()
+                wish = self._next_request()
                 if wish is not None:
-                    flight = self._take_off(wish)
-                    flights.create_task(self._fly(flight))
+                    running_probe = self._start_probe(wish)
+                    flights.create_task(self._run_probe(running_probe))
                 else:
                     await _within(IDLE_SECONDS, self._woken)
                 # Also after waking up: what wakes us comes in bursts.
@@ -303,31 +303,36 @@ class Prober:
 
     # --- What to probe ---------------------------------------------------------------------------
 
-    def _next_wish(self) -> Wish | None:
-        busy = {flight.wish.pair for flight in self._flights.values()}
+    def _next_request(self) -> ProbeRequest | None:
+        busy = {running_probe.wish.pair for running_probe in self._running_probes.values()}
         busy |= self._occupied()
-        taken = Counter(flight.wish.why for flight in self._flights.values())
-        own = {flight.wish.line for flight in self._flights.values()}
+        taken = Counter(
+            running_probe.wish.purpose for running_probe in self._running_probes.values()
+        )
+        own = {running_probe.wish.line for running_probe in self._running_probes.values()}
 
-        def has_place(wish: Wish) -> bool:
-            return taken[wish.why] < PLACES[wish.why] or wish.line not in own
+        def has_place(probe_request: ProbeRequest) -> bool:
+            return (
+                taken[probe_request.purpose] < MAX_RUNNING_PROBES[probe_request.purpose]
+                or probe_request.line not in own
+            )
 
         return next(
             (
                 wish
-                for wish in self._wishes()
-                if has_place(wish) and wish.pair not in busy and not self._is_held(wish)
+                for wish in self._pending_probes()
+                if has_place(wish) and wish.pair not in busy and not self._is_backing_off(wish)
             ),
             None,
         )
 
-    def _occupied(self) -> set[Pair]:
+    def _occupied(self) -> set[NodeHandler]:
         """Where a probe's pod is still there, be it on its way out.
 
         A node that cannot get rid of one gets no other for a long time, and that is told.
         """
         now = asyncio.get_running_loop().time()
-        occupied, stuck = set(), defaultdict[Pair, list[float]](list)
+        occupied, stuck = set(), defaultdict[NodeHandler, list[float]](list)
         for uid, pod in self._pods.items():
             since, pair = self._leaving.get(uid), _pair_of(pod)
             if since is None or now - since < STUCK_SECONDS:
@@ -345,77 +350,85 @@ class Prober:
                 occupied.add(pair)
         return occupied
 
-    def _is_held(self, wish: Wish) -> bool:
-        pause = self._pauses.get((wish.pair, wish.why))
+    def _is_backing_off(self, probe_request: ProbeRequest) -> bool:
+        pause = self._backoffs.get((probe_request.pair, probe_request.purpose))
         return (
             pause is not None
-            and pause.software.is_on(wish.node)
+            and pause.software.is_on(probe_request.node)
             and asyncio.get_running_loop().time() < pause.until
         )
 
-    def _conclude(self, wish: Wish, result: ProbeResult) -> None:
-        what = f"handler {wish.handler}" if wish.runtime is not None else "the positive control"
-        outcome = outcome_of(wish, result)
-        logger.info("probe of %s on node %s: %s", what, wish.node.name, outcome)
+    def _conclude(self, probe_request: ProbeRequest, result: ProbeResult) -> None:
+        what = (
+            f"handler {probe_request.handler}"
+            if probe_request.runtime is not None
+            else "the positive control"
+        )
+        outcome = outcome_of(probe_request, result)
+        logger.info("probe of %s on node %s: %s", what, probe_request.node.name, outcome)
         if result.evidence is not None:
-            self._set_pause(wish, result, result.evidence)
-        self._on_result(wish, result)
+            self._set_backoff(probe_request, result, result.evidence)
+        self._on_result(probe_request, result)
 
-    def _set_pause(self, wish: Wish, result: ProbeResult, evidence: Evidence) -> None:
-        key = wish.pair, wish.why
+    def _set_backoff(
+        self, probe_request: ProbeRequest, result: ProbeResult, evidence: Evidence
+    ) -> None:
+        key = probe_request.pair, probe_request.purpose
         # Taken out even if it comes back: the oldest stand first.
-        old = self._pauses.pop(key, None)
+        old = self._backoffs.pop(key, None)
         if evidence.isolation is Isolation.PROVEN:
             return
-        if wish.why != "evidence" and result.works is not None:
+        if probe_request.purpose != "evidence" and result.works is not None:
             # Whoever wished for it says when the next one is due.
             return
         again = old is not None and old.software == evidence.software
         tries = old.tries + 1 if old is not None and again else 1
-        silent = self._count_silent(wish.line) if result.works is None else 0
-        pause = _pause_seconds(wish, tries, silent)
+        silent = self._count_silent(probe_request.line) if result.works is None else 0
+        pause = _backoff_seconds(probe_request, tries, silent)
         until = asyncio.get_running_loop().time() + pause
-        self._pauses[key] = _Pause(evidence.software, tries, until, wish.line, result.works is None)
-        if len(self._pauses) > MAX_PAUSES:
-            del self._pauses[next(iter(self._pauses))]
+        self._backoffs[key] = _Backoff(
+            evidence.software, tries, until, probe_request.line, result.works is None
+        )
+        if len(self._backoffs) > MAX_BACKOFFS:
+            del self._backoffs[next(iter(self._backoffs))]
 
-    def _count_silent(self, line: tuple[Why, str]) -> int:
+    def _count_silent(self, line: tuple[ProbePurpose, str]) -> int:
         """How many nodes give such probes no answer."""
-        for key in [key for key in self._pauses if self._nodes(key[0][0]) is None]:
-            del self._pauses[key]
-        return sum(pause.silent and pause.line == line for pause in self._pauses.values())
+        for key in [key for key in self._backoffs if self._nodes(key[0][0]) is None]:
+            del self._backoffs[key]
+        return sum(pause.silent and pause.line == line for pause in self._backoffs.values())
 
     # --- One probe -------------------------------------------------------------------------------
 
-    def _take_off(self, wish: Wish) -> _Flight:
+    def _start_probe(self, probe_request: ProbeRequest) -> _RunningProbe:
         name = probe_name(self._seed())
         began = asyncio.get_running_loop().time()
-        flight = _Flight(wish, name, made_at=self._wall(), began=began)
-        self._flights[name] = flight
-        self._on_taken(wish)
-        return flight
+        running_probe = _RunningProbe(probe_request, name, made_at=self._wall(), began=began)
+        self._running_probes[name] = running_probe
+        self._on_started(probe_request)
+        return running_probe
 
-    async def _fly(self, flight: _Flight) -> None:
+    async def _run_probe(self, running_probe: _RunningProbe) -> None:
         try:
-            refusal = await self._create(flight)
+            refusal = await self._create(running_probe)
             if refusal is None:
-                result = await self._landing(flight)
+                result = await self._wait_for_result(running_probe)
             else:
                 text = f"the probe pod was refused: {refusal}"
-                result = self._unanswered(flight, flight.wish.node, text)
-            self._conclude(flight.wish, result)
-            if flight.pod is not None and not flight.gone:
-                await self._delete(flight.pod)
+                result = self._unanswered(running_probe, running_probe.wish.node, text)
+            self._conclude(running_probe.wish, result)
+            if running_probe.pod is not None and not running_probe.gone:
+                await self._delete(running_probe.pod)
         finally:
-            del self._flights[flight.name]
+            del self._running_probes[running_probe.name]
             self.wake()
 
-    async def _create(self, flight: _Flight) -> str | None:
+    async def _create(self, running_probe: _RunningProbe) -> str | None:
         """Create the pod; return why the API server refused it, if it did."""
         path = resource_path("v1", "pods", self._namespace)
-        wish = flight.wish
+        wish = running_probe.wish
         body = build_probe(
-            flight.name, self._namespace, wish.node, wish.runtime, self._image, self._options
+            running_probe.name, self._namespace, wish.node, wish.runtime, self._image, self._options
         )
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
@@ -434,69 +447,78 @@ class Prober:
         # If it was made after all, the watch shows it.
         return None
 
-    async def _landing(self, flight: _Flight) -> ProbeResult:
+    async def _wait_for_result(self, running_probe: _RunningProbe) -> ProbeResult:
         while True:
-            flight.changed.clear()
-            result = self._look(flight)
+            running_probe.changed.clear()
+            result = self._evaluate(running_probe)
             if result is not None:
                 return result
-            await _within(LOOK_SECONDS, flight.changed)
+            await _within(LOOK_SECONDS, running_probe.changed)
 
-    def _look(self, flight: _Flight) -> ProbeResult | None:
+    def _evaluate(self, running_probe: _RunningProbe) -> ProbeResult | None:
         """Judge a probe as it is now; None while it is worth waiting for."""
-        wish, pod = flight.wish, flight.pod
+        wish, pod = running_probe.wish, running_probe.pod
         node = self._nodes(wish.node.name)
         if node is None or not software_of(wish.node).is_on(node):
-            return ProbeResult(None, None, flight.made_at)
+            return ProbeResult(None, None, running_probe.made_at)
         if not self._is_current(wish.runtime):
-            return ProbeResult(None, None, flight.made_at)
-        if flight.gone:
-            return self._unanswered(flight, node, "the probe pod was deleted by somebody else")
+            return ProbeResult(None, None, running_probe.made_at)
+        if running_probe.gone:
+            return self._unanswered(
+                running_probe, node, "the probe pod was deleted by somebody else"
+            )
         failure, told = None, None
         if pod is not None:
             wanted = wish.runtime.class_name if wish.runtime is not None else ""
             if pod.spec.runtimeClassName != wanted:
                 text = f"admission gave the probe pod the class {pod.spec.runtimeClassName!r}"
-                return self._unanswered(flight, node, text)
+                return self._unanswered(running_probe, node, text)
             if pod.spec.nodeName not in ("", node.name):
                 text = f"the probe pod came to node {pod.spec.nodeName!r}: admission changed it"
-                return self._unanswered(flight, node, text)
+                return self._unanswered(running_probe, node, text)
             evidence = judge_probe(pod, node, self._wall())
             if evidence is not None and has_run(pod):
-                return ProbeResult(evidence, None, flight.made_at, started=True)
-            told = self._inquiry.told(pod)
+                return ProbeResult(evidence, None, running_probe.made_at, started=True)
+            told = self._event_reader.events_of(pod)
             failure = diagnose(pod, self._sandbox_event(pod), told)
             if evidence is not None:
-                return ProbeResult(evidence, failure, flight.made_at)
+                return ProbeResult(evidence, failure, running_probe.made_at)
         now = asyncio.get_running_loop().time()
-        waited = now - flight.began
+        waited = now - running_probe.began
         if failure is None or not failure.blames_runtime:
-            flight.failing_since = None
-        elif flight.failing_since is None:
-            flight.failing_since = now
+            running_probe.failing_since = None
+        elif running_probe.failing_since is None:
+            running_probe.failing_since = now
         if failure is not None and (
             failure.proves_broken
-            or (flight.failing_since is not None and now - flight.failing_since >= FAILING_SECONDS)
+            or (
+                running_probe.failing_since is not None
+                and now - running_probe.failing_since >= FAILING_SECONDS
+            )
         ):
-            return self._unanswered(flight, node, f"{failure.reason}: {failure.message}", failure)
+            return self._unanswered(
+                running_probe, node, f"{failure.reason}: {failure.message}", failure
+            )
         if pod is not None and pod.spec.nodeName and failure is None:
             # Nobody has said yet what it waits for.
             for stage, seconds in LOOKS.items():
                 if waited >= seconds:
-                    self._inquiry.ask(pod, "", stage)
+                    self._event_reader.enqueue(pod, "", stage)
         limit = DEADLINE_SECONDS
         if failure is not None and failure.reason is Reason.UNSCHEDULABLE:
             if waited < UNSCHEDULABLE_SECONDS:
                 return None
-            if flight.room is None and _FULL.search(failure.message):
-                flight.room = self._make_room(wish)
-            limit = DEADLINE_SECONDS if flight.room else UNSCHEDULABLE_SECONDS
+            if running_probe.room is None and _FULL.search(failure.message):
+                running_probe.room = self._make_room(wish)
+            limit = DEADLINE_SECONDS if running_probe.room else UNSCHEDULABLE_SECONDS
         if waited < limit:
             return None
         if failure is None and pod is not None:
             failure = _silent(pod, node, told)
         cause = f"{failure.reason}: {failure.message}" if failure else "its pod was never seen"
-        return self._unanswered(flight, node, f"no answer after {limit:.0f} s: {cause}", failure)
+        return self._unanswered(
+            running_probe, node, f"no answer after {limit:.0f} s: {cause}", failure
+        )
 
     def _is_current(self, runtime: Runtime | None) -> bool:
         """The class is still the one that the probe was made for."""
@@ -506,17 +528,21 @@ class Prober:
         return now is not None and now.uid == runtime.uid
 
     def _unanswered(
-        self, flight: _Flight, node: NodeFacts, message: str, failure: Failure | None = None
+        self,
+        running_probe: _RunningProbe,
+        node: NodeFacts,
+        message: str,
+        failure: Failure | None = None,
     ) -> ProbeResult:
-        evidence = no_evidence(node, flight.wish.class_uid, self._wall(), message)
-        return ProbeResult(evidence, failure, flight.made_at)
+        evidence = no_evidence(node, running_probe.wish.class_uid, self._wall(), message)
+        return ProbeResult(evidence, failure, running_probe.made_at)
 
     # --- Leftovers -------------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
         """Delete the probe pods that belong to no probe under way."""
         for pod in list(self._pods.values()):
-            known = pod.metadata.name in self._flights or pod.metadata.uid in self._deleted
+            known = pod.metadata.name in self._running_probes or pod.metadata.uid in self._deleted
             if known or pod.metadata.deletionTimestamp is not None:
                 continue
             if not await self._delete(pod):
@@ -539,7 +565,7 @@ class Prober:
         return True
 
 
-def _pair_of(pod: Pod) -> Pair:
+def _pair_of(pod: Pod) -> NodeHandler:
     annotations = pod.metadata.annotations
     return annotations.get(ANNOTATION_NODE, ""), annotations.get(names.ANNOTATION_HANDLER, "")
 
@@ -551,23 +577,23 @@ def _silent(pod: Pod, node: NodeFacts, told: PodEvents | None) -> Failure:
     text = "the sandbox was not made" if no_sandbox else "no container ran"
     return Failure(
         Reason.SANDBOX_START_TIMEOUT,
-        f"{text}, and {nothing_said(told)}",
+        f"{text}, and {no_cause_message(told)}",
         pod.spec.nodeName,
         # An image that is pulled slowly blames nobody; a sandbox is made before any is pulled.
         blames_runtime=no_sandbox,
     )
 
 
-def _pause_seconds(wish: Wish, tries: int, silent: int) -> float:
+def _backoff_seconds(probe_request: ProbeRequest, tries: int, silent: int) -> float:
     """Spread by node and handler, so that a fleet does not ask all at once.
 
     Nodes that give no answer hold their places for a deadline each: together, about half of them.
     """
     longest = delay_after(tries - 1, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-    of_many = 2 * DEADLINE_SECONDS / PLACES[wish.why] * silent
+    of_many = 2 * DEADLINE_SECONDS / MAX_RUNNING_PROBES[probe_request.purpose] * silent
     of_many = min(of_many, LONGEST_PAUSE_OF_MANY_SECONDS)
     longest = max(longest, of_many)
-    share = zlib.crc32(f"{wish.pair}{tries}".encode()) / 2**32
+    share = zlib.crc32(f"{probe_request.pair}{tries}".encode()) / 2**32
     return longest * (0.5 + share / 2)
 
 

@@ -18,16 +18,16 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import names
-from sandboxpool.api.conditions import Finding, conditions
+from sandboxpool.api.conditions import ConditionResult, conditions
 from sandboxpool.api.core import Node
-from sandboxpool.cache import Cluster
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, UnknownOutcomeError
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.exclusion import PREFIX
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.verdict import Answer, answer_of
+from sandboxpool.runtimes.verdict import HandlerState, listed_handler_state
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def handler_labels(node: NodeFacts, handlers: set[str]) -> dict[str, str]:
     return {
         LABEL_PREFIX + handler: "true"
         for handler in handlers
-        if answer_of(node, handler) is Answer.SERVING
+        if listed_handler_state(node, handler) is HandlerState.SERVING
     }
 
 
@@ -83,7 +83,7 @@ class NodePublisher:
         self,
         *,
         client: ApiClient,
-        cluster: Cluster,
+        cluster: ClusterCache,
         get: Callable[[str], Node | None],
         wall: Callable[[], float],
         clock: Callable[[], float],
@@ -108,7 +108,7 @@ class NodePublisher:
         if node is None or facts is None:
             return None
         # That it joined a moment ago may be over.
-        if self._cluster.nodes.reconsider(name):
+        if self._cluster.nodes.reevaluate(name):
             self._on_change()
         handlers = {runtime.handler for runtime in self._cluster.classes.values()}
         # A node that is not Ready is not believed, and keeps what was last known of it.
@@ -166,7 +166,7 @@ class NodePublisher:
                 "SANDBOXPOOL_EXCLUSION_LABELS to false (nodes.exclusionLabels of the chart): %s",
                 error,
             )
-            self._cluster.nodes.name_hostnames(True)
+            self._cluster.nodes.set_by_hostname(True)
             self._on_change()
 
     def _permitted(self) -> None:
@@ -175,9 +175,9 @@ class NodePublisher:
         self._denied_until = None
         if self._exclude:
             logger.info("nodes may be labelled again")
-            self._cluster.nodes.name_hostnames(False)
+            self._cluster.nodes.set_by_hostname(False)
             for node in self._cluster.nodes:
-                self._cluster.nodes.on_mark(node.name)
+                self._cluster.nodes.on_exclusion_change(node.name)
             self._on_change()
 
     def _note(self, name: str, trouble: str) -> None:
@@ -187,58 +187,48 @@ class NodePublisher:
                 "node %s is not labelled, so that sandboxes may be put on it: %s", name, trouble
             )
         if self._exclude and self._cluster.nodes.get(name) is not None:
-            self._cluster.nodes.note_labelled(name, not trouble)
+            self._cluster.nodes.set_labelable(name, not trouble)
             self._on_change()
 
     def _changed_conditions(
         self, node: Node, facts: NodeFacts, handlers: set[str]
     ) -> list[dict[str, Any]]:
         before = {c.type: c for c in node.status.conditions}
-        former = {
-            "conditions": [
-                {"type": c.type, "status": c.status, "lastTransitionTime": c.lastTransitionTime}
-                for c in node.status.conditions
-            ]
-        }
         findings = [self._finding(facts, handler) for handler in sorted(handlers)]
         changed = []
-        for condition in conditions(findings, former, 0, self._wall()):
-            del condition["observedGeneration"]
-            old = before.get(condition["type"])
-            if old is None or (old.status, old.reason) != (
-                condition["status"],
-                condition["reason"],
-            ):
-                changed.append(condition)
+        for new in conditions(findings, node.status.conditions, None, self._wall()):
+            old = before.get(new.type)
+            if old is None or (old.status, old.reason) != (new.status, new.reason):
+                changed.append(new.to_wire())
         # One of a handler that no class names any more goes; a merge by type removes it so.
         of_classes = {finding.type for finding in findings}
         gone = {t for t in before if t.startswith(CONDITION_PREFIX)} - of_classes
         return changed + [{"$patch": "delete", "type": type_} for type_ in sorted(gone)]
 
-    def _finding(self, node: NodeFacts, handler: str) -> Finding:
+    def _finding(self, node: NodeFacts, handler: str) -> ConditionResult:
         type_ = CONDITION_PREFIX + handler
-        answer = answer_of(node, handler)
-        if answer is Answer.NOT_SERVING:
-            return Finding(
+        answer = listed_handler_state(node, handler)
+        if answer is HandlerState.NOT_SERVING:
+            return ConditionResult(
                 type_, False, Reason.NO_NODE_SERVES, f"the node does not list handler {handler!r}"
             )
         quarantine = self._cluster.quarantines.get(node.name, handler)
         if quarantine is not None and quarantine.open:
-            return Finding(type_, False, quarantine.reason, quarantine.message)
+            return ConditionResult(type_, False, quarantine.reason, quarantine.message)
         evidence = self._cluster.evidence.current(node, handler)
-        if evidence is None and answer is Answer.UNKNOWN:
+        if evidence is None and answer is HandlerState.UNKNOWN:
             text = "the node does not report its handlers"
-            return Finding(type_, None, Reason.HANDLERS_UNKNOWN, text)
+            return ConditionResult(type_, None, Reason.HANDLERS_UNKNOWN, text)
         if evidence is None:
             text = f"the node lists handler {handler!r}; it was not probed"
-            return Finding(type_, None, Reason.EVIDENCE_PENDING, text)
+            return ConditionResult(type_, None, Reason.EVIDENCE_PENDING, text)
         reasons = {
             Isolation.PROVEN: (True, Reason.ISOLATION_PROVEN),
             Isolation.NOT_PROVEN: (False, Reason.ISOLATION_NOT_PROVEN),
             Isolation.UNAVAILABLE: (None, Reason.EVIDENCE_UNAVAILABLE),
         }
         holds, reason = reasons[evidence.isolation]
-        return Finding(type_, holds, reason, evidence.message)
+        return ConditionResult(type_, holds, reason, evidence.message)
 
 
 def _is_denied(error: ApiError) -> bool:

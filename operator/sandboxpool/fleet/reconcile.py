@@ -11,14 +11,15 @@ from typing import Any
 import msgspec
 
 from sandboxpool.api import names
-from sandboxpool.api.core import Metadata
-from sandboxpool.fleet.status import FleetInput, essence, listed, runtime_status
+from sandboxpool.api.conditions import stored_conditions
+from sandboxpool.api.reasons import Reason
+from sandboxpool.api.v1alpha1 import SandboxRuntime
+from sandboxpool.fleet.status import RuntimeStatusInput, runtime_status, urgent_part
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.reasons import Reason
-from sandboxpool.references import Reference
-from sandboxpool.versions import number_of
+from sandboxpool.util.references import ObjectReference
+from sandboxpool.util.resource_version import parse_resource_version
 
 RUNTIMES_PATH = resource_path(names.API_VERSION, names.RUNTIMES)
 
@@ -30,15 +31,8 @@ RESTLESS_INTERVAL_SECONDS = 5.0
 WINDOW_CHECK_SECONDS = 60.0
 
 
-class StoredRuntime(msgspec.Struct, frozen=True):
-    """A SandboxRuntime as it stands on the server."""
-
-    metadata: Metadata
-    status: dict[str, Any] = {}
-
-
 @dataclass(frozen=True, slots=True)
-class _Written:
+class _LastWrite:
     """The status that was sent last, when, and what the server made of it."""
 
     at: float
@@ -59,7 +53,7 @@ class RuntimeReconciler:
         self,
         *,
         client: ApiClient,
-        gather: Callable[[str], FleetInput | None],
+        gather: Callable[[str], RuntimeStatusInput | None],
         events: EventRecorder,
         clock: Callable[[], float],
     ) -> None:
@@ -67,10 +61,10 @@ class RuntimeReconciler:
         self._gather = gather
         self._events = events
         self._clock = clock
-        self._stored: dict[str, StoredRuntime] = {}
-        self._written: dict[str, _Written] = {}
+        self._stored: dict[str, SandboxRuntime] = {}
+        self._written: dict[str, _LastWrite] = {}
 
-    def observe(self, old: StoredRuntime | None, new: StoredRuntime | None) -> bool:
+    def observe(self, old: SandboxRuntime | None, new: SandboxRuntime | None) -> bool:
         """Take in a change that the informer tells of.
 
         Returns:
@@ -81,14 +75,14 @@ class RuntimeReconciler:
         assert old is not None, "a change has a before or an after"
         return self._drop(old)
 
-    def _take(self, new: StoredRuntime) -> bool:
+    def _take(self, new: SandboxRuntime) -> bool:
         known = self._stored.get(new.metadata.name)
         if known is not None and _version(known) >= _version(new):
             return False
         self._stored[new.metadata.name] = new
         return True
 
-    def _drop(self, gone: StoredRuntime) -> bool:
+    def _drop(self, gone: SandboxRuntime) -> bool:
         known = self._stored.get(gone.metadata.name)
         if known is None or known.metadata.uid != gone.metadata.uid:
             return False
@@ -121,7 +115,7 @@ class RuntimeReconciler:
         # What the server holds may be what we sent in its own words: an older CRD drops fields.
         shown = written.status if written is not None and untouched else stored.status
         if status != shown:
-            restless = untouched and essence(status) == essence(shown)
+            restless = untouched and urgent_part(status) == urgent_part(shown)
             wait = self._wait(
                 name, RESTLESS_INTERVAL_SECONDS if restless else WRITE_INTERVAL_SECONDS
             )
@@ -137,7 +131,7 @@ class RuntimeReconciler:
         written = self._written.get(name)
         return written.at + interval - self._clock() if written is not None else 0.0
 
-    async def _create(self, name: str) -> StoredRuntime:
+    async def _create(self, name: str) -> SandboxRuntime:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.RUNTIME_KIND,
@@ -149,11 +143,11 @@ class RuntimeReconciler:
             if not error.already_exists:
                 raise
             answer = await self._client.get(_path(name))
-        stored = msgspec.json.decode(answer, type=StoredRuntime)
+        stored = msgspec.json.decode(answer, type=SandboxRuntime)
         self._take(stored)
         return stored
 
-    async def _write(self, stored: StoredRuntime, status: dict[str, Any]) -> None:
+    async def _write(self, stored: SandboxRuntime, status: dict[str, Any]) -> None:
         name = stored.metadata.name
         try:
             answer = await self._client.replace_status(_path(name), stored.metadata.uid, status)
@@ -161,11 +155,11 @@ class RuntimeReconciler:
             if error.not_found:
                 self._drop(stored)
             raise
-        new = msgspec.json.decode(answer, type=StoredRuntime)
-        self._written[name] = _Written(self._clock(), status, new.status)
+        new = msgspec.json.decode(answer, type=SandboxRuntime)
+        self._written[name] = _LastWrite(self._clock(), status, new.status)
         self._take(new)
 
-    async def _delete(self, stored: StoredRuntime) -> None:
+    async def _delete(self, stored: SandboxRuntime) -> None:
         try:
             await self._client.delete(_path(stored.metadata.name), uid=stored.metadata.uid)
         except ApiError as error:
@@ -176,9 +170,9 @@ class RuntimeReconciler:
 
     # --- Events --------------------------------------------------------------------------------
 
-    def _announce(self, stored: StoredRuntime, status: Mapping[str, Any]) -> None:
+    def _announce(self, stored: SandboxRuntime, status: Mapping[str, Any]) -> None:
         """Post an event for each transition; several conditions may share one."""
-        about = Reference(
+        about = ObjectReference(
             names.API_VERSION, names.RUNTIME_KIND, "", stored.metadata.name, stored.metadata.uid
         )
         former = stored.status
@@ -189,9 +183,7 @@ class RuntimeReconciler:
                 f"RuntimeClass {about.name!r} was deleted and made again: its handler was "
                 f"{former.get('handler')!r} and is {status['handler']!r} now",
             )
-        before = {
-            c.get("type"): (c.get("status"), c.get("reason")) for c in listed(former, "conditions")
-        }
+        before = {c.type: (c.status, c.reason) for c in stored_conditions(former)}
         announced = set()
         for condition in status["conditions"]:
             type_, now = condition["type"], (condition["status"], condition["reason"])
@@ -212,12 +204,13 @@ def _transition(type_: str, before: tuple[Any, Any] | None, now: tuple[str, str]
             return before != now and not (
                 type_ == "Healthy" and before is not None and before[0] == "False"
             )
-    return False
+        case _:
+            return False
 
 
 def _path(name: str) -> str:
     return resource_path(names.API_VERSION, names.RUNTIMES, name=name)
 
 
-def _version(stored: StoredRuntime) -> int:
-    return number_of(stored.metadata.resourceVersion)
+def _version(stored: SandboxRuntime) -> int:
+    return parse_resource_version(stored.metadata.resourceVersion)

@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from sandboxpool.backoff import delay_after
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
+from sandboxpool.util.backoff import delay_after
 
 logger = logging.getLogger(__name__)
 

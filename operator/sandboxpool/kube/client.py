@@ -7,7 +7,7 @@ where the server said that it did not take place (429, or 503 with Retry-After).
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Protocol
@@ -109,7 +109,7 @@ class ApiClient:
         *,
         user_agent: str,
         observe: RequestObserver | None = None,
-        permit: Callable[[], None] = lambda: None,
+        before_write: Callable[[], None] = lambda: None,
         on_date: Callable[[float], None] = lambda date: None,
     ) -> None:
         self._server = info.server.rstrip("/")
@@ -119,7 +119,7 @@ class ApiClient:
         self._authorization: Callable[[], dict[str, str]] = token_source(info)
         self._user_agent = user_agent
         self._observe = observe or (lambda verb, code, seconds: None)
-        self._permit = permit
+        self._permit = before_write
         self._on_date = on_date
         self._last_date = ""
         self._session: aiohttp.ClientSession | None = None
@@ -292,7 +292,7 @@ class ApiClient:
     @asynccontextmanager
     async def watch(
         self, path: str, params: Mapping[str, str]
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
+    ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """Open a watch and give its lines; the stream ends when the server or the wire does.
 
         Raises:

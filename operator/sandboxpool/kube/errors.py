@@ -74,6 +74,6 @@ class ApiError(KubeError):
         return self.status == 403 and "because it is being terminated" in self.message
 
     @property
-    def undecided(self) -> bool:
+    def outcome_unknown(self) -> bool:
         """Somebody gave up waiting, etcd's client or a balancer: a write may be carried out yet."""
         return self.status == 504 or (self.status >= 500 and not self.reason)

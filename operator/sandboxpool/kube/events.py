@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, KubeError
-from sandboxpool.references import Reference
+from sandboxpool.util.references import ObjectReference
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ NAMESPACE_OF_CLUSTER_SCOPED = "default"
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    about: Reference
+    regarding: ObjectReference
     type: str
     reason: str
     message: str
@@ -45,7 +45,7 @@ class _Pending:
     @property
     def key(self) -> tuple[str, str, str]:
         """What is not posted twice within a while."""
-        return self.about.uid, self.reason, self.message
+        return self.regarding.uid, self.reason, self.message
 
 
 class _Queue:
@@ -63,7 +63,7 @@ class _Queue:
     def put(self, event: _Pending) -> _Pending | None:
         """Add an event; return the one that had to go, perhaps this one."""
         namespaces = self._ranks.setdefault(event.rank, OrderedDict())
-        namespaces.setdefault(event.about.namespace, deque()).append(event)
+        namespaces.setdefault(event.regarding.namespace, deque()).append(event)
         self._length += 1
         self._filled.set()
         return self._drop() if self._length > MAX_QUEUED else None
@@ -118,7 +118,7 @@ class EventRecorder:
         component: str,
         instance: str,
         *,
-        rank: Callable[[Reference], int] = lambda about: 0,
+        rank: Callable[[ObjectReference], int] = lambda regarding: 0,
         on_drop: Callable[[], None] = lambda: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -131,18 +131,18 @@ class EventRecorder:
         self._queue = _Queue()
         self._recent: OrderedDict[tuple[str, str, str], float] = OrderedDict()
 
-    def normal(self, about: Reference, reason: str, message: str) -> None:
+    def normal(self, regarding: ObjectReference, reason: str, message: str) -> None:
         """Say that something went as it should."""
-        self._record(about, "Normal", reason, message)
+        self._record(regarding, "Normal", reason, message)
 
-    def warning(self, about: Reference, reason: str, message: str) -> None:
+    def warning(self, regarding: ObjectReference, reason: str, message: str) -> None:
         """Say that something needs attention."""
-        self._record(about, "Warning", reason, message)
+        self._record(regarding, "Warning", reason, message)
 
-    def _record(self, about: Reference, type_: str, reason: str, message: str) -> None:
+    def _record(self, regarding: ObjectReference, type_: str, reason: str, message: str) -> None:
         now = asyncio.get_running_loop().time()
         at = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC)
-        event = _Pending(about, type_, reason, message[:MAX_MESSAGE], at, self._rank(about))
+        event = _Pending(regarding, type_, reason, message[:MAX_MESSAGE], at, self._rank(regarding))
         last = self._recent.get(event.key)
         if last is not None and now - last < REPEAT_SECONDS:
             return
@@ -170,7 +170,7 @@ class EventRecorder:
             tokens -= 1
             # Taken no earlier than now: what matters more may have come meanwhile.
             event = self._queue.get_nowait()
-            namespace = event.about.namespace or NAMESPACE_OF_CLUSTER_SCOPED
+            namespace = event.regarding.namespace or NAMESPACE_OF_CLUSTER_SCOPED
             try:
                 await self._client.create(
                     resource_path("v1", "events", namespace), self._body(event, namespace)
@@ -187,15 +187,15 @@ class EventRecorder:
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{event.about.name[:MAX_NAME].rstrip('-.')}.{uuid.uuid4().hex[:16]}",
+                "name": f"{event.regarding.name[:MAX_NAME].rstrip('-.')}.{uuid.uuid4().hex[:16]}",
                 "namespace": namespace,
             },
             "involvedObject": {
-                "apiVersion": event.about.api_version,
-                "kind": event.about.kind,
-                "namespace": event.about.namespace,
-                "name": event.about.name,
-                "uid": event.about.uid,
+                "apiVersion": event.regarding.api_version,
+                "kind": event.regarding.kind,
+                "namespace": event.regarding.namespace,
+                "name": event.regarding.name,
+                "uid": event.regarding.uid,
             },
             "type": event.type,
             "reason": event.reason,

@@ -17,7 +17,7 @@ import msgspec
 
 from sandboxpool.kube.client import ApiClient, error_of
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
-from sandboxpool.versions import number_of
+from sandboxpool.util.resource_version import parse_resource_version
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +28,38 @@ LONGEST_BACKOFF_SECONDS = 30.0
 # nothing changes it need not send a bookmark for minutes.
 WATCH_SECONDS = (45, 60)
 # After a failure it is asked to end sooner: its end shows that all is well again.
-TRIAL_SECONDS = (5, 15)
+RECOVERY_WATCH_SECONDS = (5, 15)
 # One that has lived so long before its end is no part of a tight loop.
-STEADY_SECONDS = 4.0
+HEALTHY_WATCH_SECONDS = 4.0
 # A watch without a sign of life for so long is broken, as each ends by itself before: what its
 # cache shows may be true no more.
-BLIND_SECONDS = 120.0
+MAX_STALENESS_SECONDS = 120.0
 # After so many events without a pause other tasks get a turn: a burst must not stall the loop.
-EVENTS_PER_TURN = 50
+EVENTS_PER_YIELD = 50
 
 
 class Meta(Protocol):
     """The metadata that an informer needs."""
 
-    name: str
-    namespace: str
-    uid: str
-    resourceVersion: str
-    creationTimestamp: str
+    @property
+    def name(self) -> str:
+        """The object's name."""
+
+    @property
+    def namespace(self) -> str:
+        """The object's namespace; empty if it has none."""
+
+    @property
+    def uid(self) -> str:
+        """The object's uid."""
+
+    @property
+    def resourceVersion(self) -> str:
+        """The version of this state of the object."""
+
+    @property
+    def creationTimestamp(self) -> str:
+        """When the object was created, as the API writes times."""
 
 
 class Object(Protocol):
@@ -81,7 +95,7 @@ class _BareMeta(msgspec.Struct):
     resourceVersion: str = ""
 
 
-class _Bare(msgspec.Struct):
+class _PartialObjectMetadata(msgspec.Struct):
     metadata: _BareMeta
 
 
@@ -126,10 +140,10 @@ class Informer(Generic[T]):
         self._progress = 0
         self._progress_at = -math.inf
         self._clock: Callable[[], float] = lambda: 0.0
-        self._muted = False
+        self._held = False
         # Objects that were kept while muted, and of which nobody was told yet.
-        self._untold: dict[tuple[str, str], T] = {}
-        self._turn: asyncio.Timeout | None = None
+        self._unnotified: dict[tuple[str, str], T] = {}
+        self._relist_timeout: asyncio.Timeout | None = None
         self._listed = asyncio.Event()
         self.synced = asyncio.Event()
 
@@ -143,7 +157,7 @@ class Informer(Generic[T]):
         """Return the cached object, or None."""
         return self._objects.get((namespace, name))
 
-    def age(self) -> float:
+    def staleness(self) -> float:
         """Seconds since the API server has last shown that nothing is missed; infinite at first.
 
         Where nothing changes it is less than a watch lasts, as each ends by itself.
@@ -154,32 +168,32 @@ class Informer(Generic[T]):
         self._progress += 1
         self._progress_at = self._clock()
 
-    def mute(self) -> None:
-        """Keep the cache up to date and call nobody back until ``unmute``."""
-        self._muted = True
+    def hold_notifications(self) -> None:
+        """Keep the cache up to date and call nobody back until ``release_notifications``."""
+        self._held = True
 
-    async def unmute(self) -> None:
+    async def release_notifications(self) -> None:
         """Call back for each object as if it were new, the oldest first; then for each change."""
-        self._muted = False
-        self._untold, self._objects = self._objects, {}
-        for turn, key in enumerate(sorted(self._untold, key=self._age_of), 1):
+        self._held = False
+        self._unnotified, self._objects = self._objects, {}
+        for turn, key in enumerate(sorted(self._unnotified, key=self._age_of), 1):
             # One that has changed since, or is gone, has been told of.
-            obj = self._untold.pop(key, None)
+            obj = self._unnotified.pop(key, None)
             if obj is not None:
                 self._put(key, obj)
-            if turn % EVENTS_PER_TURN == 0:
+            if turn % EVENTS_PER_YIELD == 0:
                 await asyncio.sleep(0)
 
     def _age_of(self, key: tuple[str, str]) -> tuple[str, int]:
         # Creation times have whole seconds; among untouched objects versions tell the rest.
-        metadata = self._untold[key].metadata
-        return metadata.creationTimestamp, number_of(metadata.resourceVersion)
+        metadata = self._unnotified[key].metadata
+        return metadata.creationTimestamp, parse_resource_version(metadata.resourceVersion)
 
     async def relist(self) -> None:
         """List anew while ``run`` runs; return when the cache is no older than this call."""
         listed = self._listed = asyncio.Event()
-        if self._turn is not None:
-            self._turn.reschedule(asyncio.get_running_loop().time())
+        if self._relist_timeout is not None:
+            self._relist_timeout.reschedule(asyncio.get_running_loop().time())
         await listed.wait()
 
     async def run(self) -> None:
@@ -187,7 +201,7 @@ class Informer(Generic[T]):
         self._clock = asyncio.get_running_loop().time
         while True:
             try:
-                async with asyncio.timeout(None) as self._turn:
+                async with asyncio.timeout(None) as self._relist_timeout:
                     await self._list_and_watch()
             except TimeoutError:
                 # Asked for: see `relist`.
@@ -206,7 +220,7 @@ class Informer(Generic[T]):
                     listed.set()
                 lasted = await self._watch(lifetime)
                 lifetime = WATCH_SECONDS
-                if lasted >= STEADY_SECONDS:
+                if lasted >= HEALTHY_WATCH_SECONDS:
                     # It has said all that there was to say, even if that was nothing. Nobody
                     # watches now, so the next one begins at once.
                     self._progressed()
@@ -233,7 +247,7 @@ class Informer(Generic[T]):
                 logger.warning("watch of %s: %s", self.path, error)
             self._on_restart(cause)
             if cause not in ("ended", "gone"):
-                lifetime = TRIAL_SECONDS
+                lifetime = RECOVERY_WATCH_SECONDS
             progressed = self._progress > before
             if progressed:
                 backoff = FIRST_BACKOFF_SECONDS
@@ -267,7 +281,7 @@ class Informer(Generic[T]):
             self._put(key, None)
         for turn, (key, obj) in enumerate(fresh.items(), 1):
             self._put(key, obj)
-            if turn % EVENTS_PER_TURN == 0:
+            if turn % EVENTS_PER_YIELD == 0:
                 await asyncio.sleep(0)
         self._version = page.metadata.resourceVersion
         self._progressed()
@@ -290,7 +304,7 @@ class Informer(Generic[T]):
             async for line in lines:
                 self._version = self._apply(line) or self._version
                 self._progressed()
-                if self._progress % EVENTS_PER_TURN == 0:
+                if self._progress % EVENTS_PER_YIELD == 0:
                     await asyncio.sleep(0)
         return self._clock() - began
 
@@ -305,11 +319,11 @@ class Informer(Generic[T]):
             failure.status = msgspec.json.decode(event.object, type=_Code).code or 500
             raise failure
         if event.type == "BOOKMARK":
-            bare = msgspec.json.decode(event.object, type=_Bare)
+            bare = msgspec.json.decode(event.object, type=_PartialObjectMetadata)
             return bare.metadata.resourceVersion
         if event.type == "DELETED":
             # The end of an object is its end, even where it can no longer be read.
-            gone = msgspec.json.decode(event.object, type=_Bare).metadata
+            gone = msgspec.json.decode(event.object, type=_PartialObjectMetadata).metadata
             self._put((gone.namespace, gone.name), None)
             return gone.resourceVersion
         obj = self._decoded(event.object)
@@ -329,32 +343,32 @@ class Informer(Generic[T]):
             return None
 
     def _put(self, key: tuple[str, str], new: T | None) -> None:
-        if self._muted:
+        if self._held:
             if new is not None:
                 self._objects[key] = new
             else:
                 self._objects.pop(key, None)
             return
         # Whatever comes now is newer.
-        self._untold.pop(key, None)
+        self._unnotified.pop(key, None)
         old = self._objects.get(key)
         if new is None:
             if old is None:
                 return
             del self._objects[key]
-            self._tell(old, None)
+            self._notify(old, None)
             return
         if old is not None:
             if old.metadata.uid != new.metadata.uid:
                 del self._objects[key]
-                self._tell(old, None)
+                self._notify(old, None)
                 old = None
             elif _same(old, new):
                 return
         self._objects[key] = new
-        self._tell(old, new)
+        self._notify(old, new)
 
-    def _tell(self, old: T | None, new: T | None) -> None:
+    def _notify(self, old: T | None, new: T | None) -> None:
         try:
             self._on_change(old, new)
         except Exception:
@@ -376,7 +390,7 @@ class _Code(msgspec.Struct):
 
 def _key_of(raw: msgspec.Raw) -> tuple[str, str] | None:
     try:
-        bare = msgspec.json.decode(raw, type=_Bare)
+        bare = msgspec.json.decode(raw, type=_PartialObjectMetadata)
     except UNREADABLE:
         return None
     return bare.metadata.namespace, bare.metadata.name

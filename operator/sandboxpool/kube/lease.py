@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseTimes:
+class LeaderElectionTimes:
     """How long a lease lasts, in seconds.
 
     Attributes:
@@ -46,9 +46,9 @@ class LeaseTimes:
         retry: pause between two renewals, and between two tries.
     """
 
-    duration: int = 15
-    deadline: int = 10
-    retry: int = 2
+    lease_duration: int = 15
+    renew_deadline: int = 10
+    retry_period: int = 2
 
 
 class _Spec(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class Elector:
+class LeaderElector:
     """Takes the lease, keeps it, gives it back.
 
     Args:
@@ -100,10 +100,10 @@ class Elector:
         namespace: str,
         *,
         identity: str,
-        times: LeaseTimes,
+        times: LeaderElectionTimes,
         clock: Callable[[], float],
         wall: Callable[[], float],
-        unfit: Callable[[], str] = lambda: "",
+        not_ready_reason: Callable[[], str] = lambda: "",
     ) -> None:
         self.leading = asyncio.Event()
         self._client = client
@@ -112,7 +112,7 @@ class Elector:
         self._times = times
         self._clock = clock
         self._wall = wall
-        self._unfit = unfit
+        self._unfit = not_ready_reason
         self._until = float("-inf")
         # The lease as we saw it last, and since when. Without a version it does not exist, and
         # whoever was seen to hold it may not know that yet.
@@ -121,17 +121,17 @@ class Elector:
         self._since = clock()
 
     @property
-    def holds(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether we hold the lease at this moment, so that we may write."""
         return self._clock() < self._until
 
-    def require(self) -> None:
+    def require_leadership(self) -> None:
         """To be called right before a write is sent.
 
         Raises:
             NotLeaderError: we do not hold the lease.
         """
-        if not self.holds:
+        if not self.is_leader:
             raise NotLeaderError("nothing is written without the lease")
 
     async def run(self) -> None:
@@ -143,32 +143,32 @@ class Elector:
         await self._acquire()
         logger.info("%s leads", self._identity)
         self.leading.set()
-        await self._keep()
+        await self._renew_until_lost()
 
     async def _acquire(self) -> None:
         while True:
             try:
                 await self._read()
                 await self._watch_until_free()
-                if self._left() <= 0 and not self._unfit() and await self._hold():
+                if self._left() <= 0 and not self._unfit() and await self._try_acquire_or_renew():
                     return
             except KubeError as error:
                 logger.warning("lease: %s", error)
-            await asyncio.sleep(self._times.retry * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(self._times.retry_period * random.uniform(0.5, 1.0))  # noqa: S311
 
-    async def _keep(self) -> None:
-        while self.holds:
-            await asyncio.sleep(min(self._times.retry, self._until - self._clock()))
+    async def _renew_until_lost(self) -> None:
+        while self.is_leader:
+            await asyncio.sleep(min(self._times.retry_period, self._until - self._clock()))
             if why := self._unfit():
                 raise NotLeaderError(f"the lease is given up: {why}")
             try:
                 await self._renew()
             except (ApiError, UnknownOutcomeError) as error:
                 logger.warning("lease: %s", error)
-        raise NotLeaderError(f"the lease was not renewed for {self._times.deadline} s")
+        raise NotLeaderError(f"the lease was not renewed for {self._times.renew_deadline} s")
 
     async def _renew(self) -> None:
-        while self.holds and not await self._hold():
+        while self.is_leader and not await self._try_acquire_or_renew():
             # Deleted, or written by somebody else; or by us, and we never heard of it.
             await self._read()
             if self._spec.holderIdentity != self._identity:
@@ -177,7 +177,7 @@ class Elector:
 
     async def release(self) -> None:
         """Give the lease back, so that the next need not wait for its end."""
-        if not self.holds:
+        if not self.is_leader:
             return
         self._until = float("-inf")
         free = msgspec.structs.replace(
@@ -196,7 +196,7 @@ class Elector:
         """Seconds until the lease may be taken."""
         if self._spec.holderIdentity in (None, "", self._identity):
             return 0.0
-        lasts = self._spec.leaseDurationSeconds or self._times.duration
+        lasts = self._spec.leaseDurationSeconds or self._times.lease_duration
         return self._since + lasts - self._clock()
 
     def _observe(self, body: bytes | msgspec.Raw) -> None:
@@ -233,12 +233,12 @@ class Elector:
 
     # --- What we write ---------------------------------------------------------------------------
 
-    async def _hold(self) -> bool:
+    async def _try_acquire_or_renew(self) -> bool:
         """Take or renew the lease; return False if it is not as we saw it last."""
         sent = self._clock()
         held = await self._write(self._ours())
         if held:
-            self._until = sent + self._times.deadline
+            self._until = sent + self._times.renew_deadline
         return held
 
     def _ours(self) -> _Spec:
@@ -248,7 +248,7 @@ class Elector:
         former = before.leaseTransitions
         return _Spec(
             holderIdentity=self._identity,
-            leaseDurationSeconds=self._times.duration,
+            leaseDurationSeconds=self._times.lease_duration,
             acquireTime=now,
             renewTime=now,
             leaseTransitions=former + 1 if former is not None else 0,
@@ -256,8 +256,8 @@ class Elector:
 
     async def _write(self, spec: _Spec) -> bool:
         fields = msgspec.to_builtins(spec)
-        patience = self._times.deadline / 2
-        if self.holds:
+        patience = self._times.renew_deadline / 2
+        if self.is_leader:
             patience = min(patience, self._until - self._clock())
         try:
             async with asyncio.timeout(patience):

@@ -18,9 +18,9 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from sandboxpool.backoff import delay_after, spread
 from sandboxpool.kube.errors import UNREADABLE, KubeError
-from sandboxpool.kube.slots import SLOW_SECONDS
+from sandboxpool.kube.yielding_semaphore import SLOW_SECONDS
+from sandboxpool.util.backoff import delay_after, spread
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class _Silent:
 
 
 @dataclass(slots=True)
-class _Work:
+class _Processing:
     """A key that is being worked on.
 
     Attributes:
@@ -85,7 +85,7 @@ class WorkQueue(Generic[K]):
         name: for logs.
         observer: told what metrics need.
         lane_of: the lane of a key at its arrival; each key is a lane of its own unless told.
-        places: how many keys are worked on at once, those that are slow not counted.
+        max_concurrent: how many keys are worked on at once, those that are slow not counted.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class WorkQueue(Generic[K]):
         name: str,
         observer: QueueObserver | None = None,
         lane_of: Callable[[K], Hashable] = lambda key: key,
-        places: int = 16,
+        max_concurrent: int = 16,
     ) -> None:
         self.name = name
         self._observer: QueueObserver = observer or _Silent()
         self._lane_of = lane_of
-        self._places = places
+        self._max_concurrent = max_concurrent
         # What waits, by lane; and the lanes of which a key may be taken, in turn.
         self._waiting: dict[Hashable, deque[K]] = {}
         self._quick: OrderedDict[Hashable, None] = OrderedDict()
@@ -106,10 +106,10 @@ class WorkQueue(Generic[K]):
         # The lanes that count as slow, and when each was so for the last time, in that order.
         self._slow_at: OrderedDict[Hashable, float] = OrderedDict()
         self._added_at: dict[K, float] = {}
-        self._working: dict[K, _Work] = {}
-        self._working_in: dict[Hashable, int] = {}
+        self._processing: dict[K, _Processing] = {}
+        self._processing_in: dict[Hashable, int] = {}
         self._with_place = 0
-        self._again: set[K] = set()
+        self._dirty: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._wakeup = asyncio.Event()
@@ -121,8 +121,8 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K) -> None:
         """Ask for a key to be worked on as soon as there is a place."""
-        if key in self._working:
-            self._again.add(key)
+        if key in self._processing:
+            self._dirty.add(key)
         elif key not in self._added_at:
             self._added_at[key] = asyncio.get_running_loop().time()
             lane = self._lane_of(key)
@@ -150,7 +150,7 @@ class WorkQueue(Generic[K]):
         self._timers.pop(key, None)
         self.add(key)
 
-    def retry(self, key: K) -> float:
+    def add_rate_limited(self, key: K) -> float:
         """Add a key after a delay that grows with its failures; return the delay in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
@@ -169,7 +169,7 @@ class WorkQueue(Generic[K]):
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()
-        work = self._working.get(key)
+        work = self._processing.get(key)
         if work is not None:
             work.dropped = True
 
@@ -181,7 +181,7 @@ class WorkQueue(Generic[K]):
         return at is not None and asyncio.get_running_loop().time() - at >= SLOW_MEMORY_SECONDS
 
     def _is_idle(self, lane: Hashable) -> bool:
-        return lane not in self._waiting and lane not in self._working_in
+        return lane not in self._waiting and lane not in self._processing_in
 
     def _was_slow(self, lane: Hashable) -> None:
         self._slow_at[lane] = asyncio.get_running_loop().time()
@@ -191,7 +191,7 @@ class WorkQueue(Generic[K]):
 
     def _sort_in(self, lane: Hashable) -> None:
         """See whether a key of the lane may be taken, and in which turn; it keeps its turn."""
-        slow, working = lane in self._slow_at, self._working_in.get(lane, 0)
+        slow, working = lane in self._slow_at, self._processing_in.get(lane, 0)
         may_go_on = lane in self._waiting and (not slow or working < SLOW_PER_LANE)
         for turns, belongs in ((self._quick, not slow), (self._slow, slow)):
             if may_go_on and belongs:
@@ -202,15 +202,15 @@ class WorkQueue(Generic[K]):
 
     def _next_lane(self) -> Hashable | None:
         """The lane whose turn it is; None while nothing may be taken."""
-        if self._slow and len(self._working) - self._with_place < SLOW_AT_ONCE:
+        if self._slow and len(self._processing) - self._with_place < SLOW_AT_ONCE:
             return next(iter(self._slow))
-        if self._quick and self._with_place < self._places:
+        if self._quick and self._with_place < self._max_concurrent:
             return next(iter(self._quick))
         return None
 
     # --- Working ---------------------------------------------------------------------------------
 
-    async def take(self) -> K:
+    async def get(self) -> K:
         """Wait for a key; the caller must call ``done`` with it afterwards."""
         while (lane := self._next_lane()) is None:
             self._wakeup.clear()
@@ -224,8 +224,8 @@ class WorkQueue(Generic[K]):
         has_place = lane in self._quick
         self._with_place += has_place
         timer = loop.call_later(SLOW_SECONDS, self._became_slow, key)
-        self._working[key] = _Work(lane, timer, has_place)
-        self._working_in[lane] = self._working_in.get(lane, 0) + 1
+        self._processing[key] = _Processing(lane, timer, has_place)
+        self._processing_in[lane] = self._processing_in.get(lane, 0) + 1
         # To the end of its turn.
         self._quick.pop(lane, None)
         self._slow.pop(lane, None)
@@ -234,7 +234,7 @@ class WorkQueue(Generic[K]):
         return key
 
     def _became_slow(self, key: K) -> None:
-        work = self._working[key]
+        work = self._processing[key]
         work.slow = True
         self._with_place -= work.has_place
         work.has_place = False
@@ -243,22 +243,22 @@ class WorkQueue(Generic[K]):
 
     def done(self, key: K) -> None:
         """Work on a key has ended; if it was added meanwhile it goes back to the end."""
-        work = self._working.pop(key)
+        work = self._processing.pop(key)
         work.timer.cancel()
         self._with_place -= work.has_place
-        self._working_in[work.lane] -= 1
-        if not self._working_in[work.lane]:
-            del self._working_in[work.lane]
+        self._processing_in[work.lane] -= 1
+        if not self._processing_in[work.lane]:
+            del self._processing_in[work.lane]
         if work.slow:
             self._was_slow(work.lane)
         elif self._is_over(work.lane):
             del self._slow_at[work.lane]
         self._sort_in(work.lane)
-        if key in self._again:
-            self._again.discard(key)
+        if key in self._dirty:
+            self._dirty.discard(key)
             self.add(key)
 
-    async def work(self, reconcile: Callable[[K], Awaitable[float | None]]) -> None:
+    async def run(self, reconcile: Callable[[K], Awaitable[float | None]]) -> None:
         """Work on keys, each in a task of its own, until cancelled.
 
         Args:
@@ -267,7 +267,7 @@ class WorkQueue(Generic[K]):
         """
         async with asyncio.TaskGroup() as tasks:
             while True:
-                tasks.create_task(self._work_on(await self.take(), reconcile))
+                tasks.create_task(self._work_on(await self.get(), reconcile))
 
     async def _work_on(self, key: K, reconcile: Callable[[K], Awaitable[float | None]]) -> None:
         loop = asyncio.get_running_loop()
@@ -275,14 +275,14 @@ class WorkQueue(Generic[K]):
         try:
             again = await reconcile(key)
             self.forget(key)
-            if again is not None and not self._working[key].dropped:
+            if again is not None and not self._processing[key].dropped:
                 self.add_after(key, again)
         except (KubeError, *UNREADABLE) as error:
             # Also where something between us and the API server answers in its place.
-            delay = self.retry(key)
+            delay = self.add_rate_limited(key)
             logger.warning("%s: %s: %s, next try in %.1f s", self.name, key, error, delay)
         except Exception:
-            delay = self.retry(key)
+            delay = self.add_rate_limited(key)
             logger.exception("%s: %s failed, next try in %.1f s", self.name, key, delay)
         finally:
             self._observer.finished(loop.time() - started)

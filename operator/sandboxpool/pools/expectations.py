@@ -8,10 +8,10 @@ exist all the same, so after a while the API server itself is to be asked, ever 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandboxpool.backoff import delay_after
+from sandboxpool.util.backoff import delay_after
 
 # What is done and not seen is asked about after so long, then after twice as long, and so on.
-UNSEEN_SECONDS = 15.0
+VERIFY_AFTER_SECONDS = 15.0
 LONGEST_UNSEEN_SECONDS = 300.0
 # A create in doubt may be carried out as long as the API server works on a request: a minute.
 DOUBTED_SECONDS = 60.0
@@ -26,18 +26,18 @@ class _Expected:
     """One create or delete.
 
     Attributes:
-        look_at: when to ask the API server, by the clock.
+        verify_at: when to ask the API server, by the clock.
         cold: it is made for a claim and not for the stock.
         made: the API server has said that it made it.
         doubted: nobody can say whether it was made.
-        looks: how often it was asked about.
+        verifications: how often it was asked about.
     """
 
-    look_at: float
+    verify_at: float
     cold: bool = False
-    made: bool = False
-    doubted: bool = False
-    looks: int = 0
+    succeeded: bool = False
+    outcome_unknown: bool = False
+    verifications: int = 0
 
 
 class Expectations:
@@ -54,25 +54,25 @@ class Expectations:
 
     # --- Creates ---------------------------------------------------------------------------------
 
-    def creating(self, name: str, *, cold: bool = False) -> None:
+    def expect_creation(self, name: str, *, cold: bool = False) -> None:
         """A pod of this name is being asked for; a cold one is a claim's and not of the stock."""
         self._creating[name] = _Expected(self._clock() + UNANSWERED_SECONDS, cold)
 
-    def made(self, name: str) -> None:
+    def creation_succeeded(self, name: str) -> None:
         """The API server says that the pod exists."""
         expected = self._creating.get(name)
         if expected is not None:
-            expected.made, expected.doubted, expected.looks = True, False, 0
-            expected.look_at = self._clock() + UNSEEN_SECONDS
+            expected.succeeded, expected.outcome_unknown, expected.verifications = True, False, 0
+            expected.verify_at = self._clock() + VERIFY_AFTER_SECONDS
 
-    def doubt(self, name: str) -> None:
+    def creation_unknown(self, name: str) -> None:
         """Nobody can say whether a pod was made: it takes room, and may be asked for again."""
         expected = self._creating.get(name)
         if expected is not None:
-            expected.made, expected.doubted = False, True
-            expected.look_at = self._clock() + DOUBTED_SECONDS
+            expected.succeeded, expected.outcome_unknown = False, True
+            expected.verify_at = self._clock() + DOUBTED_SECONDS
 
-    def settle_create(self, name: str) -> None:
+    def creation_observed(self, name: str) -> None:
         """The pod was seen, or does certainly not exist."""
         self._creating.pop(name, None)
 
@@ -80,25 +80,27 @@ class Expectations:
         """A pod of this name was asked for and is not seen yet."""
         return name in self._creating
 
-    def is_made(self, name: str) -> bool:
+    def has_creation_succeeded(self, name: str) -> bool:
         """The API server has said that the pod exists, and it is not seen yet."""
         expected = self._creating.get(name)
-        return expected is not None and expected.made
+        return expected is not None and expected.succeeded
 
     def is_cold(self, name: str) -> bool:
         """What is expected under this name is a claim's."""
         expected = self._creating.get(name)
         return expected is not None and expected.cold
 
-    def is_doubted(self, name: str) -> bool:
+    def is_creation_unknown(self, name: str) -> bool:
         """What was asked for under this name may be asked for again."""
         expected = self._creating.get(name)
-        return expected is not None and expected.doubted
+        return expected is not None and expected.outcome_unknown
 
-    def doubted(self) -> list[str]:
+    def unknown_creations(self) -> list[str]:
         """The names of the stock's pods that are in doubt, oldest first."""
         return [
-            n for n, expected in self._creating.items() if expected.doubted and not expected.cold
+            n
+            for n, expected in self._creating.items()
+            if expected.outcome_unknown and not expected.cold
         ]
 
     def count_creating(self) -> tuple[int, int]:
@@ -108,17 +110,17 @@ class Expectations:
 
     # --- Deletes ---------------------------------------------------------------------------------
 
-    def deleting(self, uid: str) -> None:
+    def expect_deletion(self, uid: str) -> None:
         """This pod's deletion is being asked for."""
-        self._deleting[uid] = _Expected(self._clock() + UNSEEN_SECONDS)
+        self._deleting[uid] = _Expected(self._clock() + VERIFY_AFTER_SECONDS)
 
-    def doubt_delete(self, uid: str) -> None:
+    def deletion_unknown(self, uid: str) -> None:
         """Nobody can say whether the pod's deletion was taken in."""
         expected = self._deleting.get(uid)
         if expected is not None:
-            expected.look_at = self._clock() + DOUBTED_DELETE_SECONDS
+            expected.verify_at = self._clock() + DOUBTED_DELETE_SECONDS
 
-    def settle_delete(self, uid: str) -> None:
+    def deletion_observed(self, uid: str) -> None:
         """The pod's end was seen, or its deletion was certainly not taken in."""
         self._deleting.pop(uid, None)
 
@@ -126,34 +128,36 @@ class Expectations:
         """The pod's deletion was asked for."""
         return uid in self._deleting
 
-    def leaving(self) -> frozenset[str]:
+    def pending_deletions(self) -> frozenset[str]:
         """The uids of all pods whose deletion was asked for."""
         return frozenset(self._deleting)
 
     # --- What is not seen ------------------------------------------------------------------------
 
-    def unseen_creates(self) -> list[str]:
+    def creations_to_verify(self) -> list[str]:
         """The names that the API server is to be asked about now."""
         return [name for name, expected in self._creating.items() if self._is_due(expected)]
 
-    def unseen_deletes(self) -> list[str]:
+    def deletions_to_verify(self) -> list[str]:
         """The uids that the API server is to be asked about now."""
         return [uid for uid, expected in self._deleting.items() if self._is_due(expected)]
 
     def _is_due(self, expected: _Expected) -> bool:
-        return expected.look_at <= self._clock()
+        return expected.verify_at <= self._clock()
 
-    def look_later(self, name_or_uid: str) -> None:
+    def defer_verification(self, name_or_uid: str) -> None:
         """It was asked about, and goes on being expected."""
         expected = self._creating.get(name_or_uid) or self._deleting.get(name_or_uid)
         if expected is not None:
-            expected.looks += 1
-            pause = delay_after(expected.looks, UNSEEN_SECONDS, LONGEST_UNSEEN_SECONDS)
-            expected.look_at = self._clock() + pause
+            expected.verifications += 1
+            pause = delay_after(
+                expected.verifications, VERIFY_AFTER_SECONDS, LONGEST_UNSEEN_SECONDS
+            )
+            expected.verify_at = self._clock() + pause
 
     def next_deadline(self) -> float | None:
         """Seconds until something is to be asked about; None if nothing is expected."""
         every = [*self._creating.values(), *self._deleting.values()]
         if not every:
             return None
-        return max(0.0, min(expected.look_at for expected in every) - self._clock())
+        return max(0.0, min(expected.verify_at for expected in every) - self._clock())

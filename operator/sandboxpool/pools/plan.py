@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sandboxpool.api.conditions import Finding
+from sandboxpool.api.conditions import ConditionResult
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import SandboxPoolSpec
-from sandboxpool.pools.members import Member, Members
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.placement import Placement
+from sandboxpool.runtimes.node_constraints import NodeConstraints
 from sandboxpool.runtimes.quarantine import Quarantine
 from sandboxpool.runtimes.resolve import Resolution
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import Member, Members
 
 
 class TemplateState(Enum):
@@ -22,7 +22,7 @@ class TemplateState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class TemplateVerdict:
+class TemplateCheckResult:
     """The dry run's outcome, for the template and class of this moment.
 
     Attributes:
@@ -32,11 +32,11 @@ class TemplateVerdict:
     state: TemplateState
     reason: Reason
     message: str
-    placement: Placement | None = field(default=None, compare=False)
+    placement: NodeConstraints | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class CreateBackoff:
     """Why creating is held off for a while.
 
     Attributes:
@@ -68,14 +68,15 @@ class PoolInput:
         stuck_nodes: nodes on which sandboxes of this pool were stuck of late.
         giving_way: uids of its pods that make room for a probe, or have done so: their places are
             not to be taken yet.
-        held_back: nothing is to be made meanwhile, for it would take the place of a probe.
+        awaits_probe: nothing is to be made meanwhile, for it would take the place of a probe.
         guarded: an admission policy lets nobody else forge what stands on the pool's pods.
         now: seconds since the epoch, by the API server's clock.
         clock: seconds of our own monotonic clock.
         blind: the cache of pods is too old to create anything by.
         slow_seconds: a start that takes longer than this is slow for the pool.
-        asking: uids of the pods whose events are just being read.
-        protection: what is known of the budget over its claimed sandboxes; None if it has none.
+        pending_event_reads: uids of the pods whose events are just being read.
+        budget_condition: the condition of the budget over its claimed sandboxes; None if it has
+            none.
     """
 
     spec: SandboxPoolSpec
@@ -83,23 +84,23 @@ class PoolInput:
     resolution: Resolution
     verdict: Verdict
     hostnames_since: float
-    template: TemplateVerdict
+    template: TemplateCheckResult
     members: Members
     quarantines: tuple[tuple[str, Quarantine], ...]
     creating: int
     creating_cold: int
-    line: tuple[bool, ...]
+    claim_queue: tuple[bool, ...]
     stuck_nodes: frozenset[str]
-    trouble: Trouble
+    backoff: CreateBackoff
     guarded: bool
     now: float
     clock: float
-    blind: bool = False
+    cache_stale: bool = False
     slow_seconds: float = 10.0
-    asking: frozenset[str] = frozenset()
-    giving_way: frozenset[str] = frozenset()
-    held_back: bool = False
-    protection: Finding | None = None
+    pending_event_reads: frozenset[str] = frozenset()
+    preempted: frozenset[str] = frozenset()
+    awaits_probe: bool = False
+    budget_condition: ConditionResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,24 +126,24 @@ class PoolPlan:
         create: how many pods to create.
         delete: the pods to delete.
         held: why fewer are created than are missing; None if nothing holds.
-        recheck: epoch seconds at which the answer may change by itself; None for never.
+        requeue_at: epoch seconds at which the answer may change by itself; None for never.
         cold: for how many of the claims that want it a pod is to be created, the first in line.
-        cold_held: why not for all of them; None if for all.
+        cold_blocked_by: why not for all of them; None if for all.
         stuck_nodes: nodes on which sandboxes of this pool are stuck now.
         avoid: the nodes that its next sandboxes shall keep away from, and why.
-        held_back: pods go that wait for room, because they would take the place of a probe.
+        awaits_probe: pods go that wait for room, because they would take the place of a probe.
     """
 
     target: int
     create: int
     delete: tuple[Deletion, ...]
-    held: Reason | None
-    recheck: float | None
+    blocked_by: Reason | None
+    requeue_at: float | None
     cold: int = 0
-    cold_held: Reason | None = None
+    cold_blocked_by: Reason | None = None
     stuck_nodes: frozenset[str] = frozenset()
     avoid: tuple[tuple[str, str], ...] = ()
-    held_back: bool = False
+    awaits_probe: bool = False
 
 
 def outdated(member: Member, given: PoolInput) -> bool:
@@ -158,7 +159,7 @@ def outdated(member: Member, given: PoolInput) -> bool:
     )
 
 
-def foreign(member: Member, given: PoolInput) -> bool:
+def of_other_runtime(member: Member, given: PoolInput) -> bool:
     """The pod is of another class than the pool's of now: it must never be handed out."""
     runtime = given.resolution.runtime
     return runtime is not None and (

@@ -4,25 +4,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.backoff import delay_after, spread
-from sandboxpool.pools.book import MemberBook
-from sandboxpool.pools.cold import ColdDemand
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.cold_start import ColdStartRequests
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Members, State
-from sandboxpool.pools.plan import Trouble
-from sandboxpool.pools.startup import StartupTimes
-from sandboxpool.reasons import Reason
+from sandboxpool.pools.member_index import MemberIndex
+from sandboxpool.pools.plan import CreateBackoff
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
-from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.runtimes.diagnosis import truncate
 from sandboxpool.runtimes.resolve import Runtime
+from sandboxpool.sandboxes.members import Members
+from sandboxpool.sandboxes.startup import StartupTimes
+from sandboxpool.util.backoff import delay_after, spread
 
 FIRST_BACKOFF_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 300.0
-SORT_ANEW_SECONDS = 60.0
+MEMBER_RESYNC_SECONDS = 60.0
 # A sandbox that ends some seconds after it was ready is no success.
-LASTING_SECONDS = 30.0
+MIN_READY_SECONDS = 30.0
 # Each try may make an autoscaler buy a node that is of no use.
 FIRST_AUTOSCALER_BACKOFF_SECONDS = 600.0
 LONGEST_AUTOSCALER_BACKOFF_SECONDS = 6 * 3600.0
@@ -49,25 +50,25 @@ class PoolState:
     Attributes:
         failed_at: epoch seconds of the last failure.
         cold: the claims that want a sandbox to be started for them.
-        was_hopeful: whether some node could take a pod at the last look.
+        had_candidate_nodes: whether some node could take a pod at the last look.
         hostnames: what pods have to name that keep away from nodes by hostname, and since when, in
             epoch seconds; None as long as nobody has asked.
     """
 
     expectations: Expectations
-    book: MemberBook = field(default_factory=MemberBook)
+    member_index: MemberIndex = field(default_factory=MemberIndex)
     times: StartupTimes = field(default_factory=StartupTimes)
-    trouble: Trouble = field(default_factory=Trouble)
+    backoff: CreateBackoff = field(default_factory=CreateBackoff)
     failed_at: float = 0.0
-    cold: ColdDemand = field(default_factory=ColdDemand)
+    cold: ColdStartRequests = field(default_factory=ColdStartRequests)
     hostnames: tuple[tuple[str, ...], float] | None = None
-    was_hopeful: bool | None = None
+    had_candidate_nodes: bool | None = None
     _stuck: dict[str, float] = field(default_factory=dict)
-    _sorted_for: tuple[IsolationProof, float] | None = None
+    _last_resync: tuple[IsolationProof, float] | None = None
     # The last failure of either kind: whether it is an autoscaler's, and what followed.
-    _held_off: dict[bool, Trouble] = field(default_factory=dict)
+    _backoffs: dict[bool, CreateBackoff] = field(default_factory=dict)
 
-    def is_due_anew(self, proof: IsolationProof, now: float) -> bool:
+    def start_resync_if_due(self, proof: IsolationProof, now: float) -> bool:
         """Whether to sort all members, not just those of which a change was told; then it is done.
 
         With another proof each stands otherwise. And whatever nobody has told of, it shall not be
@@ -77,26 +78,26 @@ class PoolState:
             proof: what the pool wants now.
             now: seconds of a monotonic clock.
         """
-        former = self._sorted_for
-        if former is not None and former[0] is proof and now - former[1] < SORT_ANEW_SECONDS:
+        former = self._last_resync
+        if former is not None and former[0] is proof and now - former[1] < MEMBER_RESYNC_SECONDS:
             return False
-        self._sorted_for = proof, now
+        self._last_resync = proof, now
         return True
 
-    def hold_off(self, reason: Reason, message: str, now: float) -> None:
+    def back_off(self, reason: Reason, message: str, now: float) -> None:
         """A round has failed: wait before the next, longer with each failure in a row."""
-        if self.trouble == Trouble():
+        if self.backoff == CreateBackoff():
             # A success has ended whatever there was.
-            self._held_off.clear()
+            self._backoffs.clear()
         # An autoscaler has delays of hours, all else of seconds: neither makes the other's longer,
         # and neither ends the other's.
         buys = reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
-        failures = self._held_off.get(buys, Trouble()).failures + 1
+        failures = self._backoffs.get(buys, CreateBackoff()).failures + 1
         first, longest = _DELAYS.get(reason, (FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS))
         delay = spread(delay_after(failures - 1, first, longest))
         self.failed_at = now
-        self.trouble = Trouble(failures, now + delay, reason, cut(message))
-        self._held_off[buys] = self.trouble
+        self.backoff = CreateBackoff(failures, now + delay, reason, truncate(message))
+        self._backoffs[buys] = self.backoff
 
     def note_hostnames(self, hostnames: tuple[str, ...], now: float) -> float:
         """The hostnames that pods have to name now; return since when that is so."""
@@ -106,35 +107,35 @@ class PoolState:
 
     def note_failure(self, reason: Reason, message: str, now: float) -> None:
         """Something has failed beside the rounds: several at once are one failure."""
-        if self.trouble.until <= now:
-            self.hold_off(reason, message, now)
+        if self.backoff.until <= now:
+            self.back_off(reason, message, now)
 
-    def note_time(self, now: float) -> None:
+    def refresh_backoff(self, now: float) -> None:
         """A delay is over, and a longer one may stand behind it.
 
         A wall clock that was set back does not make a wait longer: it begins anew, once.
         """
-        if self.trouble == Trouble():
+        if self.backoff == CreateBackoff():
             return
         if now < self.failed_at:
             back = self.failed_at - now
-            self.failed_at, self.trouble = now, _earlier(self.trouble, back)
-            self._held_off = {kind: _earlier(one, back) for kind, one in self._held_off.items()}
-        if self.trouble.until <= now:
-            latest = max(self._held_off.values(), key=lambda one: one.until, default=self.trouble)
+            self.failed_at, self.backoff = now, _earlier(self.backoff, back)
+            self._backoffs = {kind: _earlier(one, back) for kind, one in self._backoffs.items()}
+        if self.backoff.until <= now:
+            latest = max(self._backoffs.values(), key=lambda one: one.until, default=self.backoff)
             if latest.until > now:
-                failures = max(one.failures for one in self._held_off.values())
-                self.trouble = replace(latest, failures=failures)
+                failures = max(one.failures for one in self._backoffs.values())
+                self.backoff = replace(latest, failures=failures)
 
-    def note_room(self, now: float) -> bool:
+    def note_quota_freed(self, now: float) -> bool:
         """Room may have been made under a quota; whether that ends the wait, so that it is used.
 
         What counts against a quota is counted some moments later: the first tries are soon again.
         """
-        if self.trouble.reason is not Reason.QUOTA_EXCEEDED:
+        if self.backoff.reason is not Reason.QUOTA_EXCEEDED:
             return False
-        self.trouble = replace(self.trouble, failures=1, until=now)
-        self._held_off[False] = self.trouble
+        self.backoff = replace(self.backoff, failures=1, until=now)
+        self._backoffs[False] = self.backoff
         return True
 
     def note_success(self, members: Members, runtime: Runtime | None, clock: float) -> None:
@@ -147,14 +148,14 @@ class PoolState:
             runtime: what its class stands for.
             clock: seconds of a monotonic clock.
         """
-        if self.trouble == Trouble():
+        if self.backoff == CreateBackoff():
             return
-        for member in members.of(State.WARM, State.CLAIMED):
+        for member in members.of(SandboxState.WARM, SandboxState.CLAIMED):
             is_own = runtime is not None and member.class_name == runtime.class_name
             is_new = member.created >= self.failed_at
             since = member.ready_since
-            if is_own and is_new and since is not None and clock - since >= LASTING_SECONDS:
-                self.trouble = Trouble()
+            if is_own and is_new and since is not None and clock - since >= MIN_READY_SECONDS:
+                self.backoff = CreateBackoff()
                 return
 
     def note_stuck(self, nodes: Iterable[str], clock: float) -> None:
@@ -170,13 +171,13 @@ class PoolState:
         """A sandbox of the pool has become ready on this node."""
         self._stuck.pop(node, None)
 
-    def note_used(self, created: float) -> None:
+    def note_claim_succeeded(self, created: float) -> None:
         """A claim has ended with its sandbox, made at this time, alive: that is a success too."""
         if created >= self.failed_at:
-            self.trouble = Trouble()
+            self.backoff = CreateBackoff()
 
 
-def _earlier(trouble: Trouble, seconds: float) -> Trouble:
+def _earlier(trouble: CreateBackoff, seconds: float) -> CreateBackoff:
     return replace(trouble, until=trouble.until - seconds)
 
 
@@ -197,18 +198,18 @@ class PoolStates:
             state = self._states[pool_uid] = PoolState(Expectations(self._clock))
         return state
 
-    def stir(self, pool_uid: str, pod_uid: str) -> None:
+    def mark_dirty(self, pool_uid: str, pod_uid: str) -> None:
         """A pod, or what it is judged by, may have changed."""
         state = self._states.get(pool_uid)
         if state is not None:
-            state.book.stir(pod_uid)
+            state.member_index.mark_dirty(pod_uid)
 
-    def is_leaving(self, pool_uid: str, pod_uid: str) -> bool:
+    def is_deleting(self, pool_uid: str, pod_uid: str) -> bool:
         """Whether the pod's deletion was asked for."""
         state = self._states.get(pool_uid)
         return state is not None and state.expectations.is_deleting(pod_uid)
 
-    def note_taken(self, pool_uid: str, pod: Pod, now: float) -> None:
+    def note_external_deletion(self, pool_uid: str, pod: Pod, now: float) -> None:
         """A pod that was starting is deleted; if not by us, the next one may fare the same."""
         state = self._states.get(pool_uid)
         if state is None or state.expectations.is_deleting(pod.metadata.uid):
@@ -222,23 +223,23 @@ class PoolStates:
         if state is not None:
             state.note_started(pod.spec.nodeName)
 
-    def note_used(self, pool_uid: str, pod: Pod) -> None:
+    def note_claim_succeeded(self, pool_uid: str, pod: Pod) -> None:
         """A claim has ended with its sandbox alive."""
         state = self._states.get(pool_uid)
         if state is not None:
-            state.note_used(epoch(pod.metadata.creationTimestamp))
+            state.note_claim_succeeded(epoch(pod.metadata.creationTimestamp))
 
-    def settle_create(self, pool_uid: str, pod_name: str) -> None:
+    def creation_observed(self, pool_uid: str, pod_name: str) -> None:
         """A pod of this name was seen; pods of a pool that is gone bring no state back."""
         state = self._states.get(pool_uid)
         if state is not None:
-            state.expectations.settle_create(pod_name)
+            state.expectations.creation_observed(pod_name)
 
-    def settle_delete(self, pool_uid: str, pod_uid: str) -> None:
+    def deletion_observed(self, pool_uid: str, pod_uid: str) -> None:
         """The end of a pod was seen."""
         state = self._states.get(pool_uid)
         if state is not None:
-            state.expectations.settle_delete(pod_uid)
+            state.expectations.deletion_observed(pod_uid)
 
     def forget(self, pool_uid: str) -> None:
         """The pool is gone."""

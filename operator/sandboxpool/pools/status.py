@@ -4,36 +4,42 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandboxpool.api import names
-from sandboxpool.api.conditions import Finding, conditions
+from sandboxpool.api.conditions import ConditionResult, conditions
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
-from sandboxpool.pools.findings import findings
-from sandboxpool.pools.issues import failing, quarantined
-from sandboxpool.pools.members import State
-from sandboxpool.pools.plan import PoolInput, PoolPlan, foreign, outdated
-from sandboxpool.pools.pool import Pool
-from sandboxpool.reasons import Reason
+from sandboxpool.api.v1alpha1 import (
+    PoolRuntime,
+    PoolStartup,
+    SandboxPoolStatus,
+    UnfitPoolStatus,
+)
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.conditions import pool_conditions
+from sandboxpool.pools.issues import quarantine_issues, startup_issues
+from sandboxpool.pools.plan import PoolInput, PoolPlan, of_other_runtime, outdated
 
-MAX_ISSUES = 8
+MAX_FAILURES = 8
 
 
 def invalid_status(pool: Pool, now: float) -> dict[str, Any]:
     """The status of a pool whose spec does not fit the API: nothing is done with it."""
-    finding = Finding(
+    finding = ConditionResult(
         "Ready",
         False,
         Reason.INVALID_OBJECT,
-        f"the object does not fit the API and is left alone: {pool.problem}",
+        f"the object does not fit the API and is left alone: {pool.spec_error}",
     )
-    return {
-        "observedGeneration": pool.generation,
-        "conditions": conditions([finding], pool.status, pool.generation, now),
-    }
+    return UnfitPoolStatus(
+        observedGeneration=pool.generation,
+        conditions=conditions([finding], pool.conditions, pool.generation, now),
+    ).to_wire()
 
 
 def pool_status(
-    pool: Pool, given: PoolInput, plan: PoolPlan, startup: Mapping[str, Any] | None
+    pool: Pool, given: PoolInput, plan: PoolPlan, startup: PoolStartup | None
 ) -> dict[str, Any]:
-    """Compute the whole status.
+    """Compute the whole status, as it is sent.
 
     Args:
         pool: the pool, with the status as it stands.
@@ -42,75 +48,65 @@ def pool_status(
         startup: measured start-up times, as the API has them.
     """
     members = given.members
-    counts = {state: members.count(state) for state in State}
+    counts = {state: members.count(state) for state in SandboxState}
     # A pod of another class is none that a claim could have, however warm it is.
-    unfit = members.where(lambda m: m.state is State.WARM and foreign(m, given))
+    unfit = members.where(lambda m: m.state is SandboxState.WARM and of_other_runtime(m, given))
     strangers = sum(1 for _ in unfit)
-    counts[State.WARM] -= strangers
-    counts[State.STRANDED] += strangers
-    superseded = members.where(lambda m: m.unclaimed and (outdated(m, given) or foreign(m, given)))
-    starting_issues = failing(members, _former_issues(pool), given.now)
-    node_issues = quarantined(given)
-    known = {issue["reason"] for issue in node_issues}
-    issues = [*node_issues, *(issue for issue in starting_issues if issue["reason"] not in known)]
+    counts[SandboxState.WARM] -= strangers
+    counts[SandboxState.STRANDED] += strangers
+    superseded = members.where(
+        lambda m: m.unclaimed and (outdated(m, given) or of_other_runtime(m, given))
+    )
+    starting_issues = startup_issues(members, _former_issues(pool), given.now)
+    node_issues = quarantine_issues(given)
+    known = {issue.reason for issue in node_issues}
+    issues = [*node_issues, *(issue for issue in starting_issues if issue.reason not in known)]
     verdict = given.verdict
-    status: dict[str, Any] = {
-        "observedGeneration": pool.generation,
-        "replicas": sum(1 for _ in members.where(lambda m: m.unclaimed)),
-        "selector": f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}",
-        "target": plan.target,
-        "warm": counts[State.WARM],
-        "starting": counts[State.STARTING],
-        "unproven": counts[State.UNPROVEN],
-        "unready": counts[State.UNREADY],
-        "stranded": counts[State.STRANDED],
-        "failed": counts[State.FAILED],
-        "outdated": sum(1 for _ in superseded),
-        "claimed": counts[State.CLAIMED] + counts[State.COLD],
-        "ended": counts[State.ENDED],
-        "stopping": counts[State.STOPPING],
-        "runtime": {
-            **_identity(pool, given),
-            "nodes": {
-                "eligible": verdict.eligible,
-                "serving": len(verdict.serving),
-                "notServing": len(verdict.not_serving),
-                "unknown": len(verdict.unknown),
-                "quarantined": len(verdict.quarantined),
-                "notIsolating": len(verdict.not_isolating),
-                "unproven": len(verdict.unproven),
-            },
-            "servingOfEligible": f"{len(verdict.serving)}/{verdict.eligible}",
-            "issues": issues[:MAX_ISSUES],
-        },
-        "conditions": conditions(
-            findings(given, plan, counts, starting_issues), pool.status, pool.generation, given.now
+    uid, handler = _identity(pool, given)
+    runtime = given.resolution.runtime
+    return SandboxPoolStatus(
+        observedGeneration=pool.generation,
+        replicas=sum(1 for _ in members.where(lambda m: m.unclaimed)),
+        selector=f"{names.LABEL_POOL_UID}={pool.uid},!{names.LABEL_CLAIM_UID}",
+        target=plan.target,
+        warm=counts[SandboxState.WARM],
+        starting=counts[SandboxState.STARTING],
+        unproven=counts[SandboxState.UNPROVEN],
+        unready=counts[SandboxState.UNREADY],
+        stranded=counts[SandboxState.STRANDED],
+        failed=counts[SandboxState.FAILED],
+        outdated=sum(1 for _ in superseded),
+        claimed=counts[SandboxState.CLAIMED] + counts[SandboxState.COLD],
+        ended=counts[SandboxState.ENDED],
+        stopping=counts[SandboxState.STOPPING],
+        runtime=PoolRuntime(
+            className=given.spec.runtime_class_name,
+            uid=uid,
+            handler=handler,
+            overhead=dict(runtime.overhead) if runtime is not None else {},
+            nodes=verdict.counts,
+            servingOfEligible=f"{len(verdict.serving)}/{verdict.eligible}",
+            issues=issues[:MAX_FAILURES],
         ),
-    }
-    if startup is not None:
-        status["startup"] = dict(startup)
-    return status
+        startup=startup,
+        conditions=conditions(
+            pool_conditions(given, plan, counts, starting_issues),
+            pool.conditions,
+            pool.generation,
+            given.now,
+        ),
+    ).to_wire()
 
 
-def _identity(pool: Pool, given: PoolInput) -> dict[str, Any]:
-    """The class, its uid and its handler; while it is missing, what they were last."""
-    name = given.spec.runtime_class_name
+def _identity(pool: Pool, given: PoolInput) -> tuple[str, str]:
+    """The uid of the class and its handler; while it is missing, what they were last."""
     runtime = given.resolution.runtime
     if runtime is not None:
-        return {
-            "className": name,
-            "uid": runtime.uid,
-            "handler": runtime.handler,
-            "overhead": dict(runtime.overhead),
-        }
+        return runtime.uid, runtime.handler
     former = former_runtime(pool)
-    known = former if former.get("className") == name else {}
-    return {
-        "className": name,
-        "uid": str(known.get("uid", "")),
-        "handler": str(known.get("handler", "")),
-        "overhead": {},
-    }
+    if former.get("className") != given.spec.runtime_class_name:
+        return "", ""
+    return str(former.get("uid", "")), str(former.get("handler", ""))
 
 
 def former_runtime(pool: Pool) -> Mapping[str, Any]:

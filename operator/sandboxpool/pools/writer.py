@@ -7,23 +7,23 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.core import Pod
-from sandboxpool.cache import Cluster
-from sandboxpool.claims.offers import Offers
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.pool import Pool
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.kube.slots import SLOW_SECONDS
-from sandboxpool.pools.alteration import alteration
-from sandboxpool.pools.check import TemplateChecker
-from sandboxpool.pools.lanes import Lanes
+from sandboxpool.kube.yielding_semaphore import SLOW_SECONDS
+from sandboxpool.pools.admission_errors import NAMESPACE_TERMINATING, is_quota_exceeded
+from sandboxpool.pools.mutation import forbidden_mutation
 from sandboxpool.pools.plan import Deletion
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.refusals import NAMESPACE_TERMINATING, is_at_quota
-from sandboxpool.pools.startup import StartupTracker
+from sandboxpool.pools.request_limiter import RequestLimiter
 from sandboxpool.pools.state import PoolState
-from sandboxpool.reasons import Reason
+from sandboxpool.pools.template_check import TemplateChecker
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
+from sandboxpool.sandboxes.startup import StartupTracker
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class PodAlteredError(KubeError):
 class FailureObserver(Protocol):
     """Told of sandboxes that did not start, for metrics."""
 
-    def failure(self, pool: Pool, reason: str) -> None:
+    def sandbox_failed(self, pool: Pool, reason: str) -> None:
         """A sandbox did not start, or could not be created."""
 
 
@@ -56,8 +56,8 @@ class PodWriter:
         self,
         *,
         client: ApiClient,
-        cluster: Cluster,
-        offers: Offers,
+        cluster: ClusterCache,
+        candidate_tracker: CandidateTracker,
         events: EventRecorder,
         observer: FailureObserver,
         checker: TemplateChecker,
@@ -68,7 +68,7 @@ class PodWriter:
     ) -> None:
         self._client = client
         self._cluster = cluster
-        self._offers = offers
+        self._candidate_tracker = candidate_tracker
         self._events = events
         self._observer = observer
         self._checker = checker
@@ -76,8 +76,8 @@ class PodWriter:
         self._on_start_timeout = on_start_timeout
         self._wall = wall
         self._clock = clock
-        self._creates = Lanes(WRITES_AT_ONCE)
-        self._deletes = Lanes(WRITES_AT_ONCE)
+        self._creates = RequestLimiter(WRITES_AT_ONCE)
+        self._deletes = RequestLimiter(WRITES_AT_ONCE)
 
     async def delete(
         self, pool: Pool, state: PoolState, deletions: Sequence[Deletion]
@@ -93,10 +93,10 @@ class PodWriter:
             gone = (error is None or error.not_found for error in done)
             failed += [d for d, is_gone in zip(batch, gone, strict=True) if d.failed and is_gone]
         for deletion in failed:
-            self._observer.failure(pool, str(deletion.reason))
+            self._observer.sandbox_failed(pool, str(deletion.reason))
             self._avoid(pool, deletion)
         if failed:
-            state.hold_off(failed[0].reason, failed[0].message, self._wall())
+            state.back_off(failed[0].reason, failed[0].message, self._wall())
         return errors
 
     def _avoid(self, pool: Pool, deletion: Deletion) -> None:
@@ -104,13 +104,13 @@ class PodWriter:
         member, failure = deletion.member, deletion.member.failure
         if not member.node_name or failure is None or not failure.blames_runtime:
             return
-        if member.ground.quarantined or not member.ground.served:
+        if member.host_state.quarantined or not member.host_state.handler_served:
             return
         self.avoid(pool, member.node_name, failure.message)
 
     def avoid(self, pool: Pool, node: str, why: str) -> None:
         """Make the next sandboxes of a pool elsewhere, because on this node they do not start."""
-        if self._cluster.avoidance.add(pool.uid, node, self._wall()):
+        if self._cluster.avoided_nodes.add(pool.uid, node, self._wall()):
             text = (
                 f"the next sandboxes of this pool keep away from node {node} for "
                 f"{AVOID_SECONDS / 60:.0f} minutes: {why}"
@@ -145,11 +145,11 @@ class PodWriter:
                 if attempt > 1 and (error.conflict or error.not_found):
                     # By an attempt whose answer was lost.
                     return None
-                state.expectations.settle_delete(member.uid)
+                state.expectations.deletion_observed(member.uid)
                 pod = self._cluster.pods.get(member.uid)
                 if pod is not None:
                     # It has changed since it was judged: judge it again, and meanwhile offer it.
-                    self._offers.refresh([pod])
+                    self._candidate_tracker.refresh([pod])
                 return error
             except UnknownOutcomeError as error:
                 # Perhaps it is being deleted: it stays withdrawn until the watch or a look tells.
@@ -158,7 +158,7 @@ class PodWriter:
                 await asyncio.sleep(0.2 * attempt)
             else:
                 return None
-        state.expectations.doubt_delete(member.uid)
+        state.expectations.deletion_unknown(member.uid)
         return None
 
     async def create(
@@ -189,7 +189,7 @@ class PodWriter:
                 break
             batch *= 2
         for body in left:
-            state.expectations.settle_create(body["metadata"]["name"])
+            state.expectations.creation_observed(body["metadata"]["name"])
         return taken
 
     async def _create_one(
@@ -201,9 +201,9 @@ class PodWriter:
         except ApiError as error:
             if error.already_exists:
                 # It was in doubt, and had been made, or somebody has taken the name.
-                state.expectations.made(name)
+                state.expectations.creation_succeeded(name)
                 return error
-            state.expectations.settle_create(name)
+            state.expectations.creation_observed(name)
             return error
         except KubeError as error:
             # An expectation that stands: if it was made after all, the watch shows it under this
@@ -231,17 +231,17 @@ class PodWriter:
                     answer = await self._client.create(path, body)
             except ApiError as error:
                 if error.already_exists and attempt > 1:
-                    state.expectations.made(name)
+                    state.expectations.creation_succeeded(name)
                     return
                 last = self._is_last(attempt, began)
-                if last and error.undecided:
-                    state.expectations.doubt(name)
+                if last and error.outcome_unknown:
+                    state.expectations.creation_unknown(name)
                     raise UnknownOutcomeError(f"POST {path}: {error}") from error
                 if last or (error.status < 500 and not error.conflict):
                     raise
             except UnknownOutcomeError:
                 if self._is_last(attempt, began):
-                    state.expectations.doubt(name)
+                    state.expectations.creation_unknown(name)
                     raise
             else:
                 await self._made(pool, state, body, answer, began)
@@ -261,23 +261,23 @@ class PodWriter:
         name = body["metadata"]["name"]
         try:
             created = msgspec.json.decode(answer, type=Pod)
-            altered = alteration(body, answer)
+            altered = forbidden_mutation(body, answer)
             self._checker.observe(pool.uid, answer)
         except UNREADABLE as error:
             # Something between us and the API server answered in its place.
-            state.expectations.doubt(name)
+            state.expectations.creation_unknown(name)
             raise UnknownOutcomeError(f"POST of pod {name}: no pod: {error}") from error
-        state.expectations.made(name)
+        state.expectations.creation_succeeded(name)
         if altered:
             await self._discard(pool, state, created)
             raise PodAlteredError(altered)
-        self._tracker.began(created.metadata.uid, began)
+        self._tracker.track(created.metadata.uid, began)
 
     async def _discard(self, pool: Pool, state: PoolState, pod: Pod) -> None:
         """Delete a pod that perhaps no watch will ever show; if that fails it takes its room."""
         name, uid = pod.metadata.name, pod.metadata.uid
         path = resource_path("v1", "pods", pool.namespace, name)
-        state.expectations.deleting(uid)
+        state.expectations.expect_deletion(uid)
         for attempt in range(1, DELETE_ATTEMPTS + 1):
             try:
                 async with self._deletes.take(pool.uid):
@@ -288,15 +288,15 @@ class PodWriter:
                     logger.warning("pod %s: %s", name, error, extra=pool.reference.log)
                     await asyncio.sleep(0.2 * attempt)
                     continue
-            state.expectations.settle_create(name)
+            state.expectations.creation_observed(name)
             return
-        state.expectations.doubt_delete(uid)
+        state.expectations.deletion_unknown(uid)
 
     def _refused(self, pool: Pool, state: PoolState, error: KubeError) -> None:
-        reason, message = refusal_reason(error), str(error)
+        reason, message = create_failure_reason(error), str(error)
         if reason is Reason.NAMESPACE_TERMINATING:
             # Nobody's failure.
-            state.hold_off(reason, NAMESPACE_TERMINATING, self._wall())
+            state.back_off(reason, NAMESPACE_TERMINATING, self._wall())
             return
         if (
             isinstance(error, ApiError)
@@ -304,18 +304,18 @@ class PodWriter:
             and not (error.status >= 500 or error.conflict)
         ):
             # The dry run had accepted it: have it looked at again.
-            self._checker.doubt(pool.uid)
-        self._observer.failure(pool, str(reason))
-        state.hold_off(reason, message, self._wall())
+            self._checker.invalidate(pool.uid)
+        self._observer.sandbox_failed(pool, str(reason))
+        state.back_off(reason, message, self._wall())
         logger.warning("%s: a pod was refused: %s", reason, error, extra=pool.reference.log)
 
 
-def refusal_reason(error: KubeError) -> Reason:
+def create_failure_reason(error: KubeError) -> Reason:
     """Name the cause of a create that was refused."""
     if isinstance(error, PodAlteredError):
         return Reason.POD_ALTERED
     if isinstance(error, ApiError) and error.namespace_terminating:
         return Reason.NAMESPACE_TERMINATING
-    if isinstance(error, ApiError) and is_at_quota(error):
+    if isinstance(error, ApiError) and is_quota_exceeded(error):
         return Reason.QUOTA_EXCEEDED
     return Reason.CREATE_FAILED

@@ -69,7 +69,7 @@ def cure(label: Label | None) -> str:
     )
 
 
-def labels_awaited(nodes: int) -> str:
+def exclusion_pending_message(nodes: int) -> str:
     """Why sandboxes are not made yet, as the end of a sentence that begins with them."""
     return (
         f"wait for a moment: {nodes} nodes that they must keep away from are yet to be labelled so"

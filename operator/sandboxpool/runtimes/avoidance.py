@@ -19,7 +19,7 @@ AVOID_SECONDS = 1800.0
 MAX_NODES = 16
 
 
-class Avoidance:
+class AvoidedNodes:
     """What each pool keeps away from, by the pool's uid."""
 
     def __init__(self) -> None:
@@ -77,8 +77,8 @@ def chosen(verdict: Verdict, nodes: Iterable[NodeFacts]) -> list[NodeFacts]:
     return left + [node for node in nodes if node.name in verdict.unproven]
 
 
-def keep_away(
-    verdict: Verdict, nodes: Sequence[NodeFacts], pool: str, cannot_be_labelled: frozenset[str]
+def exclude_nodes(
+    verdict: Verdict, nodes: Sequence[NodeFacts], pool: str, unlabelable: frozenset[str]
 ) -> Verdict:
     """Exclude these nodes too.
 
@@ -86,11 +86,15 @@ def keep_away(
         verdict: how the fleet stands.
         nodes: the nodes that were chosen.
         pool: the uid of the pool that keeps away from them.
-        cannot_be_labelled: the names of nodes for whose label nobody shall wait.
+        unlabelable: the names of nodes for whose label nobody shall wait.
     """
     if verdict.by_hostname:
         hosts = {node.hostname for node in nodes if node.hostname is not None}
         return replace(verdict, excluded=tuple(sorted(hosts.union(verdict.excluded))))
     key = pool_key(pool)
-    unmarked = [n for n in nodes if key not in n.exclusions and n.name not in cannot_be_labelled]
-    return replace(verdict, unmarked=verdict.unmarked + len(unmarked)) if unmarked else verdict
+    exclusions_pending = [n for n in nodes if key not in n.exclusions and n.name not in unlabelable]
+    return (
+        replace(verdict, exclusions_pending=verdict.exclusions_pending + len(exclusions_pending))
+        if exclusions_pending
+        else verdict
+    )

@@ -16,12 +16,12 @@ import re
 from dataclasses import dataclass
 
 from sandboxpool.api.core import Condition, ContainerStatus, Pod
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes import podevents
+from sandboxpool.runtimes.heuristics import cause_of
 from sandboxpool.runtimes.patterns import Cause, match
 from sandboxpool.runtimes.podevents import Explanation, PodEvents
 from sandboxpool.runtimes.probe import SANDBOX_PROBE_CONTAINER
-from sandboxpool.runtimes.structure import understand
 
 MAX_TEXT = 512
 FAILED_CREATE_SANDBOX = "FailedCreatePodSandBox"
@@ -132,25 +132,25 @@ class Failure:
         reason: from the shared vocabulary.
         message: what Kubernetes said, cut to a bound, after what to do where that is known.
         node: where it happened; empty if the pod has no node.
-        heals: the kubelet or the scheduler goes on trying by itself, so that replacing the pod
-            would win nothing.
+        self_healing: the kubelet or the scheduler goes on trying, so that replacing the pod would
+            win nothing.
         blames_runtime: it may be the runtime's fault: a probe is to tell.
         proves_broken: the text leaves no doubt that the runtime cannot work on this node.
-        everywhere: it heals, if at all, on every node alike: there is no use in trying another.
-        told: it was found when the pod had taken long, by its events of that time: it may be over.
+        cluster_wide: it heals, if at all, on every node alike: there is no use in trying another.
+        from_events: it was found in the pod's events when the pod had taken long: it may be over.
     """
 
     reason: Reason
     message: str
     node: str = ""
-    heals: bool = False
+    self_healing: bool = False
     blames_runtime: bool = False
     proves_broken: bool = False
-    everywhere: bool = False
-    told: bool = False
+    cluster_wide: bool = False
+    from_events: bool = False
 
 
-def cut(text: str, limit: int = MAX_TEXT) -> str:
+def truncate(text: str, limit: int = MAX_TEXT) -> str:
     """Bound a text that came from outside, keeping both ends: the cause is often the last part."""
     text = " ".join(text.split())
     if len(text) <= limit:
@@ -158,18 +158,20 @@ def cut(text: str, limit: int = MAX_TEXT) -> str:
     return f"{text[: limit // 2 - 3]} ... {text[-(limit // 2) + 2 :]}"
 
 
-def diagnose(pod: Pod, sandbox_event: str | None, told: PodEvents | None = None) -> Failure | None:
+def diagnose(
+    pod: Pod, sandbox_event: str | None, pod_events: PodEvents | None = None
+) -> Failure | None:
     """Say what keeps a pod from being ready; None if nothing is known to be wrong.
 
     Args:
         pod: the pod.
         sandbox_event: the message of its last FailedCreatePodSandBox event, if one was seen.
-        told: what its events said when it had taken long; None if they were not read. Never
+        pod_events: what its events said when it had taken long; None if they were not read. Never
             speaks against a runtime.
     """
     node = pod.spec.nodeName
     if pod.finished:
-        return _ended(pod, told)
+        return _ended(pod, pod_events)
     scheduled = pod.condition("PodScheduled")
     if scheduled is not None and scheduled.status == "False":
         return _unscheduled(pod, scheduled)
@@ -181,52 +183,54 @@ def diagnose(pod: Pod, sandbox_event: str | None, told: PodEvents | None = None)
     made = sandbox is not None and sandbox.status == "True"
     if sandbox_event is not None and not made:
         return _no_sandbox(sandbox_event, node)
-    if told is None or pod.ready:
+    if pod_events is None or pod.ready:
         return None
-    return _slow(pod, told)
+    return _slow(pod, pod_events)
 
 
 def _no_sandbox(sandbox_event: str, node: str) -> Failure:
     _, prefixed, rest = sandbox_event.partition(_EVENT_PREFIX)
     said = rest if prefixed else sandbox_event
-    cause = understand(sandbox_event)
+    cause = cause_of(sandbox_event)
     if cause is None:
-        return Failure(Reason.SANDBOX_CREATE_FAILED, cut(said), node, blames_runtime=True)
+        return Failure(Reason.SANDBOX_CREATE_FAILED, truncate(said), node, blames_runtime=True)
     return _explained(cause, said, node)
 
 
 def _unscheduled(pod: Pod, scheduled: Condition) -> Failure | None:
     if scheduled.reason == "Unschedulable":
-        return Failure(Reason.UNSCHEDULABLE, cut(scheduled.message), heals=True)
+        return Failure(Reason.UNSCHEDULABLE, truncate(scheduled.message), self_healing=True)
     if scheduled.reason == "SchedulingGated":
         gates = ", ".join(gate.name for gate in pod.spec.schedulingGates) or "not named"
         text = (
             "the scheduler does not look at it before its scheduling gates are removed, by "
             f"whoever is responsible for them: {gates}"
         )
-        return Failure(Reason.SCHEDULING_GATED, cut(text), heals=True, everywhere=True)
+        return Failure(
+            Reason.SCHEDULING_GATED, truncate(text), self_healing=True, cluster_wide=True
+        )
     return None
 
 
-def _slow(pod: Pod, told: PodEvents) -> Failure | None:
+def _slow(pod: Pod, pod_events: PodEvents) -> Failure | None:
     """What keeps a pod that has taken long, and in which nothing seems to be wrong."""
     status = pod.status
     begun = [*status.initContainerStatuses, *status.containerStatuses]
     if not any(c.state.running or c.state.terminated for c in begun):
-        return _from_events(podevents.before_sandbox(told), pod)
-    hook = podevents.hook_failed(told)
+        return _from_events(podevents.pre_sandbox_failure(pod_events), pod)
+    hook = podevents.hook_failed(pod_events)
     if hook is not None and not any(c.state.running for c in status.containerStatuses):
         return _from_events(hook, pod)
     for container in begun:
         if container.state.running is not None and container.started is False:
-            said = podevents.probe_said(told, "Startup", container.name)
+            said = podevents.probe_message(pod_events, "Startup", container.name)
             if said:
                 text = f"container {container.name}: {said}"
                 return _from_events(Explanation(Reason.STARTUP_PROBE_FAILING, text), pod)
     initialized = pod.condition("Initialized")
     if initialized is not None and initialized.status == "False":
         return _initializing(pod, initialized.message)
-    return _not_ready(pod, told)
+    return _not_ready(pod, pod_events)
 
 
 def _initializing(pod: Pod, said: str) -> Failure | None:
@@ -244,20 +248,22 @@ def _initializing(pod: Pod, said: str) -> Failure | None:
             f"{whose} init container {container.name} has been running{since} and has not ended: "
             "the other containers wait for it"
         )
-        return Failure(Reason.INIT_CONTAINER_RUNNING, text, pod.spec.nodeName, told=True)
+        return Failure(Reason.INIT_CONTAINER_RUNNING, text, pod.spec.nodeName, from_events=True)
     return None
 
 
-def _not_ready(pod: Pod, told: PodEvents) -> Failure | None:
+def _not_ready(pod: Pod, pod_events: PodEvents) -> Failure | None:
     waiting = [c for c in pod.status.containerStatuses if c.state.running and not c.ready]
     if not waiting:
         ready = pod.condition("Ready")
         if ready is not None and ready.reason == "ReadinessGatesNotReady":
             text = f"its readiness gates are not True: {ready.message}"
-            return Failure(Reason.POD_NOT_READY, cut(text), pod.spec.nodeName, told=True)
+            return Failure(
+                Reason.POD_NOT_READY, truncate(text), pod.spec.nodeName, from_events=True
+            )
         return None
     for container in waiting:
-        said = podevents.probe_said(told, "Readiness", container.name)
+        said = podevents.probe_message(pod_events, "Readiness", container.name)
         if said:
             text = f"container {container.name}: {said}"
             return _from_events(Explanation(Reason.READINESS_PROBE_FAILING, text), pod)
@@ -269,7 +275,7 @@ def _not_ready(pod: Pod, told: PodEvents) -> Failure | None:
         "answers"
     )
     reason = Reason.STARTUP_PROBE_FAILING if startup else Reason.READINESS_PROBE_FAILING
-    return Failure(reason, text, pod.spec.nodeName, told=True)
+    return Failure(reason, text, pod.spec.nodeName, from_events=True)
 
 
 def _from_events(found: Explanation | None, pod: Pod) -> Failure | None:
@@ -277,11 +283,11 @@ def _from_events(found: Explanation | None, pod: Pod) -> Failure | None:
         return None
     return Failure(
         found.reason,
-        cut(found.text),
+        truncate(found.text),
         pod.spec.nodeName,
-        heals=found.heals,
-        everywhere=found.everywhere,
-        told=True,
+        self_healing=found.self_healing,
+        cluster_wide=found.cluster_wide,
+        from_events=True,
     )
 
 
@@ -289,15 +295,15 @@ def _explained(cause: Cause, said: str, node: str) -> Failure:
     cure = f"{cause.cure}; the node said: "
     return Failure(
         cause.reason,
-        cure + cut(said, MAX_TEXT - len(cure)),
+        cure + truncate(said, MAX_TEXT - len(cure)),
         node,
-        heals=cause.heals,
+        self_healing=cause.self_healing,
         blames_runtime=cause.blames_runtime,
         proves_broken=cause.proves_broken,
     )
 
 
-def _ended(pod: Pod, told: PodEvents | None) -> Failure:
+def _ended(pod: Pod, pod_events: PodEvents | None) -> Failure:
     status, node = pod.status, pod.spec.nodeName
     all_ended = [
         c.state.terminated
@@ -311,13 +317,17 @@ def _ended(pod: Pod, told: PodEvents | None) -> Failure:
     cause = status.reason or (ended.reason if ended else "") or status.phase
     said = ", ".join(part for part in (cause, exit_code, text) if part)
     if status.reason:
-        return Failure(_reason_of_end(pod), cut(said), node)
+        return Failure(_reason_of_end(pod), truncate(said), node)
     if ended is not None and ended.reason in _NOT_STARTED:
-        return _start_failed(said, node, heals=False)
-    found = podevents.hook_failed(told) or podevents.killed_by_probe(told) if told else None
+        return _start_failed(said, node, self_healing=False)
+    found = (
+        podevents.hook_failed(pod_events) or podevents.killed_by_probe(pod_events)
+        if pod_events
+        else None
+    )
     if found is not None:
-        return Failure(found.reason, cut(f"{found.text} ({said})"), node, told=True)
-    return Failure(Reason.POD_FAILED, cut(said), node)
+        return Failure(found.reason, truncate(f"{found.text} ({said})"), node, from_events=True)
+    return Failure(Reason.POD_FAILED, truncate(said), node)
 
 
 def _reason_of_end(pod: Pod) -> Reason:
@@ -336,12 +346,12 @@ def _reason_of_end(pod: Pod) -> Reason:
     return Reason.REJECTED_BY_KUBELET if rejected else Reason.POD_FAILED
 
 
-def _start_failed(said: str, node: str, *, heals: bool) -> Failure:
+def _start_failed(said: str, node: str, *, self_healing: bool) -> Failure:
     """A container could not be made or started."""
     if podevents.is_exhausted(said):
         found = podevents.exhausted(said)
-        return Failure(found.reason, cut(found.text), node, heals=heals)
-    return Failure(Reason.CONTAINER_START_ERROR, cut(said), node)
+        return Failure(found.reason, truncate(found.text), node, self_healing=self_healing)
+    return Failure(Reason.CONTAINER_START_ERROR, truncate(said), node)
 
 
 def _container_failure(container: ContainerStatus, node: str) -> Failure | None:
@@ -349,11 +359,15 @@ def _container_failure(container: ContainerStatus, node: str) -> Failure | None:
     if waiting is not None:
         said = f"{container.name}: {waiting.reason}: {waiting.message}"
         if waiting.reason in _IMAGE_REASONS:
-            return Failure(Reason.IMAGE_PULL_FAILED, cut(said), node, heals=True)
+            return Failure(Reason.IMAGE_PULL_FAILED, truncate(said), node, self_healing=True)
         if waiting.reason == "CreateContainerConfigError":
             lacking = podevents.is_lacking(waiting.message)
             return Failure(
-                Reason.CONTAINER_CONFIG_ERROR, cut(said), node, heals=True, everywhere=lacking
+                Reason.CONTAINER_CONFIG_ERROR,
+                truncate(said),
+                node,
+                self_healing=True,
+                cluster_wide=lacking,
             )
         if waiting.reason == "CreateContainerError":
             # The handler can be taken away from under a sandbox. Nothing else that is known of
@@ -362,15 +376,15 @@ def _container_failure(container: ContainerStatus, node: str) -> Failure | None:
             if known is not None and known.cause.reason is Reason.HANDLER_NOT_CONFIGURED:
                 return _explained(known.cause, said, node)
         if waiting.reason in _START_REASONS:
-            return _start_failed(said, node, heals=True)
+            return _start_failed(said, node, self_healing=True)
         if waiting.reason == "PostStartHookError":
             text = f"the postStart hook has failed: {said}"
-            return Failure(Reason.LIFECYCLE_HOOK_FAILED, cut(text), node)
+            return Failure(Reason.LIFECYCLE_HOOK_FAILED, truncate(text), node)
         if waiting.reason == "CrashLoopBackOff":
-            return Failure(Reason.CONTAINER_FAILED, cut(said), node)
+            return Failure(Reason.CONTAINER_FAILED, truncate(said), node)
     if terminated is not None and terminated.exitCode != 0:
         said = f"{container.name}: exit code {terminated.exitCode} {terminated.reason} "
         if terminated.reason in _NOT_STARTED:
-            return _start_failed(said + terminated.message, node, heals=False)
-        return Failure(Reason.CONTAINER_FAILED, cut(said + terminated.message), node)
+            return _start_failed(said + terminated.message, node, self_healing=False)
+        return Failure(Reason.CONTAINER_FAILED, truncate(said + terminated.message), node)
     return None

@@ -15,7 +15,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any
 
 import msgspec
@@ -23,7 +22,8 @@ import msgspec
 from sandboxpool.api import names
 from sandboxpool.api.core import ContainerStatus, Pod, Terminated
 from sandboxpool.api.times import epoch
-from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.api.v1alpha1 import Isolation as Isolation
+from sandboxpool.runtimes.diagnosis import truncate
 from sandboxpool.runtimes.nodes import Machine, NodeFacts
 from sandboxpool.runtimes.probe import (
     ANNOTATION_BOOT_ID,
@@ -44,19 +44,11 @@ MAX_AGE_SECONDS = 86_400.0
 # within seconds, a watch may have stood still for two minutes, and clocks differ.
 UNSEEN_CHANGE_SECONDS = 180.0
 # A node whose probes get no answer is taken for one that gives none after so long.
-SILENT_SECONDS = 300.0
+PROBE_UNANSWERED_SECONDS = 300.0
 # Start times have whole seconds.
 _GRAIN_SECONDS = 1.0
 
 _BOOT_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-class Isolation(Enum):
-    """What is known of a runtime's isolation."""
-
-    PROVEN = "Proven"
-    NOT_PROVEN = "NotProven"
-    UNAVAILABLE = "Unavailable"
 
 
 _WORST_FIRST = (Isolation.NOT_PROVEN, Isolation.UNAVAILABLE, Isolation.PROVEN)
@@ -109,11 +101,11 @@ class Evidence:
 
 def no_evidence(node: NodeFacts, class_uid: str, now: float, message: str) -> Evidence:
     """Say that the question was asked, and why there is no answer."""
-    return Evidence(Isolation.UNAVAILABLE, now, software_of(node), class_uid, "", cut(message))
+    return Evidence(Isolation.UNAVAILABLE, now, software_of(node), class_uid, "", truncate(message))
 
 
 @dataclass(frozen=True, slots=True)
-class Former:
+class SupersededEvidence:
     """An answer about what is no more, which holds for the sandboxes that are left of it.
 
     Attributes:
@@ -146,7 +138,7 @@ def started_at(pod: Pod) -> float | None:
     return first if first + _GRAIN_SECONDS >= epoch(pod.metadata.creationTimestamp) > 0 else None
 
 
-def uncontrolled(control: Evidence) -> str:
+def control_failure(control: Evidence) -> str:
     """Why nothing that is read on a node proves isolation, by its positive control."""
     if control.isolation is Isolation.PROVEN:
         return (
@@ -256,7 +248,7 @@ _KindKey = tuple[str, str, Isolation, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class EvidenceSummary:
     """Nodes that are alike, and what was seen on them.
 
     Attributes:
@@ -276,7 +268,7 @@ class Kind:
     message: str
 
 
-class EvidenceBook:
+class EvidenceStore:
     """What is known of each handler on each node. In memory; for all pools of a handler.
 
     Only the operator's own probes write here.
@@ -290,14 +282,14 @@ class EvidenceBook:
         self._nodes: defaultdict[str, dict[str, Evidence]] = defaultdict(dict)
         # When to look at the age of what is known of a node and handler.
         self._due: list[tuple[float, str, str]] = []
-        self._old: set[tuple[str, str]] = set()
+        self._renewal_due: set[tuple[str, str]] = set()
         # Of one handler on one node at most two: what refutes sandboxes, and what proves them.
-        self._former: dict[str, dict[str, tuple[Former, ...]]] = {}
+        self._superseded: dict[str, dict[str, tuple[SupersededEvidence, ...]]] = {}
         # Since when this process has known each node, in epoch seconds.
         self._seen_since: dict[str, float] = {}
         # Since when probes get no answer, and those of them for which that is long.
         self._unanswered_since: dict[tuple[str, str], float] = {}
-        self._silent: set[tuple[str, str]] = set()
+        self._unanswered: set[tuple[str, str]] = set()
 
     def put(self, node: str, handler: str, evidence: Evidence) -> bool:
         """Take evidence in; return whether anything but its age has changed.
@@ -323,11 +315,11 @@ class EvidenceBook:
     def _keep(self, node: str, handler: str, evidence: Evidence) -> None:
         key = node, handler
         self._nodes[node][handler] = evidence
-        self._old.discard(key)
+        self._renewal_due.discard(key)
         if evidence.isolation is Isolation.UNAVAILABLE:
             if key not in self._unanswered_since:
                 self._unanswered_since[key] = evidence.at
-                heapq.heappush(self._due, (evidence.at + SILENT_SECONDS, node, handler))
+                heapq.heappush(self._due, (evidence.at + PROBE_UNANSWERED_SECONDS, node, handler))
         else:
             self._answered(key)
         if evidence.isolation is Isolation.PROVEN:
@@ -338,9 +330,9 @@ class EvidenceBook:
 
     def _answered(self, key: tuple[str, str]) -> None:
         self._unanswered_since.pop(key, None)
-        self._silent.discard(key)
+        self._unanswered.discard(key)
 
-    def age(self, now: float) -> list[tuple[str, str]]:
+    def expire(self, now: float) -> list[tuple[str, str]]:
         """Let time pass; return the nodes and handlers of which something else is known by it.
 
         A proof is to be asked for again, or is too old and forgotten: what nobody has confirmed
@@ -351,8 +343,8 @@ class EvidenceBook:
             _, node, handler = heapq.heappop(self._due)
             evidence = self._nodes.get(node, {}).get(handler)
             since = self._unanswered_since.get((node, handler))
-            if since is not None and since + SILENT_SECONDS <= now:
-                self._silent.add((node, handler))
+            if since is not None and since + PROBE_UNANSWERED_SECONDS <= now:
+                self._unanswered.add((node, handler))
                 found.append((node, handler))
             if evidence is None or evidence.isolation is not Isolation.PROVEN:
                 continue
@@ -360,7 +352,7 @@ class EvidenceBook:
             if age >= self._max_age:
                 self.forget(node, handler, now)
             elif age >= 0.75 * self._max_age:
-                self._old.add((node, handler))
+                self._renewal_due.add((node, handler))
                 heapq.heappush(self._due, (evidence.at + self._max_age, node, handler))
             else:
                 # A newer one has its own time.
@@ -368,15 +360,15 @@ class EvidenceBook:
             found.append((node, handler))
         return found
 
-    def is_old(self, node: str, handler: str) -> bool:
+    def is_renewal_due(self, node: str, handler: str) -> bool:
         """Whether a proof is to be asked for again, though it still holds."""
-        return (node, handler) in self._old
+        return (node, handler) in self._renewal_due
 
-    def is_silent(self, node: str, handler: str) -> bool:
+    def is_unanswered(self, node: str, handler: str) -> bool:
         """Whether probes have got no answer for long."""
-        return (node, handler) in self._silent
+        return (node, handler) in self._unanswered
 
-    def is_controlled(self, node: NodeFacts) -> bool:
+    def has_positive_control(self, node: NodeFacts) -> bool:
         """Whether a container without isolation was seen to read the node's own boot id."""
         control = self.current(node, CONTROL)
         return control is not None and control.isolation is Isolation.NOT_PROVEN
@@ -387,11 +379,11 @@ class EvidenceBook:
         evidence = records.get(handler) if records is not None else None
         return evidence if evidence is not None and evidence.software.is_on(node) else None
 
-    def has_former(self, node: str) -> bool:
+    def has_superseded(self, node: str) -> bool:
         """Whether sandboxes of one handler on the node may stand differently."""
-        return node in self._former
+        return node in self._superseded
 
-    def about(self, pod: Pod, node: NodeFacts, handler: str) -> Evidence | None:
+    def evidence_for(self, pod: Pod, node: NodeFacts, handler: str) -> Evidence | None:
         """What is known of the sandbox of a pod on the node, by when it was started.
 
         Args:
@@ -400,7 +392,7 @@ class EvidenceBook:
             handler: what the pod's class stood for, or the positive control.
         """
         current = self.current(node, handler)
-        former = self._former.get(node.name, {}).get(handler, ())
+        former = self._superseded.get(node.name, {}).get(handler, ())
         refuting = refutation(handler)
         if not former or (current is not None and current.isolation is refuting):
             return current
@@ -424,7 +416,7 @@ class EvidenceBook:
         if node is None:
             left: dict[str, Evidence] = {}
             self._seen_since.pop(name, None)
-            self._former.pop(name, None)
+            self._superseded.pop(name, None)
         else:
             since = self._seen_since.setdefault(name, now)
             left = {h: known for h, known in records.items() if known.software.is_on(node)}
@@ -436,7 +428,7 @@ class EvidenceBook:
                 self._retire(name, handler, old, until=until, now=now)
             self._drop_former_of_others(name, node.machine)
         for handler in records.keys() - left.keys():
-            self._old.discard((name, handler))
+            self._renewal_due.discard((name, handler))
             self._answered((name, handler))
         if left:
             self._nodes[name] = left
@@ -448,54 +440,54 @@ class EvidenceBook:
         if old.isolation is refutation(handler):
             self._retire_refutation(node, handler, old, now)
             return
-        known = self._former.get(node, {}).get(handler, ())
+        known = self._superseded.get(node, {}).get(handler, ())
         refuting = [one for one in known if one.evidence.isolation is refutation(handler)]
         # A proof that is older still speaks of no other sandboxes than this one.
-        self._keep_former(node, handler, (*refuting, Former(until, old)))
+        self._keep_former(node, handler, (*refuting, SupersededEvidence(until, old)))
 
     def _retire_refutation(self, node: str, handler: str, old: Evidence, now: float) -> None:
         """Whatever was started until now was not isolated, and never will be."""
         if old.isolation is refutation(handler):
-            self._keep_former(node, handler, (Former(now, old),))
+            self._keep_former(node, handler, (SupersededEvidence(now, old),))
 
-    def _keep_former(self, node: str, handler: str, former: tuple[Former, ...]) -> None:
-        known = self._former.setdefault(node, {})
+    def _keep_former(self, node: str, handler: str, former: tuple[SupersededEvidence, ...]) -> None:
+        known = self._superseded.setdefault(node, {})
         known.pop(handler, None)
         if former:
             known[handler] = former
         if not known:
-            del self._former[node]
+            del self._superseded[node]
 
     def _drop_former_of_others(self, node: str, machine: Machine) -> None:
-        known = self._former.pop(node, {})
+        known = self._superseded.pop(node, {})
         left = {
             handler: former
             for handler, former in known.items()
             if former[0].evidence.software.machine == machine
         }
         if left:
-            self._former[node] = left
+            self._superseded[node] = left
 
     def forget(self, node: str, handler: str, now: float) -> None:
         """Ask again, as after a quarantine; what was refuted stays so."""
-        self._old.discard((node, handler))
+        self._renewal_due.discard((node, handler))
         self._answered((node, handler))
         old = self._nodes[node].pop(handler, None) if node in self._nodes else None
         if old is not None:
             self._retire_refutation(node, handler, old, now)
 
-    def kinds(
-        self, handler: str, concerns: Callable[[str], bool] = lambda node: True
-    ) -> list[Kind]:
+    def summaries(
+        self, handler: str, include_node: Callable[[str], bool] = lambda node: True
+    ) -> list[EvidenceSummary]:
         """Sum up by kind of node, what is worst first, bounded.
 
         Args:
             handler: the runtime.
-            concerns: whether a node, by name, is of interest.
+            include_node: whether a node, by name, is of interest.
         """
         groups: defaultdict[_KindKey, list[tuple[str, Evidence]]] = defaultdict(list)
         for node, records in self._nodes.items():
-            if (seen := records.get(handler)) is not None and concerns(node):
+            if (seen := records.get(handler)) is not None and include_node(node):
                 software = seen.software
                 key = software.container_runtime, software.kubelet, seen.isolation, seen.kernel
                 groups[key].append((node, seen))
@@ -503,7 +495,7 @@ class EvidenceBook:
         for key, members in groups.items():
             example, seen = min(members, key=lambda member: member[0])
             newest = max(evidence.at for _, evidence in members)
-            kinds.append(Kind(*key, len(members), example, newest, seen.message))
+            kinds.append(EvidenceSummary(*key, len(members), example, newest, seen.message))
         kinds.sort(key=lambda k: (_WORST_FIRST.index(k.isolation), -k.nodes, k.example))
         return kinds[:MAX_KINDS]
 
@@ -519,7 +511,7 @@ class EvidenceBook:
         """What is left of former answers about a node, as plain JSON."""
         return {
             handler: msgspec.to_builtins(former, order="deterministic")
-            for handler, former in sorted(self._former.get(node, {}).items())
+            for handler, former in sorted(self._superseded.get(node, {}).items())
         }
 
     def load(self, node: str, data: Mapping[str, Any], former: Mapping[str, Any]) -> None:
@@ -531,6 +523,6 @@ class EvidenceBook:
                     self._keep(node, handler, evidence)
         for handler, written in former.items():
             with contextlib.suppress(msgspec.ValidationError):
-                known = msgspec.convert(written, tuple[Former, ...])
-                if known and handler not in self._former.get(node, {}):
+                known = msgspec.convert(written, tuple[SupersededEvidence, ...])
+                if known and handler not in self._superseded.get(node, {}):
                     self._keep_former(node, handler, known)

@@ -20,7 +20,7 @@ MAX_HOSTNAMES = 500
 INSTALL_GRACE_SECONDS = 300.0
 
 
-class Why(StrEnum):
+class ExclusionReason(StrEnum):
     """Why a node is not to be used for a handler: the label's value, the first before the last.
 
     Those that only some pools mind never hide another.
@@ -34,8 +34,8 @@ class Why(StrEnum):
     NO_USER_NAMESPACES = "NoUserNamespaces"
 
 
-_OF_SOME = frozenset({Why.NOT_ISOLATING, Why.NO_USER_NAMESPACES})
-_RANK = {why: rank for rank, why in enumerate(Why)}
+_OF_SOME = frozenset({ExclusionReason.NOT_ISOLATING, ExclusionReason.NO_USER_NAMESPACES})
+_RANK = {why: rank for rank, why in enumerate(ExclusionReason)}
 
 
 def handler_key(handler: str) -> str:
@@ -48,24 +48,24 @@ def pool_key(pool_uid: str) -> str:
     return f"{PREFIX}pool-{pool_uid}"
 
 
-def worst(why: Why, other: Why | None) -> Why:
+def most_severe(why: ExclusionReason, other: ExclusionReason | None) -> ExclusionReason:
     """What the label is to say of two."""
     if {why, other} == _OF_SOME:
-        return Why.NEITHER
+        return ExclusionReason.NEITHER
     return min(why, other or why, key=_RANK.__getitem__)
 
 
-def _minded(*, proof_wanted: bool, user_namespaces: bool) -> list[str]:
+def _excluding_values(*, proof_wanted: bool, user_namespaces: bool) -> list[str]:
     """The values that a pool minds."""
-    spared = {Why.NEITHER, *_OF_SOME}
+    spared = {ExclusionReason.NEITHER, *_OF_SOME}
     if proof_wanted:
-        spared -= {Why.NEITHER, Why.NOT_ISOLATING}
+        spared -= {ExclusionReason.NEITHER, ExclusionReason.NOT_ISOLATING}
     if user_namespaces:
-        spared -= {Why.NEITHER, Why.NO_USER_NAMESPACES}
-    return [why.value for why in Why if why not in spared]
+        spared -= {ExclusionReason.NEITHER, ExclusionReason.NO_USER_NAMESPACES}
+    return [why.value for why in ExclusionReason if why not in spared]
 
 
-def keeps_away(
+def is_excluded(
     node: Mapping[str, str], handler: str, *, proof_wanted: bool, user_namespaces: bool
 ) -> bool:
     """Whether these exclusion labels of a node keep a pool's pods away from it.
@@ -77,7 +77,7 @@ def keeps_away(
         user_namespaces: its pods want user namespaces of their own.
     """
     value = node.get(handler_key(handler))
-    return value is not None and value in _minded(
+    return value is not None and value in _excluding_values(
         proof_wanted=proof_wanted, user_namespaces=user_namespaces
     )
 
@@ -86,19 +86,19 @@ def by_label(
     handler: str, pool_uid: str, *, proof_wanted: bool, user_namespaces: bool
 ) -> list[dict[str, Any]]:
     """What every pod of a pool requires of its node's labels."""
-    values = _minded(proof_wanted=proof_wanted, user_namespaces=user_namespaces)
+    values = _excluding_values(proof_wanted=proof_wanted, user_namespaces=user_namespaces)
     of_handler = {"key": handler_key(handler), "operator": "NotIn", "values": values}
     return [of_handler, {"key": pool_key(pool_uid), "operator": "DoesNotExist"}]
 
 
-def by_hostname(hostnames: Sequence[str]) -> list[dict[str, Any]]:
+def hostname_requirements(hostnames: Sequence[str]) -> list[dict[str, Any]]:
     """The same where nodes cannot be labelled."""
     if not hostnames:
         return []
     return [{"key": names.HOSTNAME_LABEL, "operator": "NotIn", "values": list(hostnames)}]
 
 
-def require(
+def require_node_affinity(
     affinity: Mapping[str, Any] | None, requirements: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Require something of a pod's node, on top of the affinity that the pod has.

@@ -15,9 +15,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 
-from sandboxpool.backoff import delay_after
+from sandboxpool.util.backoff import delay_after
 
-Pair = tuple[str, str]
+NodeHandler = tuple[str, str]
 
 # So many wrong hints in a row cost a namespace nothing.
 FREE_WRONG = 3
@@ -36,7 +36,7 @@ MAX_WITNESSES = 8
 class _Namespace:
     """Times are seconds since the epoch."""
 
-    hints: OrderedDict[Pair, float] = field(default_factory=OrderedDict)
+    hints: OrderedDict[NodeHandler, float] = field(default_factory=OrderedDict)
     wrong: int = 0
     wrong_at: float = 0.0
     taken_at: float = 0.0
@@ -53,10 +53,10 @@ class Hints:
 
     def __init__(self) -> None:
         self._namespaces: OrderedDict[str, _Namespace] = OrderedDict()
-        self._answered: OrderedDict[Pair, float] = OrderedDict()
-        self._witnesses: OrderedDict[Pair, dict[str, float]] = OrderedDict()
+        self._answered: OrderedDict[NodeHandler, float] = OrderedDict()
+        self._witnesses: OrderedDict[NodeHandler, dict[str, float]] = OrderedDict()
 
-    def add(self, namespace: str, pair: Pair, at: float) -> None:
+    def add(self, namespace: str, pair: NodeHandler, at: float) -> None:
         """A sandbox of a namespace has failed, in a way that may be its runtime's fault.
 
         Args:
@@ -72,7 +72,7 @@ class Hints:
         if len(known.hints) > MAX_HINTS_OF_A_NAMESPACE:
             known.hints.popitem(last=False)
 
-    def wanted(self, now: float) -> list[Pair]:
+    def next_probes(self, now: float) -> list[NodeHandler]:
         """Nodes and handlers to probe now, the most urgent first; each once.
 
         The first of each namespace, then the second of each, and so on: who asks takes the first
@@ -86,23 +86,25 @@ class Hints:
         in_turn = dict.fromkeys(chain.from_iterable(zip_longest(*lines)))
         return [pair for pair in in_turn if pair is not None and self._may_be_asked(pair, now)]
 
-    def _may_be_asked(self, pair: Pair, now: float) -> bool:
+    def _may_be_asked(self, pair: NodeHandler, now: float) -> bool:
         answered = self._answered.get(pair)
         return answered is None or not 0 <= now - answered < ANSWERED_SECONDS
 
-    def take(self, pair: Pair, now: float) -> None:
+    def probe_started(self, pair: NodeHandler, now: float) -> None:
         """A probe of this node and handler is sent."""
         for known in self._namespaces.values():
             if pair in known.hints:
                 known.taken_at = now
 
-    def answer(self, pair: Pair, asked_at: float, *, right: bool | None, now: float) -> None:
+    def probe_finished(
+        self, pair: NodeHandler, asked_at: float, *, confirmed: bool | None, now: float
+    ) -> None:
         """A probe has ended.
 
         Args:
             pair: node and handler.
             asked_at: epoch seconds at which the probe was sent.
-            right: the runtime fails; False if it works, None if the probe could not tell.
+            confirmed: the runtime fails; False if it works, None if the probe could not tell.
             now: epoch seconds.
         """
         self._answered[pair] = now
@@ -116,21 +118,21 @@ class Hints:
             hinted = known.hints.get(pair)
             if hinted is None:
                 continue
-            if right is None and (name in witnesses or len(witnesses) < MAX_WITNESSES):
+            if confirmed is None and (name in witnesses or len(witnesses) < MAX_WITNESSES):
                 witnesses[name] = now
             if hinted <= asked_at or hinted > now:
                 del known.hints[pair]
-            if right is True:
+            if confirmed is True:
                 known.wrong = 0
-            elif right is False:
+            elif confirmed is False:
                 known.wrong += 1
                 known.wrong_at = now
-        if right is not None or not witnesses:
+        if confirmed is not None or not witnesses:
             del self._witnesses[pair]
         if len(self._witnesses) > MAX_ANSWERS:
             self._witnesses.popitem(last=False)
 
-    def count_witnesses(self, pair: Pair, now: float) -> int:
+    def count_witnesses(self, pair: NodeHandler, now: float) -> int:
         """How many namespaces have had sandboxes fail here within the hour, as no probe told."""
         seen = self._witnesses.get(pair, {})
         return sum(0 <= now - at <= QUIET_SECONDS for at in seen.values())

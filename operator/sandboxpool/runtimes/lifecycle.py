@@ -9,7 +9,7 @@ from sandboxpool.api.core import Node
 
 # Whoever sets one of these removes the node's pods next, or the machine with them. A cluster
 # autoscaler's DeletionCandidateOfClusterAutoscaler is not among them: it is often taken back.
-LEAVING_TAINTS = frozenset(
+REMOVAL_TAINTS = frozenset(
     {
         "ToBeDeletedByClusterAutoscaler",
         # Karpenter, since its version 1 and before.
@@ -33,27 +33,27 @@ LEAVING_TAINTS = frozenset(
 )
 # Lifecycle conditions of KEP-5683. `Drained` is not among them: it may stay when a node is taken
 # into service again, and until then the node is cordoned.
-LEAVING_CONDITIONS = frozenset(
+REMOVAL_CONDITIONS = frozenset(
     {"DrainInProgress", "MaintenanceInProgress", "GracefulNodeShutdownInProgress"}
 )
 PLANNED_CONDITION = "MaintenancePlanned"
 
 
-def leaving_because(node: Node) -> str:
+def removal_reason(node: Node) -> str:
     """Why the node's pods will end soon, in words; empty if nothing says so."""
     if node.metadata.deletionTimestamp is not None:
         return "is being deleted"
     for taint in node.spec.taints:
         # With PreferNoSchedule they are candidates, and may be passed over.
-        if taint.key in LEAVING_TAINTS and taint.effect != "PreferNoSchedule":
+        if taint.key in REMOVAL_TAINTS and taint.effect != "PreferNoSchedule":
             return f"is about to go (taint {taint.key})"
     for condition in node.status.conditions:
-        if condition.type in LEAVING_CONDITIONS and condition.status == "True":
+        if condition.type in REMOVAL_CONDITIONS and condition.status == "True":
             return f"is about to go (condition {condition.type})"
     return ""
 
 
-def closed_because(node: Node) -> str:
+def cordon_reason(node: Node) -> str:
     """Why the node is not for new sandboxes, though its pods may run on; empty if nothing does."""
     if node.spec.unschedulable:
         return "is cordoned or being drained"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from sandboxpool.api.core import Node, Taint
 from sandboxpool.api.names import EXCLUSION_PREFIX, HOSTNAME_LABEL, OS_LABEL
 from sandboxpool.api.times import epoch
-from sandboxpool.runtimes.lifecycle import closed_because, leaving_because
+from sandboxpool.runtimes.lifecycle import cordon_reason, removal_reason
 
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 # Set and removed by Kubernetes itself as a node's state comes and goes.
@@ -38,7 +38,8 @@ class NodeFacts:
             nor about to go.
         leaving: about to go, and its pods with it.
         cordoned: it is marked as unschedulable.
-        notice: why it is not schedulable, in words that follow its name; empty if it is.
+        unschedulable_reason: why it is not schedulable, in words that follow its name; empty if it
+            is.
         hostname: the value of the hostname label, which can differ from the node's name.
         created: epoch seconds at which it joined.
         container_runtime: name and version, such as ``containerd://2.1.4``.
@@ -56,9 +57,9 @@ class NodeFacts:
     schedulable: bool
     handlers: frozenset[str] | None
     boot_id: str
-    leaving: bool = False
+    being_removed: bool = False
     cordoned: bool = False
-    notice: str = ""
+    unschedulable_reason: str = ""
     created: float = 0.0
     container_runtime: str = ""
     kubelet: str = ""
@@ -85,9 +86,9 @@ class NodeFacts:
         return Machine(self.uid, self.boot_id)
 
     @property
-    def announced(self) -> bool:
+    def maintenance_planned(self) -> bool:
         """It is to be maintained some day, and takes pods until then."""
-        return self.ready and not (self.schedulable or self.leaving or self.cordoned)
+        return self.ready and not (self.schedulable or self.being_removed or self.cordoned)
 
     @property
     def usable(self) -> bool:
@@ -101,11 +102,11 @@ def runs_linux(node: Node) -> bool:
     return said in ("", "linux")
 
 
-def facts_of(node: Node) -> NodeFacts:
+def node_facts(node: Node) -> NodeFacts:
     """Take from a Node what the verdict needs."""
     ready = any(c.type == "Ready" and c.status == "True" for c in node.status.conditions)
-    leaving = leaving_because(node)
-    notice = leaving or closed_because(node)
+    leaving = removal_reason(node)
+    unschedulable_reason = leaving or cordon_reason(node)
     listed = node.status.runtimeHandlers
     return NodeFacts(
         name=node.metadata.name,
@@ -113,9 +114,9 @@ def facts_of(node: Node) -> NodeFacts:
         labels=frozenset(node.metadata.labels.items()),
         taints=tuple(sorted(node.spec.taints, key=lambda t: (t.key, t.value, t.effect))),
         ready=ready,
-        schedulable=not notice,
-        leaving=bool(leaving),
-        notice=notice,
+        schedulable=not unschedulable_reason,
+        being_removed=bool(leaving),
+        unschedulable_reason=unschedulable_reason,
         cordoned=node.spec.unschedulable,
         handlers=None if listed is None else frozenset(handler.name for handler in listed),
         boot_id=node.status.nodeInfo.bootID,

@@ -14,7 +14,7 @@ a quantifier without a bound, so that the time is linear.
 import re
 from dataclasses import dataclass, replace
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 
 # Kubelets and runtimes say the cause well before this; what follows are stack traces.
 MAX_SEARCHED = 4096
@@ -29,15 +29,15 @@ class Cause:
         cure: what an SRE should do, to stand before the node's own words.
         blames_runtime: it speaks against the node's runtime.
         proves_broken: no other pod can succeed on this node until somebody has mended it.
-        heals: the kubelet goes on trying and will succeed by itself; another pod would not fare
-            better.
+        self_healing: the kubelet goes on trying and will succeed by itself; another pod would not
+            fare better.
     """
 
     reason: Reason
     cure: str
     blames_runtime: bool = False
     proves_broken: bool = False
-    heals: bool = False
+    self_healing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,12 @@ _NETWORK = Cause(
 _PAUSE_IMAGE = Cause(
     Reason.IMAGE_PULL_FAILED,
     "give the node its sandbox (pause) image, or a way to the registry",
-    heals=True,
+    self_healing=True,
 )
 _CLASS_GONE = Cause(
-    Reason.RUNTIME_CLASS_NOT_FOUND, "create the RuntimeClass that the pod names again", heals=True
+    Reason.RUNTIME_CLASS_NOT_FOUND,
+    "create the RuntimeClass that the pod names again",
+    self_healing=True,
 )
 _NO_USER_NAMESPACES = Cause(
     Reason.USER_NAMESPACES_UNSUPPORTED,
@@ -92,7 +94,7 @@ _NO_USER_NAMESPACES = Cause(
 _RESTARTING = Cause(
     Reason.RUNTIME_RESTARTING,
     "wait until the node's container runtime answers again, and start it if it does not",
-    heals=True,
+    self_healing=True,
 )
 # Not healing: that attempt may never end, and a pod of another name has nothing to wait for.
 _NAME_RESERVED = Cause(

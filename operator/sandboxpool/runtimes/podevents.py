@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sandboxpool.api.core import Event, Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
-from sandboxpool.reasons import Reason
 
-MAX_WORDS = 16
+MAX_POD_EVENTS = 16
 MAX_WORD_TEXT = 400
 # So much of a text tells two messages of one reason apart; the rest may be a time or an id.
 _ALIKE = 64
@@ -51,7 +51,7 @@ _EXHAUSTED = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class PodEvent:
     """What was said once, or again and again.
 
     Attributes:
@@ -81,13 +81,13 @@ class PodEvents:
         problem: why they could not be read; empty if they were.
     """
 
-    words: tuple[Word, ...] = ()
+    events: tuple[PodEvent, ...] = ()
     count: int = 0
     problem: str = ""
 
-    def last(self, alike: Callable[[Word], bool]) -> Word | None:
+    def last(self, predicate: Callable[[PodEvent], bool]) -> PodEvent | None:
         """The newest word for which this holds."""
-        return next((word for word in self.words if alike(word)), None)
+        return next((word for word in self.events if predicate(word)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,28 +96,28 @@ class Explanation:
 
     Attributes:
         text: what to do where that is known, and what was said.
-        heals: whoever said it goes on trying.
+        self_healing: whoever said it goes on trying.
         everywhere: another node would not do better.
     """
 
     reason: Reason
     text: str
-    heals: bool = False
-    everywhere: bool = False
+    self_healing: bool = False
+    cluster_wide: bool = False
 
 
 def read(pod: Pod, events: Iterable[Event]) -> PodEvents:
     """Keep what those say who may know of this pod; of what was said again, the last."""
     about = [event for event in events if _is_about(pod, event)]
     about.sort(key=_said_at, reverse=True)
-    words: dict[tuple[str, str, str], Word] = {}
+    words: dict[tuple[str, str, str], PodEvent] = {}
     for event in about:
         found = _CONTAINER.fullmatch(event.involvedObject.fieldPath)
         container = found[1] if found else ""
         text = " ".join(event.message[: 4 * MAX_WORD_TEXT].split())[:MAX_WORD_TEXT]
-        word = Word(event.reason[:128], text, container, _said_at(event))
+        word = PodEvent(event.reason[:128], text, container, _said_at(event))
         words.setdefault((word.reason, container, text[:_ALIKE]), word)
-        if len(words) == MAX_WORDS:
+        if len(words) == MAX_POD_EVENTS:
             break
     return PodEvents(tuple(words.values()), len(about))
 
@@ -153,20 +153,20 @@ def exhausted(said: str) -> Explanation:
         "the node has run out of disk, memory, processes or file handles of its own: make room "
         f"on it; it said: {said}"
     )
-    return Explanation(Reason.NODE_RESOURCE_EXHAUSTED, text, heals=True)
+    return Explanation(Reason.NODE_RESOURCE_EXHAUSTED, text, self_healing=True)
 
 
-def before_sandbox(told: PodEvents) -> Explanation | None:
+def pre_sandbox_failure(pod_events: PodEvents) -> Explanation | None:
     """Why no sandbox was asked for yet."""
-    volume = told.last(lambda w: w.reason in _VOLUME and not w.text.startswith(_SUMMARY))
-    volume = volume or told.last(lambda w: w.reason in _VOLUME)
-    later = told.last(lambda w: w.reason in _LATER)
+    volume = pod_events.last(lambda w: w.reason in _VOLUME and not w.text.startswith(_SUMMARY))
+    volume = volume or pod_events.last(lambda w: w.reason in _VOLUME)
+    later = pod_events.last(lambda w: w.reason in _LATER)
     if volume is not None and (later is None or later.at < volume.at):
         return _unmounted(str(volume))
-    network = told.last(lambda w: w.reason == "NetworkNotReady")
+    network = pod_events.last(lambda w: w.reason == "NetworkNotReady")
     if network is not None and later is None:
         text = f"see to the node's network plugin (CNI); the node said: {network}"
-        return Explanation(Reason.POD_NETWORK_FAILED, text, heals=True)
+        return Explanation(Reason.POD_NETWORK_FAILED, text, self_healing=True)
     return None
 
 
@@ -178,14 +178,14 @@ def _unmounted(said: str) -> Explanation:
             "create what the template's volumes name, or correct the template: the kubelet goes "
             f"on trying and says: {said}"
         )
-        return Explanation(Reason.VOLUME_MOUNT_FAILED, text, heals=True, everywhere=True)
+        return Explanation(Reason.VOLUME_MOUNT_FAILED, text, self_healing=True, cluster_wide=True)
     text = f"see to the volume and its driver: the kubelet goes on trying and says: {said}"
-    return Explanation(Reason.VOLUME_MOUNT_FAILED, text, heals=True)
+    return Explanation(Reason.VOLUME_MOUNT_FAILED, text, self_healing=True)
 
 
-def hook_failed(told: PodEvents) -> Explanation | None:
+def hook_failed(pod_events: PodEvents) -> Explanation | None:
     """A postStart hook has failed, whereupon the kubelet ends its container."""
-    hook = told.last(lambda w: w.reason == "FailedPostStartHook")
+    hook = pod_events.last(lambda w: w.reason == "FailedPostStartHook")
     if hook is None:
         return None
     where = f"lifecycle.postStart of container {hook.container or '(not named)'}"
@@ -196,31 +196,31 @@ def hook_failed(told: PodEvents) -> Explanation | None:
     return Explanation(Reason.LIFECYCLE_HOOK_FAILED, text)
 
 
-def killed_by_probe(told: PodEvents) -> Explanation | None:
+def killed_by_probe(pod_events: PodEvents) -> Explanation | None:
     """The kubelet has ended a container whose startup or liveness probe failed."""
-    return _killed_by(told, "Startup", Reason.STARTUP_PROBE_FAILING) or _killed_by(
-        told, "Liveness", Reason.LIVENESS_PROBE_FAILING
+    return _killed_by(pod_events, "Startup", Reason.STARTUP_PROBE_FAILING) or _killed_by(
+        pod_events, "Liveness", Reason.LIVENESS_PROBE_FAILING
     )
 
 
-def _killed_by(told: PodEvents, kind: str, reason: Reason) -> Explanation | None:
+def _killed_by(pod_events: PodEvents, kind: str, reason: Reason) -> Explanation | None:
     ending = f"failed {kind.lower()} probe"
-    killed = told.last(lambda word: word.reason == "Killing" and ending in word.text)
+    killed = pod_events.last(lambda word: word.reason == "Killing" and ending in word.text)
     if killed is None:
         return None
-    said = probe_said(told, kind, killed.container) or killed.text
+    said = probe_message(pod_events, kind, killed.container) or killed.text
     return Explanation(reason, f"the kubelet has ended container {killed.container}: {said}")
 
 
-def probe_said(told: PodEvents, kind: str, container: str) -> str:
+def probe_message(pod_events: PodEvents, kind: str, container: str) -> str:
     """What a container's probe said last when it failed.
 
     Args:
-        told: the pod's events.
+        pod_events: the pod's events.
         kind: ``Startup``, ``Readiness`` or ``Liveness``.
         container: the container's name.
     """
-    word = told.last(
+    word = pod_events.last(
         lambda w: (
             w.reason == "Unhealthy"
             and w.container == container
@@ -230,21 +230,21 @@ def probe_said(told: PodEvents, kind: str, container: str) -> str:
     return word.text if word is not None else ""
 
 
-def nothing_said(told: PodEvents | None) -> str:
+def no_cause_message(pod_events: PodEvents | None) -> str:
     """That nobody named a cause, and what was looked at."""
-    if told is None:
+    if pod_events is None:
         return (
             "no cause was reported by its conditions and its containers; its events were not "
             "read, because too many others wait for that"
         )
-    if told.problem:
+    if pod_events.problem:
         return (
             "no cause was reported by its conditions and its containers, and its events could "
-            f"not be read: {told.problem}"
+            f"not be read: {pod_events.problem}"
         )
-    events = f"{told.count} event{'s' if told.count != 1 else ''}"
+    events = f"{pod_events.count} event{'s' if pod_events.count != 1 else ''}"
     text = f"no cause was reported: its conditions, its containers and its {events} say nothing"
-    if told.words:
-        last = told.words[0]
+    if pod_events.events:
+        last = pod_events.events[0]
         text += f"; the last event was {last.reason}: {last.text}"
     return text

@@ -25,10 +25,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sandboxpool.backoff import delay_after
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.diagnosis import cut
+from sandboxpool.api.reasons import Reason
+from sandboxpool.runtimes.diagnosis import truncate
 from sandboxpool.runtimes.nodes import Machine, NodeFacts
+from sandboxpool.util.backoff import delay_after
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Quarantines:
 
     # --- What is told --------------------------------------------------------------------------
 
-    def fail(
+    def record_failure(
         self,
         node: NodeFacts,
         handler: str,
@@ -139,13 +139,13 @@ class Quarantines:
             tries=tries,
             retry_at=now + delay * (1 - JITTER * self._random()),
             reason=reason,
-            message=cut(message),
+            message=truncate(message),
             witnessed=witnessed,
         )
         self._put(node.name, handler, opened)
         return not was_open
 
-    def work(self, node: NodeFacts, handler: str, *, now: float) -> bool:
+    def record_success(self, node: NodeFacts, handler: str, *, now: float) -> bool:
         """A probe has started a sandbox; return whether that has closed the quarantine."""
         old = self._known(node).quarantines.get(handler)
         if old is None or not old.open:
@@ -153,7 +153,7 @@ class Quarantines:
         self._put(node.name, handler, Quarantine(old.machine, False, now, old.tries))
         return True
 
-    def end(self, node: str, handler: str, *, now: float) -> bool:
+    def lift(self, node: str, handler: str, *, now: float) -> bool:
         """Nobody uses the handler there any more; return whether that has closed the quarantine."""
         old = self._open.get((node, handler))
         if old is not None:
@@ -225,7 +225,7 @@ class Quarantines:
                 open=quarantine.open,
                 retry_at=quarantine.retry_at,
                 reason=quarantine.reason,
-                message=cut(quarantine.message, MAX_KEPT_MESSAGE),
+                message=truncate(quarantine.message, MAX_KEPT_MESSAGE),
                 witnessed=quarantine.witnessed,
             )
             for handler, quarantine in known.quarantines.items()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sandboxpool.api.core import RuntimeClass, Toleration
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Resolution:
     message: str
 
 
-def runtime_of(obj: RuntimeClass) -> Runtime:
+def runtime_from_class(obj: RuntimeClass) -> Runtime:
     """Take from a RuntimeClass what the verdict needs."""
     scheduling = obj.scheduling
     return Runtime(

@@ -19,18 +19,17 @@ SERIES = "prometheus_client"
 # These grow up to a limit of their own, whatever becomes of the objects, or with what is still
 # there: nodes, classes, events of kubelets.
 BOUNDED = (
-    "_events._recent",
-    "_records",
+    ".events._recent",
+    ".records",
     # Of the last minutes.
-    "_server_clock._seen",
-    "_pools._dead",
-    "_server_clock._seen",
-    "_cluster._grounds",
-    "_issues",
-    "_sandbox_events._objects",
-    "._nodes",
-    "_cluster.events",
-    "_cluster.evidence",
+    "._seen",
+    ".pools._deleted_uids",
+    ".cluster._host_states",
+    "._issues",
+    "_informers[events]._objects",
+    "components.nodes._objects",
+    ".cluster.events",
+    ".cluster.evidence",
     # Series without a pool in their labels.
     "sandboxpool_api_requests",
     "sandboxpool_api_request_duration_seconds",
@@ -62,6 +61,9 @@ def footprint(operator: object) -> dict[str, int]:
         if size is None:
             continue
         sizes[path] += size
+        if path.endswith("._informers") and isinstance(found, Mapping):
+            left += [(f"{path}[{name}]", informer) for name, informer in found.items()]
+            continue
         items = found.values() if isinstance(found, Mapping) else found
         if isinstance(items, Collection):
             left += [(f"{path}[]", item) for item in items if _holds_more(item)]

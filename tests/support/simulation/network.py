@@ -12,9 +12,9 @@ import msgspec
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
 from support.simulation.apiserver import ApiServer, Object, Place, Request
-from support.simulation.sight import Listing, Sight
+from support.simulation.sight import Listing, WatchFaults
 from support.simulation.stream import Stream
-from support.simulation.weather import ANSWERS, Weather
+from support.simulation.weather import ANSWERS, NetworkFaults
 from support.simulation.weather import Fate as Fate
 
 TIMEOUT_SECONDS = 30.0
@@ -37,7 +37,7 @@ class Network:
     def __init__(
         self,
         server: ApiServer,
-        weather: Weather,
+        weather: NetworkFaults,
         on_crash: Callable[[SimulatedClient], None],
     ) -> None:
         self.server = server
@@ -45,17 +45,17 @@ class Network:
         self.streams: list[Stream] = []
         self.writes: list[tuple[float, Request]] = []
         # What everybody sees; `sight_of` is what one client sees beside.
-        self.sight = Sight()
+        self.sight = WatchFaults()
         self.troubled_at = float("-inf")
         # Messages under way of which something is known already to go wrong.
         self._amiss = 0
-        self._sights: dict[SimulatedClient, Sight] = {}
+        self._sights: dict[SimulatedClient, WatchFaults] = {}
         self._on_crash = on_crash
         self._under_way: set[asyncio.Task[None]] = set()
 
-    def sight_of(self, client: SimulatedClient) -> Sight:
+    def sight_of(self, client: SimulatedClient) -> WatchFaults:
         """What is wrong with what this client sees, and no other."""
-        return self._sights.setdefault(client, Sight())
+        return self._sights.setdefault(client, WatchFaults())
 
     def see_again(self) -> None:
         """Everybody sees everything again, and is told of what happened meanwhile."""
@@ -225,7 +225,7 @@ class Network:
             remind()
         return stream, close
 
-    def _way(self, resource: str, sights: tuple[Sight, ...]) -> float:
+    def _way(self, resource: str, sights: tuple[WatchFaults, ...]) -> float:
         seconds = self.weather.way()
         for sight in sights:
             if resource in sight.delay:

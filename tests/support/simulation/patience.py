@@ -43,7 +43,7 @@ class Wait:
     line: float | None = None
 
 
-class Patience:
+class WaitChecker:
     """Looks at all claims at each change, and whenever a test looks.
 
     Args:

@@ -14,17 +14,18 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Member, Members, State
 from sandboxpool.pools.plan import PoolInput, PoolPlan
 from sandboxpool.pools.state import PoolState
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
-from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.host_state import HostState
+from sandboxpool.runtimes.node_constraints import NodeConstraints
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.resolve import Resolution, resolve
-from sandboxpool.runtimes.verdict import Verdict, judge, stand
+from sandboxpool.runtimes.verdict import Verdict, assess_node, summarize
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import ACCEPTED, NOT_CHECKED, NOW, facts, member, pool_input, runtime
 
 HANDLER = "runsc"
@@ -35,8 +36,8 @@ STOP_SECONDS = 2.0
 # Later than this the watch never is: less than what the operator waits for what it has asked for.
 LONGEST_LAG_SECONDS = 60.0
 
-UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available", heals=True)
-PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", heals=True)
+UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available", self_healing=True)
+PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", self_healing=True)
 NO_SANDBOX = Failure(Reason.SANDBOX_CREATE_FAILED, "no sandbox", blames_runtime=True)
 STUCK = Failure(Reason.SANDBOX_CREATE_FAILED, "it will never start", blames_runtime=True)
 ENDED = Failure(Reason.POD_FAILED, "exit code 1")
@@ -150,7 +151,7 @@ class PoolWorld:
         self.refuses = False
         self.admission = ""
         self.starts = Start.FINE
-        self.line: list[bool] = []
+        self.claim_queue: list[bool] = []
         self._avoided: set[str] = set()
         self._members: dict[str, Member] = {}
         self.creates: list[float] = []
@@ -197,12 +198,12 @@ class PoolWorld:
             some = True
             if pod is None:
                 self.seen.pop(uid, None)
-                expected.settle_delete(uid)
+                expected.deletion_observed(uid)
                 continue
             self.seen[uid] = pod
-            expected.settle_create(pod.name)
+            expected.creation_observed(pod.name)
             if pod.leaving:
-                expected.settle_delete(uid)
+                expected.deletion_observed(uid)
         return some
 
     # --- What the operator knows -----------------------------------------------------------------
@@ -245,12 +246,12 @@ class PoolWorld:
         for name, host in self.hosts.items():
             known = self.facts_of(name)
             assert known is not None
-            standing = stand(
-                known, HANDLER, Placement(), quarantined=host.quarantined, not_isolating=False
+            assessment = assess_node(
+                known, HANDLER, NodeConstraints(), quarantined=host.quarantined, not_isolating=False
             )
-            if standing is not None:
-                standings.append(standing)
-        return judge(standings)
+            if assessment is not None:
+                standings.append(assessment)
+        return summarize(standings)
 
     def usable(self, pod: Sandbox) -> bool:
         """It could be handed out, if it is the pool's to hand out."""
@@ -269,35 +270,35 @@ class PoolWorld:
         host = self.hosts.get(pod.node)
         return pod.started and not pod.ended and not pod.unready and host is not None and host.ready
 
-    def _state_of(self, pod: Sandbox) -> State:
+    def _state_of(self, pod: Sandbox) -> SandboxState:
         if pod.leaving or self.state.expectations.is_deleting(pod.uid):
-            return State.ENDED if pod.ended else State.STOPPING
+            return SandboxState.ENDED if pod.ended else SandboxState.STOPPING
         now = self.pods.get(pod.uid, pod)
         if now.claimed:
             # The operator has done it itself, so it need not be told.
             if pod.ended:
-                return State.ENDED
-            return State.COLD if pod.cold and not pod.started else State.CLAIMED
+                return SandboxState.ENDED
+            return SandboxState.COLD if pod.cold and not pod.started else SandboxState.CLAIMED
         if pod.ended:
-            return State.FAILED
+            return SandboxState.FAILED
         host = self.hosts.get(pod.node)
         sound = host is not None and host.ready and not host.cordoned and host.serves
         if pod.node and (host is None or not sound or host.quarantined):
-            return State.STRANDED
+            return SandboxState.STRANDED
         if not pod.started:
-            return State.STARTING
+            return SandboxState.STARTING
         if pod.unready:
-            return State.UNREADY
-        return State.WARM if pod.probed or not self.per_sandbox else State.UNPROVEN
+            return SandboxState.UNREADY
+        return SandboxState.WARM if pod.probed or not self.per_sandbox else SandboxState.UNPROVEN
 
     def _member(self, pod: Sandbox) -> Member:
         state = self._state_of(pod)
         settled = state in (
-            State.WARM,
-            State.UNPROVEN,
-            State.CLAIMED,
-            State.ENDED,
-            State.STOPPING,
+            SandboxState.WARM,
+            SandboxState.UNPROVEN,
+            SandboxState.CLAIMED,
+            SandboxState.ENDED,
+            SandboxState.STOPPING,
         )
         host = self.hosts.get(pod.node)
         made = member(
@@ -314,18 +315,18 @@ class PoolWorld:
             runtime_uid=pod.runtime_uid,
         )
         quarantined = host is not None and host.quarantined
-        made = replace(made, ground=Ground(self.facts_of(pod.node), HANDLER, quarantined))
+        made = replace(made, host_state=HostState(self.facts_of(pod.node), HANDLER, quarantined))
         self._members[pod.uid] = made = self._remembered(made)
         return made
 
     def _remembered(self, made: Member) -> Member:
         """With what only those know who have seen the past."""
         former = self._members.get(made.uid)
-        waits = made.failure is not None and made.failure.heals
+        waits = made.failure is not None and made.failure.self_healing
         since = ready_since = self.now
         was_ready = made.ready
         if former is not None:
-            was_waiting = former.failure is not None and former.failure.heals
+            was_waiting = former.failure is not None and former.failure.self_healing
             if (former.state, former.node_name, was_waiting) == (
                 made.state,
                 made.node_name,
@@ -346,7 +347,7 @@ class PoolWorld:
         """What the decision depends on, as the operator gathers it."""
         self._look_for_unseen()
         members = Members(self._member(pod) for pod in self.seen.values())
-        self.state.note_time(self.now)
+        self.state.refresh_backoff(self.now)
         self.state.note_success(members, self.resolution.runtime, self.now)
         creating, cold = self.state.expectations.count_creating()
         verdict = self.verdict
@@ -360,9 +361,9 @@ class PoolWorld:
             members=members,
             creating=creating,
             creating_cold=cold,
-            line=tuple(self.line) if any(self.line) else (),
+            claim_queue=tuple(self.claim_queue) if any(self.claim_queue) else (),
             stuck_nodes=self.state.stuck_nodes(self.now),
-            trouble=self.state.trouble,
+            backoff=self.state.backoff,
             now=self.now,
             clock=self.now,
         )
@@ -370,15 +371,15 @@ class PoolWorld:
     def _look_for_unseen(self) -> None:
         """Ask the API server about what was done and is not seen, as the operator does."""
         expected, made = self.state.expectations, {pod.name for pod in self.pods.values()}
-        for name in expected.unseen_creates():
-            expected.look_later(name)
+        for name in expected.creations_to_verify():
+            expected.defer_verification(name)
             if name not in made:
-                expected.settle_create(name)
-        for uid in expected.unseen_deletes():
-            expected.look_later(uid)
+                expected.creation_observed(name)
+        for uid in expected.deletions_to_verify():
+            expected.defer_verification(uid)
             pod = self.pods.get(uid)
             if uid not in self.seen or (pod is not None and not pod.leaving):
-                expected.settle_delete(uid)
+                expected.deletion_observed(uid)
 
     # --- What the operator does ------------------------------------------------------------------
 
@@ -390,44 +391,44 @@ class PoolWorld:
         expected, smooth = self.state.expectations, True
         names = [self._new_name() for _ in range(plan.create)]
         for name in names:
-            expected.creating(name)
+            expected.expect_creation(name)
         cold = [self._new_name() for _ in range(plan.cold)]
         for name in cold:
-            self.line.remove(True)
-            expected.creating(name, cold=True)
+            self.claim_queue.remove(True)
+            expected.expect_creation(name, cold=True)
         for deletion in plan.delete:
-            expected.deleting(deletion.member.uid)
+            expected.expect_deletion(deletion.member.uid)
         failed = []
         for deletion in plan.delete:
             uid = deletion.member.uid
             now = self.pods.get(uid)
             if now is not None and now != self.seen[uid]:
                 # Conflict: it has changed since it was judged.
-                expected.settle_delete(uid)
+                expected.deletion_observed(uid)
                 smooth = False
                 continue
             if now is None:
-                expected.settle_delete(uid)
+                expected.deletion_observed(uid)
                 smooth = False
             else:
                 self.deletes.append(self.now)
                 self.end(now)
                 if now.cold:
                     # Its claim still wants one.
-                    self.line.append(True)
+                    self.claim_queue.append(True)
             if deletion.failed:
                 failed.append(deletion)
         if failed:
-            self.state.hold_off(failed[0].reason, failed[0].message, self.now)
+            self.state.back_off(failed[0].reason, failed[0].message, self.now)
         for name in (*cold, *names):
             if self.refuses:
                 # Who had their turn keep their place.
                 refused = [*cold, *names][[*cold, *names].index(name) :]
-                self.line[:0] = [True for left in refused if left in cold]
+                self.claim_queue[:0] = [True for left in refused if left in cold]
                 for left in refused:
-                    expected.settle_create(left)
+                    expected.creation_observed(left)
                 self.creates.append(self.now)
-                self.state.hold_off(Reason.QUOTA_EXCEEDED, "exceeded quota", self.now)
+                self.state.back_off(Reason.QUOTA_EXCEEDED, "exceeded quota", self.now)
                 return False
             self._create(name, cold=name in cold)
         return smooth
@@ -437,7 +438,7 @@ class PoolWorld:
 
     def _create(self, name: str, *, cold: bool) -> None:
         self.creates.append(self.now)
-        self.state.expectations.made(name)
+        self.state.expectations.creation_succeeded(name)
         if self.losing:
             self.losing -= 1
             return
@@ -461,17 +462,17 @@ class PoolWorld:
         )
 
     def _note_wake(self, given: PoolInput, plan: PoolPlan) -> None:
-        times = [plan.recheck] if plan.recheck is not None else []
-        if given.trouble.until > self.now:
-            times.append(given.trouble.until)
+        times = [plan.requeue_at] if plan.requeue_at is not None else []
+        if given.backoff.until > self.now:
+            times.append(given.backoff.until)
         self.wake_at = min(times, default=None)
 
     @property
     def wake(self) -> float | None:
         """When time alone makes the operator look again."""
         times = [self.wake_at] if self.wake_at is not None else []
-        if self.state.trouble.until > self.now:
-            times.append(self.state.trouble.until)
+        if self.state.backoff.until > self.now:
+            times.append(self.state.backoff.until)
         overdue = self.state.expectations.next_deadline()
         if overdue is not None:
             times.append(self.now + overdue)
@@ -485,7 +486,7 @@ class PoolWorld:
 
     def warm(self) -> list[Sandbox]:
         """What may be handed out now."""
-        return [p for p in self.seen.values() if self._state_of(p) is State.WARM]
+        return [p for p in self.seen.values() if self._state_of(p) is SandboxState.WARM]
 
     def claim(self, pod: Sandbox) -> bool:
         """Hand a pod out; False if it is not what it was when it was looked at."""
@@ -498,8 +499,8 @@ class PoolWorld:
         """Hand what is warm to the first in line; whether there was anything to hand out."""
         some = False
         for pod in self.warm():
-            if self.line and self.claim(pod):
-                self.line.pop(0)
+            if self.claim_queue and self.claim(pod):
+                self.claim_queue.pop(0)
                 some = True
         return some
 
@@ -560,7 +561,7 @@ class PoolWorld:
                 self.put(replace(pod, unready=False))
         self.edit(paused=None)
 
-    def amiss(self) -> list[str]:
+    def problems(self) -> list[str]:
         """What is not as it should be at rest, a sentence each, by what stands on the server."""
         claimed = sum(p.claimed and not p.leaving and not p.ended for p in self.pods.values())
         target, spec = self._base.spec.replicas, self._base.spec
@@ -572,11 +573,11 @@ class PoolWorld:
             found.append("there is more to be seen")
         starting = [p for p in self.pods.values() if p.cold and not p.started and not p.ended]
         found += [f"{p.name} has yet to start for its claim" for p in starting]
-        if any(self.line) and (spec.max_sandboxes is None or claimed < spec.max_sandboxes):
+        if any(self.claim_queue) and (spec.max_sandboxes is None or claimed < spec.max_sandboxes):
             found.append("a claim waits for a sandbox of its own, and there is room")
         if len(stock) != target:
             found.append(f"{len(stock)} pods where {target} are wanted")
-        found += [f"{p.name} is of another class" for p in stock if self.foreign(p)]
+        found += [f"{p.name} is of another class" for p in stock if self.of_other_runtime(p)]
         if spec.update.type != "OnClaim":
             overhead = (("memory", f"{self.overhead}Mi"),)
             found += [
@@ -586,6 +587,6 @@ class PoolWorld:
             ]
         return found
 
-    def foreign(self, pod: Sandbox) -> bool:
+    def of_other_runtime(self, pod: Sandbox) -> bool:
         """It is not of the class that the pool names now."""
         return pod.runtime_uid != self.class_uid or pod.class_name != "gvisor"

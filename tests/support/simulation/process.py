@@ -10,15 +10,15 @@ from typing import Any
 import kopf
 import msgspec
 
-from sandboxpool.app import CLASSES_PATH, POOLS_PATH, Operator
+from sandboxpool.app.operator import CLASSES_PATH, POOLS_PATH, Operator
+from sandboxpool.app.settings import Settings
 from sandboxpool.kube.errors import UNREADABLE, KubeError
-from sandboxpool.kube.lease import LeaseTimes
-from sandboxpool.runtimes.probe import ProbeImage
-from sandboxpool.settings import Settings
+from sandboxpool.kube.lease import LeaderElectionTimes
+from sandboxpool.observability.metrics import Metrics
 from support.simulation.network import Network, SimulatedClient
 
 # Seldom renewed, for the sake of the test's time.
-LEASE = LeaseTimes(duration=15, deadline=12, retry=5)
+LEASE = LeaderElectionTimes(lease_duration=15, renew_deadline=12, retry_period=5)
 PROBE_IMAGE = "registry.example/probe:1"
 KOPF_RETRY_SECONDS = 1.0
 NOWHERE = kopf.ConnectionInfo(server="http://simulated")
@@ -37,19 +37,31 @@ class SimulatedOperator(Operator):
     @property
     def leads(self) -> bool:
         """Whether it holds the lease."""
-        return self._elector.holds
+        return self._elector.is_leader
+
+    @property
+    def metrics(self) -> Metrics:
+        """What it counts."""
+        return self._metrics
+
+    def blind(self) -> list[str]:
+        """What it cannot see at this moment."""
+        return self._watches.blind()
 
     def permit(self) -> None:
         """Called right before each write, as the operator's own client does."""
-        self._elector.require()
+        self._elector.require_leadership()
 
     def on_date(self, date: float) -> None:
         """Called with the Date of an answer, as the operator's own client does."""
-        self._server_clock.observe(date)
+        self.components.connection.clock.observe(date)
 
     async def _kopf(self) -> None:
         async with asyncio.TaskGroup() as watches:
-            for path, store in ((POOLS_PATH, self._pools), (CLASSES_PATH, self._classes)):
+            for path, store in (
+                (POOLS_PATH, self.components.pools),
+                (CLASSES_PATH, self.components.classes),
+            ):
                 watches.create_task(self._watch_as_kopf_does(path, store.observe))
 
     async def _watch_as_kopf_does(self, path: str, observe: Callable[..., None]) -> None:
@@ -104,7 +116,7 @@ class Process:
         loop = asyncio.get_running_loop()
         self.client = SimulatedClient(network)
         self.operator = SimulatedOperator(
-            Settings(probe_image=ProbeImage(PROBE_IMAGE), lease=LEASE),
+            Settings(probe_image=PROBE_IMAGE, lease=LEASE),
             NOWHERE,
             client=self.client,
             wall=wall,

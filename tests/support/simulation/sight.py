@@ -29,7 +29,7 @@ class Listing(Enum):
 
 
 @dataclass
-class Sight:
+class WatchFaults:
     """How the kinds are seen that are not seen well; by their resource, such as `pods`.
 
     Attributes:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from sandboxpool.kube.client import WATCH_SILENCE_SECONDS
 from sandboxpool.kube.errors import KubeError, UnknownOutcomeError
 from support.simulation.apiserver import encode
-from support.simulation.sight import Sight, Watching
+from support.simulation.sight import WatchFaults, Watching
 
 Line = bytes | KubeError | None
 
@@ -28,7 +28,7 @@ class Stream:
     """
 
     def __init__(
-        self, resource: str, version: str, way: Callable[[], float], sights: tuple[Sight, ...]
+        self, resource: str, version: str, way: Callable[[], float], sights: tuple[WatchFaults, ...]
     ) -> None:
         self.resource = resource
         self.stalled = False

@@ -31,7 +31,7 @@ class Attacker:
         self._world = world
         self._chance = chance
         self._number = 0
-        world.watchdog.foreign.add(ATTACKER)
+        world.watchdog.unchecked_namespaces.add(ATTACKER)
 
     def act(self) -> None:
         """Do one thing."""

@@ -46,7 +46,7 @@ class Watchdog:
         self._clock = clock
         self._late: dict[str, float] = {}
         # Namespaces in which the operator has nothing to write.
-        self.foreign: set[str] = set()
+        self.unchecked_namespaces: set[str] = set()
         self._spoiled: set[str] = set()
         self._ceilings: defaultdict[str, list[tuple[float, int | None]]] = defaultdict(list)
         self._writes: dict[str, deque[float]] = {"create": deque(), "delete": deque()}
@@ -79,7 +79,7 @@ class Watchdog:
         for judge in self.judges:
             for found in judge(change):
                 self._say(found)
-        if change.object["metadata"].get("namespace") in self.foreign:
+        if change.object["metadata"].get("namespace") in self.unchecked_namespaces:
             if change.by == "operator":
                 self._say(f"the operator has written to {_name(change.object)}, which is not its")
             return
@@ -119,7 +119,7 @@ class Watchdog:
                 self._say(found)
 
     def _excused(self, pod: Object, now: float) -> bool:
-        if pod["metadata"].get("namespace") in self.foreign:
+        if pod["metadata"].get("namespace") in self.unchecked_namespaces:
             return True
         return self.is_spoiled(pod) or self._late.get(pod["metadata"]["uid"], 0.0) > now
 
@@ -153,7 +153,7 @@ class Watchdog:
             if labels(p).get(names.LABEL_POOL_UID) == uid
             and p["metadata"]["uid"] not in self._late
             and not self.is_spoiled(p)
-            and p["metadata"].get("namespace") not in self.foreign
+            and p["metadata"].get("namespace") not in self.unchecked_namespaces
             # Its node has freed what it held.
             and p["status"].get("phase") not in ENDED
         ]

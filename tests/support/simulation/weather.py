@@ -53,7 +53,7 @@ ANSWERS = {
 
 
 @dataclass
-class Weather:
+class NetworkFaults:
     """How bad it is.
 
     Attributes:

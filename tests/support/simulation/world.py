@@ -14,8 +14,9 @@ from typing import Any, Self
 from unittest import mock
 
 from sandboxpool.api import names
-from sandboxpool.pools.book import Facts, MemberBook
-from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.member_index import MemberFacts, MemberIndex
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import NOW
 from support.invariants import Snapshot, claim_uids, unsettled
 from support.simulation.apiserver import ApiServer, Place, Request, labels
@@ -23,16 +24,16 @@ from support.simulation.clock import VirtualLoop
 from support.simulation.controllers import Controllers
 from support.simulation.deletions import Deletions
 from support.simulation.network import Network, SimulatedClient
-from support.simulation.patience import Patience
+from support.simulation.patience import WaitChecker
 from support.simulation.people import NAMESPACE as NAMESPACE
 from support.simulation.people import People
 from support.simulation.process import Process
 from support.simulation.reasons import DeletionLog
-from support.simulation.sight import Sight
+from support.simulation.sight import WatchFaults
 from support.simulation.verdicts import Verdicts
 from support.simulation.wallclock import WallClock
 from support.simulation.watchdog import Watchdog
-from support.simulation.weather import Weather
+from support.simulation.weather import NetworkFaults
 
 GVISOR = {"metadata": {"name": "gvisor"}, "handler": "runsc"}
 STEP_SECONDS = 20.0
@@ -42,26 +43,26 @@ QUIET_SECONDS = 400.0
 LONGEST_CONVERGENCE_SECONDS = 2400.0
 
 
-_sort = MemberBook.sort
+_sort = MemberIndex.refresh
 
 
 def _sort_and_check(
-    book: MemberBook,
-    facts_of: Callable[[str], Facts | None],
-    everything: Iterable[str],
+    book: MemberIndex,
+    facts_of: Callable[[str], MemberFacts | None],
+    all_uids: Iterable[str],
     **how: Any,
 ) -> Members:
     """Sort what has changed, and see that to sort everything would have found the same."""
-    everything = list(everything)
-    found = _sort(book, facts_of, everything, **how)
-    truth = _sort(MemberBook(), facts_of, everything, anew=True)
+    all_uids = list(all_uids)
+    found = _sort(book, facts_of, all_uids, **how)
+    truth = _sort(MemberIndex(), facts_of, all_uids, resync=True)
     assert _timeless(found) == _timeless(truth), "a change was not told of"
     return found
 
 
 def _timeless(members: Members) -> dict[str, Member]:
     """Without what only a book remembers that has seen the past."""
-    once = {State.UNREADY: State.STARTING, State.COLD: State.CLAIMED}
+    once = {SandboxState.UNREADY: SandboxState.STARTING, SandboxState.COLD: SandboxState.CLAIMED}
     return {
         m.uid: replace(
             m,
@@ -90,7 +91,7 @@ class World(People):
         self.random = random.Random(seed)
         self.server_clock = WallClock(self.wall)
         self.server = ApiServer(self.server_clock)
-        self.weather = Weather(random.Random(seed + 1))
+        self.weather = NetworkFaults(random.Random(seed + 1))
         self.network = Network(self.server, self.weather, self._crash)
         self.controllers = Controllers(self.server, random.Random(seed + 2), self.wall)
         self.watchdog = Watchdog(self.server, self.loop.time)
@@ -98,7 +99,7 @@ class World(People):
         self._deletions = Deletions(
             self.server, self.loop.time, self.seconds_well, self._said.of, self.watchdog.is_spoiled
         )
-        self._patience = Patience(
+        self._patience = WaitChecker(
             self.server,
             self.controllers,
             self.loop.time,
@@ -134,8 +135,8 @@ class World(People):
         random.seed(self._seed)
         for name, fixed in (
             ("uuid.uuid4", lambda: uuid.UUID(int=bits.getrandbits(128))),
-            ("sandboxpool.app.boot_clock", self.loop.time),
-            ("sandboxpool.pools.book.MemberBook.sort", _sort_and_check),
+            ("sandboxpool.app.operator.boot_clock", self.loop.time),
+            ("sandboxpool.pools.member_index.MemberIndex.refresh", _sort_and_check),
         ):
             self._undo.enter_context(mock.patch(name, fixed))
         logger = logging.getLogger("sandboxpool")
@@ -274,7 +275,7 @@ class World(People):
             else:
                 stream.cut()
 
-    def sight_of(self, process: Process) -> Sight:
+    def sight_of(self, process: Process) -> WatchFaults:
         """What one process does not see."""
         return self.network.sight_of(process.client)
 

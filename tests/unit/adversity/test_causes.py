@@ -69,7 +69,7 @@ def test_a_missing_secret_is_named_moves_nothing_and_is_seldom_asked_about(
         assert condition(world, "Warm", "lacking-0")[0] == "True"
         leader = world.leader()
         assert leader is not None
-        assert not leader.operator._inquiry._known
+        assert not leader.operator.components.inquiry._known
 
 
 def test_what_is_started_for_a_claim_says_what_it_waits_for_and_is_bound_when_it_is_there() -> None:

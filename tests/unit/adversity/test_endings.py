@@ -51,7 +51,7 @@ def test_who_says_why_it_ends_a_sandbox_is_quoted(
         assert f"by {reason}" in message(world)
         (metric,) = [
             sample
-            for family in world.processes[0].operator._metrics.registry.collect()
+            for family in world.processes[0].operator.metrics.registry.collect()
             for sample in family.samples
             if sample.name.endswith("_total") and sample.labels.get("result") == reason
         ]

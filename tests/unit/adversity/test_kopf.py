@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from sandboxpool import handlers
-from sandboxpool.app import Operator
-from sandboxpool.settings import Settings
+from sandboxpool.app import handlers
+from sandboxpool.app.operator import Operator
+from sandboxpool.app.settings import Settings
 
 SOON_SECONDS = 10.0
 WATCHED = {
@@ -99,8 +99,8 @@ async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiServer]:
         api.logins += 1
         return kopf.ConnectionInfo(server=str(server.make_url("")), token="always the same")
 
-    monkeypatch.setattr("sandboxpool.app.connection_info", connection)
-    monkeypatch.setattr("sandboxpool.app.FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("sandboxpool.app.operator.connection_info", connection)
+    monkeypatch.setattr("sandboxpool.app.operator.FIRST_PAUSE_SECONDS", 0.05)
     yield api
     await server.close()
 
@@ -123,13 +123,15 @@ async def ended(task: asyncio.Task[Any]) -> None:
 
 @pytest.fixture
 async def operator(api: ApiServer) -> AsyncIterator[Operator]:
-    operator = Operator(Settings(), kopf.ConnectionInfo(server="http://127.0.0.1:9"))
+    operator = Operator(
+        Settings(probe_image="image"), kopf.ConnectionInfo(server="http://127.0.0.1:9")
+    )
     yield operator
-    operator._queues.close()
+    operator.components.queues.close()
 
 
 def restarts(operator: Operator) -> float:
-    return float(operator._metrics.restarts.labels("kopf")._value.get())
+    return float(operator.components.connection.metrics.restarts.labels("kopf")._value.get())
 
 
 @pytest.fixture
@@ -147,7 +149,7 @@ async def test_what_ends_kopf_ends_nothing_else_and_it_starts_anew(
     del kept
     api.fault = fault
     other = asyncio.create_task(asyncio.sleep(3600))
-    await soon(lambda: len(operator._pools) == 1)
+    await soon(lambda: len(operator.components.pools) == 1)
     await soon(lambda: restarts(operator) >= 1)
     await soon(lambda: api.logins >= 2)
     await soon(lambda: api.watches >= 2)
@@ -178,7 +180,7 @@ async def test_credentials_that_cannot_be_found_end_only_kopf(
     def none() -> kopf.ConnectionInfo:
         raise OSError("no such file")
 
-    monkeypatch.setattr("sandboxpool.app.connection_info", none)
+    monkeypatch.setattr("sandboxpool.app.operator.connection_info", none)
     kept = asyncio.create_task(operator._survive("kopf", operator._kopf))
     await asyncio.sleep(0.3)
     assert not kept.done()

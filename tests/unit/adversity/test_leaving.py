@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sandboxpool.api.names import EXCLUSION_PREFIX
-from sandboxpool.runtimes.lifecycle import LEAVING_CONDITIONS, LEAVING_TAINTS, PLANNED_CONDITION
+from sandboxpool.runtimes.lifecycle import PLANNED_CONDITION, REMOVAL_CONDITIONS, REMOVAL_TAINTS
 from support.simulation.admission import keeps_nodes_as_they_are
 from support.simulation.apiserver import Object
 from support.simulation.people import template_of
@@ -114,8 +114,8 @@ def test_what_runs_on_a_node_that_falls_silent_is_replaced_at_once() -> None:
 # --- What is handed out --------------------------------------------------------------------------
 
 ANNOUNCED = [
-    *(("taint", key) for key in sorted(LEAVING_TAINTS)),
-    *(("announce", type_) for type_ in sorted({*LEAVING_CONDITIONS, PLANNED_CONDITION})),
+    *(("taint", key) for key in sorted(REMOVAL_TAINTS)),
+    *(("announce", type_) for type_ in sorted({*REMOVAL_CONDITIONS, PLANNED_CONDITION})),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.api.times import epoch
-from sandboxpool.references import Reference
+from sandboxpool.util.references import ObjectReference
 from support.simulation.admission import CHANGE, CHECK, hangs
 from support.simulation.apiserver import Object
 from support.simulation.network import SimulatedClient
@@ -113,8 +113,8 @@ def test_a_standby_that_sees_nothing_leaves_the_lease_to_one_that_does() -> None
         (blind,) = standbys(world)
         lose_pods(world, blind)
         world.run(200.0)
-        assert any("pods" in what for what in blind.operator._blind()), "it is not ready"
-        assert not leaders(world)[0].operator._blind()
+        assert any("pods" in what for what in blind.operator.blind()), "it is not ready"
+        assert not leaders(world)[0].operator.blind()
         world.crash()
         world.run(30.0)
         assert blind in standbys(world)
@@ -152,12 +152,12 @@ def test_a_quiet_cluster_is_not_taken_for_blindness() -> None:
         before = list(world.processes)
         for _ in range(40):
             world.run(30.0)
-            assert all(not p.operator._blind() for p in world.processes)
+            assert all(not p.operator.blind() for p in world.processes)
         for resource in ("pods", "nodes", "events", "sandboxclaims"):
             world.break_watches(resource, "stall")
             for _ in range(30):
                 world.run(10.0)
-                assert all(not p.operator._blind() for p in world.processes)
+                assert all(not p.operator.blind() for p in world.processes)
         assert world.processes == before
 
 
@@ -224,8 +224,8 @@ def test_claims_that_fail_do_not_keep_the_fleets_events_waiting() -> None:
             world.make_claim(f"claim-{i}", "never-made", bindTimeoutSeconds=1)
         world.run(10.0)
         (process,) = world.processes
-        node = Reference("v1", "Node", "", "node-0", "uid-node-0")
-        world._do(process.operator._events.warning, node, "NodeQuarantined", "text")
+        node = ObjectReference("v1", "Node", "", "node-0", "uid-node-0")
+        world._do(process.operator.components.events.warning, node, "NodeQuarantined", "text")
         world.run(1.0)
         posted = [event.get("reason") for event in world.server.all("events")]
         assert len(posted) < 150, "the claims' own still wait"
@@ -299,7 +299,7 @@ def test_claims_and_pools_that_are_gone_leave_no_timers() -> None:
             world.make_claim(f"claim-{i}", ttlSeconds=86_400, bindTimeoutSeconds=86_400)
             world.make_claim(f"without-pool-{i}", f"never-made-{i}", bindTimeoutSeconds=86_400)
         world.run(10.0)
-        queues = world.processes[0].operator._queues
+        queues = world.processes[0].operator.components.queues
         assert len(queues.claims._timers) >= 20
         for claim in world.server.all("sandboxclaims"):
             world.delete("sandboxclaims", claim)

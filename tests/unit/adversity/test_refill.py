@@ -12,7 +12,7 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.kube.informer import BLIND_SECONDS
+from sandboxpool.kube.informer import MAX_STALENESS_SECONDS
 from sandboxpool.pools.reconcile import PoolReconciler
 from support.simulation.admission import (
     CHECK,
@@ -255,13 +255,13 @@ def test_nothing_is_made_by_a_cache_that_has_stood_still(monkeypatch: pytest.Mon
     init = PoolReconciler.__init__
 
     def build(reconciler: PoolReconciler, **parts: Any) -> None:
-        init(reconciler, **{**parts, "pods_age": lambda: age})
+        init(reconciler, **{**parts, "pods_cache_age": lambda: age})
 
     monkeypatch.setattr(PoolReconciler, "__init__", build)
     with World(seed=1) as world:
         world.make_pool("pool", 2)
         world.run(20)
-        age = BLIND_SECONDS + 1
+        age = MAX_STALENESS_SECONDS + 1
         before = creates(world)
         world.change_pool("pool", replicas=4)
         world.run(300)

@@ -19,21 +19,24 @@ import msgspec
 import pytest
 from prometheus_client.exposition import generate_latest
 
-from sandboxpool import cache, listing
 from sandboxpool.api.core import Taint
 from sandboxpool.api.v1alpha1 import IsolationProof
 from sandboxpool.claims.index import ClaimIndex
+from sandboxpool.cluster import nodes as node_index
+from sandboxpool.cluster import pools as store
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.classes import RuntimeClassStore
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.kube import listing
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.listing import take_list
-from sandboxpool.metrics import Metrics
-from sandboxpool.pools import reconcile, store
-from sandboxpool.pools.members import State
-from sandboxpool.pools.store import PoolStore
+from sandboxpool.kube.listing import list_into
+from sandboxpool.observability.metrics import Metrics
+from sandboxpool.pools import reconcile
 from sandboxpool.runtimes import verdict as verdicts
 from sandboxpool.runtimes.resolve import Runtime
-from sandboxpool.runtimes.store import RuntimeStore
-from sandboxpool.turns import SLICE_SECONDS, Turns
+from sandboxpool.util.cooperative import SLICE_SECONDS, CooperativeYield
 from support.builders import claim, node, pool, pool_body, runtime, runtime_class
 from support.simulation.world import World
 
@@ -122,29 +125,29 @@ def pools_with_tolerations(count: int) -> list[Any]:
 
 @pytest.mark.parametrize("dedicated", [False, True])
 def test_a_toleration_for_each_team_does_not_make_verdicts_dearer(dedicated: bool) -> None:
-    cluster, gvisor = cache.Cluster(), runtime()
+    cluster, gvisor = ClusterCache(), runtime()
     for i in range(MANY):
         # The team's own, if it has one.
         taints = [Taint("team", "NoSchedule", f"{i}")] if dedicated and i < FEW else []
         cluster.nodes.put(None, node(f"node-{i}", taints=taints))
     pools = pools_with_tolerations(MANY)
-    with counting(cache, "stand") as looks:
+    with counting(node_index, "assess_node") as looks:
         for one in pools:
             serving = MANY - FEW + (one.name in {f"pool-{i}" for i in range(FEW)})
             assert len(cluster.verdict(one, gvisor).serving) == (serving if dedicated else MANY)
         # Once for each that differ in what they tolerate of any node.
         different = FEW + 1 if dedicated else 1
         assert looks() == different * MANY
-    with counting(cache, "stand") as looks, counting(verdicts, "Verdict") as summed_up:
+    with counting(node_index, "assess_node") as looks, counting(verdicts, "Verdict") as summed_up:
         last = f"node-{MANY - 1}"
         labels = {"kubernetes.io/hostname": last, "who": "me"}
         cluster.nodes.put(node(last), node(last, version=2, labels=labels))
-        assert not cluster.nodes.take_changed()
+        assert not cluster.nodes.drain_changed()
         for one in pools:
             cluster.verdict(one, gvisor)
         assert (looks(), summed_up()) == (different, 0)
         cluster.nodes.put(node(last), node(last, version=3, labels=labels, ready=False))
-        assert len(cluster.nodes.take_changed()) == MANY
+        assert len(cluster.nodes.drain_changed()) == MANY
         for one in pools:
             cluster.verdict(one, gvisor)
         assert summed_up() == different
@@ -185,7 +188,7 @@ class Pages:
         return msgspec.json.encode({"metadata": metadata, "items": self.bodies[begin:end]})
 
     async def into(self, what: Any) -> None:
-        await take_list(cast(ApiClient, self), "/pools", what)
+        await list_into(cast(ApiClient, self), "/pools", what)
 
 
 def bodies(count: int) -> list[Any]:
@@ -201,7 +204,7 @@ async def test_a_list_gives_way_to_other_work(monkeypatch: pytest.MonkeyPatch) -
         now += SLICE_SECONDS * 0.45
         return now
 
-    monkeypatch.setattr(listing, "Turns", lambda: Turns(clock))
+    monkeypatch.setattr(listing, "CooperativeYield", lambda: CooperativeYield(clock))
     taken: list[str] = []
     pools = PoolStore(lambda old, new: taken.append(new.name if new else ""))
     sizes: list[int] = []
@@ -236,7 +239,7 @@ async def test_nothing_is_gone_before_the_last_page_is_read() -> None:
 async def test_what_cannot_be_read_is_not_gone() -> None:
     pools = PoolStore(lambda old, new: None)
     known: dict[str, Runtime] = {}
-    classes = RuntimeStore(known, lambda name: None)
+    classes = RuntimeClassStore(known, lambda name: None)
     for what, body in ((pools, pool_body()), (classes, runtime_class())):
         server = Pages([body])
         await server.into(what)
@@ -252,7 +255,7 @@ async def test_what_cannot_be_read_is_not_gone() -> None:
 def test_what_the_pools_of_a_class_say_is_summed_up_as_it_changes() -> None:
     pools = PoolStore(lambda old, new: None)
     chance = random.Random(1)
-    with counting(store, "sandboxes_of") as counted:
+    with counting(store, "sandbox_counts") as counted:
         for version in range(1, 20 * MANY):
             name = f"pool-{chance.randrange(MANY)}"
             body = pool_body(
@@ -268,14 +271,14 @@ def test_what_the_pools_of_a_class_say_is_summed_up_as_it_changes() -> None:
         assert counted() <= 2 * 20 * MANY, "the one that was, and the one that is"
     for class_name in ("gvisor", "kata"):
         known = [p for p in pools if p.spec and p.spec.runtime_class_name == class_name]
-        told = pools.of_class(class_name)
+        told = pools.by_class(class_name)
         assert set(told.pools) == {p.uid for p in known}
         assert told.names == sorted(f"{p.namespace}/{p.name}" for p in known)
         assert told.wanting_proof == sum(p.proof is not IsolationProof.NONE for p in known)
         wanting = [p for p in known if p.proof is not IsolationProof.NONE]
         assert told.warm_with_proof == sum(p.status["warm"] for p in wanting)
-        for state in State:
-            assert told.sandboxes[state] == sum(store.sandboxes_of(p)[state] for p in known)
+        for state in SandboxState:
+            assert told.sandboxes[state] == sum(store.sandbox_counts(p)[state] for p in known)
 
 
 # --- What a restored backup holds ----------------------------------------------------------------
@@ -331,9 +334,9 @@ class Series(dict[Any, Any]):
 def test_a_pool_that_goes_looks_at_no_series_but_its_own() -> None:
     metrics, pools = Metrics(), [pool(f"pool-{i}", uid=f"uid-{i}") for i in range(MANY)]
     for one in pools:
-        metrics.bound(one, "Warm", 0.1)
-        metrics.finished(*one.key, "Lost", "PodLost")
-        metrics.failure(one, "PodFailed")
+        metrics.claim_bound(one, "Warm", 0.1)
+        metrics.claim_finished(*one.key, "Lost", "PodLost")
+        metrics.sandbox_failed(one, "PodFailed")
     watched = [metrics._claims, metrics._claim_seconds, metrics._failures]
     for metric in watched:
         metric._metrics = Series(metric._metrics)
@@ -352,7 +355,7 @@ def test_only_pools_that_exist_have_series() -> None:
         for i in range(FEW):
             world.make_claim(f"lost-{i}", pool=f"no-such-pool-{i}", bindTimeoutSeconds=1)
         world.run(SETTLE_SECONDS)
-        metrics = world.processes[0].operator._metrics
+        metrics = world.processes[0].operator.metrics
         counted = samples(metrics, "sandboxpool_claims_total")
         assert counted == {("default", "real"): 1, ("", ""): FEW}, "and each claim once"
         # The pool goes, and after it, by and by, its claim.

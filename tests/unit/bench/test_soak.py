@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bench.soak import Rest, growth
+from bench.soak import RestSample, growth
 
 
-def rests(*memory: float, series: int = 500) -> list[Rest]:
+def rests(*memory: float, series: int = 500) -> list[RestSample]:
     """One rest every five minutes."""
     return [
-        Rest(5.0 * n, mib, 48, 1, 66, series, cpu_percent=8.0, claims=1000 * n)
+        RestSample(5.0 * n, mib, 48, 1, 66, series, cpu_percent=8.0, claims=1000 * n)
         for n, mib in enumerate(memory, 1)
     ]
 

@@ -1,22 +1,23 @@
 """What may be said of a claim without asking anybody."""
 
-import datetime
-import types
-import typing
 from typing import Any
 
 import msgspec
-import pydantic
 import pytest
 
-from sandboxpool.api import v1alpha1
-from sandboxpool.api.markers import wire_name
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.claims import claim as structs
+from sandboxpool.api.v1alpha1 import (
+    ClaimPhase,
+    ClaimSource,
+    Condition,
+    SandboxClaim,
+    SandboxClaimStatus,
+)
 from sandboxpool.claims import decide
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.ground import Ground
+from sandboxpool.runtimes.host_state import HostState
 from support.builders import NOW, claim, claim_body, facts, pod, spec
+from support.schema import check_written
 
 BOUND: dict[str, Any] = {
     "phase": "Bound",
@@ -30,94 +31,23 @@ BOUND: dict[str, Any] = {
 }
 
 
-# --- The structs of the hot path and the models of the API ---------------------------------------
-
-
-def unwrapped(hint: Any) -> Any:
-    """A field's own type: without annotations, without None."""
-    while typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        (hint,) = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
-        return unwrapped(hint)
-    return hint
-
-
-def kind(hint: Any) -> str:
-    """The JSON type that a field has on the wire."""
-    hint = unwrapped(hint)
-    origin = typing.get_origin(hint) or hint
-    if origin in (list, tuple):
-        return "array"
-    if origin is dict or issubclass(origin, pydantic.BaseModel | msgspec.Struct):
-        return "object"
-    if issubclass(origin, str | datetime.datetime | pydantic.AwareDatetime):
-        return "string"
-    return str(origin.__name__)
-
-
-@pytest.mark.parametrize(
-    ("struct", "model"),
-    [
-        (structs.ClaimSpec, v1alpha1.SandboxClaimSpec),
-        (structs.ClaimMetadata, v1alpha1.ClaimMetadata),
-        (structs.ClaimStatus, v1alpha1.SandboxClaimStatus),
-        (structs.ClaimRuntime, v1alpha1.ClaimRuntime),
-        (structs.ClaimCondition, v1alpha1.Condition),
-    ],
-)
-def test_structs_and_models_have_the_same_fields_on_the_wire(
-    struct: type[msgspec.Struct], model: type[pydantic.BaseModel]
-) -> None:
-    decoded = {f.encode_name: kind(f.type) for f in msgspec.structs.fields(struct)}
-    hints = typing.get_type_hints(model, include_extras=True)
-    modelled = {wire_name(name): kind(hints[name]) for name in model.model_fields}
-    assert decoded == modelled
-
-
-@pytest.mark.parametrize(
-    ("struct", "model", "differs"),
-    [
-        (structs.ClaimSpec, v1alpha1.SandboxClaimSpec, {"metadata"}),
-        # Without a phase a claim is pending; the hot path must tell "unset" from "said".
-        (structs.ClaimStatus, v1alpha1.SandboxClaimStatus, {"phase"}),
-    ],
-)
-def test_structs_and_models_have_the_same_defaults(
-    struct: type[msgspec.Struct], model: type[pydantic.BaseModel], differs: set[str]
-) -> None:
-    for field in msgspec.structs.fields(struct):
-        name = next(n for n in model.model_fields if wire_name(n) == field.encode_name)
-        if field.encode_name in differs or model.model_fields[name].is_required():
-            assert field.required or field.encode_name in differs
-            continue
-        mine = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
-        theirs = model.model_fields[name].get_default(call_default_factory=True)
-        assert mine == (list(theirs) if isinstance(theirs, tuple) else theirs), field.name
-
-
 def test_what_is_written_fits_the_api() -> None:
     it = claim(status=BOUND)
     for status in (
         decide.bound_status(
             it,
             pod(),
-            Ground(facts(), "runsc"),
-            source="Warm",
+            HostState(facts(), "runsc"),
+            source=ClaimSource.WARM,
             bound_at=NOW,
             expires=NOW + 9,
             evidence="a kernel of its own",
             now=NOW,
         ),
         decide.pending_status(it, Reason.STARTING_COLD, "one is being started", NOW),
-        decide.finished_status(it, "Lost", Reason.POD_LOST, "x" * 4000, NOW),
+        decide.finished_status(it, ClaimPhase.LOST, Reason.POD_LOST, "x" * 4000, NOW),
     ):
-        v1alpha1.SandboxClaimStatus.model_validate(status.body())
-        assert msgspec.convert(status.body(), structs.ClaimStatus) == status
-
-
-def test_finished_phases_are_the_apis() -> None:
-    assert {p.value for p in v1alpha1.ClaimPhase if p.finished} == structs.FINISHED
+        check_written(SandboxClaimStatus, status.to_wire())
 
 
 # --- Refusing ------------------------------------------------------------------------------------
@@ -149,7 +79,7 @@ def test_finished_phases_are_the_apis() -> None:
 )
 def test_refusing(fields: dict[str, Any], prefixes: list[str], reason: Reason | None) -> None:
     policy = spec(claims={"allowedMetadataPrefixes": prefixes})
-    refusal = decide.refuse(claim(**fields), policy)
+    refusal = decide.refusal_for(claim(**fields), policy)
     assert (refusal.reason if refusal else None) == reason
 
 
@@ -168,7 +98,7 @@ def test_refusing(fields: dict[str, Any], prefixes: list[str], reason: Reason | 
     ],
 )
 def test_an_asserted_proof_holds_at_least(asserted: str | None, offered: str, served: bool) -> None:
-    refusal = decide.refuse(claim(isolationProof=asserted), spec(isolationProof=offered))
+    refusal = decide.refusal_for(claim(isolationProof=asserted), spec(isolationProof=offered))
     assert (refusal is None) == served
     if refusal is not None:
         assert refusal.reason is Reason.ISOLATION_PROOF_MISMATCH
@@ -186,13 +116,13 @@ def test_a_claim_cannot_set_what_the_template_sets(field: str, value: str) -> No
         "spec": {"containers": [{"name": "main"}]},
     }
     policy = spec(claims={"allowedMetadataPrefixes": ["example.com/"]}, template=template)
-    refusal = decide.refuse(claim(metadata={field: mine}), policy)
+    refusal = decide.refusal_for(claim(metadata={field: mine}), policy)
     assert refusal is not None
     assert refusal.reason is Reason.METADATA_NOT_ALLOWED
     assert f"spec.metadata.{field}['example.com/network']" in refusal.message
     assert "the template of pool 'pool' sets it" in refusal.message
     other = "annotations" if field == "labels" else "labels"
-    assert decide.refuse(claim(metadata={other: mine}), policy) is None
+    assert decide.refusal_for(claim(metadata={other: mine}), policy) is None
 
 
 # --- Time ----------------------------------------------------------------------------------------
@@ -223,7 +153,7 @@ def test_nothing_expires_before_it_is_bound() -> None:
     assert decide.expiry(claim(ttlSeconds=1, status={"boundAt": "soon"}), spec()) is None
 
 
-def promised(seconds: int | None, **fields: Any) -> structs.Claim:
+def promised(seconds: int | None, **fields: Any) -> SandboxClaim:
     """A claim that was promised so much; what is given of it was changed since."""
     status = BOUND | {"observedGeneration": 0 if fields else 1}
     if seconds is not None:
@@ -286,37 +216,37 @@ def test_a_pool_that_is_gone_limits_nothing() -> None:
 @pytest.mark.parametrize("age", [-3600, 0, 0.9, 1.5, 11])
 def test_only_what_has_certainly_passed_of_a_claims_patience_counts(age: float) -> None:
     """A creation time is cut to whole seconds, and may be another clock's."""
-    assert max(0.0, age - 2) <= decide.certain_wait(claim(age=age), NOW) <= max(0.0, age)
+    assert max(0.0, age - 2) <= decide.minimum_wait(claim(age=age), NOW) <= max(0.0, age)
 
 
 def test_a_claim_without_a_creation_time_has_waited_for_nothing() -> None:
     body = claim_body()
     body["metadata"]["creationTimestamp"] = ""
-    assert decide.certain_wait(msgspec.convert(body, structs.Claim), NOW) == 0
+    assert decide.minimum_wait(msgspec.convert(body, SandboxClaim), NOW) == 0
 
 
 def test_a_claim_is_kept_from_its_end_on() -> None:
     ended = claim(age=500, status={"phase": "Failed", "finishedAt": timestamp(NOW)})
-    assert decide.retain_until(ended, spec(claims={"ttlSecondsAfterFinished": 7})) == NOW + 7
-    assert decide.retain_until(ended, None) == NOW + 3600
+    assert decide.cleanup_time(ended, spec(claims={"ttlSecondsAfterFinished": 7})) == NOW + 7
+    assert decide.cleanup_time(ended, None) == NOW + 3600
 
 
 # --- Status --------------------------------------------------------------------------------------
 
 
-def condition(status: structs.ClaimStatus, type_: str) -> structs.ClaimCondition:
+def condition(status: SandboxClaimStatus, type_: str) -> Condition:
     (found,) = [c for c in status.conditions if c.type == type_]
     return found
 
 
 def bound_status(
-    it: structs.Claim, now: float = NOW, ground: Ground | None = None, **of_pod: Any
-) -> structs.ClaimStatus:
+    it: SandboxClaim, now: float = NOW, host_state: HostState | None = None, **of_pod: Any
+) -> SandboxClaimStatus:
     return decide.bound_status(
         it,
         pod(**of_pod),
-        ground or Ground(facts(), "runsc"),
-        source="Warm",
+        host_state or HostState(facts(), "runsc"),
+        source=ClaimSource.WARM,
         bound_at=NOW,
         expires=None,
         evidence=None,
@@ -335,7 +265,7 @@ def bound_status(
 )
 def test_a_claim_is_told_when_its_node_has_lost_the_handler(of_node: Any, ready: str) -> None:
     """A node that is not Ready is not to be believed about its handlers."""
-    status = bound_status(claim(), ground=Ground(facts(**of_node), "runsc"))
+    status = bound_status(claim(), host_state=HostState(facts(**of_node), "runsc"))
     found = condition(status, "Ready")
     assert found.status == ready
     assert (found.reason == "HandlerRemoved") == (ready == "False")
@@ -386,7 +316,9 @@ def test_readiness_of_a_bound_claim(
 
 def test_what_a_claim_had_stays_readable_when_it_ends() -> None:
     it = claim(status=BOUND | {"expiresAt": timestamp(NOW + 5)})
-    body = decide.finished_status(it, "Expired", Reason.TTL_EXPIRED, "over", NOW + 5).body()
+    body = decide.finished_status(
+        it, ClaimPhase.EXPIRED, Reason.TTL_EXPIRED, "over", NOW + 5
+    ).to_wire()
     kept = {k: v for k, v in BOUND.items() if k not in ("phase", "podIP")}
     assert body.items() >= (kept | {"phase": "Expired"}).items()
     assert body["finishedAt"] == timestamp(NOW + 5)
@@ -395,9 +327,9 @@ def test_what_a_claim_had_stays_readable_when_it_ends() -> None:
 
 def test_transition_times_move_only_with_the_status() -> None:
     first = bound_status(claim())
-    again = bound_status(claim(status=first.body()), now=NOW + 60)
+    again = bound_status(claim(status=first.to_wire()), now=NOW + 60)
     assert again == first
-    worse = bound_status(claim(status=first.body()), now=NOW + 60, ready=False)
+    worse = bound_status(claim(status=first.to_wire()), now=NOW + 60, ready=False)
     assert condition(worse, "Ready").lastTransitionTime == timestamp(NOW + 60)
     assert condition(worse, "Bound").lastTransitionTime == timestamp(NOW)
 
@@ -413,8 +345,8 @@ def test_of_several_pods_the_named_one_is_kept_else_the_oldest_that_stays() -> N
 
 def test_what_a_claim_was_told_of_its_pods_end_is_remembered() -> None:
     goes = bound_status(claim(), deleting=True)
-    told = decide.ending_told(claim(status=msgspec.to_builtins(goes)))
+    told = decide.reported_ending(claim(status=msgspec.to_builtins(goes)))
     assert told is not None
     assert told.reason is Reason.POD_DELETED
     unready = bound_status(claim(), ready=False)
-    assert decide.ending_told(claim(status=msgspec.to_builtins(unready))) is None
+    assert decide.reported_ending(claim(status=msgspec.to_builtins(unready))) is None

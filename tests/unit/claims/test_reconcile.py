@@ -6,22 +6,22 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.allocation.allocator import Allocator
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.cache import Cluster
-from sandboxpool.claims.allocator import Allocator
-from sandboxpool.claims.claim import Claim
-from sandboxpool.claims.decide import Refusal
-from sandboxpool.claims.offers import Offers
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.reconcile import ClaimReconciler
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.pools.template import ClaimRef
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.probe import CONTROL
+from sandboxpool.sandboxes.template import ClaimRef
 from support.builders import (
     NAMESPACE,
     NOW,
@@ -59,11 +59,11 @@ class Cold:
         del pool
         return claim_uid in self.starting
 
-    def want_cold(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
+    def request_cold_start(self, pool: Pool, claim: ClaimRef) -> Refusal | None:
         self.asked.append(f"{pool.name}/{claim.name}")
         return self.refusal
 
-    def cold_failed(self, pool: Pool, message: str) -> None:
+    def cold_start_failed(self, pool: Pool, message: str) -> None:
         self.failed.append(f"{pool.name}: {message}")
 
 
@@ -71,11 +71,11 @@ class Observer:
     def __init__(self) -> None:
         self.told: list[tuple[str, ...]] = []
 
-    def bound(self, pool: Pool, source: str, seconds: float) -> None:
+    def claim_bound(self, pool: Pool, source: str, seconds: float) -> None:
         del pool, seconds
         self.told.append(("bound", source))
 
-    def finished(self, namespace: str, pool: str, phase: str, reason: str) -> None:
+    def claim_finished(self, namespace: str, pool: str, phase: str, reason: str) -> None:
         del namespace, pool
         self.told.append((phase, reason))
 
@@ -84,8 +84,8 @@ class World:
     """A claim reconciler with its caches, fed by the scripted API unless the watch is cut."""
 
     def __init__(self, *pods: str, **spec: Any) -> None:
-        self.cluster = Cluster()
-        self.claims: dict[tuple[str, str], Claim] = {}
+        self.cluster = ClusterCache()
+        self.claims: dict[tuple[str, str], SandboxClaim] = {}
         self.pools = PoolStore(lambda old, new: None)
         self.allocator = Allocator()
         self.granted: list[str] = []
@@ -94,12 +94,12 @@ class World:
         self.watching = True
         self.now = NOW
         self.api = ScriptedApi(lambda: self.now, self._changed)
-        self.offers = Offers(
+        self.candidate_tracker = CandidateTracker(
             self.cluster,
             self.pools,
             self.allocator,
-            is_leaving=lambda pool, pod: False,
-            on_granted=self.granted.append,
+            is_deleting=lambda pool, pod: False,
+            on_allocated=self.granted.append,
         )
         self.events = EventRecorder(self.api, "test", "test")
         self.reconciler = ClaimReconciler(
@@ -108,7 +108,7 @@ class World:
             cluster=self.cluster,
             pools=self.pools,
             allocator=self.allocator,
-            offers=self.offers,
+            candidate_tracker=self.candidate_tracker,
             cold=self.cold,
             events=self.events,
             observer=self.observer,
@@ -132,7 +132,7 @@ class World:
             if after is None:
                 self.allocator.release(old["metadata"]["uid"])
             else:
-                self.offers.refresh([after])
+                self.candidate_tracker.refresh([after])
         elif "/sandboxclaims/" in path:
             was, is_now = _claim(old), _claim(new)
             key = (NAMESPACE, path.rpartition("/")[2])
@@ -140,7 +140,7 @@ class World:
                 self.claims.pop(key, None)
             else:
                 self.claims[key] = is_now
-            self.reconciler.seen(was, is_now)
+            self.reconciler.observe_claim(was, is_now)
 
     def put_pool(self, **given: Any) -> None:
         self.pools.observe(self.api.put(POOL, pool_body(**given)))
@@ -181,11 +181,11 @@ def _pod(body: Any) -> Pod | None:
     return None if body is None else msgspec.convert(body, Pod)
 
 
-def _claim(body: Any) -> Claim | None:
-    return None if body is None else msgspec.convert(body, Claim)
+def _claim(body: Any) -> SandboxClaim | None:
+    return None if body is None else msgspec.convert(body, SandboxClaim)
 
 
-def bound(pod: str = "pod-1", **more: Any) -> dict[str, Any]:
+def claim_bound(pod: str = "pod-1", **more: Any) -> dict[str, Any]:
     return {
         "phase": "Bound",
         "podName": pod,
@@ -343,7 +343,7 @@ async def test_a_pod_whose_binding_is_in_doubt_is_free_again_without_its_claim()
     world.put_claim()
     with pytest.raises(KubeError):
         await world.reconcile()
-    assert world.allocator.is_held("pod-1-uid")
+    assert world.allocator.is_allocated("pod-1-uid")
     world.api.remove(f"{CLAIMS}/claim")
     assert world.allocator.free("pool-uid") == 1
 
@@ -366,7 +366,7 @@ async def test_while_nobody_can_say_whose_the_pod_is_claim_and_pod_stay_reserved
     world.put_claim()
     with pytest.raises(KubeError):
         await world.reconcile()
-    assert world.allocator.is_held("pod-1-uid")
+    assert world.allocator.is_allocated("pod-1-uid")
     assert world.pod("pod-2")["metadata"]["resourceVersion"] == "1"
     assert world.status() == {}
 
@@ -409,7 +409,7 @@ async def test_a_claim_deleted_while_its_pod_is_being_written_takes_no_second_po
     world.api.fail("PATCH", "/pods/", CONFLICT)
     await world.reconcile()
     assert len(world.api.sent("PATCH", "/pods/")) == 1
-    assert not world.allocator.is_held("pod-1-uid")
+    assert not world.allocator.is_allocated("pod-1-uid")
     assert world.owner("pod-2") == "pool"
 
 
@@ -439,7 +439,7 @@ async def test_a_second_pod_of_a_claim_is_deleted_and_the_named_one_kept() -> No
     world = World()
     world.put_pod("pod-1", claim="claim", age=10)
     world.put_pod("pod-2", claim="claim", age=99)
-    world.put_claim(status=bound("pod-1"))
+    world.put_claim(status=claim_bound("pod-1"))
     await world.reconcile()
     assert world.pod("pod-1") is not None
     assert world.pod("pod-2") is None
@@ -480,7 +480,7 @@ async def test_an_edit_by_its_owner_does_not_keep_a_claim_from_being_told() -> N
 async def test_what_another_has_told_a_claim_stands(pod: str) -> None:
     world = World("pod-1")
     world.put_claim()
-    theirs = bound(pod, boundAt=timestamp(NOW - 5))
+    theirs = claim_bound(pod, boundAt=timestamp(NOW - 5))
     meanwhile(world, lambda: told_by_another(world, **theirs))
     await world.reconcile()
     assert world.status() == theirs
@@ -499,7 +499,7 @@ async def test_no_pod_is_deleted_of_which_another_has_just_told_the_claim(
         world.put_pod("pod-1", claim="claim", age=99)
     world.put_pod("pod-2", claim="claim", age=10, **amiss)
     world.put_claim()
-    told_by_another(world, **bound("pod-2"))
+    told_by_another(world, **claim_bound("pod-2"))
     assert await world.reconcile() == 2
     assert world.pod("pod-2") is not None
 
@@ -508,9 +508,9 @@ async def test_a_claim_that_another_has_bound_does_not_fail() -> None:
     world = World()
     world.put_claim(bindTimeoutSeconds=10)
     world.now += 11
-    meanwhile(world, lambda: told_by_another(world, **bound()))
+    meanwhile(world, lambda: told_by_another(world, **claim_bound()))
     await world.reconcile()
-    assert world.status() == bound()
+    assert world.status() == claim_bound()
     assert world.observer.told == []
 
 
@@ -518,15 +518,15 @@ async def test_a_claim_that_another_has_bound_does_not_wait() -> None:
     world = World()
     world.put_claim(onEmpty="Create")
     world.cold.refusal = Refusal(Reason.MAX_SANDBOXES_REACHED, "no room: wait")
-    meanwhile(world, lambda: told_by_another(world, **bound()))
+    meanwhile(world, lambda: told_by_another(world, **claim_bound()))
     await world.reconcile()
-    assert world.status() == bound()
+    assert world.status() == claim_bound()
 
 
 async def test_a_claim_that_has_ended_is_not_bound_again() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim", ready=False)
-    world.put_claim(status=bound())
+    world.put_claim(status=claim_bound())
     ended = {"phase": "Expired", "finishedAt": timestamp(NOW)}
     meanwhile(world, lambda: told_by_another(world, **ended))
     await world.reconcile()
@@ -721,7 +721,7 @@ async def test_a_claim_of_a_pool_that_was_made_again_gets_nothing_of_the_former_
     await world.reconcile()
     assert not world.api.writes
     assert world.allocator.waiting("pool-uid-2") == 1
-    assert list(world.allocator._stocks) == ["pool-uid-2"]
+    assert list(world.allocator._pool_states) == ["pool-uid-2"]
 
 
 async def test_a_pool_that_is_made_again_during_a_binding_is_noticed() -> None:
@@ -739,7 +739,7 @@ async def test_a_pool_that_is_made_again_during_a_binding_is_noticed() -> None:
     await world.reconcile()
     assert len(world.api.sent("PATCH", "/pods/")) == 1
     assert world.allocator.waiting("pool-uid-2") == 1
-    assert list(world.allocator._stocks) == ["pool-uid-2"]
+    assert list(world.allocator._pool_states) == ["pool-uid-2"]
 
 
 # --- Caches that are behind ----------------------------------------------------------------------
@@ -825,7 +825,7 @@ async def test_what_is_not_to_be_had_is_not_waited_for(given: dict[str, Any]) ->
 
 async def test_what_another_claim_has_reserved_is_not_waited_for() -> None:
     world = World("pod-1")
-    world.allocator.request("pool-uid", "another")
+    world.allocator.allocate("pool-uid", "another")
     world.put_claim(onEmpty="Fail")
     await world.reconcile()
     assert world.condition() == ("False", "NoWarmSandbox")
@@ -856,7 +856,7 @@ async def test_a_finished_claim_is_kept_for_as_long_as_its_pool_says_now() -> No
 async def test_a_claim_may_be_prolonged_as_far_as_its_pool_allows_now() -> None:
     world = World("pod-1", claims={"maxTTLSeconds": 10})
     world.change_pool_unseen(claims={"maxTTLSeconds": 1000})
-    prolonged = bound(expiresAt=timestamp(NOW + 10), observedGeneration=0)
+    prolonged = claim_bound(expiresAt=timestamp(NOW + 10), observedGeneration=0)
     world.put_claim(ttlSeconds=500, status=prolonged)
     world.now += 10
     assert await world.reconcile() == 490
@@ -867,7 +867,7 @@ async def test_a_claim_may_be_prolonged_as_far_as_its_pool_allows_now() -> None:
 async def test_a_claim_that_is_kept_by_finalizers_keeps_its_pod_as_its_pool_says_now() -> None:
     world = World(claims={"ttlSecondsAfterFinished": 10})
     world.put_pod("pod-1", claim="claim")
-    world.put_claim(deleting=True, status=bound(observedGeneration=1))
+    world.put_claim(deleting=True, status=claim_bound(observedGeneration=1))
     world.change_pool_unseen(claims={"ttlSecondsAfterFinished": 100})
     world.now += 10
     assert await world.reconcile() == 90
@@ -998,7 +998,9 @@ async def test_a_claim_of_no_pool_waits_for_one() -> None:
 def quarantine(world: World) -> None:
     at = world.cluster.nodes.get("node-1")
     assert at is not None
-    assert world.cluster.quarantines.fail(at, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW)
+    assert world.cluster.quarantines.record_failure(
+        at, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW
+    )
 
 
 def learn(world: World, isolation: Isolation, message: str = "seen") -> None:
@@ -1152,7 +1154,7 @@ async def test_what_has_become_doubtful_since_it_was_reserved_is_not_handed_out(
     learn(world, Isolation.PROVEN)
     world.put_pod("pod-1")
     world.put_claim()
-    assert world.allocator.request("pool-uid", "claim-uid") is not None
+    assert world.allocator.allocate("pool-uid", "claim-uid") is not None
     happens(world)
     await world.reconcile()
     assert not world.api.sent("PATCH", "/pods/")
@@ -1209,7 +1211,7 @@ async def test_a_claim_is_told_that_its_node_has_lost_the_handler_and_when_it_ha
 async def test_expiry_is_written_before_anything_is_deleted_and_only_on_what_was_seen() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
-    world.put_claim(ttlSeconds=60, status=bound())
+    world.put_claim(ttlSeconds=60, status=claim_bound())
     due = await world.reconcile()
     assert due == 60
     world.now += 61
@@ -1230,7 +1232,7 @@ async def test_expiry_is_written_before_anything_is_deleted_and_only_on_what_was
 async def test_a_claim_that_was_prolonged_meanwhile_does_not_expire() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
-    world.put_claim(ttlSeconds=60, status=bound())
+    world.put_claim(ttlSeconds=60, status=claim_bound())
     world.api.touch(f"{CLAIMS}/claim")
     world.now += 61
     await world.reconcile()
@@ -1243,7 +1245,7 @@ async def test_a_pod_that_only_lost_its_labels_is_not_lost() -> None:
     world.watching = False
     world.put_pod("pod-1")
     world.watching = True
-    world.put_claim(status=bound())
+    world.put_claim(status=claim_bound())
     await world.reconcile()
     assert world.status()["phase"] == "Bound"
     assert len(world.api.sent("GET", "/pods/")) == 1
@@ -1256,7 +1258,7 @@ async def test_a_claim_is_lost_only_after_the_server_was_asked(another: bool) ->
         world.watching = False
         world.put_pod("pod-1", uid="another")
         world.watching = True
-    world.put_claim(status=bound())
+    world.put_claim(status=claim_bound())
     await world.reconcile()
     assert len(world.api.sent("GET", "/pods/pod-1")) == 1
     assert world.status()["phase"] == "Lost"
@@ -1282,14 +1284,14 @@ async def lose(world: World) -> None:
     last = world.cluster.pods.get("pod-1-uid")
     world.api.remove(f"{PODS}/pod-1")
     if last is not None:
-        world.reconciler.pod_gone(last)
+        world.reconciler.observe_pod_deleted(last)
     await world.reconcile()
 
 
 async def test_what_a_pod_said_before_it_was_gone_is_why_its_claim_has_lost_it() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
-    world.put_claim(status=bound())
+    world.put_claim(status=claim_bound())
     evict(world)
     # Before the claim was looked at again.
     await lose(world)
@@ -1301,7 +1303,7 @@ async def test_what_a_pod_said_before_it_was_gone_is_why_its_claim_has_lost_it()
 async def test_a_claim_whose_pod_goes_says_why_and_remembers_it_for_the_next_process() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
-    world.put_claim(status=bound())
+    world.put_claim(status=claim_bound())
     evict(world)
     await world.reconcile()
     assert world.condition() == ("True", "SandboxBound")
@@ -1321,7 +1323,7 @@ async def test_of_a_loss_that_nobody_saw_the_cause_is_not_made_up(
     node_gone: bool, reason: str
 ) -> None:
     world = World()
-    world.put_claim(status=bound(nodeName="node-1"))
+    world.put_claim(status=claim_bound(nodeName="node-1"))
     if node_gone:
         del world.api.objects[NODE]
     await world.reconcile()
@@ -1334,14 +1336,14 @@ async def test_the_end_of_another_pod_is_none_of_the_claims() -> None:
     world = World()
     world.put_pod("pod-1", claim="claim")
     evict(world)
-    world.put_claim(status=bound("pod-2", nodeName="node-1"))
+    world.put_claim(status=claim_bound("pod-2", nodeName="node-1"))
     await lose(world)
     assert world.condition() == ("False", "PodLost")
 
 
 async def test_an_unanswered_question_is_not_a_loss() -> None:
     world = World()
-    world.put_claim(status=bound())
+    world.put_claim(status=claim_bound())
     world.api.fail("GET", "/pods/", BROKEN)
     with pytest.raises(ApiError):
         await world.reconcile()
@@ -1352,7 +1354,7 @@ async def test_a_pod_that_ended_is_reported_with_its_cause_and_kept_for_its_logs
     world = World()
     ended = {"name": "main", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
     world.put_pod("pod-1", claim="claim", ready=False, phase="Failed", containerStatuses=[ended])
-    world.put_claim(status=bound())
+    world.put_claim(status=claim_bound())
     await world.reconcile()
     await world.reconcile()
     assert world.status()["phase"] == "Lost"

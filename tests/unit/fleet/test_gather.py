@@ -6,18 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import SandboxRuntimeStatus
-from sandboxpool.cache import Cluster
-from sandboxpool.fleet.gather import FleetGatherer
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.fleet.gather import RuntimeStatusGatherer
 from sandboxpool.fleet.status import runtime_status
-from sandboxpool.pools.members import State
-from sandboxpool.pools.startup import WINDOW_SECONDS
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Isolation
-from sandboxpool.runtimes.issues import IssueBook
-from sandboxpool.runtimes.nodes import facts_of
+from sandboxpool.runtimes.failure_history import FailureHistory
+from sandboxpool.runtimes.nodes import node_facts
+from sandboxpool.sandboxes.startup import WINDOW_SECONDS
 from support.builders import NOW, evidence, facts, node, pool_body, runtime
+from support.schema import check_written
 
 COUNTED = {
     "replicas": 10,
@@ -35,13 +36,13 @@ COUNTED = {
 class World:
     def __init__(self) -> None:
         self.clock = 0.0
-        self.cluster = Cluster()
+        self.cluster = ClusterCache()
         self.cluster.classes["gvisor"] = runtime()
         self.cluster.nodes.put(None, node("a"))
         self.cluster.nodes.put(None, node("b", handlers=["runc"]))
         self.pools = PoolStore(lambda old, new: None)
-        self.issues = IssueBook()
-        self.fleet = FleetGatherer(
+        self.issues = FailureHistory()
+        self.fleet = RuntimeStatusGatherer(
             cluster=self.cluster,
             pools=self.pools,
             issues=self.issues,
@@ -78,7 +79,7 @@ def test_what_is_known_of_nodes_of_another_class_of_the_handler_is_not_its_own(
     world.cluster.nodes.put(None, at)
     world.issues.record("runsc", "a", Reason.SHIM_MISSING, "no shim", NOW)
     world.cluster.evidence.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
-    world.cluster.evidence.put("x", "runsc", evidence(node=facts_of(at)))
+    world.cluster.evidence.put("x", "runsc", evidence(node=node_facts(at)))
     of_all, of_x = world.fleet.gather("gvisor"), world.fleet.gather("gvisor-x")
     assert of_all is not None
     assert of_x is not None
@@ -142,7 +143,7 @@ def test_only_pools_that_name_the_class_are_its_pools(world: World) -> None:
     given = world.fleet.gather("gvisor")
     assert given is not None
     assert given.pools == ["default/one", "default/two"]
-    assert given.sandboxes[State.WARM] == 3
+    assert given.sandboxes[SandboxState.WARM] == 3
 
 
 def test_sandboxes_are_counted_as_their_pools_have_counted_them(world: World) -> None:
@@ -150,17 +151,17 @@ def test_sandboxes_are_counted_as_their_pools_have_counted_them(world: World) ->
     given = world.fleet.gather("gvisor")
     assert given is not None
     assert given.sandboxes == {
-        State.WARM: 3,
-        State.STARTING: 2,
-        State.UNREADY: 1,
-        State.UNPROVEN: 1,
-        State.FAILED: 1,
+        SandboxState.WARM: 3,
+        SandboxState.STARTING: 2,
+        SandboxState.UNREADY: 1,
+        SandboxState.UNPROVEN: 1,
+        SandboxState.FAILED: 1,
         # Those that are started for claims are counted with the claimed.
-        State.COLD: 0,
-        State.CLAIMED: 5,
-        State.ENDED: 1,
-        State.STOPPING: 4,
-        State.STRANDED: 2,
+        SandboxState.COLD: 0,
+        SandboxState.CLAIMED: 5,
+        SandboxState.ENDED: 1,
+        SandboxState.STOPPING: 4,
+        SandboxState.STRANDED: 2,
     }
 
 
@@ -179,7 +180,7 @@ def test_a_missing_class_is_of_interest_while_a_pool_names_it(world: World) -> N
     given = world.fleet.gather("gone")
     assert given is not None
     assert (given.runtime, given.verdict.eligible, given.issues) == (None, 0, ())
-    assert given.sandboxes[State.CLAIMED] == 5
+    assert given.sandboxes[SandboxState.CLAIMED] == 5
     assert world.fleet.gather("nobody names it") is None
 
 
@@ -195,7 +196,7 @@ def test_start_up_times_go_with_their_class_and_with_time(world: World) -> None:
     given = world.fleet.gather("gvisor")
     assert given is not None
     assert given.startup is not None
-    assert given.startup["stages"]["ready"]["p50Milliseconds"] == 1500
+    assert given.startup.stages["ready"].p50Milliseconds == 1500
     world.clock += WINDOW_SECONDS + 1
     later = world.fleet.gather("gvisor")
     assert later is not None
@@ -228,5 +229,5 @@ def test_a_damaged_status_of_a_pool_counts_for_nothing(status: Any) -> None:
     given = world.fleet.gather("gvisor")
     assert given is not None
     assert all(count >= 0 for count in given.sandboxes.values())
-    assert given.sandboxes[State.WARM] >= 3
-    SandboxRuntimeStatus.model_validate(runtime_status(given, {}))
+    assert given.sandboxes[SandboxState.WARM] >= 3
+    check_written(SandboxRuntimeStatus, runtime_status(given, {}))

@@ -19,20 +19,21 @@ from sandboxpool.api.core import (
     Taint,
     Toleration,
 )
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import IsolationProof
-from sandboxpool.cache import Cluster, NodeIndex
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.nodes import NodeIndex
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.health import Health, HealthListener
-from sandboxpool.fleet.prober import ProbeResult, Why, Wish
+from sandboxpool.fleet.prober import ProbePurpose, ProbeRequest, ProbeResult
 from sandboxpool.fleet.records import NodeRecords
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import MAX_AGE_SECONDS, Evidence, Isolation
-from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.failure_history import FailureHistory
+from sandboxpool.runtimes.node_constraints import NodeConstraints
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.placement import Placement
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.quarantine import FIRST_DELAY_SECONDS, FIRST_WITNESSED_DELAY_SECONDS
 from sandboxpool.runtimes.resolve import Runtime
@@ -88,10 +89,10 @@ class Listener:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def node_changed(self, node: str, handler: str) -> None:
+    def handler_changed(self, node: str, handler: str) -> None:
         self.told.append(("changed", node, handler))
 
-    def hinted(self) -> None:
+    def probe_hinted(self) -> None:
         self.told.append(("hinted",))
 
     def quarantined(self, node: str, handler: str, reason: Reason, message: str) -> None:
@@ -129,10 +130,10 @@ class World:
         self, *pools: Pool, nodes: tuple[str, ...] = ("node-1",), kept: Any = None
     ) -> None:
         self.now = NOW
-        self.cluster = Cluster()
+        self.cluster = ClusterCache()
         self.cluster.classes["gvisor"] = runtime()
         self.cluster.classes["kata"] = runtime("kata", "kata", "kata-uid")
-        self.issues = IssueBook()
+        self.issues = FailureHistory()
         self.records = Records(kept)
         self.listener = Listener()
         self.pods: dict[str, Pod] = {}
@@ -198,7 +199,7 @@ class World:
         *,
         node: str = "node-1",
         of: Runtime | None = None,
-        why: Why = "evidence",
+        why: ProbePurpose = "evidence",
         started: bool = True,
         failure: Failure | None = None,
         message: str = "as seen",
@@ -206,8 +207,8 @@ class World:
         """A probe that was sent now, and has ended a second later."""
         known = self.cluster.nodes.get(node)
         at = known or facts(node)
-        wish = Wish(at, None if why == "control" else of or runtime(), why)
-        self.health.observe_wish(wish)
+        wish = ProbeRequest(at, None if why == "control" else of or runtime(), why)
+        self.health.observe_probe_started(wish)
         made_at = self.now
         self.now += 1
         found = None
@@ -233,7 +234,7 @@ class World:
 
     @property
     def hints(self) -> list[tuple[str, str]]:
-        return self.cluster.hints.wanted(self.now + 60)
+        return self.cluster.hints.next_probes(self.now + 60)
 
     def is_open(self, name: str = "node-1", handler: str = "runsc") -> bool:
         return self.cluster.quarantines.is_open(name, handler)
@@ -441,7 +442,7 @@ def test_a_sandbox_that_is_well_costs_nothing() -> None:
 
 def test_a_failed_probe_quarantines_and_is_told_once() -> None:
     world = World()
-    world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
+    world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=False)
     world.breaks()
     assert world.is_open()
     assert world.rows() == [("ShimMissing", 1)]
@@ -457,7 +458,7 @@ def test_a_failed_probe_quarantines_and_is_told_once() -> None:
 
 @pytest.mark.parametrize("why", ["hint", "scout", "evidence"])
 def test_whatever_a_probe_was_for_its_failure_quarantines_and_its_success_releases(
-    why: Why,
+    why: ProbePurpose,
 ) -> None:
     world = World()
     world.breaks(why=why)
@@ -579,7 +580,7 @@ def test_one_namespace_never_quarantines_however_often_its_sandboxes_fail() -> N
 
 
 @pytest.mark.parametrize("why", ["evidence", "control"])
-def test_evidence_that_gets_no_answer_asks_no_witnesses(why: Why) -> None:
+def test_evidence_that_gets_no_answer_asks_no_witnesses(why: ProbePurpose) -> None:
     world = World(nodes=("node-1", "node-2"))
     for namespace in ("a", "b"):
         world.fails(f"pod-{namespace}", namespace=namespace)
@@ -692,10 +693,10 @@ def test_a_quarantine_ends_when_nobody_has_used_it_for_a_while() -> None:
     world = World(pool(), nodes=("node-1", "node-2"))
     world.breaks()
     world.breaks(of=world.cluster.classes["kata"])
-    world.health.unsettle()
+    world.health.invalidate()
     for _ in range(30):
         world.now += 30
-        list(world.health.wishes())
+        list(world.health.pending_probes())
     assert world.is_open()
     assert not world.is_open(handler="kata"), "no pool uses it"
     assert ("released", "node-1", "kata") in world.listener.told
@@ -709,7 +710,7 @@ def test_a_quarantine_that_no_class_leads_to_any_more_ends_too(how: str) -> None
     world = World(pool())
     world.breaks()
     known = world.cluster.classes["gvisor"]
-    list(world.health.wishes())
+    list(world.health.pending_probes())
     if how == "handler":
         world.node("node-1", handlers=["runc"], version=2)
     elif how == "class":
@@ -718,7 +719,7 @@ def test_a_quarantine_that_no_class_leads_to_any_more_ends_too(how: str) -> None
         world.cluster.classes["gvisor"] = runtime(selector={"zone": "x"})
     for turn in range(30):
         world.now += 30
-        list(world.health.wishes())
+        list(world.health.pending_probes())
         if how == "comes back" and turn == 15:
             world.cluster.classes["gvisor"] = known
     assert world.is_open() == (how == "comes back")
@@ -738,7 +739,7 @@ def test_a_probe_that_stays_is_told_with_its_node_and_pod_and_ends_the_waiting()
     found = world.cluster.evidence.current(world.at(), "runsc")
     assert found is not None
     assert (found.isolation, "probe-1" in found.message) == (Isolation.UNAVAILABLE, True)
-    assert wanted(world) == [("node-1", "runsc", "evidence")], "it is asked as before"
+    assert next_probes(world) == [("node-1", "runsc", "evidence")], "it is asked as before"
     world.health.observe_stuck(("node-1", "runsc"), None)
     assert world.rows() == []
 
@@ -764,7 +765,7 @@ def test_a_proof_stands_while_a_probe_stays() -> None:
     world.health.observe_stuck(("node-1", "runsc"), "probe-1")
     world.health.observe_stuck(("node-1", CONTROL), "probe-2")
     assert world.known() is Isolation.PROVEN
-    assert world.cluster.evidence.is_controlled(world.at())
+    assert world.cluster.evidence.has_positive_control(world.at())
 
 
 def test_that_the_pods_of_a_lost_node_stay_is_no_news() -> None:
@@ -786,18 +787,18 @@ def waiting_world(**of_pool: Any) -> World:
     return world
 
 
-def full(world: World, why: Why = "evidence") -> bool:
+def full(world: World, why: ProbePurpose = "evidence") -> bool:
     runtime_ = None if why == "control" else world.cluster.classes["gvisor"]
     waiting = "runsc" if why == "control" else ""
-    return world.health.make_room(Wish(world.at(), runtime_, why, waiting=waiting))
+    return world.health.make_room(ProbeRequest(world.at(), runtime_, why, waiting=waiting))
 
 
 def gives_way(world: World) -> frozenset[str]:
-    return world.cluster.room.of("pool-uid")
+    return world.cluster.probe_reservations.of("pool-uid")
 
 
 @pytest.mark.parametrize("why", ["evidence", "control"])
-def test_the_youngest_sandbox_that_waits_gives_way_to_a_probe(why: Why) -> None:
+def test_the_youngest_sandbox_that_waits_gives_way_to_a_probe(why: ProbePurpose) -> None:
     world = waiting_world()
     world.listener.take()
     assert full(world, why)
@@ -808,7 +809,7 @@ def test_the_youngest_sandbox_that_waits_gives_way_to_a_probe(why: Why) -> None:
 
 
 @pytest.mark.parametrize("why", ["hint", "scout"])
-def test_nothing_gives_way_to_probes_that_nobody_waits_for(why: Why) -> None:
+def test_nothing_gives_way_to_probes_that_nobody_waits_for(why: ProbePurpose) -> None:
     assert not full(waiting_world(), why)
 
 
@@ -865,7 +866,9 @@ def test_the_place_is_kept_until_the_evidence_is_there() -> None:
 
 
 @pytest.mark.parametrize("why", ["evidence", "control"])
-def test_after_a_probe_that_brought_nothing_the_next_sandbox_waits_ever_longer(why: Why) -> None:
+def test_after_a_probe_that_brought_nothing_the_next_sandbox_waits_ever_longer(
+    why: ProbePurpose,
+) -> None:
     world = waiting_world()
     began = world.now
     gave: list[float] = []
@@ -874,7 +877,7 @@ def test_after_a_probe_that_brought_nothing_the_next_sandbox_waits_ever_longer(w
             gave.append(world.now - began)
             world.unanswered(why=why)
             if why == "control":
-                world.cluster.room.end(("node-1", "runsc"), proven=False)
+                world.cluster.probe_reservations.end(("node-1", "runsc"), proven=False)
         world.now += 60
     assert len(gave) <= 9
     waits = [later - before for before, later in itertools.pairwise(gave)]
@@ -888,7 +891,7 @@ def test_a_place_is_kept_no_longer_than_a_probe_lasts() -> None:
     world = waiting_world()
     assert full(world)
     world.now += 301
-    list(world.health.wishes())
+    list(world.health.pending_probes())
     assert gives_way(world) == frozenset()
     world = waiting_world()
     assert full(world)
@@ -901,10 +904,10 @@ def test_a_witnessed_quarantine_ends_by_itself_and_is_told() -> None:
     hints_unanswered(world, "node-1", "a", "b")
     assert world.is_open()
     world.listener.take()
-    list(world.health.wishes())
+    list(world.health.pending_probes())
     assert world.is_open()
     world.now += FIRST_WITNESSED_DELAY_SECONDS
-    list(world.health.wishes())
+    list(world.health.pending_probes())
     assert not world.is_open()
     assert world.listener.take() == ["changed", "released"]
     assert world.rows() == []
@@ -915,7 +918,7 @@ def test_a_proven_quarantine_does_not_end_by_itself() -> None:
     world = World(nodes=("node-1", "node-2"))
     world.breaks()
     world.now += 7200
-    list(world.health.wishes())
+    list(world.health.pending_probes())
     assert world.is_open()
 
 
@@ -949,7 +952,7 @@ def test_what_a_probe_has_shown_is_told_when_it_is_new() -> None:
 
 
 @pytest.mark.parametrize("why", ["hint", "scout", "evidence"])
-def test_a_proof_without_a_control_is_not_learned(why: Why) -> None:
+def test_a_proof_without_a_control_is_not_learned(why: ProbePurpose) -> None:
     world = World()
     world.probe(Isolation.PROVEN, why=why)
     assert world.known() is None
@@ -968,21 +971,21 @@ def test_that_a_runtime_does_not_isolate_needs_no_control() -> None:
 
 def test_the_control_comes_first_and_then_the_evidence() -> None:
     world = World(pool(isolationProof="PerNode"))
-    assert wanted(world) == [("node-1", CONTROL, "control")]
+    assert next_probes(world) == [("node-1", CONTROL, "control")]
     world.control()
     assert "not isolating" not in world.listener.take(), "it is to find that"
-    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    assert next_probes(world) == [("node-1", "runsc", "evidence")]
     world.probe()
-    assert wanted(world) == []
+    assert next_probes(world) == []
 
 
 def test_a_node_that_was_controlled_is_so_for_every_runtime_and_for_the_next_process() -> None:
     gvisor = pool("g", uid="g", isolationProof="PerNode")
     kata = pool("k", uid="k", isolationProof="PerNode", runtimeClassName="kata")
     world = World(gvisor, kata)
-    assert set(wanted(world)) == {("node-1", CONTROL, "control")}
+    assert set(next_probes(world)) == {("node-1", CONTROL, "control")}
     world.control()
-    assert wanted(world) == [("node-1", "runsc", "evidence"), ("node-1", "kata", "evidence")]
+    assert next_probes(world) == [("node-1", "runsc", "evidence"), ("node-1", "kata", "evidence")]
     assert CONTROL in world.records.kept["node-1"]["evidence"]
 
 
@@ -991,8 +994,8 @@ def test_after_a_reboot_the_control_comes_first_again() -> None:
     world.control()
     world.probe()
     world.node("node-1", boot_id="after the reboot", version=2)
-    world.health.unsettle()
-    assert wanted(world) == [("node-1", CONTROL, "control")]
+    world.health.invalidate()
+    assert next_probes(world) == [("node-1", CONTROL, "control")]
 
 
 def test_on_a_node_with_a_made_up_boot_id_nothing_is_proven_and_nothing_more_is_asked() -> None:
@@ -1007,8 +1010,8 @@ def test_on_a_node_with_a_made_up_boot_id_nothing_is_proven_and_nothing_more_is_
         assert "boot id that is not its kernel's" in found.message
     assert "changed" in world.listener.take()
     for _ in range(3):
-        world.health.unsettle()
-        assert wanted(world) == []
+        world.health.invalidate()
+        assert next_probes(world) == []
     world.probe(Isolation.PROVEN, why="hint")
     assert world.known() is not Isolation.PROVEN
 
@@ -1019,11 +1022,11 @@ def test_a_runtime_that_is_wanted_later_on_such_a_node_is_told_the_cause_too() -
     world.health._pools.observe(
         pool_body("k", uid="k", isolationProof="PerNode", runtimeClassName="kata")
     )
-    world.health.unsettle()
-    list(world.health.wishes())
-    of_kata = world.cluster.ground(pod(**KATA), IsolationProof.PER_NODE)
+    world.health.invalidate()
+    list(world.health.pending_probes())
+    of_kata = world.cluster.host_state(pod(**KATA), IsolationProof.PER_NODE)
     assert of_kata.isolation is Isolation.UNAVAILABLE
-    assert "boot id that is not its kernel's" in of_kata.evidence
+    assert "boot id that is not its kernel's" in of_kata.isolation_message
 
 
 async def test_the_next_process_knows_the_cause_on_such_a_node_too() -> None:
@@ -1033,10 +1036,10 @@ async def test_the_next_process_knows_the_cause_on_such_a_node_too() -> None:
     await second.health.load()
     second.node("node-1")
     second.health.forget_missing()
-    list(second.health.wishes())
-    ground = second.cluster.ground(pod(), IsolationProof.PER_NODE)
-    assert ground.isolation is Isolation.UNAVAILABLE
-    assert "boot id that is not its kernel's" in ground.evidence
+    list(second.health.pending_probes())
+    host_state = second.cluster.host_state(pod(), IsolationProof.PER_NODE)
+    assert host_state.isolation is Isolation.UNAVAILABLE
+    assert "boot id that is not its kernel's" in host_state.isolation_message
 
 
 def test_a_control_without_an_answer_says_so_and_is_asked_again() -> None:
@@ -1046,10 +1049,10 @@ def test_a_control_without_an_answer_says_so_and_is_asked_again() -> None:
     assert found is not None
     assert found.isolation is Isolation.UNAVAILABLE
     assert "no room" in found.message
-    world.health.unsettle()
-    assert wanted(world) == [("node-1", CONTROL, "control")]
+    world.health.invalidate()
+    assert next_probes(world) == [("node-1", CONTROL, "control")]
     world.control()
-    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    assert next_probes(world) == [("node-1", "runsc", "evidence")]
 
 
 def test_a_proof_that_grows_old_is_asked_for_again_and_void_in_the_end() -> None:
@@ -1057,18 +1060,18 @@ def test_a_proof_that_grows_old_is_asked_for_again_and_void_in_the_end() -> None
     world.control()
     world.probe()
     proven_at = world.now
-    assert wanted(world) == wanted(world) == []
+    assert next_probes(world) == next_probes(world) == []
     world.listener.take()
     world.now = proven_at + 0.96 * MAX_AGE_SECONDS
-    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    assert next_probes(world) == [("node-1", "runsc", "evidence")]
     assert world.known() is Isolation.PROVEN
     assert world.listener.take() == ["changed"]
     world.now = proven_at + MAX_AGE_SECONDS
-    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    assert next_probes(world) == [("node-1", "runsc", "evidence")]
     assert world.known() is None
     assert "runsc" not in world.records.kept["node-1"]["evidence"]
     world.probe()
-    assert wanted(world) == []
+    assert next_probes(world) == []
 
 
 def test_a_node_that_changes_in_the_last_quarter_is_still_asked_again() -> None:
@@ -1076,10 +1079,10 @@ def test_a_node_that_changes_in_the_last_quarter_is_still_asked_again() -> None:
     world.control()
     world.probe()
     world.now += 0.96 * MAX_AGE_SECONDS
-    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    assert next_probes(world) == [("node-1", "runsc", "evidence")]
     world.node("node-1", labels={"zone": "a"}, version=2)
-    world.health.unsettle()
-    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    world.health.invalidate()
+    assert next_probes(world) == [("node-1", "runsc", "evidence")]
 
 
 def test_evidence_is_about_the_software_of_its_day() -> None:
@@ -1104,7 +1107,7 @@ def test_a_machine_that_goes_takes_its_quarantine_and_its_issues_along(gone: boo
     world.breaks(of=world.cluster.classes["kata"])
     world.fails("pod-1")
     world.listener.take()
-    world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
+    world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=False)
     if gone:
         world.remove("node-1")
     else:
@@ -1117,7 +1120,7 @@ def test_a_machine_that_goes_takes_its_quarantine_and_its_issues_along(gone: boo
     assert world.rows() == []
     assert world.records.kept == {}
     assert bool(world.hints) != gone
-    told = world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=False)
+    told = world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=False)
     assert told.serving == (("node-2",) if gone else ("node-1", "node-2"))
 
 
@@ -1170,15 +1173,15 @@ async def test_a_proof_that_was_confirmed_is_not_void_for_the_next_process() -> 
     first.probe()
     for _ in range(3):
         first.now += 0.96 * day
-        list(first.health.wishes())
-        assert wanted(first) == [("node-1", "runsc", "evidence")], "it has become old"
+        list(first.health.pending_probes())
+        assert next_probes(first) == [("node-1", "runsc", "evidence")], "it has become old"
         first.probe()
     first.now += 0.96 * day
     second = World(pool(isolationProof="PerNode"), kept=first.records.kept, nodes=())
     await second.health.load()
     second.now = first.now
     second.node("node-1")
-    assert wanted(second) == [("node-1", "runsc", "evidence")], "it is known to be old"
+    assert next_probes(second) == [("node-1", "runsc", "evidence")], "it is known to be old"
     assert second.known() is Isolation.PROVEN, "and it holds"
 
 
@@ -1197,7 +1200,7 @@ async def test_the_next_process_knows_what_the_last_one_wrote_down() -> None:
     assert second.records.kept == first.records.kept
     assert second.listener.take() == [], "nothing of that is news"
     assert second.rows() == [("ShimMissing", 1)], "though it still stands"
-    view = second.cluster.nodes.verdict("runsc", Placement(), proof_wanted=True)
+    view = second.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=True)
     assert (view.quarantined, view.not_isolating) == (("node-1",), ("node-2",))
 
 
@@ -1252,8 +1255,8 @@ def test_no_damage_to_what_was_kept_keeps_the_operator_from_starting(kept: Any) 
 # --- Probes that are wanted ----------------------------------------------------------------------
 
 
-def wanted(world: World) -> list[tuple[str, str, str]]:
-    return [(*wish.pair, wish.why) for wish in world.health.wishes()]
+def next_probes(world: World) -> list[tuple[str, str, str]]:
+    return [(*wish.pair, wish.purpose) for wish in world.health.pending_probes()]
 
 
 def test_hints_come_first_then_sandboxes_that_wait_then_scouts_then_all_other_nodes() -> None:
@@ -1266,7 +1269,7 @@ def test_hints_come_first_then_sandboxes_that_wait_then_scouts_then_all_other_no
     world.pod("pod-3", node="d")
     world.now += 30
     world.fails("pod-4", node="e", pool_uid="of another pool")
-    assert wanted(world) == [
+    assert next_probes(world) == [
         ("e", "runsc", "hint"),
         ("c", "runsc", "evidence"),
         ("b", "runsc", "scout"),
@@ -1292,7 +1295,7 @@ def test_of_two_classes_of_a_handler_the_one_whose_pods_may_go_to_the_node_is_tr
     for name in ("node-1", "node-2"):
         world.breaks(name)
     world.now += 60
-    (wish,) = world.health.wishes()
+    (wish,) = world.health.pending_probes()
     assert wish.runtime is world.cluster.classes["gvisor-b"], "and nobody's pods go to node-2"
 
 
@@ -1301,9 +1304,9 @@ def test_a_node_that_is_quarantined_is_tried_by_scouts_alone() -> None:
     world.breaks()
     world.now += 1
     world.fails("pod-1")
-    assert wanted(world) == []
+    assert next_probes(world) == []
     world.now += FIRST_DELAY_SECONDS
-    assert wanted(world) == [("node-1", "runsc", "scout")]
+    assert next_probes(world) == [("node-1", "runsc", "scout")]
 
 
 @pytest.mark.parametrize("how", ["quarantined", "cordoned", "not listed", "unused"])
@@ -1321,7 +1324,7 @@ def test_a_hint_that_cannot_be_probed_does_not_hide_the_next_of_its_namespace(ho
         world.node("node-1", handlers=["runc"], version=2)
     world.fails("pod-2", node="node-2")
     world.now += 20
-    assert ("node-2", "runsc", "hint") in wanted(world)
+    assert ("node-2", "runsc", "hint") in next_probes(world)
 
 
 def test_nothing_is_probed_before_it_is_due_or_where_it_could_not_run() -> None:
@@ -1329,13 +1332,13 @@ def test_nothing_is_probed_before_it_is_due_or_where_it_could_not_run() -> None:
     for name in ("a", "b", "c"):
         world.breaks(name)
         world.now -= 1
-    assert "scout" not in [why for *_, why in wanted(world)]
+    assert "scout" not in [why for *_, why in next_probes(world)]
     world.now += 60
     world.node("b", ready=False, version=2)
     world.node("c", handlers=["runc"], version=2)
     world.node("d", unschedulable=True, version=2)
     world.remove("e")
-    assert wanted(world) == [("a", "runsc", "scout")]
+    assert next_probes(world) == [("a", "runsc", "scout")]
 
 
 @pytest.mark.parametrize(
@@ -1352,7 +1355,7 @@ def test_it_is_asked_until_there_is_proof(isolation: Isolation | None, wants: bo
     world.control()
     if isolation is not None:
         world.probe(isolation, started=False)
-    assert wanted(world) == ([("node-1", "runsc", "evidence")] if wants else [])
+    assert next_probes(world) == ([("node-1", "runsc", "evidence")] if wants else [])
 
 
 @pytest.mark.parametrize(
@@ -1388,7 +1391,7 @@ def test_only_pools_that_could_use_it_want_evidence(
     world.control()
     if spoken_against:
         world.probe(Isolation.NOT_PROVEN)
-    assert bool(wanted(world)) == wants
+    assert bool(next_probes(world)) == wants
 
 
 @pytest.mark.parametrize("proof", ["PerNode", "PerSandbox"])
@@ -1398,30 +1401,30 @@ def test_the_nodes_that_sandboxes_are_on_come_before_all_others_whatever_the_pro
     world = World(pool(isolationProof=proof), nodes=("a", "b", "c"))
     world.pod("pod-1", node="c")
     controls = [(name, CONTROL, "control") for name in ("c", "a", "b", "c")]
-    assert wanted(world) == controls
+    assert next_probes(world) == controls
     world.control("a", "b", "c")
-    assert wanted(world) == [(name, "runsc", "evidence") for name in ("c", "a", "b", "c")]
+    assert next_probes(world) == [(name, "runsc", "evidence") for name in ("c", "a", "b", "c")]
 
 
 def test_while_nothing_changes_nobody_looks_again_for_what_lacks_evidence() -> None:
     world = World(pool(isolationProof="PerNode"))
     world.control()
     world.probe()
-    assert wanted(world) == []
+    assert next_probes(world) == []
     world.cluster.evidence.forget("node-1", "runsc", NOW)
-    assert wanted(world) == []
-    world.health.unsettle()
-    assert wanted(world) == [("node-1", "runsc", "evidence")]
-    assert wanted(world) == [("node-1", "runsc", "evidence")]
+    assert next_probes(world) == []
+    world.health.invalidate()
+    assert next_probes(world) == [("node-1", "runsc", "evidence")]
+    assert next_probes(world) == [("node-1", "runsc", "evidence")]
     world.probe()
-    assert wanted(world) == []
+    assert next_probes(world) == []
 
 
 def test_scouts_are_sent_whatever_the_pools_think_of_proof() -> None:
     world = World(pool(isolationProof="None"))
     world.breaks()
     world.now += 60
-    assert wanted(world) == wanted(world) == [("node-1", "runsc", "scout")]
+    assert next_probes(world) == next_probes(world) == [("node-1", "runsc", "scout")]
 
 
 # --- All together --------------------------------------------------------------------------------
@@ -1453,7 +1456,7 @@ def fresh_verdict(world: World, *, wanted: bool) -> Any:
     index = NodeIndex(world.cluster.quarantines, world.cluster.evidence)
     for known in world.cluster.nodes:
         index._facts[known.name] = known
-    return index.verdict("runsc", Placement(), proof_wanted=wanted)
+    return index.verdict("runsc", NodeConstraints(), proof_wanted=wanted)
 
 
 @settings(max_examples=40, deadline=None)
@@ -1463,7 +1466,7 @@ def test_whatever_is_observed_verdicts_follow_records_hold_it_and_each_change_is
 ) -> None:
     world = World(nodes=("node-1", "node-2"))
     for wanted_ in (True, False):
-        world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=wanted_)
+        world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=wanted_)
     for i, (what, how, name) in enumerate(changes):
         world.now += 60
         was_open = {n for n in ("node-1", "node-2") if world.is_open(n)}
@@ -1483,7 +1486,7 @@ def test_whatever_is_observed_verdicts_follow_records_hold_it_and_each_change_is
             world.unanswered(name, why=how)
         elif what == "time":
             world.now += how
-            list(world.health.wishes())
+            list(world.health.pending_probes())
         elif what == "probe":
             world.probe(how, node=name, started=how is not None)
         elif what == "node":
@@ -1493,7 +1496,7 @@ def test_whatever_is_observed_verdicts_follow_records_hold_it_and_each_change_is
         if what in ("fails", "works"):
             assert world.state() == before, "sandboxes change nothing"
         for wanted_ in (True, False):
-            kept = world.cluster.nodes.verdict("runsc", Placement(), proof_wanted=wanted_)
+            kept = world.cluster.nodes.verdict("runsc", NodeConstraints(), proof_wanted=wanted_)
             assert kept == fresh_verdict(world, wanted=wanted_)
         is_open = {n for n in ("node-1", "node-2") if world.is_open(n)}
         assert told(world, "quarantined") == is_open - was_open

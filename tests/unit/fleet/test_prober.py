@@ -13,24 +13,24 @@ import pytest
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
-from sandboxpool.cache import Cluster
+from sandboxpool.api.reasons import Reason
+from sandboxpool.app.settings import SettingsError, load
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet import prober
 from sandboxpool.fleet.health import Health
-from sandboxpool.fleet.prober import Prober, ProbeResult, Wish, outcome_of
+from sandboxpool.fleet.prober import Prober, ProbeRequest, ProbeResult, outcome_of
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.pools.inquiry import Inquiry
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import Isolation
-from sandboxpool.runtimes.issues import IssueBook
+from sandboxpool.runtimes.failure_history import FailureHistory
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.podevents import PodEvents, Word
+from sandboxpool.runtimes.podevents import PodEvent, PodEvents
 from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
-from sandboxpool.settings import SettingsError, load
+from sandboxpool.sandboxes.event_reader import PodEventReader
 from support.builders import NOW, evidence, facts, node, pod, pool_body, runtime
-from support.inquiries import Answered, Unasked
+from support.inquiries import NoInquiry, ScriptedInquiry
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi
 
 OURS = "sandboxpool-system"
@@ -59,31 +59,31 @@ looptime = pytest.mark.looptime
 class World:
     """A prober in a cluster of one class; what is wished for is wished until it has an answer."""
 
-    def __init__(self, inquiry: Inquiry | None = None) -> None:
+    def __init__(self, event_reader: PodEventReader | None = None) -> None:
         self.api = ScriptedApi(self.wall, self._changed)
         self.nodes: dict[str, NodeFacts] = {}
         self.classes: dict[str, Runtime] = {"gvisor": runtime()}
         self.events: dict[str, str] = {}
-        self.wanted: list[Wish] = []
-        self.taken: list[Wish] = []
+        self.wanted: list[ProbeRequest] = []
+        self.taken: list[ProbeRequest] = []
         self.results: list[tuple[str, str, ProbeResult]] = []
         self.watching = True
         self.kubelets: tuple[int, float] | None = None
         self.asked = 0
         self.room = False
-        self.full: list[Wish] = []
+        self.full: list[ProbeRequest] = []
         self.stuck: list[tuple[tuple[str, str], str | None]] = []
         seeds = itertools.count()
         self.prober = Prober(
             client=self.api,
             namespace=OURS,
             image=ProbeImage("registry.example/probe:1"),
-            wishes=self._wishes,
+            pending_probes=self._pending_probes,
             nodes=self.nodes.get,
             classes=self.classes.get,
             sandbox_event=lambda pod: self.events.get(pod.metadata.uid),
-            inquiry=inquiry or Unasked(),
-            on_taken=self.taken.append,
+            event_reader=event_reader or NoInquiry(),
+            on_started=self.taken.append,
             on_result=self._ended,
             make_room=self._asked_for_room,
             on_stuck=lambda *told: self.stuck.append(told),
@@ -91,8 +91,8 @@ class World:
             seed=lambda: f"seed-{next(seeds)}",
         )
 
-    def _asked_for_room(self, wish: Wish) -> bool:
-        self.full.append(wish)
+    def _asked_for_room(self, probe_request: ProbeRequest) -> bool:
+        self.full.append(probe_request)
         return self.room
 
     def time(self) -> float:
@@ -101,15 +101,15 @@ class World:
     def wall(self) -> float:
         return START + self.time()
 
-    def _wishes(self) -> Iterable[Wish]:
+    def _pending_probes(self) -> Iterable[ProbeRequest]:
         self.asked += 1
         return iter(self.wanted)
 
-    def _ended(self, wish: Wish, result: ProbeResult) -> None:
-        self.results.append((*wish.pair, result))
+    def _ended(self, probe_request: ProbeRequest, result: ProbeResult) -> None:
+        self.results.append((*probe_request.pair, result))
         evidence = result.evidence
         if evidence is not None and evidence.isolation is Isolation.PROVEN:
-            self.wanted = [w for w in self.wanted if w.pair != wish.pair]
+            self.wanted = [w for w in self.wanted if w.pair != probe_request.pair]
 
     def _changed(self, path: str, old: Any, new: Any) -> None:
         assert path.startswith(PODS)
@@ -119,11 +119,13 @@ class World:
         if old is None:
             self._run(path)
 
-    def want(self, *nodes: str, why: prober.Why = "evidence", of: Runtime | None = None) -> None:
+    def want(
+        self, *nodes: str, why: prober.ProbePurpose = "evidence", of: Runtime | None = None
+    ) -> None:
         for name in nodes:
             node = self.nodes.setdefault(name, facts(name))
             runtime = None if why == "control" else of or self.classes["gvisor"]
-            self.wanted.append(Wish(node, runtime, why))
+            self.wanted.append(ProbeRequest(node, runtime, why))
         self.prober.wake()
 
     def breaks(self, path: str, message: str) -> None:
@@ -369,13 +371,13 @@ async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_who_is_
     ("word", "stages", "says", "blames"),
     [
         (
-            Word("FailedMount", 'secret "a" not found', "", START),
+            PodEvent("FailedMount", 'secret "a" not found', "", START),
             ["slow"],
             'secret "a" not found',
             False,
         ),
         (
-            Word("Scheduled", "assigned", "", START),
+            PodEvent("Scheduled", "assigned", "", START),
             ["slow", "overdue"],
             "its 1 event say nothing; the last event was Scheduled: assigned",
             True,
@@ -384,10 +386,10 @@ async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_who_is_
     ids=["a volume", "nothing"],
 )
 async def test_the_events_of_a_probe_that_takes_long_are_read_before_a_runtime_is_blamed(
-    word: Word, stages: list[str], says: str, blames: bool
+    word: PodEvent, stages: list[str], says: str, blames: bool
 ) -> None:
-    asks = Answered(PodEvents((word,), 1))
-    world = World(inquiry=asks)
+    asks = ScriptedInquiry(PodEvents((word,), 1))
+    world = World(event_reader=asks)
     world.nodes["node-1"] = replace(facts(), kubelet="v1.36.0")
     world.want("node-1")
     async with world.running():
@@ -588,7 +590,7 @@ async def test_an_answer_about_what_is_no_more_is_none(change: dict[str, Any] | 
         await asyncio.sleep(1)
         assert world.pods == []
     assert (world.last.evidence, world.last.failure) == (None, None)
-    assert outcome_of(Wish(facts(), runtime(), "evidence"), world.last) == "Superseded"
+    assert outcome_of(ProbeRequest(facts(), runtime(), "evidence"), world.last) == "Superseded"
 
 
 @pytest.mark.parametrize(
@@ -602,9 +604,9 @@ async def test_an_answer_about_what_is_no_more_is_none(change: dict[str, Any] | 
     ],
 )
 def test_a_control_that_sees_the_nodes_kernel_has_passed(
-    why: prober.Why, isolation: Isolation, outcome: str
+    why: prober.ProbePurpose, isolation: Isolation, outcome: str
 ) -> None:
-    wish = Wish(facts(), None if why == "control" else runtime(), why)
+    wish = ProbeRequest(facts(), None if why == "control" else runtime(), why)
     assert outcome_of(wish, ProbeResult(evidence(isolation), None, NOW)) == outcome
 
 
@@ -635,7 +637,7 @@ async def test_after_a_reboot_it_is_asked_again_without_a_pause() -> None:
         assert len(world.results) == 1
         rebooted = replace(world.nodes["node-1"], boot_id="another")
         world.nodes["node-1"] = rebooted
-        world.wanted = [Wish(rebooted, world.classes["gvisor"], "evidence")]
+        world.wanted = [ProbeRequest(rebooted, world.classes["gvisor"], "evidence")]
         world.prober.wake()
         await asyncio.sleep(3)
     assert len(world.results) == 2
@@ -662,7 +664,7 @@ async def test_however_much_is_wished_for_the_limits_hold() -> None:
     async with world.running():
         await asyncio.sleep(600)
         assert len(world.results) == 100
-    assert most == prober.PLACES["evidence"]
+    assert most == prober.MAX_RUNNING_PROBES["evidence"]
     for i, j in itertools.combinations(range(0, 100, 7), 2):
         assert j - i <= (sent[j] - sent[i]) * prober.PER_SECOND + 1e-6
     assert max(Counter(node for node, _, _ in world.results).values()) == 1
@@ -672,10 +674,10 @@ async def test_however_much_is_wished_for_the_limits_hold() -> None:
 @looptime
 @pytest.mark.parametrize("why", ["hint", "scout", "control", "evidence"])
 async def test_each_purpose_has_places_of_its_own_and_each_handler_one_of_them(
-    why: prober.Why,
+    why: prober.ProbePurpose,
 ) -> None:
     world = World()
-    places = prober.PLACES[why]
+    places = prober.MAX_RUNNING_PROBES[why]
     world.want(*(f"node-{i:02}" for i in range(30)), why=why)
     async with world.running():
         await asyncio.sleep(20)
@@ -686,7 +688,7 @@ async def test_each_purpose_has_places_of_its_own_and_each_handler_one_of_them(
             await asyncio.sleep(5)
             assert [wish.pair for wish in world.taken[places:]] == [("node-97", "kata-qemu")]
             places += 1
-        other: prober.Why = "scout" if why != "scout" else "hint"
+        other: prober.ProbePurpose = "scout" if why != "scout" else "hint"
         world.want("node-99", why=other)
         await asyncio.sleep(5)
         assert [wish.pair for wish in world.taken[places:]] == [("node-99", "runsc")]
@@ -748,15 +750,15 @@ async def test_without_proof_it_is_asked_again_each_time_later(code: int) -> Non
 
 @looptime
 async def test_a_fleet_does_not_ask_all_at_once() -> None:
-    wishes = (Wish(facts(f"node-{i}"), runtime(), "evidence") for i in range(100))
-    pauses = {prober._pause_seconds(wish, 5, 0) for wish in wishes}
+    pending_probes = (ProbeRequest(facts(f"node-{i}"), runtime(), "evidence") for i in range(100))
+    pauses = {prober._backoff_seconds(wish, 5, 0) for wish in pending_probes}
     assert len(pauses) > 90
     assert max(pauses) - min(pauses) > prober.LONGEST_PAUSE_SECONDS / 4
 
 
 @looptime
 @pytest.mark.parametrize("why", ["evidence", "hint", "scout"])
-async def test_quarantines_pace_the_scouts_that_have_told(why: prober.Why) -> None:
+async def test_quarantines_pace_the_scouts_that_have_told(why: prober.ProbePurpose) -> None:
     world = World()
     world.want("node-1", why=why)
 
@@ -773,7 +775,9 @@ async def test_quarantines_pace_the_scouts_that_have_told(why: prober.Why) -> No
 
 @looptime
 @pytest.mark.parametrize("why", ["hint", "scout", "control"])
-async def test_probes_that_could_not_tell_are_held_whatever_they_were_for(why: prober.Why) -> None:
+async def test_probes_that_could_not_tell_are_held_whatever_they_were_for(
+    why: prober.ProbePurpose,
+) -> None:
     world = World()
     world.api.fail("POST", "/pods", QUOTA, times=1000)
     world.want("node-1", why=why)
@@ -794,13 +798,13 @@ async def test_the_more_nodes_give_no_answer_the_longer_each_is_left_alone(nodes
         before = len(world.taken)
         await asyncio.sleep(2400)
         held = (len(world.taken) - before) * prober.DEADLINE_SECONDS / 2400
-    assert held <= (0.5 if nodes == 1 else 0.75 * prober.PLACES["evidence"])
+    assert held <= (0.5 if nodes == 1 else 0.75 * prober.MAX_RUNNING_PROBES["evidence"])
 
 
 @looptime
 async def test_pauses_of_many_silent_nodes_grow_no_longer_than_a_bound() -> None:
-    wish = Wish(facts(), runtime(), "evidence")
-    pauses = [prober._pause_seconds(wish, 1, n) for n in (0, 20, 200, 100_000)]
+    wish = ProbeRequest(facts(), runtime(), "evidence")
+    pauses = [prober._backoff_seconds(wish, 1, n) for n in (0, 20, 200, 100_000)]
     assert pauses == sorted(pauses)
     assert pauses[0] <= prober.FIRST_PAUSE_SECONDS
     assert pauses[2] > prober.LONGEST_PAUSE_SECONDS
@@ -814,11 +818,11 @@ async def test_nodes_that_answer_again_do_not_make_the_others_wait() -> None:
     world.want(*(f"node-{i:03}" for i in range(100)))
     async with world.running():
         await asyncio.sleep(60)
-        assert len(world.prober._pauses) == 100
+        assert len(world.prober._backoffs) == 100
         world.serve()
         await asyncio.sleep(2 * 3600)
     assert world.wanted == []
-    assert world.prober._pauses == {}
+    assert world.prober._backoffs == {}
 
 
 @looptime
@@ -840,14 +844,14 @@ async def test_silent_nodes_that_are_gone_do_not_make_the_others_wait() -> None:
 
 @looptime
 async def test_the_memory_of_pauses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prober, "MAX_PAUSES", 10)
+    monkeypatch.setattr(prober, "MAX_BACKOFFS", 10)
     world = World()
     world.api.fail("POST", "/pods", REFUSED, times=50)
     world.want(*(f"node-{i}" for i in range(50)))
     async with world.running():
         await asyncio.sleep(15)
     assert len({node for node, _, _ in world.results}) > 10
-    assert len(world.prober._pauses) == 10
+    assert len(world.prober._backoffs) == 10
 
 
 # --- The API server ------------------------------------------------------------------------------
@@ -1045,7 +1049,7 @@ def test_the_settings_of_probes() -> None:
             "SANDBOXPOOL_PROBE_PULL_SECRETS": "one, two,,",
         }
     )
-    image = settings.probe_image
+    image = settings.to_probe_image()
     assert image == ProbeImage("registry.example/probe:1", "Always", ("one", "two"))
     wrong = {"SANDBOXPOOL_PROBE_IMAGE": "image", "SANDBOXPOOL_PROBE_PULL_POLICY": "Sometimes"}
     with pytest.raises(SettingsError, match="SANDBOXPOOL_PROBE_PULL_POLICY"):
@@ -1068,7 +1072,7 @@ class Fleet:
     def __init__(self, kata_nodes: int, *, control: bool) -> None:
         self.kata = [f"kata-{i:03}" for i in range(kata_nodes)]
         self.control = control
-        self.cluster = cluster = Cluster()
+        self.cluster = cluster = ClusterCache()
         cluster.classes["gvisor"] = runtime()
         cluster.classes["kata"] = runtime("kata", "kata", uid="kata-uid")
         pools = PoolStore(lambda old, new: None)
@@ -1077,7 +1081,7 @@ class Fleet:
             pools.observe(body)
         self.health = Health(
             cluster=cluster,
-            issues=IssueBook(),
+            issues=FailureHistory(),
             records=cast(Any, Silent()),
             listener=cast(Any, Silent()),
             pools=pools,
@@ -1089,12 +1093,12 @@ class Fleet:
             client=self.api,
             namespace=OURS,
             image=ProbeImage("image"),
-            wishes=self.health.wishes,
+            pending_probes=self.health.pending_probes,
             nodes=cluster.nodes.get,
             classes=cluster.classes.get,
             sandbox_event=lambda pod: None,
-            inquiry=Unasked(),
-            on_taken=self.health.observe_wish,
+            event_reader=NoInquiry(),
+            on_started=self.health.observe_probe_started,
             on_result=self.health.observe_probe,
             wall=self.wall,
             seed=lambda: str(next(seeds)),
@@ -1134,8 +1138,8 @@ class Fleet:
         assert found is not None
         return found
 
-    def fail(self, name: str, handler: str) -> None:
-        self.cluster.quarantines.fail(
+    def record_failure(self, name: str, handler: str) -> None:
+        self.cluster.quarantines.record_failure(
             self.facts(name), handler, Reason.SHIM_MISSING, "no shim", now=self.wall()
         )
 
@@ -1143,9 +1147,12 @@ class Fleet:
         self.cluster.hints.add(namespace, (name, handler), self.wall())
         self.prober.wake()
 
-    def busy(self, why: prober.Why) -> int:
+    def busy(self, why: prober.ProbePurpose) -> int:
         """How many probes without an answer are under way for a purpose."""
-        return sum(flight.wish.why == why for flight in self.prober._flights.values())
+        return sum(
+            running_probe.wish.purpose == why
+            for running_probe in self.prober._running_probes.values()
+        )
 
     def sent(self, class_name: str) -> int:
         return sum(
@@ -1158,7 +1165,7 @@ class Fleet:
 @pytest.mark.parametrize("victim", ["hint", "scout"])
 @pytest.mark.parametrize("flood", ["evidence", "control", "hint", "scout"])
 async def test_probes_without_an_answer_keep_no_other_runtime_waiting(
-    flood: prober.Why, victim: prober.Why
+    flood: prober.ProbePurpose, victim: prober.ProbePurpose
 ) -> None:
     fleet = Fleet(150, control=flood != "control")
     task = asyncio.ensure_future(fleet.prober.run())
@@ -1168,18 +1175,18 @@ async def test_probes_without_an_answer_keep_no_other_runtime_waiting(
             if flood == "hint":
                 fleet.hint(f"flood-{i}", name, "kata")
             elif flood == "scout":
-                fleet.fail(name, "kata")
+                fleet.record_failure(name, "kata")
         await asyncio.sleep(600)
         gvisor = fleet.sent("gvisor")
-        assert fleet.busy(flood) >= prober.PLACES[flood], "no place is left"
+        assert fleet.busy(flood) >= prober.MAX_RUNNING_PROBES[flood], "no place is left"
         if victim == "hint":
             fleet.hint("honest", "gvisor-1", "runsc")
         else:
-            fleet.fail("gvisor-1", "runsc")
+            fleet.record_failure("gvisor-1", "runsc")
         await asyncio.sleep(30)
         assert fleet.sent("gvisor") > gvisor
         assert not fleet.cluster.quarantines.is_open("gvisor-1", "runsc")
-        assert fleet.cluster.hints.wanted(fleet.wall() + 60) == [] or flood == "hint"
+        assert fleet.cluster.hints.next_probes(fleet.wall() + 60) == [] or flood == "hint"
     finally:
         task.cancel()
         await asyncio.wait([task])

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from sandboxpool.api.core import Node
-from sandboxpool.cache import Cluster
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.fleet.publish import (
     DENIED_SECONDS,
     LABEL_PREFIX,
@@ -16,7 +17,6 @@ from sandboxpool.fleet.publish import (
     label_changes,
 )
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.evidence import Evidence, Isolation, software_of
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.verdict import Verdict
@@ -52,7 +52,7 @@ class World:
     def __init__(self, of_node: Node, *handlers: str, exclude: bool = False) -> None:
         self.api = Nodes()
         self.now = 0.0
-        self.cluster = Cluster(wall=lambda: NOW)
+        self.cluster = ClusterCache(wall=lambda: NOW)
         self.node = of_node
         self.cluster.nodes.put(None, of_node)
         for handler in handlers or ("runsc",):
@@ -126,7 +126,7 @@ async def test_what_stands_there_already_is_not_written_again() -> None:
 async def test_a_quarantine_is_a_condition_and_no_change_of_the_label() -> None:
     """A probe obeys the class's selector: without the label the node could never recover."""
     world = World(node(labels={LABEL + "runsc": "true"}))
-    assert world.cluster.quarantines.fail(
+    assert world.cluster.quarantines.record_failure(
         world.facts, "runsc", Reason.SHIM_MISSING, "no shim", now=NOW
     )
     assert await world.condition() == ("False", "ShimMissing")
@@ -203,7 +203,7 @@ class Excluding(World):
     def __init__(self, of_node: Node, **of_pool: Any) -> None:
         super().__init__(of_node, exclude=True)
         self.marked: list[str] = []
-        self.cluster.nodes.on_mark = self.marked.append
+        self.cluster.nodes.on_exclusion_change = self.marked.append
         self.pool = pool(**of_pool)
 
     def judge(self) -> Verdict:
@@ -263,14 +263,14 @@ async def test_a_handler_that_no_class_names_any_more_keeps_pods_off_no_node() -
 async def test_what_one_pool_keeps_away_from_has_that_pools_label() -> None:
     world = Excluding(node())
     world.cluster.nodes.put(None, node("node-2"))
-    world.cluster.avoidance.add(world.pool.uid, "node-1", NOW)
-    assert world.judge().unmarked == 1
+    world.cluster.avoided_nodes.add(world.pool.uid, "node-1", NOW)
+    assert world.judge().exclusions_pending == 1
     assert world.marked == ["node-1"]
     key = f"excluded.sandboxpool.io/pool-{world.pool.uid}"
     assert await world.written() == {key: "Avoided"}
     world.show(node(labels={key: "Avoided"}))
-    assert world.judge().unmarked == 0
-    world.cluster.avoidance.forget_node("node-1")
+    assert world.judge().exclusions_pending == 0
+    world.cluster.avoided_nodes.forget_node("node-1")
     world.judge()
     assert world.marked == ["node-1", "node-1"]
     assert await world.written() == {key: None}
@@ -279,13 +279,15 @@ async def test_what_one_pool_keeps_away_from_has_that_pools_label() -> None:
 async def test_pods_wait_until_the_label_is_seen() -> None:
     world = Excluding(node(handlers=["runc"]), isolationProof="PerNode")
     world.cluster.nodes.put(None, node("node-2"))
-    assert world.judge().unmarked == 1
+    assert world.judge().exclusions_pending == 1
     world.show(node(handlers=["runc"], labels={EXCLUDED: "NotIsolating"}))
-    assert world.judge().unmarked == 0, "whatever it says keeps those away that want proof"
+    assert world.judge().exclusions_pending == 0, (
+        "whatever it says keeps those away that want proof"
+    )
     no_proof = Excluding(node(handlers=["runc"]), isolationProof="None")
-    assert no_proof.judge().unmarked == 1
+    assert no_proof.judge().exclusions_pending == 1
     no_proof.show(node(handlers=["runc"], labels={EXCLUDED: "NotIsolating"}))
-    assert no_proof.judge().unmarked == 1
+    assert no_proof.judge().exclusions_pending == 1
 
 
 @pytest.mark.parametrize(
@@ -300,16 +302,16 @@ async def test_pods_wait_until_the_label_is_seen() -> None:
 )
 async def test_pods_wait_for_no_label_that_a_node_does_not_get(error: KubeError | None) -> None:
     world = Excluding(node(handlers=["runc"]))
-    assert world.judge().unmarked == 1
+    assert world.judge().exclusions_pending == 1
     world.api.error = error
     # Without an error a plugin takes the label off again.
     world.api.obeys = error is not None
     with contextlib.suppress(KubeError):
         await world.publisher.reconcile("node-1")
-    assert world.judge().unmarked == 0
+    assert world.judge().exclusions_pending == 0
     world.api.error, world.api.obeys = None, True
     await world.publisher.reconcile("node-1")
-    assert world.judge().unmarked == 1, "it comes after all"
+    assert world.judge().exclusions_pending == 1, "it comes after all"
 
 
 async def test_where_nodes_may_not_be_patched_pods_name_hostnames_until_they_may() -> None:
@@ -318,7 +320,7 @@ async def test_where_nodes_may_not_be_patched_pods_name_hostnames_until_they_may
     world.api.error = FORBIDDEN
     assert await world.written() == {}
     assert (world.judge().by_hostname, world.judge().excluded) == (True, ("node-1",))
-    assert world.judge().unmarked == 0
+    assert world.judge().exclusions_pending == 0
     world.api.error = None
     assert await world.written() == {}, "it is not tried for each node and change"
     world.now = DENIED_SECONDS

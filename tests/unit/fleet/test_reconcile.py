@@ -7,20 +7,20 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.api.v1alpha1 import SandboxRuntime
+from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.fleet.reconcile import (
     RESTLESS_INTERVAL_SECONDS,
     WINDOW_CHECK_SECONDS,
     WRITE_INTERVAL_SECONDS,
     RuntimeReconciler,
-    StoredRuntime,
 )
-from sandboxpool.fleet.status import FleetInput
+from sandboxpool.fleet.status import RuntimeStatusInput
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.workqueue import WorkQueue
-from sandboxpool.pools.members import State
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.issues import IssueRow
+from sandboxpool.runtimes.failure_history import FailureSummary
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
 from support.builders import runtime_class
@@ -59,8 +59,12 @@ class World:
     def wall(self) -> float:
         return START + asyncio.get_running_loop().time()
 
-    def given(self, name: str) -> FleetInput | None:
-        return FleetInput(class_name=name, now=self.wall(), **self.known) if self.wanted else None
+    def given(self, name: str) -> RuntimeStatusInput | None:
+        return (
+            RuntimeStatusInput(class_name=name, now=self.wall(), **self.known)
+            if self.wanted
+            else None
+        )
 
     def _changed(self, path: str, old: Any, new: Any) -> None:
         if not path.startswith(RUNTIMES):
@@ -68,7 +72,7 @@ class World:
         if new is not None and "status" in new:
             new["status"] = self.echo(new["status"])
         if self.watching:
-            before, after = (msgspec.convert(b, StoredRuntime | None) for b in (old, new))
+            before, after = (msgspec.convert(b, SandboxRuntime | None) for b in (old, new))
             self.news.append(self.reconciler.observe(before, after))
 
     async def reconcile(self) -> float | None:
@@ -101,7 +105,7 @@ class World:
 
 
 def trouble(at: float) -> dict[str, Any]:
-    row = IssueRow(Reason.SHIM_MISSING, "runsc", 1, ("a",), at - 5, at, f"text of {at}")
+    row = FailureSummary(Reason.SHIM_MISSING, "runsc", 1, ("a",), at - 5, at, f"text of {at}")
     return {"issues": (row,)}
 
 
@@ -167,7 +171,7 @@ async def test_nothing_is_written_more_than_once_a_second() -> None:
     await world.settle()
     before = len(world.api.writes)
     queue: WorkQueue[str] = WorkQueue("runtimes")
-    worker = asyncio.create_task(queue.work(world.reconciler.reconcile))
+    worker = asyncio.create_task(queue.run(world.reconciler.reconcile))
     for i in range(100):
         world.known["verdict"] = Verdict(serving=tuple(map(str, range(i))))
         queue.add("gvisor")
@@ -187,7 +191,7 @@ async def test_what_changes_all_the_time_is_written_now_and_then() -> None:
     for i in range(seconds):
         world.known |= trouble(START + i)
         world.known |= {
-            "sandboxes": {State.WARM: i},
+            "sandboxes": {SandboxState.WARM: i},
             "startup": {"stages": {"ready": {"p50Milliseconds": i}}, "windowSeconds": 3600},
         }
         await world.reconcile()
@@ -203,7 +207,7 @@ async def test_a_restless_change_waits_for_its_turn_and_a_real_one_does_not() ->
     world = World()
     await world.settle()
     await asyncio.sleep(WRITE_INTERVAL_SECONDS)
-    world.known["sandboxes"] = {State.WARM: 5}
+    world.known["sandboxes"] = {SandboxState.WARM: 5}
     again = await world.reconcile()
     assert again == pytest.approx(RESTLESS_INTERVAL_SECONDS - WRITE_INTERVAL_SECONDS)
     assert world.status["sandboxes"]["warm"] == 0
@@ -278,7 +282,7 @@ async def test_our_own_writes_are_no_news() -> None:
     world = World()
     world.watching = False
     await world.settle()
-    stored = msgspec.convert(world.api.objects[GVISOR], StoredRuntime)
+    stored = msgspec.convert(world.api.objects[GVISOR], SandboxRuntime)
     assert world.reconciler.observe(None, stored) is False
     older = msgspec.structs.replace(
         stored, metadata=msgspec.structs.replace(stored.metadata, resourceVersion="1")
@@ -363,7 +367,7 @@ async def test_a_changing_worst_cause_is_announced_once() -> None:
     await world.settle()
     for reason in (Reason.SHIM_MISSING, Reason.KVM_UNAVAILABLE, Reason.SHIM_MISSING):
         await asyncio.sleep(5)
-        row = IssueRow(reason, "runsc", 1, ("a",), START, START, "text")
+        row = FailureSummary(reason, "runsc", 1, ("a",), START, START, "text")
         world.known["issues"] = (row,)
         await world.settle()
     assert await world.posted() == [("Warning", "ShimMissing")]

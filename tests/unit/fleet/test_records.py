@@ -17,16 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.fleet import records as records_module
-from sandboxpool.fleet.records import (
-    LONGEST_RETRY_SECONDS,
-    SHARDS,
-    WRITE_SECONDS,
-    NodeRecords,
-)
+from sandboxpool.fleet.records import LONGEST_RETRY_SECONDS, SHARDS, WRITE_SECONDS, NodeRecords
 from sandboxpool.kube.errors import ApiError, KubeError
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.evidence import Evidence, EvidenceBook, Isolation, software_of
+from sandboxpool.runtimes.evidence import Evidence, EvidenceStore, Isolation, software_of
 from sandboxpool.runtimes.quarantine import Quarantines
 from support.builders import NOW, facts
 from support.scriptedapi import BROKEN, UNKNOWN, Call, ScriptedApi
@@ -545,10 +540,12 @@ def worst_record() -> dict[str, Any]:
         container_runtime="containerd://2.1.4",
         kubelet="v1.36.2",
     )
-    quarantines, evidence = Quarantines(lambda: 0.5), EvidenceBook()
+    quarantines, evidence = Quarantines(lambda: 0.5), EvidenceStore()
     for handler in kata[:4]:
         now = NOW + 0.123456
-        assert quarantines.fail(node, handler, Reason.USER_NAMESPACES_UNSUPPORTED, SAID, now=now)
+        assert quarantines.record_failure(
+            node, handler, Reason.USER_NAMESPACES_UNSUPPORTED, SAID, now=now
+        )
         learned = Evidence(
             Isolation.NOT_PROVEN, NOW + 0.123456, software_of(node), UID, KERNEL, KERNEL * 2
         )

@@ -7,33 +7,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.api.v1alpha1 import SandboxCounts, SandboxRuntimeStatus
-from sandboxpool.fleet.status import FleetInput, essence, runtime_status
-from sandboxpool.pools.members import State
-from sandboxpool.pools.startup import STAGES
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.evidence import Isolation, Kind
-from sandboxpool.runtimes.issues import IssueRow
+from sandboxpool.api.v1alpha1 import (
+    PoolStartup,
+    SandboxCounts,
+    SandboxRuntimeStatus,
+    StageTiming,
+)
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.fleet.status import RuntimeStatusInput, runtime_status, urgent_part
+from sandboxpool.runtimes.evidence import EvidenceSummary, Isolation
+from sandboxpool.runtimes.failure_history import FailureSummary
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.startup import STAGES
 from support.builders import NOW
+from support.schema import check_written
 
 RUNTIME = Runtime("gvisor", "class-uid", "runsc", overhead=(("memory", "20Mi"),))
-STARTUP: dict[str, Any] = {
-    "stages": {
-        "ready": {
-            "p50Milliseconds": 300,
-            "p95Milliseconds": 500,
-            "p99Milliseconds": 900,
-            "samples": 7,
-        },
-    },
-    "windowSeconds": 3600,
-}
+READY = StageTiming(p50Milliseconds=300, p95Milliseconds=500, p99Milliseconds=900, samples=7)
+STARTUP = PoolStartup(stages={"ready": READY}, windowSeconds=3600)
 
 
-def fleet(verdict: Verdict | None = None, **changes: Any) -> FleetInput:
+def fleet(verdict: Verdict | None = None, **changes: Any) -> RuntimeStatusInput:
     given: dict[str, Any] = {
         "class_name": "gvisor",
         "runtime": RUNTIME,
@@ -41,10 +38,10 @@ def fleet(verdict: Verdict | None = None, **changes: Any) -> FleetInput:
         "pools": ("team/pool",),
         "now": NOW,
     }
-    return FleetInput(**{**given, **changes})
+    return RuntimeStatusInput(**{**given, **changes})
 
 
-def issue(**changes: Any) -> IssueRow:
+def issue(**changes: Any) -> FailureSummary:
     given: dict[str, Any] = {
         "reason": Reason.SHIM_MISSING,
         "handler": "runsc",
@@ -54,10 +51,10 @@ def issue(**changes: Any) -> IssueRow:
         "last_seen": NOW,
         "message": "binary not installed",
     }
-    return IssueRow(**{**given, **changes})
+    return FailureSummary(**{**given, **changes})
 
 
-def kind(isolation: Isolation = Isolation.PROVEN, **changes: Any) -> Kind:
+def kind(isolation: Isolation = Isolation.PROVEN, **changes: Any) -> EvidenceSummary:
     given: dict[str, Any] = {
         "container_runtime": "containerd://2.1.4",
         "kubelet": "v1.36.2",
@@ -68,7 +65,7 @@ def kind(isolation: Isolation = Isolation.PROVEN, **changes: Any) -> Kind:
         "at": NOW - 5,
         "message": "what was seen",
     }
-    return Kind(**{**given, **changes})
+    return EvidenceSummary(**{**given, **changes})
 
 
 def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
@@ -77,7 +74,7 @@ def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
     return found
 
 
-def says(given: FleetInput, type_: str) -> tuple[str, str]:
+def says(given: RuntimeStatusInput, type_: str) -> tuple[str, str]:
     found = condition(runtime_status(given, {}), type_)
     return found["status"], found["reason"]
 
@@ -86,7 +83,7 @@ def test_a_runtime_that_is_well() -> None:
     status = runtime_status(
         fleet(
             Verdict(serving=("a", "b"), unknown=("c",)),
-            sandboxes={State.WARM: 3, State.CLAIMED: 1},
+            sandboxes={SandboxState.WARM: 3, SandboxState.CLAIMED: 1},
             startup=STARTUP,
             evidence=[kind()],
             proof_wanted=True,
@@ -124,7 +121,7 @@ def test_a_runtime_that_is_well() -> None:
             "ended": 0,
             "stopping": 0,
         },
-        "startup": STARTUP,
+        "startup": STARTUP.to_wire(),
         "evidence": [
             {
                 "containerRuntime": "containerd://2.1.4",
@@ -147,7 +144,9 @@ def test_a_runtime_that_is_well() -> None:
 
 def test_every_state_of_a_sandbox_has_a_field() -> None:
     """But what is being started for a claim, which is counted as the claim's."""
-    assert set(SandboxCounts.model_fields) == {state.value for state in State} - {"cold"}
+    assert set(SandboxCounts.__struct_fields__) == {state.value for state in SandboxState} - {
+        "cold"
+    }
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,7 @@ def test_every_state_of_a_sandbox_has_a_field() -> None:
             ("Unknown", "HandlersUnknown"),
         ),
         (
-            fleet(Verdict(unknown=("b",)), sandboxes={State.CLAIMED: 1}),
+            fleet(Verdict(unknown=("b",)), sandboxes={SandboxState.CLAIMED: 1}),
             ("True", "HandlersUnknown"),
             ("True", "AsExpected"),
         ),
@@ -254,7 +253,7 @@ def test_every_state_of_a_sandbox_has_a_field() -> None:
     ],
 )
 def test_whether_it_is_ready_and_well(
-    given: FleetInput, ready: tuple[str, str], healthy: tuple[str, str]
+    given: RuntimeStatusInput, ready: tuple[str, str], healthy: tuple[str, str]
 ) -> None:
     assert says(given, "Ready") == ready
     assert says(given, "Healthy") == healthy
@@ -274,12 +273,14 @@ def test_whether_it_is_ready_and_well(
         ),
     ],
 )
-def test_whether_it_isolates(evidence: list[Kind], wanted: bool, expected: tuple[str, str]) -> None:
+def test_whether_it_isolates(
+    evidence: list[EvidenceSummary], wanted: bool, expected: tuple[str, str]
+) -> None:
     assert says(fleet(evidence=evidence, proof_wanted=wanted), "IsolationProven") == expected
 
 
 def test_messages_name_cause_place_and_cure() -> None:
-    def message(given: FleetInput, type_: str) -> str:
+    def message(given: RuntimeStatusInput, type_: str) -> str:
         return str(condition(runtime_status(given, {}), type_)["message"])
 
     missing = message(fleet(Verdict(), runtime=None, pools=("b/y", "a/x")), "Ready")
@@ -352,11 +353,11 @@ def test_times_move_only_with_what_they_are_about() -> None:
 def test_restless_parts_are_not_of_the_essence() -> None:
     def of(**changes: Any) -> dict[str, Any]:
         given: dict[str, Any] = {"issues": [issue()], "evidence": [kind()], "proof_wanted": True}
-        return essence(runtime_status(fleet(**{**given, **changes}), {}))
+        return urgent_part(runtime_status(fleet(**{**given, **changes}), {}))
 
     quiet = of()
     assert of(startup=STARTUP) == quiet
-    assert of(sandboxes={State.WARM: 1}) == quiet
+    assert of(sandboxes={SandboxState.WARM: 1}) == quiet
     assert of(issues=[issue(last_seen=NOW + 1, message="another id")]) == quiet
     assert of(evidence=[kind(at=NOW + 1)]) == quiet
     assert of(issues=[issue(count=2)]) != quiet
@@ -398,15 +399,12 @@ def test_it_is_as_small_for_five_thousand_nodes_as_for_five() -> None:
             )
             for i in range(8)
         ],
-        startup={
-            "stages": dict.fromkeys(STAGES, STARTUP["stages"]["ready"]),
-            "windowSeconds": 3600,
-        },
+        startup=PoolStartup(stages=dict.fromkeys(STAGES, READY), windowSeconds=3600),
         proof_wanted=True,
     )
     status = runtime_status(given, {})
     assert len(msgspec.json.encode(status)) < 32 * 1024
-    SandboxRuntimeStatus.model_validate(status)
+    check_written(SandboxRuntimeStatus, status)
     assert status["poolCount"] == 500
     assert len(status["pools"]) == 20
     assert len(status["issues"]) == 16
@@ -453,15 +451,15 @@ _ISSUES = st.lists(
         issues=_ISSUES,
         evidence=st.lists(st.builds(kind, st.sampled_from(Isolation)), max_size=8),
         pools=_NAMES,
-        sandboxes=st.dictionaries(st.sampled_from(State), st.integers(0, 9)),
+        sandboxes=st.dictionaries(st.sampled_from(SandboxState), st.integers(0, 9)),
         startup=st.none() | st.just(STARTUP),
         proof_wanted=st.booleans(),
         proven=st.booleans(),
     )
 )
-def test_it_always_fits_the_api_and_stands_still(given: FleetInput) -> None:
+def test_it_always_fits_the_api_and_stands_still(given: RuntimeStatusInput) -> None:
     status = runtime_status(given, {})
-    assert SandboxRuntimeStatus.model_validate(status).to_wire() == status
+    check_written(SandboxRuntimeStatus, status)
     assert runtime_status(given, status) == status
     nodes = dict(status["nodes"])
     assert nodes.pop("eligible") == sum(nodes.values())

@@ -15,10 +15,10 @@ from sandboxpool.kube import events
 from sandboxpool.kube.client import ApiClient, error_of, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 from sandboxpool.kube.events import EventRecorder
-from sandboxpool.references import Reference
+from sandboxpool.util.references import ObjectReference
 from support.scriptedapi import UNKNOWN, ScriptedApi
 
-ABOUT = Reference("sandboxpool.io/v1alpha1", "SandboxPool", "default", "pool", "pool-uid")
+ABOUT = ObjectReference("sandboxpool.io/v1alpha1", "SandboxPool", "default", "pool", "pool-uid")
 
 
 async def posted(recorder: EventRecorder, api: ScriptedApi, seconds: float = 5) -> list[Any]:

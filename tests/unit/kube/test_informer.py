@@ -282,19 +282,19 @@ async def test_the_age_tells_for_how_long_nothing_was_heard() -> None:
         [listed()],
         [[50.0], [10.0, event("ADDED", thing("a", 11)), 50.0], [asyncio.Event()]],
     )
-    assert run.informer.age() == math.inf
+    assert run.informer.staleness() == math.inf
     async with run.running():
         await asyncio.sleep(40)
-        assert run.informer.age() == pytest.approx(40)
+        assert run.informer.staleness() == pytest.approx(40)
         await asyncio.sleep(20.5)
-        assert run.informer.age() == pytest.approx(0.5)
+        assert run.informer.staleness() == pytest.approx(0.5)
         # The end of a quiet watch is a sign of life; then comes one that never ends.
         await asyncio.sleep(50)
-        assert run.informer.age() == pytest.approx(0.5)
+        assert run.informer.staleness() == pytest.approx(0.5)
         await asyncio.sleep(300)
-        assert run.informer.age() == pytest.approx(300.5)
+        assert run.informer.staleness() == pytest.approx(300.5)
     run = await Run([listed(), *outage], [[GONE_EVENT]]).go(200)
-    assert 190 < run.informer.age() <= 200
+    assert 190 < run.informer.staleness() <= 200
 
 
 async def test_a_long_list_shows_signs_of_life_with_each_page() -> None:
@@ -302,7 +302,7 @@ async def test_a_long_list_shows_signs_of_life_with_each_page() -> None:
     async with run.running():
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert run.informer.age() < 1
+        assert run.informer.staleness() < 1
         assert run.names == []
 
 
@@ -341,7 +341,7 @@ def aged(name: str, version: int, second: int) -> dict[str, Any]:
 async def test_a_muted_informer_keeps_its_cache_and_tells_nobody() -> None:
     watch = [event("MODIFIED", thing("a", 11)), event("DELETED", thing("b", 12)), asyncio.Event()]
     run = Run([listed(thing("a"), thing("b"))], [watch])
-    run.informer.mute()
+    run.informer.hold_notifications()
     await run.go()
     assert run.informer.synced.is_set()
     assert (run.told, run.names) == ([], ["a"])
@@ -352,10 +352,10 @@ async def test_what_was_kept_is_told_the_oldest_first_whatever_comes_meanwhile()
     later, more = asyncio.Event(), asyncio.Event()
     changes = [event("MODIFIED", aged("n199", 2000, 19)), event("DELETED", thing("n198", 2001))]
     run = Run([listed(*many)], [[later, *changes, more]])
-    run.informer.mute()
+    run.informer.hold_notifications()
     async with run.running():
         await asyncio.sleep(1)
-        telling = asyncio.create_task(run.informer.unmute())
+        telling = asyncio.create_task(run.informer.release_notifications())
         await asyncio.sleep(0)
         later.set()
         await telling
@@ -372,14 +372,14 @@ async def test_what_was_kept_is_told_the_oldest_first_whatever_comes_meanwhile()
 async def test_a_list_on_request_is_newer_than_the_request() -> None:
     lists = [listed(thing("a"), thing("b")), listed(thing("a", 22), version=30)]
     run = Run(lists, [[event("ADDED", thing("c", 12)), asyncio.Event()]])
-    run.informer.mute()
+    run.informer.hold_notifications()
     async with run.running():
         await asyncio.sleep(1)
         assert run.names == ["a", "b", "c"]
         async with asyncio.timeout(10):
             await run.informer.relist()
         assert run.names == ["a"]
-        await run.informer.unmute()
+        await run.informer.release_notifications()
     assert run.told == [(None, "a@22")]
     assert run.server.versions() == ["10", "30"]
 
@@ -387,7 +387,7 @@ async def test_a_list_on_request_is_newer_than_the_request() -> None:
 async def test_what_a_list_brings_again_is_kept_once() -> None:
     """A new leader lists everything that it knows: two copies would be twice the memory."""
     run = Run([listed(thing("a"), thing("b")), listed(thing("a"), thing("b", 22), version=30)])
-    run.informer.mute()
+    run.informer.hold_notifications()
     async with run.running():
         await asyncio.sleep(1)
         a, b = run.informer.get("", "a"), run.informer.get("", "b")

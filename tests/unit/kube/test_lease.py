@@ -13,12 +13,12 @@ from aiohttp import web
 from sandboxpool.kube import client as client_module
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import ApiError, NotLeaderError, UnknownOutcomeError
-from sandboxpool.kube.lease import NAME, Elector, LeaseTimes
+from sandboxpool.kube.lease import NAME, LeaderElectionTimes, LeaderElector
 from support.scriptedapi import BROKEN, UNKNOWN, Object, ScriptedApi
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/system/leases"
 PATH = f"{LEASES}/{NAME}"
-TIMES = LeaseTimes(duration=15, deadline=10, retry=2)
+TIMES = LeaderElectionTimes(lease_duration=15, renew_deadline=10, retry_period=2)
 
 
 class LeaseServer(ScriptedApi):
@@ -86,21 +86,21 @@ class Replica:
         self.asleep = 0.0
         self.unfit = ""
         loop = asyncio.get_running_loop()
-        self.elector = Elector(
+        self.elector = LeaderElector(
             server,
             "system",
             identity=name,
             times=TIMES,
             clock=lambda: loop.time() + self.asleep,
             wall=lambda: loop.time() + wall,
-            unfit=lambda: self.unfit,
+            not_ready_reason=lambda: self.unfit,
         )
         self.task = loop.create_task(self.elector.run())
 
     @property
     def leads(self) -> bool:
         """Whether it may write."""
-        return self.elector.holds
+        return self.elector.is_leader
 
     async def leading(self) -> float:
         """Wait until it leads; return when that was."""
@@ -173,8 +173,8 @@ async def test_who_can_lead_no_longer_gives_the_lease_up(server: LeaseServer, st
     first.unfit = "it sees no pods"
     with pytest.raises(NotLeaderError, match="it sees no pods"):
         await first.task
-    assert now() < 60 + TIMES.deadline
-    assert await second.leading() < 60 + TIMES.duration + 2 * TIMES.retry
+    assert now() < 60 + TIMES.renew_deadline
+    assert await second.leading() < 60 + TIMES.lease_duration + 2 * TIMES.retry_period
     del server
 
 
@@ -225,11 +225,16 @@ async def test_the_next_leads_when_the_leader_has_been_silent_for_so_long(
     standby = start("b")
     await asyncio.sleep(20.5)
     await leader.kill()
-    last = max(now() - TIMES.retry, 0)
+    last = max(now() - TIMES.retry_period, 0)
     took = await standby.leading()
     # The lease's end as seen by others comes after its end for the holder.
     assert not leader.leads
-    assert last + TIMES.duration - 1 < took <= now() <= last + 2 * TIMES.retry + TIMES.duration
+    assert (
+        last + TIMES.lease_duration - 1
+        < took
+        <= now()
+        <= last + 2 * TIMES.retry_period + TIMES.lease_duration
+    )
     assert server.lease["holderIdentity"] == "b"
     assert server.lease["leaseTransitions"] == 1
 
@@ -312,7 +317,11 @@ async def test_a_deleted_lease_of_one_who_is_gone_is_free_after_its_time(
     await leader.kill()
     server.remove(PATH)
     began = now()
-    assert TIMES.duration - TIMES.retry <= await standby.leading() - began <= TIMES.duration + 4
+    assert (
+        TIMES.lease_duration - TIMES.retry_period
+        <= await standby.leading() - began
+        <= TIMES.lease_duration + 4
+    )
 
 
 # --- Losing --------------------------------------------------------------------------------------
@@ -325,20 +334,20 @@ async def test_who_cannot_renew_stops_before_anybody_else_may_begin(
     began = await leader.leading()
     server.fail("PATCH", NAME, BROKEN, times=5)
     standby = start("b")
-    await asyncio.sleep(TIMES.deadline - 0.5)
-    leader.elector.require()
+    await asyncio.sleep(TIMES.renew_deadline - 0.5)
+    leader.elector.require_leadership()
     stopped = await leader.lost()
-    assert stopped - began < TIMES.deadline
+    assert stopped - began < TIMES.renew_deadline
     with pytest.raises(NotLeaderError):
-        leader.elector.require()
-    assert await standby.leading() - stopped > TIMES.duration - TIMES.deadline - 0.1
+        leader.elector.require_leadership()
+    assert await standby.leading() - stopped > TIMES.lease_duration - TIMES.renew_deadline - 0.1
 
 
 async def test_who_gets_no_answer_stops_in_time(server: LeaseServer, start: Start) -> None:
     leader = start("a")
     began = await leader.leading()
     server.hanging = True
-    assert TIMES.deadline - 1 < await leader.lost() - began <= TIMES.deadline + 0.1
+    assert TIMES.renew_deadline - 1 < await leader.lost() - began <= TIMES.renew_deadline + 0.1
 
 
 async def test_who_is_overthrown_stops(server: LeaseServer, start: Start) -> None:
@@ -346,7 +355,7 @@ async def test_who_is_overthrown_stops(server: LeaseServer, start: Start) -> Non
     await leader.leading()
     server.take(holderIdentity="other", leaseTransitions=7)
     before = now()
-    assert await leader.lost() - before <= TIMES.retry + 0.1
+    assert await leader.lost() - before <= TIMES.retry_period + 0.1
     assert not leader.leads
     assert server.lease["holderIdentity"] == "other"
     assert server.lease["leaseTransitions"] == 7
@@ -408,7 +417,7 @@ async def test_time_that_the_machine_slept_counts(server: LeaseServer, start: St
     await leader.leading()
     await asyncio.sleep(20.5)
     sent = len(server.writes)
-    leader.asleep = TIMES.duration
+    leader.asleep = TIMES.lease_duration
     # At once, before any timer of the process has run.
     assert not leader.leads
     await leader.lost()
@@ -438,7 +447,7 @@ async def test_what_cannot_be_given_back_ends_by_itself(
     server.fail("PATCH", NAME, error)  # type: ignore[arg-type]
     await leader.elector.release()
     assert not leader.leads
-    assert await start("b").leading() >= TIMES.duration
+    assert await start("b").leading() >= TIMES.lease_duration
 
 
 async def test_a_late_renewal_does_not_keep_the_lease_from_being_given_back(
@@ -508,7 +517,7 @@ async def test_no_write_is_sent_without_leave_and_reads_need_none(serve: Serve, 
 
     gate = Gate()
     info = kopf.ConnectionInfo(server=await serve(handle))
-    async with ApiClient(info, user_agent="test", permit=gate) as client:
+    async with ApiClient(info, user_agent="test", before_write=gate) as client:
         await WRITES[write](client)
         gate.open = False
         with pytest.raises(NotLeaderError):
@@ -536,7 +545,7 @@ async def test_leave_is_asked_for_when_the_connection_is_there(
 
     gate = Gate()
     info = kopf.ConnectionInfo(server=await serve(handle))
-    async with ApiClient(info, user_agent="test", permit=gate) as client:
+    async with ApiClient(info, user_agent="test", before_write=gate) as client:
         first = asyncio.ensure_future(client.get("/x"))
         await arrived.wait()
         second = asyncio.ensure_future(client.delete("/x", uid="uid"))
@@ -558,7 +567,7 @@ async def test_a_write_that_is_repeated_needs_leave_each_time(serve: Serve) -> N
         return web.json_response({}, status=429, headers={"Retry-After": "0"})
 
     info = kopf.ConnectionInfo(server=await serve(handle))
-    async with ApiClient(info, user_agent="test", permit=gate) as client:
+    async with ApiClient(info, user_agent="test", before_write=gate) as client:
         with pytest.raises(NotLeaderError):
             await client.create("/x", {})
 

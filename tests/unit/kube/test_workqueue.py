@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sandboxpool.kube.slots import SLOW_SECONDS
 from sandboxpool.kube.workqueue import (
     LONGEST_RETRY_SECONDS,
     SLOW_AT_ONCE,
@@ -15,6 +14,7 @@ from sandboxpool.kube.workqueue import (
     SLOW_PER_LANE,
     WorkQueue,
 )
+from sandboxpool.kube.yielding_semaphore import SLOW_SECONDS
 
 pytestmark = pytest.mark.looptime
 
@@ -33,7 +33,7 @@ async def queue() -> AsyncIterator[WorkQueue[str]]:
 async def drained(queue: WorkQueue[str]) -> list[str]:
     keys = []
     while len(queue):
-        key = await queue.take()
+        key = await queue.get()
         keys.append(key)
         queue.done(key)
     return keys
@@ -49,7 +49,7 @@ async def test_a_key_added_while_it_is_worked_on_comes_again_afterwards(
     queue: WorkQueue[str],
 ) -> None:
     queue.add("a")
-    assert await queue.take() == "a"
+    assert await queue.get() == "a"
     queue.add("a")
     queue.add("a")
     queue.add("b")
@@ -72,7 +72,7 @@ async def test_a_key_is_never_worked_on_twice_at_once(queue: WorkQueue[str]) -> 
         await asyncio.sleep(1)
         busy.discard(key)
 
-    worker = asyncio.create_task(queue.work(reconcile))
+    worker = asyncio.create_task(queue.run(reconcile))
     queue.add("a")
     await asyncio.sleep(20)
     assert not worker.done()
@@ -84,7 +84,7 @@ async def test_of_two_delays_the_earlier_stands(queue: WorkQueue[str]) -> None:
     queue.add_after("a", 5)
     queue.add_after("a", 2)
     queue.add_after("a", 9)
-    assert await queue.take() == "a"
+    assert await queue.get() == "a"
     assert now() == pytest.approx(2)
     queue.done("a")
     await asyncio.sleep(20)
@@ -100,14 +100,14 @@ async def test_no_delay_is_at_once(queue: WorkQueue[str], seconds: float) -> Non
 async def test_retries_grow_are_capped_and_forgotten(queue: WorkQueue[str]) -> None:
     delays = []
     for _ in range(30):
-        delays.append(queue.retry("a"))
-        await queue.take()
+        delays.append(queue.add_rate_limited("a"))
+        await queue.get()
         queue.done("a")
     assert 0.03 < delays[0] <= 0.05
     assert all(later > earlier for earlier, later in itertools.pairwise(delays[:10]))
     assert 0.7 * LONGEST_RETRY_SECONDS < delays[-1] <= LONGEST_RETRY_SECONDS
     queue.forget("a")
-    assert queue.retry("a") <= 0.05
+    assert queue.add_rate_limited("a") <= 0.05
 
 
 async def test_a_worker_retries_what_raises_and_resets_with_the_first_success(
@@ -121,7 +121,7 @@ async def test_a_worker_retries_what_raises_and_resets_with_the_first_success(
             raise RuntimeError(key)
         return 100.0 if len(times) == 4 else None
 
-    worker = asyncio.create_task(queue.work(reconcile))
+    worker = asyncio.create_task(queue.run(reconcile))
     queue.add("a")
     await asyncio.sleep(300)
     worker.cancel()
@@ -137,7 +137,7 @@ async def test_a_worker_that_is_cancelled_gives_its_key_back(queue: WorkQueue[st
         queue.add(key)
         await asyncio.sleep(1000)
 
-    worker = asyncio.create_task(queue.work(reconcile))
+    worker = asyncio.create_task(queue.run(reconcile))
     queue.add("a")
     await asyncio.sleep(1)
     worker.cancel()
@@ -146,7 +146,7 @@ async def test_a_worker_that_is_cancelled_gives_its_key_back(queue: WorkQueue[st
 
 
 async def test_a_waiting_worker_is_woken(queue: WorkQueue[str]) -> None:
-    takers = [asyncio.create_task(queue.take()) for _ in range(2)]
+    takers = [asyncio.create_task(queue.get()) for _ in range(2)]
     await asyncio.sleep(0)
     queue.add("a")
     queue.add("b")
@@ -166,16 +166,16 @@ async def test_lanes_take_turns_and_keep_their_own_order() -> None:
     for key in ("a1", "a2", "a3", "b1", "c1", "b2"):
         queue.add(key)
     assert len(queue) == 6
-    assert [await queue.take() for _ in range(6)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert [await queue.get() for _ in range(6)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 
 async def test_a_lane_that_comes_back_stands_behind_the_others() -> None:
     queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0])
     queue.add("a1")
     queue.add("b1")
-    assert await queue.take() == "a1"
+    assert await queue.get() == "a1"
     queue.add("a2")
-    assert [await queue.take(), await queue.take()] == ["b1", "a2"]
+    assert [await queue.get(), await queue.get()] == ["b1", "a2"]
     assert len(queue) == 0
 
 
@@ -203,9 +203,9 @@ class Bench:
 
 
 async def test_no_more_keys_than_there_are_places_are_worked_on_at_once() -> None:
-    queue: WorkQueue[str] = WorkQueue("test", places=3)
+    queue: WorkQueue[str] = WorkQueue("test", max_concurrent=3)
     bench = Bench({"a": 0.5})
-    worker = asyncio.create_task(queue.work(bench.reconcile))
+    worker = asyncio.create_task(queue.run(bench.reconcile))
     for i in range(7):
         queue.add(f"a{i}")
     await asyncio.sleep(10)
@@ -215,9 +215,9 @@ async def test_no_more_keys_than_there_are_places_are_worked_on_at_once() -> Non
 
 
 async def test_a_slow_lane_keeps_no_place_and_few_of_its_keys_are_worked_on() -> None:
-    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], places=4)
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], max_concurrent=4)
     bench = Bench({"s": 10.0})
-    worker = asyncio.create_task(queue.work(bench.reconcile))
+    worker = asyncio.create_task(queue.run(bench.reconcile))
     for i in range(20):
         queue.add(f"s{i}")
     await asyncio.sleep(0.5)
@@ -235,7 +235,7 @@ async def test_a_slow_lane_keeps_no_place_and_few_of_its_keys_are_worked_on() ->
 
 
 async def test_slow_lanes_together_are_bounded_and_hold_up_no_quick_one() -> None:
-    queue: WorkQueue[str] = WorkQueue("test", places=4)
+    queue: WorkQueue[str] = WorkQueue("test", max_concurrent=4)
     busy = most = 0
 
     async def reconcile(key: str) -> float | None:
@@ -248,7 +248,7 @@ async def test_slow_lanes_together_are_bounded_and_hold_up_no_quick_one() -> Non
         busy -= 1
         return 0.1
 
-    worker = asyncio.create_task(queue.work(reconcile))
+    worker = asyncio.create_task(queue.run(reconcile))
     for i in range(3 * SLOW_AT_ONCE):
         queue.add(f"slow-{i}")
     # Until all are known as slow: four a second.
@@ -265,9 +265,9 @@ async def test_slow_lanes_together_are_bounded_and_hold_up_no_quick_one() -> Non
 
 
 async def test_a_lane_that_is_quick_again_gets_all_places_again() -> None:
-    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], places=4)
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], max_concurrent=4)
     bench = Bench({"s": 10.0})
-    worker = asyncio.create_task(queue.work(bench.reconcile))
+    worker = asyncio.create_task(queue.run(bench.reconcile))
     queue.add("s0")
     await asyncio.sleep(10)
     bench.seconds["s"] = 0.5
@@ -280,15 +280,15 @@ async def test_a_lane_that_is_quick_again_gets_all_places_again() -> None:
 
 
 async def test_keys_of_a_slow_lane_that_wait_are_quick_in_the_end() -> None:
-    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], places=1)
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], max_concurrent=1)
     queue.add("a0")
-    assert await queue.take() == "a0"
+    assert await queue.get() == "a0"
     await asyncio.sleep(2 * SLOW_SECONDS)
     queue.done("a0")
     for i in range(SLOW_PER_LANE + 1):
         queue.add(f"a{i}")
-    taken = [await queue.take() for _ in range(SLOW_PER_LANE)]
-    waiting = asyncio.create_task(queue.take())
+    taken = [await queue.get() for _ in range(SLOW_PER_LANE)]
+    waiting = asyncio.create_task(queue.get())
     await asyncio.sleep(0.5 * SLOW_SECONDS)
     assert not waiting.done()
     queue.done(taken[0])
@@ -298,7 +298,7 @@ async def test_keys_of_a_slow_lane_that_wait_are_quick_in_the_end() -> None:
 
 
 async def test_a_slow_key_that_fails_is_tried_again() -> None:
-    queue: WorkQueue[str] = WorkQueue("test", places=1)
+    queue: WorkQueue[str] = WorkQueue("test", max_concurrent=1)
     times: list[float] = []
 
     async def reconcile(key: str) -> None:
@@ -306,7 +306,7 @@ async def test_a_slow_key_that_fails_is_tried_again() -> None:
         await asyncio.sleep(10)
         raise RuntimeError(key)
 
-    worker = asyncio.create_task(queue.work(reconcile))
+    worker = asyncio.create_task(queue.run(reconcile))
     queue.add("a")
     await asyncio.sleep(35)
     worker.cancel()
@@ -315,7 +315,7 @@ async def test_a_slow_key_that_fails_is_tried_again() -> None:
 
 async def test_whatever_is_added_is_worked_on_and_nothing_is_kept() -> None:
     chance = random.Random(1)
-    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], places=3)
+    queue: WorkQueue[str] = WorkQueue("test", lane_of=lambda key: key[0], max_concurrent=3)
     added: dict[str, float] = {}
     done: dict[str, float] = {}
     busy: set[str] = set()
@@ -332,7 +332,7 @@ async def test_whatever_is_added_is_worked_on_and_nothing_is_kept() -> None:
             raise RuntimeError(key)
         return chance.choice((None, None, None, 0.5))
 
-    worker = asyncio.create_task(queue.work(reconcile))
+    worker = asyncio.create_task(queue.run(reconcile))
     for _ in range(2000):
         key = chance.choice("abcdefgh") + chance.choice("0123456789")
         added[key] = now()
@@ -344,7 +344,15 @@ async def test_whatever_is_added_is_worked_on_and_nothing_is_kept() -> None:
     assert not worker.done()
     worker.cancel()
     assert all(done[key] >= at for key, at in added.items())
-    for kept in ("_waiting", "_quick", "_slow", "_working", "_working_in", "_added_at", "_again"):
+    for kept in (
+        "_waiting",
+        "_quick",
+        "_slow",
+        "_processing",
+        "_processing_in",
+        "_added_at",
+        "_dirty",
+    ):
         assert not getattr(queue, kept), kept
     assert not queue._timers
     assert not queue._failures
@@ -355,12 +363,12 @@ async def test_whatever_is_added_is_worked_on_and_nothing_is_kept() -> None:
 async def test_of_a_dropped_key_nothing_is_remembered(queue: WorkQueue[str]) -> None:
     queue.add_after("a", 86_400)
     for _ in range(5):
-        queue.retry("b")
+        queue.add_rate_limited("b")
     queue.drop("a")
     queue.drop("b")
     await asyncio.sleep(100_000)
     assert not len(queue)
-    assert queue.retry("b") <= 0.05
+    assert queue.add_rate_limited("b") <= 0.05
 
 
 async def test_a_key_dropped_during_the_work_on_it_is_due_no_more(queue: WorkQueue[str]) -> None:
@@ -373,7 +381,7 @@ async def test_a_key_dropped_during_the_work_on_it_is_due_no_more(queue: WorkQue
         await asyncio.sleep(0.5)
         return 100.0
 
-    worker = asyncio.create_task(queue.work(reconcile))
+    worker = asyncio.create_task(queue.run(reconcile))
     queue.add("a")
     await asyncio.sleep(0.1)
     queue.drop("a")
@@ -389,7 +397,7 @@ async def test_a_key_that_comes_back_after_it_was_dropped_is_worked_on(
     queue: WorkQueue[str],
 ) -> None:
     queue.add("a")
-    assert await queue.take() == "a"
+    assert await queue.get() == "a"
     queue.drop("a")
     queue.add("a")
     queue.done("a")

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sandboxpool.claims.allocator import Allocator, Candidate
+from sandboxpool.allocation.allocator import Allocator, Candidate
 from support.simulation.effort import SIMULATIONS
 
 POOLS = ["p", "q"]
@@ -30,7 +30,7 @@ class PoolModel:
     # Held without a reservation: a claim's for good, by its node.
     settled: dict[str, str] = field(default_factory=dict)
 
-    def held_on(self) -> Counter[str]:
+    def allocated_by_node(self) -> Counter[str]:
         return Counter([*(c.node for c in self.reserved.values()), *self.settled.values()])
 
     def best(self) -> set[str]:
@@ -38,7 +38,7 @@ class PoolModel:
         pods = list(self.free.values())
         pods = [c for c in pods if c.current] or pods
         sign = -1 if self.packed else 1
-        ranks = {c.uid: sign * self.held_on()[c.node] for c in pods}
+        ranks = {c.uid: sign * self.allocated_by_node()[c.node] for c in pods}
         return {uid for uid, rank in ranks.items() if rank == min(ranks.values())}
 
 
@@ -84,10 +84,10 @@ class AllocatorMachine(RuleBasedStateMachine):
         version=st.integers(1, 3),
         current=st.booleans(),
     )
-    def offer(self, pool: str, uid: str, node: str, version: int, current: bool) -> None:
+    def add_candidate(self, pool: str, uid: str, node: str, version: int, current: bool) -> None:
         pool = self.pool_of.setdefault(uid, pool)
         offered = Candidate(uid, "default", uid, str(version), node, current)
-        granted = self.real.offer(pool, offered)
+        granted = self.real.add_candidate(pool, offered)
         if uid in self.held() or version <= self.outdated.get(uid, 0):
             assert granted is None
             return
@@ -101,8 +101,8 @@ class AllocatorMachine(RuleBasedStateMachine):
             self.pools[pool].free[uid] = offered
 
     @rule(uid=st.sampled_from(PODS))
-    def withdraw(self, uid: str) -> None:
-        assert self.real.withdraw(uid) == (uid not in self.held())
+    def remove_candidate(self, uid: str) -> None:
+        assert self.real.remove_candidate(uid) == (uid not in self.held())
         for pool in self.pools.values():
             pool.free.pop(uid, None)
 
@@ -112,20 +112,20 @@ class AllocatorMachine(RuleBasedStateMachine):
         reserved = [c for c in self.pools[pool].reserved.values() if c.uid == uid]
         # A pod that can be reserved has a node, and stays there.
         node = reserved[0].node if reserved else node
-        self.real.hold(pool, uid, node)
+        self.real.mark_allocated(pool, uid, node)
         if uid not in self.held() or uid in self.pools[pool].settled:
             self.pools[pool].free.pop(uid, None)
             self.pools[pool].settled[uid] = node
 
     @rule(pool=st.sampled_from(POOLS), claim=st.sampled_from(CLAIMS))
-    def request(self, pool: str, claim: str) -> None:
+    def allocate(self, pool: str, claim: str) -> None:
         pool = self.known_pool(claim) or pool
         model = self.pools[pool]
         if claim in model.reserved:
-            assert self.real.request(pool, claim) == model.reserved[claim]
+            assert self.real.allocate(pool, claim) == model.reserved[claim]
             return
         may_get = model.best() if claim not in model.waiting else set()
-        found = self.real.request(pool, claim)
+        found = self.real.allocate(pool, claim)
         assert (found is None) == (not may_get)
         if found is not None:
             assert found.uid in may_get
@@ -135,20 +135,20 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.reservations())
     @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
+    def confirm_reservation(self, data: st.DataObject) -> None:
         pool, claim = data.draw(st.sampled_from(self.reservations()))
         found = self.pools[pool].reserved.pop(claim)
         self.pools[pool].settled[found.uid] = found.node
-        self.real.settle(claim)
+        self.real.confirm_reservation(claim)
 
     @precondition(lambda self: self.reservations())
     @rule(data=st.data())
-    def refuse(self, data: st.DataObject) -> None:
+    def replace_reservation(self, data: st.DataObject) -> None:
         pool, claim = data.draw(st.sampled_from(self.reservations()))
         model = self.pools[pool]
         model.reserved.pop(claim)
         may_get = model.best()
-        found = self.real.refuse(claim)
+        found = self.real.replace_reservation(claim)
         if found is None:
             assert not may_get
             model.waiting.insert(0, claim)
@@ -157,14 +157,14 @@ class AllocatorMachine(RuleBasedStateMachine):
             self.reserve(pool, claim, found)
 
     @rule(uid=st.sampled_from(PODS), version=st.integers(1, 3))
-    def outdate(self, uid: str, version: int) -> None:
-        self.real.outdate(uid, str(version))
+    def mark_stale(self, uid: str, version: int) -> None:
+        self.real.mark_stale(uid, str(version))
         self.outdated[uid] = version
 
     @rule(claim=st.sampled_from(CLAIMS))
-    def abandon(self, claim: str) -> None:
+    def cancel_claim(self, claim: str) -> None:
         pool = self.known_pool(claim)
-        freed = self.real.abandon(claim)
+        freed = self.real.cancel_claim(claim)
         if pool is None:
             assert freed is None
             return
@@ -195,8 +195,8 @@ class AllocatorMachine(RuleBasedStateMachine):
         model.known = model.packed = False
 
     @rule(pool=st.sampled_from(POOLS), packed=st.booleans())
-    def place(self, pool: str, packed: bool) -> None:
-        self.real.place(pool, packed=packed)
+    def set_packed(self, pool: str, packed: bool) -> None:
+        self.real.set_packed(pool, packed=packed)
         self.pools[pool].packed = packed
         self.pools[pool].known = True
 
@@ -206,7 +206,11 @@ class AllocatorMachine(RuleBasedStateMachine):
     def each_pod_is_at_most_one_claims(self) -> None:
         pods = [found.uid for found in self.real._reserved.values()]
         assert len(pods) == len(set(pods))
-        assert {uid for uid in PODS if self.real.is_held(uid)} == set(self.held()) == self.told_held
+        assert (
+            {uid for uid in PODS if self.real.is_allocated(uid)}
+            == set(self.held())
+            == self.told_held
+        )
 
     @invariant()
     def free_pods_and_waiting_claims_exclude_each_other(self) -> None:
@@ -218,9 +222,9 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @invariant()
     def heaps_stay_bounded(self) -> None:
-        for stock in self.real._stocks.values():
-            for shelf in stock.shelves.values():
-                assert len(shelf.heap) <= 4 * len(shelf.nodes) + 65
+        for stock in self.real._pool_states.values():
+            for node_heap in stock.heaps.values():
+                assert len(node_heap.heap) <= 4 * len(node_heap.nodes) + 65
 
     def teardown(self) -> None:
         """Whatever has happened: when all has ended, nothing is left of it."""
@@ -228,7 +232,7 @@ class AllocatorMachine(RuleBasedStateMachine):
             if model.known:
                 self.real.forget_pool(name)
         for claim in CLAIMS:
-            self.real.abandon(claim)
+            self.real.cancel_claim(claim)
         for uid in PODS:
             self.real.release(uid)
         kept = {name: value for name, value in vars(self.real).items() if not callable(value)}

@@ -16,8 +16,8 @@ from unittest import mock
 import msgspec
 import pytest
 
-from sandboxpool.pools.book import Facts, MemberBook
-from sandboxpool.pools.members import Members, member_of
+from sandboxpool.pools.member_index import MemberFacts, MemberIndex
+from sandboxpool.sandboxes.members import Members, classify_pod
 from support.simulation.apiserver import Place, Request
 from support.simulation.stream import Stream
 from support.simulation.world import World
@@ -32,7 +32,7 @@ STATUS_SECONDS = 1.0
 # What an informer keeps, and the collection that it comes from.
 PROJECTIONS = {"Pod": "pods", "Claim": "sandboxclaims", "Node": "nodes"}
 
-_sort = MemberBook.sort
+_sort = MemberIndex.refresh
 
 
 @dataclass
@@ -58,18 +58,18 @@ class Counts:
 
     def sort(
         self,
-        members: MemberBook,
-        facts_of: Callable[[str], Facts | None],
-        everything: Iterable[str],
+        members: MemberIndex,
+        facts_of: Callable[[str], MemberFacts | None],
+        all_uids: Iterable[str],
         **how: Any,
     ) -> Members:
         """Sort as the operator does, and count what is looked at."""
 
-        def counted(uid: str) -> Facts | None:
+        def counted(uid: str) -> MemberFacts | None:
             self.looked_at += 1
             return facts_of(uid)
 
-        return _sort(members, counted, everything, **how)
+        return _sort(members, counted, all_uids, **how)
 
 
 @contextmanager
@@ -99,13 +99,13 @@ def counting() -> Iterator[Counts]:
 
     def counted_member_of(*args: Any, **kwargs: Any) -> Any:
         counts.members += 1
-        return member_of(*args, **kwargs)
+        return classify_pod(*args, **kwargs)
 
     with (
         mock.patch("msgspec.json.Decoder", CountingDecoder),
         mock.patch("msgspec.json.decode", counting_decode),
         mock.patch.object(Stream, "lines", counted_lines),
-        mock.patch("sandboxpool.pools.book.member_of", counted_member_of),
+        mock.patch("sandboxpool.pools.member_index.classify_pod", counted_member_of),
     ):
         yield counts
 
@@ -117,7 +117,7 @@ def pool_of(replicas: int) -> Iterator[tuple[World, Counts]]:
         counting() as counts,
         World() as world,
         # Each look as the operator does it, without the simulation's check against a full one.
-        mock.patch.object(MemberBook, "sort", lambda *args, **how: counts.sort(*args, **how)),
+        mock.patch.object(MemberIndex, "refresh", lambda *args, **how: counts.sort(*args, **how)),
     ):
         # Nothing goes wrong here, and at each change of a pod it would look at all of them.
         world.server.listeners.remove(world.watchdog._see)

@@ -11,12 +11,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.pools.decide import decide
-from sandboxpool.pools.members import Member, Members, State
+from sandboxpool.pools.max_unavailable import max_unavailable
 from sandboxpool.pools.plan import PoolInput, PoolPlan
-from sandboxpool.pools.unavailable import max_unavailable
-from sandboxpool.pools.unfit import STUCK_SECONDS, UNREADY_GRACE_SECONDS
-from sandboxpool.reasons import Reason
+from sandboxpool.pools.replacement import STUCK_SECONDS, UNREADY_GRACE_SECONDS
+from sandboxpool.sandboxes.members import Member, Members
 from support.simulation.effort import SIMULATIONS
 from support.simulation.poolworld import (
     ENDED,
@@ -118,8 +119,8 @@ class DecideMachine(RuleBasedStateMachine):
         if not chosen or (spec.update.type == "Recreate" and self.are_outdated(chosen)):
             return
         floor = plan.target
-        hopeful = any(self.is_trusted(name) for name in world.hosts)
-        replaceable = hopeful and world.accepted and world.class_uid is not None
+        has_candidate_nodes = any(self.is_trusted(name) for name in world.hosts)
+        replaceable = has_candidate_nodes and world.accepted and world.class_uid is not None
         if not replaceable:
             # Nothing would take the place of what goes.
             assert len(there) - len(chosen) >= floor, "more than is replaced"
@@ -151,7 +152,7 @@ class DecideMachine(RuleBasedStateMachine):
             and not host.cordoned
             and host.serves
             and (pod.probed or not world.per_sandbox)
-            and (world.class_uid is None or not world.foreign(pod))
+            and (world.class_uid is None or not world.of_other_runtime(pod))
         )
 
     def is_usable(self, member: Member) -> bool:
@@ -190,8 +191,10 @@ class DecideMachine(RuleBasedStateMachine):
         assert len(good) <= plan.target + spare, "more than the target"
         cold = [p for p in world.pods.values() if p.cold and not p.leaving and not p.ended]
         starting = sum(not p.started for p in (*good, *cold)) - useless
-        hopeful = any(self.is_trusted(name) for name in world.hosts)
-        assert starting <= (spec.startup.max_starting if hopeful else 1), "too many at once"
+        has_candidate_nodes = any(self.is_trusted(name) for name in world.hosts)
+        assert starting <= (spec.startup.max_starting if has_candidate_nodes else 1), (
+            "too many at once"
+        )
 
     def seems_useless(self, pod: Sandbox) -> bool:
         """It was ready a while ago, or waits for its image for long."""
@@ -200,7 +203,7 @@ class DecideMachine(RuleBasedStateMachine):
             STUCK_SECONDS, UNREADY_GRACE_SECONDS
         ):
             return False
-        return known.state is State.UNREADY or (not pod.started and pod.failure is PULLING)
+        return known.state is SandboxState.UNREADY or (not pod.started and pod.failure is PULLING)
 
     def unseen(self) -> int:
         """Pods that were asked for, and made, and are not seen yet."""
@@ -220,7 +223,7 @@ class DecideMachine(RuleBasedStateMachine):
     def note_autoscaler(self, given: PoolInput, plan: PoolPlan) -> None:
         """Each pod that waits in vain may make it buy a node."""
         world = self.world
-        if given.verdict.hopeful:
+        if given.verdict.has_candidate_nodes:
             self.bought_at = None
         if plan.create and self.bought_at is not None:
             assert world.now >= self.bought_at + 400, "it buys wrong nodes again and again"
@@ -272,13 +275,13 @@ class DecideMachine(RuleBasedStateMachine):
     @rule(kinds=st.lists(st.booleans(), min_size=1, max_size=4))
     def claims_wait(self, kinds: list[bool]) -> None:
         """Some of them want a sandbox to be started for them."""
-        if len(self.world.line) < MOST_IN_LINE:
-            self.world.line += kinds
+        if len(self.world.claim_queue) < MOST_IN_LINE:
+            self.world.claim_queue += kinds
             self.look()
 
     @rule()
     def the_line_gives_up(self) -> None:
-        self.world.line.clear()
+        self.world.claim_queue.clear()
         self.look()
 
     @rule(pick=PICKS, seconds=st.sampled_from([2, 40, 70, 200]))
@@ -440,13 +443,13 @@ class DecideMachine(RuleBasedStateMachine):
         world.edit(maxAgeSeconds=None)
         world.well()
         self.look()
-        world.line = [wants_own for wants_own in world.line if wants_own]
-        if not self.pass_time(LONGEST_CONVERGENCE_SECONDS, lambda: not world.amiss()):
-            raise AssertionError(f"in the end: {world.amiss()}, {decide(world.given())}")
+        world.claim_queue = [wants_own for wants_own in world.claim_queue if wants_own]
+        if not self.pass_time(LONGEST_CONVERGENCE_SECONDS, lambda: not world.problems()):
+            raise AssertionError(f"in the end: {world.problems()}, {decide(world.given())}")
         creates, deletes = len(world.creates), len(world.deletes)
         self.pass_time(QUIET_SECONDS)
         assert (len(world.creates), len(world.deletes)) == (creates, deletes), "no rest"
-        assert not world.amiss()
+        assert not world.problems()
 
 
 DecideMachine.TestCase.settings = settings(

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from sandboxpool.claims.claim import Claim
-from sandboxpool.claims.live import LiveReads
+from sandboxpool.api.v1alpha1 import SandboxClaim
+from sandboxpool.claims.api_reader import ApiReader
 from sandboxpool.claims.reconcile import ClaimReconciler
-from sandboxpool.pools.pool import Pool
+from sandboxpool.cluster.pool import Pool
 from support.invariants import overtaken, waits
 from support.simulation.footprint import footprint, growth
 from support.simulation.sight import Listing, Watching
@@ -69,7 +69,7 @@ def test_a_claim_that_fails_for_want_of_a_sandbox_that_is_there_is_missed(
         return True
 
     if not looks:
-        monkeypatch.setattr(LiveReads, "shows_nothing_warm", none)
+        monkeypatch.setattr(ApiReader, "confirms_no_warm", none)
     with World() as world:
         world.make_pool(replicas=1)
         world.run(60.0)
@@ -90,7 +90,7 @@ def test_a_claim_that_fails_for_want_of_a_sandbox_that_is_there_is_missed(
 def test_a_claim_that_fails_for_what_its_pool_was_is_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def cached(self: ClaimReconciler, claim: Claim) -> Pool | None:
+    async def cached(self: ClaimReconciler, claim: SandboxClaim) -> Pool | None:
         return self._pools.get((claim.metadata.namespace, claim.spec.poolName))
 
     monkeypatch.setattr(ClaimReconciler, "_live_pool", cached)
@@ -124,8 +124,10 @@ def test_what_has_grown_is_named() -> None:
         assert leader is not None
         before = footprint(leader.operator)
         assert not growth(before, footprint(leader.operator))
-        world._do(lambda: leader.operator._queues.claims.add_after(("default", "gone"), 3600.0))
-        assert growth(before, footprint(leader.operator)) == ["_queues.claims._timers: 0 -> 1"]
+        queues = leader.operator.components.queues
+        world._do(lambda: queues.claims.add_after(("default", "gone"), 3600.0))
+        grown = growth(before, footprint(leader.operator))
+        assert grown == ["components.queues.claims._timers: 0 -> 1"]
 
 
 def claim(name: str, second: int, **spec: object) -> dict[str, object]:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.quarantine import Quarantines
 from support.builders import NOW, facts
@@ -94,7 +94,7 @@ class QuarantineMachine(RuleBasedStateMachine):
         self, name: str, handler: str, *, witnessed: bool, reason: Reason, jitter: float
     ) -> None:
         self.jitter = jitter
-        opened = self.real.fail(
+        opened = self.real.record_failure(
             self.facts(name), handler, reason, "text", now=self.now, witnessed=witnessed
         )
         known = self.lives[name].judged.setdefault(handler, Judged())
@@ -117,7 +117,7 @@ class QuarantineMachine(RuleBasedStateMachine):
     def works(self, name: str, handler: str) -> None:
         known = self.lives[name].judged.get(handler)
         was_open = known is not None and known.open
-        assert self.real.work(self.facts(name), handler, now=self.now) == was_open
+        assert self.real.record_success(self.facts(name), handler, now=self.now) == was_open
         if known is not None and was_open:
             self.close(known)
 
@@ -191,7 +191,7 @@ class QuarantineMachine(RuleBasedStateMachine):
         """Whatever has happened: probes that work, and time, leave nothing open."""
         for (name, handler), judged in self.all():
             if judged.open and not judged.witnessed:
-                assert self.real.work(self.facts(name), handler, now=self.now)
+                assert self.real.record_success(self.facts(name), handler, now=self.now)
         for wait in (0.0, LONGEST):
             self.real.expire(self.now + wait)
         assert not list(self.real.open())

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from sandboxpool.api import core
-from sandboxpool.claims.claim import Claim
+from sandboxpool.api.reasons import Reason
+from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.claims.requests import ClaimRequests
+from sandboxpool.cluster.pool import Pool
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.template import pod_name
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.ending import Ending
+from sandboxpool.runtimes.termination import TerminationCause
+from sandboxpool.sandboxes.template import pod_name
 from support.simulation.effort import SIMULATIONS
 from support.simulation.storm import (
     adversity,
@@ -91,11 +91,11 @@ def without_the_uid_of_write_2(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_expectations(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Expectations, "creating", lambda self, name, cold=False: None)
+    patch.setattr(Expectations, "expect_creation", lambda self, name, cold=False: None)
 
 
 def without_reading_the_pool(patch: pytest.MonkeyPatch) -> None:
-    async def cached(self: ClaimReconciler, claim: Claim) -> Pool | None:
+    async def cached(self: ClaimReconciler, claim: SandboxClaim) -> Pool | None:
         return self._pools.get((claim.metadata.namespace, claim.spec.poolName))
 
     patch.setattr(ClaimReconciler, "_live_pool", cached)
@@ -104,10 +104,10 @@ def without_reading_the_pool(patch: pytest.MonkeyPatch) -> None:
 def without_the_last_words_of_pods(patch: pytest.MonkeyPatch) -> None:
     """Whatever has ended a pod is taken for its program's own doing."""
 
-    def exited(pod: core.Pod) -> Ending | None:
-        return Ending(Reason.CONTAINERS_EXITED, "exit code 143") if pod.finished else None
+    def exited(pod: core.Pod) -> TerminationCause | None:
+        return TerminationCause(Reason.CONTAINERS_EXITED, "exit code 143") if pod.finished else None
 
-    patch.setattr("sandboxpool.claims.reconcile.ending_of", exited)
+    patch.setattr("sandboxpool.claims.reconcile.termination_cause", exited)
 
 
 def without_the_names_of_cold_pods(patch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sandboxpool.cache import Cluster
+from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.runtimes.evidence import Isolation
 from support.simulation.controllers import Start
 from support.simulation.effort import SIMULATIONS
@@ -17,10 +17,10 @@ from support.simulation.world import NAMESPACE, World
 CROWDS = [(40, 30), *([(200, 500)] if SIMULATIONS >= 500 else [])]
 
 
-def known(world: World) -> Cluster:
+def known(world: World) -> ClusterCache:
     """What the operator that leads knows."""
     (process,) = [p for p in world.processes if not p.dead and p.operator.leads]
-    return process.operator._cluster
+    return process.operator.components.cluster
 
 
 def bound_wrongly(world: World) -> list[str]:

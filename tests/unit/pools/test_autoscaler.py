@@ -5,28 +5,29 @@ from typing import Any
 
 import pytest
 
-from sandboxpool.pools.decide import CLOCK_GRAIN_SECONDS, decide
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.decide import TIMESTAMP_RESOLUTION_SECONDS, decide
 from sandboxpool.pools.expectations import Expectations
-from sandboxpool.pools.members import Member, Members, State
-from sandboxpool.pools.plan import PoolPlan, Trouble
+from sandboxpool.pools.plan import CreateBackoff, PoolPlan
+from sandboxpool.pools.replacement import NEW_NODE_SECONDS
 from sandboxpool.pools.state import (
     FIRST_AUTOSCALER_BACKOFF_SECONDS,
-    LASTING_SECONDS,
     LONGEST_AUTOSCALER_BACKOFF_SECONDS,
+    MIN_READY_SECONDS,
     PoolState,
 )
-from sandboxpool.pools.unfit import NEW_NODE_SECONDS
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.avoidance import AVOID_SECONDS
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
+from sandboxpool.runtimes.node_constraints import NodeConstraints
 from sandboxpool.runtimes.nodes import NodeFacts
-from sandboxpool.runtimes.placement import Placement
-from sandboxpool.runtimes.verdict import Verdict, judge, stand
+from sandboxpool.runtimes.verdict import Verdict, assess_node, summarize
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import NOW, SERVED, facts, member, members, pool_input, runtime
 
-UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available", heals=True)
-PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", heals=True)
+UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes are available", self_healing=True)
+PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", self_healing=True)
 NOT_CONFIGURED = Failure(
     Reason.HANDLER_NOT_CONFIGURED, 'no runtime for "runsc" is configured', "new", False, True, True
 )
@@ -41,7 +42,7 @@ def joined(at: float, **given: Any) -> Verdict:
 
 def waiting(age: float, **given: Any) -> Member:
     """The one sandbox that shows the demand; it can be put nowhere."""
-    return member("waiting", State.STARTING, age=age, **{"failure": UNSCHEDULABLE, **given})
+    return member("waiting", SandboxState.STARTING, age=age, **{"failure": UNSCHEDULABLE, **given})
 
 
 def reasons(plan: PoolPlan) -> list[Reason]:
@@ -90,7 +91,7 @@ def test_once_a_node_serves_the_waiting_one_is_made_anew_to_reach_it() -> None:
 def on_new_node(age: float, node_age: float, **given: Any) -> Member:
     node = facts("new", handlers=["runc"], joined=NOW - node_age)
     given = {"ready": False, "node": node, "failure": NOT_CONFIGURED, **given}
-    return member("waiting", State.STRANDED, age=age, **given)
+    return member("waiting", SandboxState.STRANDED, age=age, **given)
 
 
 @pytest.mark.parametrize(
@@ -130,15 +131,15 @@ def test_the_pool_is_woken_when_the_grace_is_over(pod: Member, age: float) -> No
     if pod.node is not None:
         pod = on_new_node(500, age)
     plan = decide(pool_input([pod], verdict=joined(at)))
-    assert plan.recheck == at + GRACE + CLOCK_GRAIN_SECONDS
-    then = decide(pool_input([pod], verdict=joined(at), now=plan.recheck))
+    assert plan.requeue_at == at + GRACE + TIMESTAMP_RESOLUTION_SECONDS
+    then = decide(pool_input([pod], verdict=joined(at), now=plan.requeue_at))
     assert reasons(then) == [WRONG]
 
 
 def test_a_node_that_cannot_be_seen_yet_is_waited_for() -> None:
-    pod = member("waiting", State.STRANDED, age=20, node_name="unseen", ready=False)
+    pod = member("waiting", SandboxState.STRANDED, age=20, node_name="unseen", ready=False)
     plan = decide(pool_input([pod], verdict=joined(NOW)))
-    assert (reasons(plan), plan.recheck) == ([], NOW - 20 + NEW_NODE_SECONDS + 1)
+    assert (reasons(plan), plan.requeue_at) == ([], NOW - 20 + NEW_NODE_SECONDS + 1)
 
 
 # --- The delay -----------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_a_node_that_cannot_be_seen_yet_is_waited_for() -> None:
 def held_off(times: int, reason: Reason = WRONG) -> PoolState:
     state = PoolState(Expectations(lambda: 0.0))
     for _ in range(times):
-        state.hold_off(reason, "wrong nodes", NOW)
+        state.back_off(reason, "wrong nodes", NOW)
     return state
 
 
@@ -159,48 +160,48 @@ def test_each_withdrawal_delays_the_next_try_twice_as_long_up_to_a_bound(
     times: int, longest: float
 ) -> None:
     assert (FIRST_AUTOSCALER_BACKOFF_SECONDS, LONGEST_AUTOSCALER_BACKOFF_SECONDS) == (600, 21_600)
-    delay = held_off(times).trouble.until - NOW
+    delay = held_off(times).backoff.until - NOW
     assert 0.75 * longest <= delay <= longest
 
 
 def test_other_failures_before_do_not_make_the_first_delay_longer() -> None:
     state = held_off(20, Reason.SANDBOX_CREATE_FAILED)
-    state.hold_off(WRONG, "wrong nodes", NOW)
-    assert state.trouble.until - NOW <= 600
+    state.back_off(WRONG, "wrong nodes", NOW)
+    assert state.backoff.until - NOW <= 600
 
 
 def test_other_failures_meanwhile_have_their_own_delay_and_do_not_end_the_long_one() -> None:
     state = held_off(3)
-    long_until = state.trouble.until
+    long_until = state.backoff.until
     for failures in (1, 2, 3):
         now = NOW + 10 * failures
-        state.hold_off(Reason.SANDBOX_CREATE_FAILED, "another failure", now)
-        assert state.trouble.failures == failures
-        assert state.trouble.until - now <= 4
-        state.note_time(now + 5)
-        assert (state.trouble.reason, state.trouble.until) == (WRONG, long_until)
-    state.note_time(long_until)
-    assert state.trouble.until <= long_until
+        state.back_off(Reason.SANDBOX_CREATE_FAILED, "another failure", now)
+        assert state.backoff.failures == failures
+        assert state.backoff.until - now <= 4
+        state.refresh_backoff(now + 5)
+        assert (state.backoff.reason, state.backoff.until) == (WRONG, long_until)
+    state.refresh_backoff(long_until)
+    assert state.backoff.until <= long_until
 
 
 def test_a_success_ends_every_delay() -> None:
     state = held_off(3)
-    state.hold_off(Reason.SANDBOX_CREATE_FAILED, "another failure", NOW)
-    state.note_used(NOW + 1)
-    state.note_time(NOW + 10)
-    assert state.trouble == Trouble()
-    state.hold_off(Reason.SANDBOX_CREATE_FAILED, "a failure", NOW + 20)
-    state.note_time(NOW + 30)
-    assert (state.trouble.reason, state.trouble.failures) == (Reason.SANDBOX_CREATE_FAILED, 1)
+    state.back_off(Reason.SANDBOX_CREATE_FAILED, "another failure", NOW)
+    state.note_claim_succeeded(NOW + 1)
+    state.refresh_backoff(NOW + 10)
+    assert state.backoff == CreateBackoff()
+    state.back_off(Reason.SANDBOX_CREATE_FAILED, "a failure", NOW + 20)
+    state.refresh_backoff(NOW + 30)
+    assert (state.backoff.reason, state.backoff.failures) == (Reason.SANDBOX_CREATE_FAILED, 1)
 
 
 def test_a_clock_that_is_set_back_makes_no_delay_longer() -> None:
     state = held_off(3)
-    state.hold_off(Reason.SANDBOX_CREATE_FAILED, "another failure", NOW)
-    state.note_time(NOW - 3600)
-    assert state.trouble.until - (NOW - 3600) <= 1
-    state.note_time(NOW - 3500)
-    assert (state.trouble.reason, state.trouble.until - NOW < -1200) == (WRONG, True)
+    state.back_off(Reason.SANDBOX_CREATE_FAILED, "another failure", NOW)
+    state.refresh_backoff(NOW - 3600)
+    assert state.backoff.until - (NOW - 3600) <= 1
+    state.refresh_backoff(NOW - 3500)
+    assert (state.backoff.reason, state.backoff.until - NOW < -1200) == (WRONG, True)
 
 
 def test_a_node_on_which_sandboxes_were_stuck_counts_again_once_one_has_started_there() -> None:
@@ -214,11 +215,11 @@ def test_a_node_on_which_sandboxes_were_stuck_counts_again_once_one_has_started_
 
 def test_a_warm_sandbox_ends_the_trouble_once_it_has_lasted() -> None:
     state = held_off(3)
-    warm = members(State.WARM, 1, age=-1.0)
-    state.note_success(Members(warm), runtime(), NOW + LASTING_SECONDS)
-    assert state.trouble != Trouble()
-    state.note_success(Members(warm), runtime(), NOW + 1.0 + LASTING_SECONDS)
-    assert state.trouble == Trouble()
+    warm = members(SandboxState.WARM, 1, age=-1.0)
+    state.note_success(Members(warm), runtime(), NOW + MIN_READY_SECONDS)
+    assert state.backoff != CreateBackoff()
+    state.note_success(Members(warm), runtime(), NOW + 1.0 + MIN_READY_SECONDS)
+    assert state.backoff == CreateBackoff()
 
 
 @pytest.mark.parametrize(
@@ -232,15 +233,18 @@ def test_a_warm_sandbox_ends_the_trouble_once_it_has_lasted() -> None:
     ],
 )
 def test_the_delay_ends_at_once_when_a_node_serves(verdict: Verdict, creates: int) -> None:
-    trouble = held_off(4).trouble
+    trouble = held_off(4).backoff
     plan = decide(pool_input([], verdict=verdict, trouble=trouble))
     assert plan.create == creates
     if not creates:
-        assert (plan.held, plan.recheck) == (WRONG, trouble.until + CLOCK_GRAIN_SECONDS)
+        assert (plan.blocked_by, plan.requeue_at) == (
+            WRONG,
+            trouble.until + TIMESTAMP_RESOLUTION_SECONDS,
+        )
 
 
 def test_no_other_delay_ends_because_a_node_serves() -> None:
-    assert decide(pool_input(trouble=held_off(3, Reason.QUOTA_EXCEEDED).trouble)).create == 0
+    assert decide(pool_input(trouble=held_off(3, Reason.QUOTA_EXCEEDED).backoff)).create == 0
 
 
 # --- Over a day ----------------------------------------------------------------------------------
@@ -264,22 +268,22 @@ class Cloud:
 
     def step(self) -> None:
         standings = (
-            stand(n, "runsc", Placement(), quarantined=False, not_isolating=False)
+            assess_node(n, "runsc", NodeConstraints(), quarantined=False, not_isolating=False)
             for n in self.nodes
         )
-        verdict = judge(s for s in standings if s is not None)
+        verdict = summarize(s for s in standings if s is not None)
         given = dataclasses.replace(
             self.given,
             members=Members([self.pod] if self.pod is not None else ()),
             verdict=verdict,
-            trouble=self.state.trouble,
+            backoff=self.state.backoff,
             now=self.now,
         )
         plan = decide(given)
         for deletion in plan.delete:
             self.pod = None
             if deletion.failed:
-                self.state.hold_off(deletion.reason, deletion.message, self.now)
+                self.state.back_off(deletion.reason, deletion.message, self.now)
         self.now += 120
         if plan.create:
             assert (plan.create, self.pod) == (1, None), "one shows the demand, and no more"
@@ -292,8 +296,8 @@ class Cloud:
         given: dict[str, Any] = {"age": 120, "now": self.now}
         if self.binds:
             given |= {"node": new, "failure": NOT_CONFIGURED}
-            return member(f"made-{self.made}", State.STRANDED, ready=False, **given)
-        return member(f"made-{self.made}", State.STARTING, failure=UNSCHEDULABLE, **given)
+            return member(f"made-{self.made}", SandboxState.STRANDED, ready=False, **given)
+        return member(f"made-{self.made}", SandboxState.STARTING, failure=UNSCHEDULABLE, **given)
 
 
 @pytest.mark.parametrize("binds", [True, False])
@@ -304,6 +308,6 @@ def test_an_autoscaler_that_buys_wrong_nodes_is_soon_asked_for_few(binds: bool) 
         while cloud.now < NOW + day * 86_400:
             cloud.step()
         bought.append(len(cloud.nodes))
-    assert cloud.state.trouble.reason is WRONG
+    assert cloud.state.backoff.reason is WRONG
     assert 5 <= bought[0] <= 12
     assert 4 <= bought[1] - bought[0] <= 6

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.pools.decide import CAUTIOUS_AFTER_FAILURES, decide
-from sandboxpool.pools.members import Member, Members, State
-from sandboxpool.pools.plan import PoolInput, PoolPlan, Trouble, foreign, outdated
-from sandboxpool.pools.unavailable import max_unavailable
-from sandboxpool.reasons import Reason
+from sandboxpool.pools.max_unavailable import max_unavailable
+from sandboxpool.pools.plan import CreateBackoff, PoolInput, PoolPlan, of_other_runtime, outdated
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Isolation
 from sandboxpool.runtimes.resolve import resolve
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.members import Member, Members
 from support.builders import (
     ACCEPTED,
     FOUND,
@@ -35,10 +36,10 @@ from support.builders import (
     runtime,
 )
 
-W, S, C, F = State.WARM, State.STARTING, State.CLAIMED, State.FAILED
-STOPPING, STRANDED, UNPROVEN = State.STOPPING, State.STRANDED, State.UNPROVEN
-UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes", heals=True)
-PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", heals=True)
+W, S, C, F = SandboxState.WARM, SandboxState.STARTING, SandboxState.CLAIMED, SandboxState.FAILED
+STOPPING, STRANDED, UNPROVEN = SandboxState.STOPPING, SandboxState.STRANDED, SandboxState.UNPROVEN
+UNSCHEDULABLE = Failure(Reason.UNSCHEDULABLE, "0/3 nodes", self_healing=True)
+PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", self_healing=True)
 NO_SANDBOX = Failure(Reason.SANDBOX_CREATE_FAILED, "no runtime for runsc is configured")
 
 
@@ -128,7 +129,7 @@ def names(plan: PoolPlan) -> list[str]:
         ),
         pytest.param(
             [],
-            {"trouble": Trouble(2, NOW + 1, Reason.QUOTA_EXCEEDED, "")},
+            {"trouble": CreateBackoff(2, NOW + 1, Reason.QUOTA_EXCEEDED, "")},
             0,
             1,
             Reason.QUOTA_EXCEEDED,
@@ -136,7 +137,7 @@ def names(plan: PoolPlan) -> list[str]:
         ),
         pytest.param(
             [],
-            {"trouble": Trouble(CAUTIOUS_AFTER_FAILURES, NOW, Reason.QUOTA_EXCEEDED, "")}
+            {"trouble": CreateBackoff(CAUTIOUS_AFTER_FAILURES, NOW, Reason.QUOTA_EXCEEDED, "")}
             | {"replicas": 5},
             1,
             5,
@@ -168,7 +169,7 @@ def test_creating(
     stock: list[Member], fields: dict[str, Any], create: int, target: int, held: Reason | None
 ) -> None:
     plan = decide(pool_input(stock, **fields))
-    assert (plan.create, plan.target, plan.held) == (create, target, held)
+    assert (plan.create, plan.target, plan.blocked_by) == (create, target, held)
 
 
 # --- Deleting what will never be handed out ------------------------------------------------------
@@ -218,11 +219,13 @@ def test_one_that_waits_by_former_hostnames_is_replaced_in_the_end(
 
 def test_nothing_is_made_before_the_nodes_to_keep_away_from_have_their_labels() -> None:
     """It would go to the very node, and be given up there."""
-    verdict = Verdict(serving=("node-1",), not_serving=("new",), unmarked=1)
+    verdict = Verdict(serving=("node-1",), not_serving=("new",), exclusions_pending=1)
     plan = decide(pool_input(verdict=verdict, replicas=3, line=[True]))
-    assert (plan.create, plan.held) == (0, Reason.EXCLUSION_PENDING)
-    assert (plan.cold, plan.cold_held) == (0, Reason.EXCLUSION_PENDING)
-    assert decide(pool_input(verdict=dataclasses.replace(verdict, unmarked=0), replicas=3)).create
+    assert (plan.create, plan.blocked_by) == (0, Reason.EXCLUSION_PENDING)
+    assert (plan.cold, plan.cold_blocked_by) == (0, Reason.EXCLUSION_PENDING)
+    assert decide(
+        pool_input(verdict=dataclasses.replace(verdict, exclusions_pending=0), replicas=3)
+    ).create
 
 
 @pytest.mark.parametrize("resolution", [MISSING, MISMATCH])
@@ -273,7 +276,7 @@ def test_scaling_down_takes_the_unready_then_the_outdated_then_the_newest() -> N
     ]
 
 
-def old(count: int, state: State = W, **given: Any) -> list[Member]:
+def old(count: int, state: SandboxState = W, **given: Any) -> list[Member]:
     return members(state, count, prefix=f"old-{state.value}", revision="old", **given)
 
 
@@ -369,13 +372,13 @@ def test_too_old_pods_wait_while_the_pool_is_not_full() -> None:
             NOW + 301,
         ),
         ([member(age=0)], {"maxAgeSeconds": 100}, NOW + 101),
-        ([], {"trouble": Trouble(1, NOW + 4, Reason.CREATE_FAILED, "")}, NOW + 5),
+        ([], {"trouble": CreateBackoff(1, NOW + 4, Reason.CREATE_FAILED, "")}, NOW + 5),
     ],
 )
 def test_time_alone_wakes_a_pool_when_it_can_change_the_answer(
     stock: list[Member], fields: dict[str, Any], expected: float | None
 ) -> None:
-    assert decide(pool_input(stock, **fields)).recheck == expected
+    assert decide(pool_input(stock, **fields)).requeue_at == expected
 
 
 # --- Properties ----------------------------------------------------------------------------------
@@ -402,7 +405,7 @@ SERVED_BY_NONE = [
 def any_members(draw: st.DrawFn) -> tuple[Member, ...]:
     found = []
     for i in range(draw(st.integers(0, 10))):
-        state = draw(st.sampled_from(State))
+        state = draw(st.sampled_from(SandboxState))
         where: dict[str, Any] = {"node": facts("well")}
         if state is STRANDED:
             where = draw(st.sampled_from(DOUBTS)) | {"ready": draw(st.booleans())}
@@ -437,7 +440,7 @@ def any_input(draw: st.DrawFn) -> PoolInput:
         creating_cold=draw(st.integers(0, 3)),
         trouble=draw(
             st.builds(
-                Trouble,
+                CreateBackoff,
                 failures=st.integers(0, 5),
                 until=st.sampled_from([0.0, NOW, NOW + 5]),
                 reason=st.sampled_from([Reason.CREATE_FAILED, Reason.AUTOSCALER_ADDS_WRONG_NODES]),
@@ -460,7 +463,7 @@ several = settings(max_examples=40, deadline=None)
 DOUBTED = (Reason.NODE_QUARANTINED, Reason.ISOLATION_NOT_PROVEN)
 
 
-def kept(given_: PoolInput, plan: PoolPlan, state: State) -> list[Member]:
+def kept(given_: PoolInput, plan: PoolPlan, state: SandboxState) -> list[Member]:
     going = set(names(plan))
     return [m for m in given_.members if m.state is state and m.name not in going]
 
@@ -478,13 +481,13 @@ def test_the_bounds_hold_for_any_input(pool: PoolInput) -> None:
             asked = pool.creating + pool.creating_cold + plan.create
             assert len(pool.members) + asked <= spec.max_sandboxes
         starting = len(kept(pool, plan, S)) + pool.creating + plan.create
-        assert starting <= (spec.startup.max_starting if pool.verdict.hopeful else 1)
+        assert starting <= (spec.startup.max_starting if pool.verdict.has_candidate_nodes else 1)
         ready = kept(pool, plan, W) + kept(pool, plan, UNPROVEN)
         assert starting + len(ready) <= plan.target
         assert pool.resolution.usable
         assert pool.template is ACCEPTED
-        answered = pool.trouble.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
-        assert pool.trouble.until <= pool.now or (answered and pool.verdict.hopeful)
+        answered = pool.backoff.reason is Reason.AUTOSCALER_ADDS_WRONG_NODES
+        assert pool.backoff.until <= pool.now or (answered and pool.verdict.has_candidate_nodes)
     if spec.paused:
         assert (plan.create, plan.delete) == (0, ())
 
@@ -502,12 +505,14 @@ def test_no_move_takes_more_than_may_be_missing(pool: PoolInput) -> None:
     if not moved or pool.spec.max_sandboxes is not None:
         return
     nowhere = (
-        not pool.verdict.hopeful or not pool.resolution.usable or pool.template is not ACCEPTED
+        not pool.verdict.has_candidate_nodes
+        or not pool.resolution.usable
+        or pool.template is not ACCEPTED
     )
     floor = plan.target - (0 if nowhere else max_unavailable(pool.spec.update, plan.target))
     waiting = [m for m in kept(pool, plan, STRANDED) if doubted(m)]
     usable = pool.resolution.usable
-    warm = [m for m in pool.members if m.state is W and not (usable and foreign(m, pool))]
+    warm = [m for m in pool.members if m.state is W and not (usable and of_other_runtime(m, pool))]
     assert len(waiting) + len(warm) >= floor
 
 
@@ -519,7 +524,7 @@ def test_a_sandbox_of_another_runtime_is_never_kept_as_warm(pool: PoolInput) -> 
         assert not [
             m
             for m in pool.members
-            if m.name not in names(plan) and m.unclaimed and foreign(m, pool)
+            if m.name not in names(plan) and m.unclaimed and of_other_runtime(m, pool)
         ]
 
 
@@ -563,7 +568,7 @@ def applied(pool: PoolInput, plan: PoolPlan, serial: Iterator[int]) -> PoolInput
     made = [member(f"made-{next(serial)}", **new) for _ in range(plan.create)]
     made += [member(f"asked-{next(serial)}", **new) for _ in range(pool.creating)]
     return dataclasses.replace(
-        pool, members=Members([*rest, *made]), creating=0, creating_cold=0, trouble=Trouble()
+        pool, members=Members([*rest, *made]), creating=0, creating_cold=0, backoff=CreateBackoff()
     )
 
 
@@ -581,15 +586,15 @@ def test_a_plan_applied_again_and_again_comes_to_rest(pool: PoolInput) -> None:
     else:
         pytest.fail(f"does not come to rest: {plan}")
     stuck = sum(m.state is S for m in pool.members)
-    full = all(m.state is W for m in pool.members if m.alive)
-    served = plan.held is None and pool.verdict.hopeful
+    full = all(m.state is W for m in pool.members if m.in_stock)
+    served = plan.blocked_by is None and pool.verdict.has_candidate_nodes
     # What is started for claims, or was put where it cannot be handed out, has places too.
-    places = sum(m.state in (S, State.COLD) or m.misplaced for m in pool.members)
+    places = sum(m.state in (S, SandboxState.COLD) or m.misplaced for m in pool.members)
     if served and places < pool.spec.startup.max_starting:
         # One that is not ready any more stays until the one that is to take its place is ready.
-        unready = sum(m.state is State.UNREADY for m in pool.members)
+        unready = sum(m.state is SandboxState.UNREADY for m in pool.members)
         beyond = min(stuck, unready, max_unavailable(pool.spec.update, plan.target))
-        assert 0 <= sum(m.alive for m in pool.members) - plan.target <= beyond
+        assert 0 <= sum(m.in_stock for m in pool.members) - plan.target <= beyond
         assert not full or not [m for m in pool.members if doubted(m)]
     free = pool.resolution.usable and pool.template is ACCEPTED and not pool.spec.paused
     if full and free and pool.verdict is SERVED and pool.spec.update.type != "OnClaim":
@@ -609,10 +614,10 @@ def test_whatever_time_alone_will_change_a_pool_is_woken_for(pool: PoolInput) ->
 
     if not differs(NOW + 86_400):
         return
-    now = usual.recheck
+    now = usual.requeue_at
     for _ in range(50):
         # A timer never fires early.
         assert now is not None, "nothing would wake the pool"
         if differs(now + 0.01):
             return
-        now = decide(dataclasses.replace(pool, now=now + 0.01)).recheck
+        now = decide(dataclasses.replace(pool, now=now + 0.01)).requeue_at

@@ -10,24 +10,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxpool.api.core import Event, EventSource, InvolvedObject, Metadata, Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import epoch
-from sandboxpool.cache import MAX_SANDBOX_EVENTS, Cluster, SandboxEvents
+from sandboxpool.api.v1alpha1 import StageTiming
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.events import MAX_SANDBOX_EVENTS, SandboxEvents
+from sandboxpool.cluster.ownership import claim_uid_of, pool_uid_of
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
+from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.kube.errors import ApiError
-from sandboxpool.pools.check import verdict_of
 from sandboxpool.pools.expectations import (
     DOUBTED_SECONDS,
     LONGEST_UNSEEN_SECONDS,
-    UNSEEN_SECONDS,
+    VERIFY_AFTER_SECONDS,
     Expectations,
 )
-from sandboxpool.pools.members import State, claim_uid_of, member_of, pool_uid_of
 from sandboxpool.pools.plan import TemplateState
-from sandboxpool.pools.pool import Pool
-from sandboxpool.pools.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.reasons import Reason
-from sandboxpool.runtimes.ground import Ground
-from sandboxpool.runtimes.placement import Placement
+from sandboxpool.pools.template_check import result_of
+from sandboxpool.runtimes.host_state import HostState
+from sandboxpool.runtimes.node_constraints import NodeConstraints
+from sandboxpool.sandboxes.members import classify_pod
+from sandboxpool.sandboxes.startup import MAX_SAMPLES, WINDOW_SECONDS, StartupTimes, StartupTracker
 from support.builders import NOW, facts, node, pod, pod_body, pool, pool_body
 from support.lists import replace
 
@@ -45,14 +49,14 @@ class Clock:
 def test_what_is_expected_is_counted_until_it_is_seen_however_long_that_takes() -> None:
     clock = Clock()
     expected = Expectations(clock)
-    expected.creating("a")
-    expected.creating("b")
-    expected.creating("cold", cold=True)
-    expected.deleting("uid")
+    expected.expect_creation("a")
+    expected.expect_creation("b")
+    expected.expect_creation("cold", cold=True)
+    expected.expect_deletion("uid")
     assert expected.count_creating() == (2, 1)
-    assert expected.next_deadline() == UNSEEN_SECONDS
-    expected.settle_create("a")
-    expected.settle_create("never heard of")
+    assert expected.next_deadline() == VERIFY_AFTER_SECONDS
+    expected.creation_observed("a")
+    expected.creation_observed("never heard of")
     assert expected.count_creating() == (1, 1)
     assert expected.is_deleting("uid")
     clock.now = 1_000_000.0
@@ -60,8 +64,8 @@ def test_what_is_expected_is_counted_until_it_is_seen_however_long_that_takes() 
     assert expected.is_deleting("uid")
     assert expected.count_creating() == (1, 1)
     for name in ("b", "cold"):
-        expected.settle_create(name)
-    expected.settle_delete("uid")
+        expected.creation_observed(name)
+    expected.deletion_observed("uid")
     assert expected.count_creating() == (0, 0)
     assert expected.next_deadline() is None
 
@@ -69,18 +73,18 @@ def test_what_is_expected_is_counted_until_it_is_seen_however_long_that_takes() 
 def test_what_is_not_seen_is_asked_about_ever_more_seldom() -> None:
     clock = Clock()
     expected = Expectations(clock)
-    expected.creating("made")
-    expected.made("made")
-    expected.creating("under way")
+    expected.expect_creation("made")
+    expected.creation_succeeded("made")
+    expected.expect_creation("under way")
     asked = []
     while clock.now < 2000.0:
-        if expected.unseen_creates() == ["made"]:
+        if expected.creations_to_verify() == ["made"]:
             asked.append(clock.now)
-            expected.look_later("made")
+            expected.defer_verification("made")
         clock.now += 1.0
-        expected.creating("under way")
+        expected.expect_creation("under way")
     pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
-    assert asked[0] == UNSEEN_SECONDS
+    assert asked[0] == VERIFY_AFTER_SECONDS
     assert pauses == sorted(pauses)
     assert pauses[-1] == LONGEST_UNSEEN_SECONDS
 
@@ -88,26 +92,26 @@ def test_what_is_not_seen_is_asked_about_ever_more_seldom() -> None:
 def test_what_is_in_doubt_takes_room_and_may_be_asked_for_again() -> None:
     clock = Clock()
     expected = Expectations(clock)
-    expected.creating("a", cold=True)
-    assert not expected.is_doubted("a")
-    expected.doubt("a")
-    assert expected.is_doubted("a")
+    expected.expect_creation("a", cold=True)
+    assert not expected.is_creation_unknown("a")
+    expected.creation_unknown("a")
+    assert expected.is_creation_unknown("a")
     assert expected.is_creating("a")
     assert expected.count_creating() == (0, 1)
-    expected.creating("a", cold=True)
-    assert not expected.is_doubted("a")
-    expected.doubt("a")
+    expected.expect_creation("a", cold=True)
+    assert not expected.is_creation_unknown("a")
+    expected.creation_unknown("a")
     clock.now = DOUBTED_SECONDS
-    assert expected.unseen_creates() == ["a"], "the API server knows by now"
+    assert expected.creations_to_verify() == ["a"], "the API server knows by now"
     assert expected.count_creating() == (0, 1)
-    expected.made("a")
-    assert not expected.is_doubted("a")
+    expected.creation_succeeded("a")
+    assert not expected.is_creation_unknown("a")
 
 
 def test_a_settled_delete_is_no_longer_expected() -> None:
     expected = Expectations(Clock())
-    expected.deleting("uid")
-    expected.settle_delete("uid")
+    expected.expect_deletion("uid")
+    expected.deletion_observed("uid")
     assert not expected.is_deleting("uid")
 
 
@@ -232,7 +236,7 @@ def test_an_object_that_does_not_fit_is_held_with_what_is_wrong(store: PoolStore
     store.observe(pool_body(replicas="many"))
     (known,) = store
     assert known.spec is None
-    assert "spec.replicas" in known.problem
+    assert "spec.replicas" in known.spec_error
 
 
 junk = st.recursive(
@@ -259,7 +263,7 @@ def test_no_junk_in_an_object_stops_the_others(where: str, value: Any) -> None:
     assert store.by_uid("good") is not None
     known = store.by_uid("damaged")
     assert known is not None
-    assert known.says()
+    assert known.ready_message()
 
 
 @pytest.mark.parametrize("body", [{}, {"metadata": []}, {"metadata": {"name": 1}}, None, "x"])
@@ -275,55 +279,55 @@ def test_what_is_no_object_at_all_stops_no_other(body: Any) -> None:
 @pytest.mark.parametrize(
     ("of_pod", "of_node", "state"),
     [
-        ({}, {}, State.WARM),
-        ({"ready": False}, {}, State.STARTING),
-        ({"node": "", "ready": False}, None, State.STARTING),
-        ({"phase": "Failed", "ready": False}, {}, State.FAILED),
-        ({"phase": "Succeeded", "ready": False}, {}, State.FAILED),
-        ({}, {"ready": False}, State.STRANDED),
-        ({}, {"unschedulable": True}, State.STRANDED),
-        ({}, {"handlers": ["runc"]}, State.STRANDED),
-        ({}, {"handlers": None}, State.WARM),
-        ({}, None, State.STRANDED),
-        ({"ready": False}, {"handlers": ["runc"]}, State.STRANDED),
-        ({"claim": "c"}, {"ready": False}, State.CLAIMED),
-        ({"claim": "c", "phase": "Failed", "ready": False}, {}, State.ENDED),
-        ({"claim": "c", "ready": False}, {}, State.CLAIMED),
-        ({"claim": "c", "ready": False, "source": "Cold"}, {}, State.COLD),
-        ({"claim": "c", "ready": True, "source": "Cold"}, {}, State.CLAIMED),
-        ({"claim": "c", "phase": "Failed", "deleting": True}, {}, State.ENDED),
-        ({"claim": "c", "deleting": True}, {}, State.STOPPING),
-        ({"deleting": True}, None, State.STOPPING),
+        ({}, {}, SandboxState.WARM),
+        ({"ready": False}, {}, SandboxState.STARTING),
+        ({"node": "", "ready": False}, None, SandboxState.STARTING),
+        ({"phase": "Failed", "ready": False}, {}, SandboxState.FAILED),
+        ({"phase": "Succeeded", "ready": False}, {}, SandboxState.FAILED),
+        ({}, {"ready": False}, SandboxState.STRANDED),
+        ({}, {"unschedulable": True}, SandboxState.STRANDED),
+        ({}, {"handlers": ["runc"]}, SandboxState.STRANDED),
+        ({}, {"handlers": None}, SandboxState.WARM),
+        ({}, None, SandboxState.STRANDED),
+        ({"ready": False}, {"handlers": ["runc"]}, SandboxState.STRANDED),
+        ({"claim": "c"}, {"ready": False}, SandboxState.CLAIMED),
+        ({"claim": "c", "phase": "Failed", "ready": False}, {}, SandboxState.ENDED),
+        ({"claim": "c", "ready": False}, {}, SandboxState.CLAIMED),
+        ({"claim": "c", "ready": False, "source": "Cold"}, {}, SandboxState.COLD),
+        ({"claim": "c", "ready": True, "source": "Cold"}, {}, SandboxState.CLAIMED),
+        ({"claim": "c", "phase": "Failed", "deleting": True}, {}, SandboxState.ENDED),
+        ({"claim": "c", "deleting": True}, {}, SandboxState.STOPPING),
+        ({"deleting": True}, None, SandboxState.STOPPING),
     ],
 )
-def test_each_pod_has_one_state(of_pod: Any, of_node: Any, state: State) -> None:
+def test_each_pod_has_one_state(of_pod: Any, of_node: Any, state: SandboxState) -> None:
     node_facts = None if of_node is None else facts(**of_node)
-    found = member_of(
+    found = classify_pod(
         pod(**of_pod),
-        ground=Ground(node_facts, "runsc"),
+        host_state=HostState(node_facts, "runsc"),
         sandbox_event=None,
         deleting=False,
-        claimed=False,
+        being_bound=False,
     )
     assert found.state is state
 
 
 def test_what_was_put_on_a_bad_node_before_it_was_ready_is_known_until_it_leaves() -> None:
     """A pod that became ready there says nothing any more of how it came to be there."""
-    good, bad = Ground(facts(), "runsc"), Ground(facts(unschedulable=True), "runsc")
+    good, bad = HostState(facts(), "runsc"), HostState(facts(unschedulable=True), "runsc")
 
-    def follow(*steps: tuple[Ground, bool]) -> list[tuple[bool, bool]]:
+    def follow(*steps: tuple[HostState, bool]) -> list[tuple[bool, bool]]:
         seen, former = [], None
-        for ground, ready in steps:
-            former = member_of(
+        for host_state, ready in steps:
+            former = classify_pod(
                 pod(ready=ready),
-                ground=ground,
+                host_state=host_state,
                 sandbox_event=None,
                 deleting=False,
-                claimed=False,
-                former=former,
+                being_bound=False,
+                previous=former,
             )
-            seen.append((former.misplaced, former.taken_up))
+            seen.append((former.misplaced, former.acknowledged))
         return seen
 
     assert [m for m, _ in follow((bad, False), (bad, True), (good, True))] == [True, True, False]
@@ -333,7 +337,7 @@ def test_what_was_put_on_a_bad_node_before_it_was_ready_is_known_until_it_leaves
 
 
 @pytest.mark.parametrize(
-    ("status", "taken_up"),
+    ("status", "acknowledged"),
     [
         ({}, False),
         ({"podIP": "10.0.0.1"}, True),
@@ -342,24 +346,26 @@ def test_what_was_put_on_a_bad_node_before_it_was_ready_is_known_until_it_leaves
     ],
 )
 def test_a_kubelet_that_has_begun_with_a_pod_says_something_of_it(
-    status: Any, taken_up: bool
+    status: Any, acknowledged: bool
 ) -> None:
     body = pod_body(ready=False)
     body["status"] = {"phase": "Pending", **status}
-    found = member_of(
+    found = classify_pod(
         msgspec.convert(body, Pod),
-        ground=Ground(facts(ready=False), "runsc"),
+        host_state=HostState(facts(ready=False), "runsc"),
         sandbox_event=None,
         deleting=False,
-        claimed=False,
+        being_bound=False,
     )
-    assert found.taken_up is taken_up
+    assert found.acknowledged is acknowledged
 
 
 def test_what_we_asked_for_counts_before_it_is_seen() -> None:
-    asked = {"ground": Ground(facts(), "runsc"), "sandbox_event": None}
-    assert member_of(pod(), **asked, deleting=True, claimed=True).state is State.STOPPING  # type: ignore[arg-type]
-    assert member_of(pod(), **asked, deleting=False, claimed=True).state is State.CLAIMED  # type: ignore[arg-type]
+    asked: Any = {"host_state": HostState(facts(), "runsc"), "sandbox_event": None}
+    leaving = classify_pod(pod(), **asked, deleting=True, being_bound=True)
+    assert leaving.state is SandboxState.STOPPING
+    bound = classify_pod(pod(), **asked, deleting=False, being_bound=True)
+    assert bound.state is SandboxState.CLAIMED
 
 
 def test_a_pod_is_a_pools_by_its_owner_and_a_claims_by_label_too() -> None:
@@ -388,12 +394,9 @@ def test_percentiles_of_a_window() -> None:
         times.add("ready", i / 1000, 0.0)
     found = times.summary(10.0)
     assert found is not None
-    assert found["stages"]["ready"] == {
-        "p50Milliseconds": 50,
-        "p95Milliseconds": 95,
-        "p99Milliseconds": 99,
-        "samples": 100,
-    }
+    assert found.stages["ready"] == StageTiming(
+        p50Milliseconds=50, p95Milliseconds=95, p99Milliseconds=99, samples=100
+    )
     assert times.summary(WINDOW_SECONDS + 1.0) is None
 
 
@@ -403,7 +406,7 @@ def test_samples_are_bounded() -> None:
         times.add("ready", float(i), 0.0)
     found = times.summary(0.0)
     assert found is not None
-    assert found["stages"]["ready"]["samples"] == MAX_SAMPLES
+    assert found.stages["ready"].samples == MAX_SAMPLES
 
 
 def test_each_stage_is_measured_once_from_the_creation() -> None:
@@ -411,7 +414,7 @@ def test_each_stage_is_measured_once_from_the_creation() -> None:
     samples: list[tuple[str, str, float]] = []
     tracker = StartupTracker(lambda *sample: samples.append(sample), clock)
     tracker.observe("pool", pod())
-    tracker.began("pod-1-uid", 0.0)
+    tracker.track("pod-1-uid", 0.0)
     for now, conditions in ((1.0, {}), (2.0, {"PodReadyToStartContainers": "True"}), (3.0, {})):
         clock.now = now
         tracker.observe("pool", pod(ready=False, conditions=conditions))
@@ -487,7 +490,7 @@ FORBIDDEN = 'pods "pool-x" is forbidden:'
     ],
 )
 def test_a_refused_dry_run(status: int, message: str, state: TemplateState) -> None:
-    verdict = verdict_of(ApiError(status, "", message))
+    verdict = result_of(ApiError(status, "", message))
     assert verdict.state is state
     if verdict.reason is Reason.NAMESPACE_TERMINATING:
         assert "is being deleted" in verdict.message
@@ -499,7 +502,7 @@ def test_a_refused_dry_run(status: int, message: str, state: TemplateState) -> N
 
 
 def test_a_pod_is_found_by_pool_claim_and_node_and_then_no_more() -> None:
-    pods = Cluster().pods
+    pods = ClusterCache().pods
     free, claimed = pod(version=1), pod(claim="c", version=2, node="node-2")
     pods.put(None, free)
     assert list(pods.of_pool("default", "pool-uid").values()) == [free]
@@ -515,14 +518,14 @@ def test_a_pod_is_found_by_pool_claim_and_node_and_then_no_more() -> None:
 
 
 def test_a_heartbeat_is_no_change_and_a_handler_is() -> None:
-    nodes = Cluster().nodes
+    nodes = ClusterCache().nodes
     assert nodes.put(None, node(version=1))
-    assert nodes.verdict("runsc", Placement(), proof_wanted=False).serving == ("node-1",)
+    assert nodes.verdict("runsc", NodeConstraints(), proof_wanted=False).serving == ("node-1",)
     assert not nodes.put(node(version=1), node(version=2))
     assert nodes.put(node(version=2), node(version=3, handlers=["runc"]))
-    assert nodes.verdict("runsc", Placement(), proof_wanted=False).not_serving == ("node-1",)
+    assert nodes.verdict("runsc", NodeConstraints(), proof_wanted=False).not_serving == ("node-1",)
     assert nodes.put(node(version=3), None)
-    assert nodes.verdict("runsc", Placement(), proof_wanted=False).eligible == 0
+    assert nodes.verdict("runsc", NodeConstraints(), proof_wanted=False).eligible == 0
 
 
 def test_messages_about_pods_are_bounded() -> None:
@@ -540,8 +543,9 @@ def test_messages_about_pods_are_bounded() -> None:
 
 
 def test_a_pool_tells_what_its_condition_says() -> None:
-    listed = [{"type": "Ready", "message": "no node"}, {"type": "Warm", "message": "other"}]
-    assert pool(status={"conditions": listed}).says() == "no node"
-    assert pool(status={"conditions": "junk"}).says()
-    assert pool().says()
+    said = (("Ready", "no node"), ("Warm", "other"))
+    listed = [{"type": type_, "status": "False", "message": text} for type_, text in said]
+    assert pool(status={"conditions": listed}).ready_message() == "no node"
+    assert pool(status={"conditions": "junk"}).ready_message()
+    assert pool().ready_message()
     assert NOW

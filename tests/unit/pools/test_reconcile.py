@@ -9,32 +9,33 @@ from typing import Any
 import msgspec
 import pytest
 
+from sandboxpool.allocation.allocator import Allocator
+from sandboxpool.allocation.candidate_tracker import CandidateTracker
+from sandboxpool.allocation.refusal import Refusal
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.cache import Cluster
-from sandboxpool.claims.allocator import Allocator
-from sandboxpool.claims.decide import Refusal
-from sandboxpool.claims.offers import Offers
+from sandboxpool.cluster.cache import ClusterCache
+from sandboxpool.cluster.pool import Pool
+from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.pools.expectations import (
     DOUBTED_DELETE_SECONDS,
     DOUBTED_SECONDS,
-    UNSEEN_SECONDS,
+    VERIFY_AFTER_SECONDS,
 )
-from sandboxpool.pools.members import Member, member_of
-from sandboxpool.pools.plan import Trouble
-from sandboxpool.pools.pool import Pool
+from sandboxpool.pools.plan import CreateBackoff
 from sandboxpool.pools.reconcile import BINDING_RECHECK_SECONDS, PoolReconciler
-from sandboxpool.pools.store import PoolStore
-from sandboxpool.pools.template import ClaimRef, pod_name
+from sandboxpool.pools.state import PoolStates
 from sandboxpool.pools.writer import WRITES_AT_ONCE
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from sandboxpool.runtimes.probe import ProbeImage
+from sandboxpool.sandboxes.members import Member, classify_pod
+from sandboxpool.sandboxes.template import ClaimRef, pod_name
 from support.builders import NAMESPACE, POOL_UID, node, pod_body, pool_body, runtime
-from support.inquiries import Unasked
+from support.inquiries import NoInquiry
 from support.scriptedapi import BROKEN, CONFLICT, QUOTA, REFUSED, UNDECIDED, UNKNOWN, ScriptedApi
 
 pytestmark = pytest.mark.looptime
@@ -48,7 +49,7 @@ class Observer:
     def __init__(self) -> None:
         self.failures: list[str] = []
 
-    def failure(self, pool: Pool, reason: str) -> None:
+    def sandbox_failed(self, pool: Pool, reason: str) -> None:
         del pool
         self.failures.append(reason)
 
@@ -57,11 +58,12 @@ class World:
     """A pool reconciler with its caches, fed by the scripted API; time is the event loop's."""
 
     def __init__(self, *pods: str, **spec: Any) -> None:
-        self.cluster = Cluster()
+        self.cluster = ClusterCache()
         # Nobody labels nodes here.
-        self.cluster.nodes.name_hostnames(True)
+        self.cluster.nodes.set_by_hostname(True)
         self.pools = PoolStore(lambda old, new: None)
-        self.allocator = Allocator(lambda *held: self.reconciler.stir(*held))
+        self.states = PoolStates(lambda: asyncio.get_running_loop().time())
+        self.allocator = Allocator(self.states.mark_dirty)
         self.observer = Observer()
         self.given_up: list[str] = []
         self.watching = True
@@ -70,29 +72,30 @@ class World:
         self.shift = 0.0
         self.woken: list[str] = []
         self.api = ScriptedApi(self.wall, self._changed)
-        self.offers = Offers(
+        self.candidate_tracker = CandidateTracker(
             self.cluster,
             self.pools,
             self.allocator,
-            is_leaving=lambda pool, pod: self.reconciler.is_leaving(pool, pod),
-            on_granted=lambda claim: None,
+            is_deleting=self.states.is_deleting,
+            on_allocated=lambda claim: None,
         )
         self.events = EventRecorder(self.api, "test", "test")
         self.reconciler = PoolReconciler(
             client=self.api,
             cluster=self.cluster,
             pools=self.pools,
+            states=self.states,
             allocator=self.allocator,
-            offers=self.offers,
+            candidate_tracker=self.candidate_tracker,
             events=self.events,
             observer=self.observer,
             on_start_timeout=self.given_up.append,
             probe=ProbeImage("registry.example/probe:1"),
-            inquiry=Unasked(),
+            event_reader=NoInquiry(),
             on_startup_sample=lambda pool, stage, seconds: None,
             wall=self.wall,
             clock=lambda: asyncio.get_running_loop().time(),
-            wake_claim=self._wake_claim,
+            enqueue_claim=self._wake_claim,
         )
         self.cluster.classes["gvisor"] = runtime()
         self.cluster.nodes.put(None, node())
@@ -127,7 +130,7 @@ class World:
             if after is None:
                 self.allocator.release(old["metadata"]["uid"])
             else:
-                self.offers.refresh([after])
+                self.candidate_tracker.refresh([after])
 
     def put_pod(self, name: str, **given: Any) -> None:
         self.api.put(f"{PODS}/{name}", pod_body(name, now=self.wall(), **given))
@@ -219,9 +222,9 @@ async def test_what_changes_in_a_large_pool_costs_a_look_at_what_has_changed(
 
     def count(pod: Pod, **given: Any) -> Member:
         looked_at.append(pod.metadata.name)
-        return member_of(pod, **given)
+        return classify_pod(pod, **given)
 
-    monkeypatch.setattr("sandboxpool.pools.book.member_of", count)
+    monkeypatch.setattr("sandboxpool.pools.member_index.classify_pod", count)
     world.put_pod("pod-7", version=2, claim="claim-uid")
     await world.reconcile()
     assert looked_at == ["pod-7"]
@@ -293,7 +296,7 @@ async def test_a_refused_batch_is_one_failure() -> None:
     world.api.before = refuse
     await world.reconcile()
     assert world.posted == 15
-    assert world.reconciler._states[POOL_UID].trouble.failures == 1
+    assert world.reconciler._states[POOL_UID].backoff.failures == 1
 
 
 @pytest.mark.parametrize("gone_at_once", [True, False])
@@ -324,7 +327,7 @@ async def test_what_is_deleted_when_it_is_warm_or_by_the_operator_is_no_failure(
     world.api.put(POOL, pool_body(version=9999, generation=2, replicas=0))
     await world.reconcile()
     assert world.api.sent("DELETE")
-    assert world.reconciler._states[POOL_UID].trouble == Trouble()
+    assert world.reconciler._states[POOL_UID].backoff == CreateBackoff()
 
 
 async def test_a_sandbox_of_another_class_is_no_success() -> None:
@@ -333,7 +336,7 @@ async def test_a_sandbox_of_another_class_is_no_success() -> None:
     await world.reconcile()
     world.put_pod("altered", class_name="runc", age=-2.0)
     await world.reconcile()
-    assert world.reconciler._states[POOL_UID].trouble.failures == 2, "the next waits longer"
+    assert world.reconciler._states[POOL_UID].backoff.failures == 2, "the next waits longer"
 
 
 async def test_after_a_refusal_the_dry_run_is_asked_again() -> None:
@@ -359,7 +362,7 @@ async def test_an_unanswered_create_is_repeated_under_its_name() -> None:
 async def test_a_pool_is_looked_at_again_while_its_pods_are_being_handed_out() -> None:
     world = World("pod-1", replicas=1)
     assert (await world.reconcile() or 0) > 600
-    world.allocator.request(POOL_UID, "claim")
+    world.allocator.allocate(POOL_UID, "claim")
     again = await world.reconcile()
     # Whether the binding succeeds or not: its failure would be no event.
     assert again is not None
@@ -472,8 +475,8 @@ async def test_a_pod_that_is_leaving_is_offered_to_nobody() -> None:
     world.put_pod("pod-1")
     world.api.fail("DELETE", "/pods", UNKNOWN, times=3)
     await world.reconcile()
-    assert world.allocator.request(POOL_UID, "claim") is None
-    assert world.reconciler.is_leaving(POOL_UID, "pod-1-uid")
+    assert world.allocator.allocate(POOL_UID, "claim") is None
+    assert world.states.is_deleting(POOL_UID, "pod-1-uid")
 
 
 @pytest.mark.parametrize("wanted", [False, True])
@@ -499,7 +502,7 @@ async def test_a_pod_that_is_gone_unseen_is_offered_to_nobody_however_long_that_
     for _ in range(30):
         await asyncio.sleep(60)
         await world.reconcile()
-        assert world.allocator.request(POOL_UID, "claim") is None
+        assert world.allocator.allocate(POOL_UID, "claim") is None
     assert len(world.api.sent("GET", "/pods/pod-1")) < 12
 
 
@@ -593,7 +596,7 @@ async def test_a_refused_create_does_not_withdraw_the_verdict_before_the_answer(
 async def test_a_reserved_pod_is_not_deleted() -> None:
     world = World(replicas=0)
     world.put_pod("pod-1")
-    assert world.allocator.request(POOL_UID, "claim") is not None
+    assert world.allocator.allocate(POOL_UID, "claim") is not None
     await world.reconcile()
     assert len(world.pods) == 1
 
@@ -715,13 +718,13 @@ def quarantine(world: World, name: str = "node-1", *, told: bool = True) -> None
     at = world.cluster.nodes.get(name)
     assert at is not None
     now = world.wall()
-    assert world.cluster.quarantines.fail(
+    assert world.cluster.quarantines.record_failure(
         at, "runsc", Reason.SHIM_MISSING, "no shim binary", now=now
     )
-    world.cluster.nodes.reconsider(name)
+    world.cluster.nodes.reevaluate(name)
     if told:
         for there in world.cluster.pods.on_node(name):
-            world.reconciler.stir(POOL_UID, there.metadata.uid)
+            world.reconciler.mark_dirty(POOL_UID, there.metadata.uid)
 
 
 async def test_a_quarantined_node_is_left_within_the_budget_and_named() -> None:
@@ -850,10 +853,10 @@ async def cold(world: World, *claims: ClaimRef) -> Refusal | None:
     """Have claims wait for a sandbox of their own; what they are told after the pool's look."""
     pool = world.pool
     for claim in claims or (CLAIM,):
-        world.allocator.request(pool.uid, claim.uid)
-        world.reconciler.want_cold(pool, claim)
+        world.allocator.allocate(pool.uid, claim.uid)
+        world.reconciler.request_cold_start(pool, claim)
     await world.reconcile()
-    return world.reconciler.want_cold(pool, (*claims, CLAIM)[0])
+    return world.reconciler.request_cold_start(pool, (*claims, CLAIM)[0])
 
 
 async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None:
@@ -861,7 +864,7 @@ async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None
     world.watching = False
     for _ in range(3):
         assert await cold(world) is None
-        world.allocator.abandon(CLAIM.uid)
+        world.allocator.cancel_claim(CLAIM.uid)
     (path,) = world.pods
     assert path.endswith(pod_name("pool", "job-uid"))
     assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
@@ -870,12 +873,12 @@ async def test_a_cold_pod_has_its_name_from_its_claim_and_is_made_once() -> None
 
 async def test_a_cold_pod_needs_room_and_its_claim_keeps_its_place_in_line() -> None:
     world = World("pod-1", replicas=1, maxSandboxes=1)
-    world.allocator.hold(POOL_UID, "pod-1-uid", "node-1")
+    world.allocator.mark_allocated(POOL_UID, "pod-1-uid", "node-1")
     refusal = await cold(world)
     assert refusal is not None
     assert refusal.reason is Reason.MAX_SANDBOXES_REACHED
     assert world.posted == 0
-    assert world.allocator.line(POOL_UID) == ["job-uid"]
+    assert world.allocator.waiting_claims(POOL_UID) == ["job-uid"]
     assert world.woken == ["job-uid"], "it is to say why it waits"
 
 
@@ -893,10 +896,12 @@ async def test_what_is_started_for_claims_keeps_the_limits_of_the_pool(
     world = World(replicas=0, **spec)
     refusal = await cold(world, CLAIM, OTHER)
     assert world.posted == (0 if reason is Reason.PAUSED else 1)
-    assert world.allocator.line(POOL_UID)[-1] == "other-uid", "the first in line comes first"
+    assert world.allocator.waiting_claims(POOL_UID)[-1] == "other-uid", (
+        "the first in line comes first"
+    )
     for _ in range(2):
         await world.reconcile()
-    refusal = world.reconciler.want_cold(world.pool, OTHER)
+    refusal = world.reconciler.request_cold_start(world.pool, OTHER)
     assert refusal is not None
     assert refusal.reason is reason
 
@@ -916,7 +921,7 @@ async def test_somebody_elses_pod_of_its_name_does_not_keep_a_claim_waiting() ->
     name = pod_name("pool", "job-uid")
     world.put_pod(name, claim="other")
     await cold(world)
-    assert world.allocator.line(POOL_UID) == ["job-uid"]
+    assert world.allocator.waiting_claims(POOL_UID) == ["job-uid"]
     await cold(world)
     assert len(world.pods) == 2
     assert world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
@@ -928,7 +933,7 @@ async def test_a_cold_pod_that_no_watch_shows_any_more_is_made_again() -> None:
     await cold(world)
     (path,) = world.pods
     world.api.objects[path]["metadata"]["labels"] = {}
-    await asyncio.sleep(UNSEEN_SECONDS + 1)
+    await asyncio.sleep(VERIFY_AFTER_SECONDS + 1)
     await world.reconcile()
     assert not world.reconciler.is_starting_cold(world.pool, CLAIM.uid)
     assert world.pods == []

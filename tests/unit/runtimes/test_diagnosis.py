@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sandboxpool.api.core import Pod, SchedulingGate
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes import diagnosis, podevents
-from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY, Failure, cut, diagnose
+from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY, Failure, diagnose, truncate
+from sandboxpool.runtimes.heuristics import REASONS
 from sandboxpool.runtimes.patterns import TABLE
-from sandboxpool.runtimes.structure import REASONS
 from support.builders import pod, pod_body
 
 PREFIX = "Failed to create pod sandbox: "
@@ -42,7 +42,7 @@ def found(pod: Pod, event: str | None = None) -> Failure:
 
 
 def flags(failure: Failure) -> tuple[bool, bool, bool]:
-    return failure.blames_runtime, failure.proves_broken, failure.heals
+    return failure.blames_runtime, failure.proves_broken, failure.self_healing
 
 
 @pytest.mark.parametrize("before", ["", PREFIX, FOLDED + PREFIX])
@@ -97,7 +97,7 @@ def test_lines_become_one() -> None:
 
 @given(st.text(max_size=2000))
 def test_a_text_is_bounded_and_keeps_both_its_ends(text: str) -> None:
-    short = cut(text)
+    short = truncate(text)
     flat = " ".join(text.split())
     assert len(short) <= MAX_TEXT
     assert short == flat or (
@@ -135,7 +135,7 @@ def unscheduled(reason: str) -> Pod:
 def test_the_schedulers_words_are_kept_and_it_goes_on_trying() -> None:
     failure = diagnose(unscheduled("Unschedulable"), None)
     assert failure is not None
-    assert (failure.reason, failure.heals, failure.node) == (Reason.UNSCHEDULABLE, True, "")
+    assert (failure.reason, failure.self_healing, failure.node) == (Reason.UNSCHEDULABLE, True, "")
     assert failure.message == "0/3 nodes are available: 3 node(s) didn't match"
 
 
@@ -145,12 +145,12 @@ def test_a_gated_pod_is_held_and_its_gates_are_named() -> None:
     gated = replace(gated, spec=replace(gated.spec, schedulingGates=gates))
     failure = found(gated)
     assert failure.reason is Reason.SCHEDULING_GATED
-    assert (failure.heals, failure.everywhere, failure.node) == (True, True, "")
+    assert (failure.self_healing, failure.cluster_wide, failure.node) == (True, True, "")
     assert failure.message.endswith(": example.com/quota, example.com/other")
 
 
 @pytest.mark.parametrize(
-    ("waiting", "reason", "heals"),
+    ("waiting", "reason", "self_healing"),
     [
         ("ErrImagePull", Reason.IMAGE_PULL_FAILED, True),
         ("ImagePullBackOff", Reason.IMAGE_PULL_FAILED, True),
@@ -164,12 +164,14 @@ def test_a_gated_pod_is_held_and_its_gates_are_named() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["containerStatuses", "initContainerStatuses"])
-def test_a_container_that_waits(waiting: str, reason: Reason, heals: bool, kind: str) -> None:
+def test_a_container_that_waits(
+    waiting: str, reason: Reason, self_healing: bool, kind: str
+) -> None:
     state = {"waiting": {"reason": waiting, "message": "what was said"}}
     containers: dict[str, Any] = {kind: [{"name": "main", "state": state}]}
     failure = diagnose(pod(ready=False, phase="Pending", **containers), None)
     assert failure is not None
-    assert (failure.reason, failure.heals) == (reason, heals)
+    assert (failure.reason, failure.self_healing) == (reason, self_healing)
     assert failure.message == f"main: {waiting}: what was said"
 
 

@@ -16,18 +16,18 @@ from sandboxpool.runtimes.evidence import (
     MAX_AGE_SECONDS,
     MAX_KERNEL,
     MAX_KINDS,
-    SILENT_SECONDS,
+    PROBE_UNANSWERED_SECONDS,
     UNSEEN_CHANGE_SECONDS,
     Evidence,
-    EvidenceBook,
+    EvidenceStore,
     Isolation,
+    control_failure,
     has_run,
     judge_probe,
     judge_sandbox,
     no_evidence,
     software_of,
     started_at,
-    uncontrolled,
 )
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.probe import CONTROL, ProbeImage, build_probe
@@ -206,8 +206,8 @@ def test_the_positive_control_is_judged_like_any_probe() -> None:
 def test_an_uncontrolled_node_says_what_its_control_found() -> None:
     read_another = judge_probe(probed(terminated(probe.OWN_KERNEL), of=None), NODE, NOW)
     assert read_another is not None
-    assert "publishes a boot id that is not its kernel's" in uncontrolled(read_another)
-    assert "no room" in uncontrolled(no_evidence(NODE, "", NOW, "no room"))
+    assert "publishes a boot id that is not its kernel's" in control_failure(read_another)
+    assert "no room" in control_failure(no_evidence(NODE, "", NOW, "no room"))
 
 
 def test_a_node_without_a_boot_id_is_named_as_the_cause() -> None:
@@ -316,7 +316,7 @@ def test_a_sandbox_is_no_younger_than_the_container_that_has_run_longest(
 
 
 def test_what_is_known_is_found() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     assert book.current(NODE, "runsc") is None
     assert book.put("node-1", "runsc", known())
     assert book.current(NODE, "runsc") == known()
@@ -326,17 +326,17 @@ def test_what_is_known_is_found() -> None:
 
 @pytest.mark.parametrize("change", OTHER_SOFTWARE.values(), ids=OTHER_SOFTWARE)
 def test_evidence_is_about_the_software_that_was_there(change: dict[str, Any]) -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
     changed = replace(NODE, **change)
     assert book.current(changed, "runsc") is None
     book.observe_node("node-1", changed, NOW)
     assert book.current(NODE, "runsc") is None, "what is forgotten does not come back"
-    assert book.kinds("runsc") == []
+    assert book.summaries("runsc") == []
 
 
 def test_what_does_not_matter_asks_nothing_anew() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
     shuffled = replace(NODE, handlers=frozenset(sorted(NODE.handlers or (), reverse=True)))
     busy = replace(shuffled, labels=frozenset(), taints=(), ready=False, schedulable=False)
@@ -345,7 +345,7 @@ def test_what_does_not_matter_asks_nothing_anew() -> None:
 
 
 def test_age_alone_is_no_change() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
     assert not book.put("node-1", "runsc", known(at=NOW + 60))
     assert book.current(NODE, "runsc") == known(at=NOW + 60)
@@ -355,7 +355,7 @@ def test_age_alone_is_no_change() -> None:
 
 @pytest.mark.parametrize("answer", [PROVEN, NOT_PROVEN])
 def test_no_answer_takes_no_answers_place(answer: Isolation) -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known(answer))
     assert not book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW, "no room"))
     assert book.current(NODE, "runsc") == known(answer)
@@ -364,14 +364,14 @@ def test_no_answer_takes_no_answers_place(answer: Isolation) -> None:
 
 
 def test_a_later_answer_takes_an_earlier_ones_place() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     for isolation in (UNAVAILABLE, NOT_PROVEN, PROVEN, NOT_PROVEN):
         assert book.put("node-1", "runsc", known(isolation))
         assert book.current(NODE, "runsc") == known(isolation)
 
 
 def test_what_is_forgotten_is_asked_anew() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     for handler in ("runsc", "kata"):
         book.put("node-1", handler, known())
     book.forget("node-1", "runsc", NOW)
@@ -383,13 +383,13 @@ def test_what_is_forgotten_is_asked_anew() -> None:
 
 
 def test_kinds_of_nodes_are_summed_up_the_worst_first() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     for i in range(5):
         book.put(f"node-{i}", "runsc", known(at=NOW + i))
     book.put("node-5", "runsc", known(NOT_PROVEN, kernel="6.1", message="shared"))
     book.put("node-6", "runsc", known(UNAVAILABLE, kernel=""))
     book.put("node-7", "kata", known())
-    kinds = book.kinds("runsc")
+    kinds = book.summaries("runsc")
     assert [(k.isolation, k.nodes, k.example) for k in kinds] == [
         (NOT_PROVEN, 1, "node-5"),
         (UNAVAILABLE, 1, "node-6"),
@@ -401,17 +401,17 @@ def test_kinds_of_nodes_are_summed_up_the_worst_first() -> None:
 
 
 def test_however_many_kinds_there_are_the_worst_are_shown() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     for i in range(50):
         book.put(f"node-{i:02}", "runsc", known(kernel=f"kernel {i}"))
     book.put("node-99", "runsc", known(NOT_PROVEN))
-    kinds = book.kinds("runsc")
+    kinds = book.summaries("runsc")
     assert len(kinds) == MAX_KINDS
     assert kinds[0].isolation is NOT_PROVEN
 
 
 def test_what_is_written_down_can_be_read_again() -> None:
-    book, other = EvidenceBook(), EvidenceBook()
+    book, other = EvidenceStore(), EvidenceStore()
     book.put("node-1", "runsc", known())
     book.put("node-1", "runc", known(NOT_PROVEN))
     book.put("node-1", "kata", known(UNAVAILABLE))
@@ -425,7 +425,7 @@ def test_what_is_written_down_can_be_read_again() -> None:
 
 def test_a_node_that_cannot_list_handlers_survives_writing() -> None:
     silent = replace(NODE, handlers=None)
-    book, other = EvidenceBook(), EvidenceBook()
+    book, other = EvidenceStore(), EvidenceStore()
     book.put("node-1", "runsc", known(node=silent))
     other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
     assert other.current(silent, "runsc") is not None
@@ -433,7 +433,7 @@ def test_a_node_that_cannot_list_handlers_survives_writing() -> None:
 
 
 def test_what_was_written_down_takes_nothings_place() -> None:
-    written, book = EvidenceBook(), EvidenceBook()
+    written, book = EvidenceStore(), EvidenceStore()
     written.put("node-1", "runsc", known())
     book.put("node-1", "runsc", known(NOT_PROVEN))
     book.load("node-1", written.dump("node-1"), {})
@@ -446,82 +446,82 @@ DAY = MAX_AGE_SECONDS
 
 
 def test_a_proof_is_asked_for_again_in_its_last_quarter_and_is_void_after_its_age() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
-    assert book.age(NOW + 0.74 * DAY) == []
-    assert not book.is_old("node-1", "runsc")
-    assert book.age(NOW + 0.96 * DAY) == [("node-1", "runsc")]
-    assert book.is_old("node-1", "runsc")
+    assert book.expire(NOW + 0.74 * DAY) == []
+    assert not book.is_renewal_due("node-1", "runsc")
+    assert book.expire(NOW + 0.96 * DAY) == [("node-1", "runsc")]
+    assert book.is_renewal_due("node-1", "runsc")
     assert book.current(NODE, "runsc") == known(), "it still holds"
-    assert book.age(NOW + DAY - 1) == []
-    assert book.age(NOW + DAY) == [("node-1", "runsc")]
+    assert book.expire(NOW + DAY - 1) == []
+    assert book.expire(NOW + DAY) == [("node-1", "runsc")]
     assert book.current(NODE, "runsc") is None
-    assert not book.is_old("node-1", "runsc")
-    assert book.age(NOW + 10 * DAY) == []
+    assert not book.is_renewal_due("node-1", "runsc")
+    assert book.expire(NOW + 10 * DAY) == []
 
 
 def test_a_proof_that_nobody_has_looked_at_in_time_is_void_all_the_same() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
-    assert book.age(NOW + 2 * DAY) == [("node-1", "runsc")]
+    assert book.expire(NOW + 2 * DAY) == [("node-1", "runsc")]
     assert book.current(NODE, "runsc") is None
 
 
 @pytest.mark.parametrize("isolation", [NOT_PROVEN, UNAVAILABLE])
 def test_what_is_no_proof_never_ages_away(isolation: Isolation) -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known(isolation))
-    book.age(NOW + SILENT_SECONDS)
-    assert book.age(NOW + 100 * DAY) == []
+    book.expire(NOW + PROBE_UNANSWERED_SECONDS)
+    assert book.expire(NOW + 100 * DAY) == []
     assert book.current(NODE, "runsc") == known(isolation)
-    assert not book.is_old("node-1", "runsc")
+    assert not book.is_renewal_due("node-1", "runsc")
 
 
 def test_a_proof_that_is_refuted_before_its_time_leaves_no_age_behind() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
-    book.age(NOW + 0.96 * DAY)
+    book.expire(NOW + 0.96 * DAY)
     book.put("node-1", "runsc", known(NOT_PROVEN, at=NOW + 0.97 * DAY))
-    assert not book.is_old("node-1", "runsc")
-    assert book.age(NOW + 100 * DAY) == []
+    assert not book.is_renewal_due("node-1", "runsc")
+    assert book.expire(NOW + 100 * DAY) == []
     assert book.current(NODE, "runsc") is not None
 
 
 def test_a_proof_that_is_confirmed_lives_on_and_is_asked_for_again_in_its_own_time() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
     again = NOW + 0.96 * DAY
-    book.age(again)
+    book.expire(again)
     assert not book.put("node-1", "runsc", known(at=again))
-    assert not book.is_old("node-1", "runsc")
-    assert book.age(NOW + DAY) == book.age(again + 0.74 * DAY) == []
+    assert not book.is_renewal_due("node-1", "runsc")
+    assert book.expire(NOW + DAY) == book.expire(again + 0.74 * DAY) == []
     assert book.current(NODE, "runsc") == known(at=again)
-    assert book.age(again + 0.96 * DAY) == [("node-1", "runsc")]
-    assert book.is_old("node-1", "runsc")
-    assert book.age(again + DAY) == [("node-1", "runsc")]
+    assert book.expire(again + 0.96 * DAY) == [("node-1", "runsc")]
+    assert book.is_renewal_due("node-1", "runsc")
+    assert book.expire(again + DAY) == [("node-1", "runsc")]
     assert book.current(NODE, "runsc") is None
 
 
 def test_no_answer_to_the_question_asked_again_leaves_the_proof_its_age() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
-    book.age(NOW + 0.96 * DAY)
+    book.expire(NOW + 0.96 * DAY)
     silent = no_evidence(NODE, CLASS_UID, NOW + 0.97 * DAY, "no room")
     assert not book.put("node-1", "runsc", silent)
-    assert book.is_old("node-1", "runsc")
-    assert book.age(NOW + DAY) == [("node-1", "runsc")]
+    assert book.is_renewal_due("node-1", "runsc")
+    assert book.expire(NOW + DAY) == [("node-1", "runsc")]
     assert book.current(NODE, "runsc") is None
 
 
 def test_each_node_and_handler_is_asked_again_at_its_own_time() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     pairs = [(f"node-{i}", handler) for i in range(100) for handler in ("runsc", "kata")]
     for name, handler in pairs:
         book.put(name, handler, known())
     asked: list[tuple[str, str]] = []
     most = 0
     for step in range(101):
-        found = book.age(NOW + (0.75 + 0.002 * step) * DAY)
+        found = book.expire(NOW + (0.75 + 0.002 * step) * DAY)
         most = max(most, len(found))
         asked += found
     assert sorted(asked) == sorted(pairs)
@@ -529,38 +529,38 @@ def test_each_node_and_handler_is_asked_again_at_its_own_time() -> None:
 
 
 def test_the_age_is_a_setting() -> None:
-    book = EvidenceBook(max_age=600)
+    book = EvidenceStore(max_age=600)
     book.put("node-1", "runsc", known())
-    assert book.age(NOW + 449) == []
-    assert book.age(NOW + 600) == [("node-1", "runsc")]
+    assert book.expire(NOW + 449) == []
+    assert book.expire(NOW + 600) == [("node-1", "runsc")]
     assert book.current(NODE, "runsc") is None
 
 
 @pytest.mark.parametrize("node", [None, replace(NODE, boot_id=GUEST_BOOT_ID)])
 def test_a_machine_that_goes_takes_the_age_of_its_proofs_along(node: NodeFacts | None) -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
-    book.age(NOW + 0.96 * DAY)
+    book.expire(NOW + 0.96 * DAY)
     book.observe_node("node-1", node, NOW)
-    assert not book.is_old("node-1", "runsc")
-    assert book.age(NOW + 2 * DAY) == []
+    assert not book.is_renewal_due("node-1", "runsc")
+    assert book.expire(NOW + 2 * DAY) == []
 
 
 def test_a_node_that_changes_in_other_things_leaves_a_proof_its_age() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known())
-    book.age(NOW + 0.96 * DAY)
+    book.expire(NOW + 0.96 * DAY)
     book.observe_node("node-1", replace(NODE, ready=False), NOW)
-    assert book.is_old("node-1", "runsc")
+    assert book.is_renewal_due("node-1", "runsc")
 
 
 def test_a_proof_that_an_earlier_process_wrote_down_goes_on_ageing() -> None:
-    book, other = EvidenceBook(), EvidenceBook()
+    book, other = EvidenceStore(), EvidenceStore()
     book.put("node-1", "runsc", known())
     other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
-    assert other.age(NOW + 0.74 * DAY) == []
-    assert other.age(NOW + 0.96 * DAY) == [("node-1", "runsc")]
-    assert other.age(NOW + DAY) == [("node-1", "runsc")]
+    assert other.expire(NOW + 0.74 * DAY) == []
+    assert other.expire(NOW + 0.96 * DAY) == [("node-1", "runsc")]
+    assert other.expire(NOW + DAY) == [("node-1", "runsc")]
     assert other.current(NODE, "runsc") is None
 
 
@@ -574,12 +574,12 @@ def test_a_proof_that_an_earlier_process_wrote_down_goes_on_ageing() -> None:
 def test_a_node_is_controlled_where_no_isolation_was_seen_to_read_its_boot_id(
     isolation: Isolation | None, controlled: bool
 ) -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known(NOT_PROVEN))
     if isolation is not None:
         book.put("node-1", CONTROL, known(isolation))
-    assert book.is_controlled(NODE) == controlled
-    assert not book.is_controlled(replace(NODE, boot_id=GUEST_BOOT_ID))
+    assert book.has_positive_control(NODE) == controlled
+    assert not book.has_positive_control(replace(NODE, boot_id=GUEST_BOOT_ID))
 
 
 # --- Damage --------------------------------------------------------------------------------------
@@ -597,7 +597,7 @@ anything = st.recursive(
     anything,
 )
 def test_damage_is_left_out_and_the_rest_kept(data: dict[str, Any], field: str, value: Any) -> None:
-    book, fresh = EvidenceBook(), EvidenceBook()
+    book, fresh = EvidenceStore(), EvidenceStore()
     book.put("node-1", "good", known())
     good = book.dump("node-1")["good"]
     fresh.load("node-1", {**data, "good": good, "bad": {**good, field: value}}, {})
@@ -614,9 +614,9 @@ LATER = NOW + 1000.0
 OLD, MAYBE, NEW = (ran(at) for at in (LATER - UNSEEN_CHANGE_SECONDS - 1, LATER - 1, LATER + 1))
 
 
-def upgraded(isolation: Isolation = PROVEN, *, watched: bool = True) -> EvidenceBook:
+def upgraded(isolation: Isolation = PROVEN, *, watched: bool = True) -> EvidenceStore:
     """A book that saw its node get another kubelet at LATER, or finds it so when it begins."""
-    book = EvidenceBook()
+    book = EvidenceStore()
     if watched:
         book.observe_node("node-1", NODE, NOW)
     book.put("node-1", "runsc", known(isolation))
@@ -625,8 +625,8 @@ def upgraded(isolation: Isolation = PROVEN, *, watched: bool = True) -> Evidence
     return book
 
 
-def stands(book: EvidenceBook, *pods: Pod, node: NodeFacts = UPGRADED) -> list[Isolation | None]:
-    found = [book.about(it, node, "runsc") for it in pods]
+def stands(book: EvidenceStore, *pods: Pod, node: NodeFacts = UPGRADED) -> list[Isolation | None]:
+    found = [book.evidence_for(it, node, "runsc") for it in pods]
     return [evidence.isolation if evidence is not None else None for evidence in found]
 
 
@@ -641,7 +641,7 @@ def stands(book: EvidenceBook, *pods: Pod, node: NodeFacts = UPGRADED) -> list[I
 def test_what_ran_before_a_change_keeps_its_proof_and_what_is_started_later_has_none(
     change: dict[str, Any],
 ) -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.observe_node("node-1", NODE, NOW)
     book.put("node-1", "runsc", known())
     changed = replace(NODE, **change)
@@ -693,7 +693,7 @@ def test_what_was_refuted_before_a_change_stays_so() -> None:
 
 
 def test_what_was_refuted_before_a_quarantine_stays_so_after_it() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", known(NOT_PROVEN))
     book.forget("node-1", "runsc", LATER)
     assert stands(book, OLD, NEW, node=NODE) == [NOT_PROVEN, None]
@@ -706,7 +706,7 @@ def test_a_change_that_nobody_watched_may_have_come_right_after_the_proof() -> N
 
 
 def test_a_process_that_has_just_begun_does_not_say_how_long_it_stood_before() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.load("node-1", {"runsc": msgspec.to_builtins(known())}, {})
     book.observe_node("node-1", NODE, LATER - 10)
     book.observe_node("node-1", UPGRADED, LATER)
@@ -720,25 +720,25 @@ def test_another_machine_or_a_reboot_makes_everything_void(change: dict[str, Any
     assert stands(book, OLD, node=other) == [None], "even before the book has been told"
     book.observe_node("node-1", other, LATER + 60)
     assert stands(book, OLD, node=other) == [None]
-    assert not book.has_former("node-1")
+    assert not book.has_superseded("node-1")
     assert book.dump_former("node-1") == {}
     book = upgraded()
     book.observe_node("node-1", None, LATER + 60)
-    assert not book.has_former("node-1")
+    assert not book.has_superseded("node-1")
 
 
 def test_the_positive_control_of_a_sandbox_that_runs_holds_too() -> None:
     book = upgraded()
-    assert not book.is_controlled(UPGRADED)
-    found = [book.about(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
+    assert not book.has_positive_control(UPGRADED)
+    found = [book.evidence_for(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
     assert [e.isolation if e else None for e in found] == [NOT_PROVEN, None]
     book.put("node-1", CONTROL, known(PROVEN, UPGRADED, at=LATER + 60))
-    found = [book.about(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
+    found = [book.evidence_for(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
     assert [e.isolation if e else None for e in found] == [PROVEN, PROVEN], "it is made up"
 
 
 def test_the_next_process_knows_the_former_proofs() -> None:
-    book, other = upgraded(), EvidenceBook()
+    book, other = upgraded(), EvidenceStore()
     former = json.loads(json.dumps(book.dump_former("node-1")))
     other.load("node-1", {}, {**former, "kata": [{"before": "x"}], "": 1})
     other.observe_node("node-1", UPGRADED, LATER + 60)
@@ -749,24 +749,24 @@ def test_the_next_process_knows_the_former_proofs() -> None:
 
 
 def test_a_node_that_gives_no_answer_for_long_is_silent_until_it_gives_one() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     for at in (0.0, 30.0, 200.0):
         book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW + at, "no room"))
-    assert book.age(NOW + SILENT_SECONDS - 1) == []
-    assert not book.is_silent("node-1", "runsc")
-    assert book.age(NOW + SILENT_SECONDS) == [("node-1", "runsc")]
-    assert book.is_silent("node-1", "runsc")
+    assert book.expire(NOW + PROBE_UNANSWERED_SECONDS - 1) == []
+    assert not book.is_unanswered("node-1", "runsc")
+    assert book.expire(NOW + PROBE_UNANSWERED_SECONDS) == [("node-1", "runsc")]
+    assert book.is_unanswered("node-1", "runsc")
     book.put("node-1", "runsc", known(at=NOW + 400))
-    assert not book.is_silent("node-1", "runsc")
-    assert book.age(NOW + 2 * SILENT_SECONDS) == []
+    assert not book.is_unanswered("node-1", "runsc")
+    assert book.expire(NOW + 2 * PROBE_UNANSWERED_SECONDS) == []
 
 
 def test_other_software_is_given_time_to_answer() -> None:
-    book = EvidenceBook()
+    book = EvidenceStore()
     book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW, "no room"))
-    book.age(NOW + SILENT_SECONDS)
+    book.expire(NOW + PROBE_UNANSWERED_SECONDS)
     book.observe_node("node-1", UPGRADED, NOW + 400)
-    assert not book.is_silent("node-1", "runsc")
+    assert not book.is_unanswered("node-1", "runsc")
     book.put("node-1", "runsc", no_evidence(UPGRADED, CLASS_UID, NOW + 410, "no room"))
-    assert book.age(NOW + 410 + SILENT_SECONDS - 1) == []
-    assert book.age(NOW + 410 + SILENT_SECONDS) == [("node-1", "runsc")]
+    assert book.expire(NOW + 410 + PROBE_UNANSWERED_SECONDS - 1) == []
+    assert book.expire(NOW + 410 + PROBE_UNANSWERED_SECONDS) == [("node-1", "runsc")]

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from sandboxpool.api.core import Condition, Node, Taint
-from sandboxpool.runtimes.ground import Ground
-from sandboxpool.runtimes.lifecycle import LEAVING_CONDITIONS, LEAVING_TAINTS, PLANNED_CONDITION
-from sandboxpool.runtimes.nodes import NodeFacts, facts_of
+from sandboxpool.runtimes.host_state import HostState
+from sandboxpool.runtimes.lifecycle import PLANNED_CONDITION, REMOVAL_CONDITIONS, REMOVAL_TAINTS
+from sandboxpool.runtimes.nodes import NodeFacts, node_facts
 from support.builders import facts, node
 
 
@@ -16,7 +16,7 @@ def with_condition(type_: str, status: str = "True") -> NodeFacts:
     changed: Node = msgspec.structs.replace(
         plain, status=msgspec.structs.replace(plain.status, conditions=listed)
     )
-    return facts_of(changed)
+    return node_facts(changed)
 
 
 def with_taint(key: str, effect: str = "NoSchedule") -> NodeFacts:
@@ -25,20 +25,20 @@ def with_taint(key: str, effect: str = "NoSchedule") -> NodeFacts:
 
 def stands(given: NodeFacts) -> tuple[bool, bool]:
     """Whether a sandbox there is handed out, and whether it is where there is no better one."""
-    ground = Ground(given, "runsc")
-    return ground.firm, ground.uncordoned().firm
+    host_state = HostState(given, "runsc")
+    return host_state.allocatable, host_state.ignoring_cordon().allocatable
 
 
 @pytest.mark.parametrize("effect", ["NoSchedule", "NoExecute"])
-@pytest.mark.parametrize("key", sorted(LEAVING_TAINTS))
+@pytest.mark.parametrize("key", sorted(REMOVAL_TAINTS))
 def test_a_taint_of_whoever_removes_nodes_is_the_end(key: str, effect: str) -> None:
     given = with_taint(key, effect)
     assert stands(given) == (False, False)
-    assert given.leaving
-    assert given.notice == f"is about to go (taint {key})"
+    assert given.being_removed
+    assert given.unschedulable_reason == f"is about to go (taint {key})"
 
 
-@pytest.mark.parametrize("type_", sorted(LEAVING_CONDITIONS))
+@pytest.mark.parametrize("type_", sorted(REMOVAL_CONDITIONS))
 def test_so_is_a_condition_once_it_is_true(type_: str) -> None:
     assert stands(with_condition(type_)) == (False, False)
     for status in ("False", "Unknown"):
@@ -50,8 +50,8 @@ def test_so_is_a_condition_once_it_is_true(type_: str) -> None:
 )
 def test_what_is_only_closed_will_do_where_there_is_no_better(given: NodeFacts) -> None:
     assert stands(given) == (False, True)
-    assert not given.leaving
-    assert given.notice
+    assert not given.being_removed
+    assert given.unschedulable_reason
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_is_only_closed_will_do_where_there_is_no_better(given: NodeFacts) 
 )
 def test_what_announces_nothing_costs_no_stock(given: NodeFacts) -> None:
     assert stands(given) == (True, True)
-    assert (given.leaving, given.notice) == (False, "")
+    assert (given.being_removed, given.unschedulable_reason) == (False, "")
 
 
 def test_a_node_that_is_cordoned_and_about_to_go_is_about_to_go() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from sandboxpool.reasons import Reason
+from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes.patterns import MAX_SEARCHED, TABLE, Cause, Pattern, match
 
 ID = "0f8418bd23f2dcc140353eddfe891780c980a94ac42fbe044b4ea6dae4f0848a"
@@ -611,7 +611,7 @@ def test_what_no_row_knows_stays_unknown(sample: Sample) -> None:
 
 BROKEN = Cause(Reason.OK, "", blames_runtime=True, proves_broken=True)
 FAILING = Cause(Reason.OK, "", blames_runtime=True)
-PASSING = Cause(Reason.OK, "", heals=True)
+PASSING = Cause(Reason.OK, "", self_healing=True)
 ELSEWHERE = Cause(Reason.OK, "")
 
 # What each row says of the node.
@@ -666,7 +666,7 @@ MEANT: dict[str, tuple[Reason, Cause]] = {
 
 
 def flags(cause: Cause) -> tuple[bool, bool, bool]:
-    return cause.blames_runtime, cause.proves_broken, cause.heals
+    return cause.blames_runtime, cause.proves_broken, cause.self_healing
 
 
 def test_each_row_means_what_it_should() -> None:

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from sandboxpool.api.core import Condition, Event, Pod
+from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
-from sandboxpool.reasons import Reason
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, Failure, diagnose
-from sandboxpool.runtimes.podevents import MAX_WORDS, PodEvents, nothing_said, read
+from sandboxpool.runtimes.podevents import MAX_POD_EVENTS, PodEvents, no_cause_message, read
 from support.builders import NAMESPACE, NOW, pod
 
 NO_SECRET = 'MountVolume.SetUp failed for volume "v" : secret "absent-1" not found'
@@ -111,9 +111,9 @@ def test_what_is_kept_is_bounded_and_the_newest() -> None:
     many = [event("R", f"{i} {'x' * 5000}", at=NOW + i) for i in range(100)]
     told = read(unmade(), many)
     assert told.count == 100
-    assert len(told.words) == MAX_WORDS
-    assert told.words[0].text.startswith("99 ")
-    assert all(len(word.text) <= 400 for word in told.words)
+    assert len(told.events) == MAX_POD_EVENTS
+    assert told.events[0].text.startswith("99 ")
+    assert all(len(word.text) <= 400 for word in told.events)
 
 
 # --- Volumes -------------------------------------------------------------------------------------
@@ -135,15 +135,15 @@ def test_what_is_kept_is_bounded_and_the_newest() -> None:
 def test_what_is_missing_everywhere_is_waited_for_and_not_tried_elsewhere(said: str) -> None:
     failure = found(unmade(), event("FailedMount", said))
     assert failure.reason is Reason.VOLUME_MOUNT_FAILED
-    assert (failure.heals, failure.everywhere, failure.node) == (True, True, "node-1")
+    assert (failure.self_healing, failure.cluster_wide, failure.node) == (True, True, "node-1")
     assert failure.message.endswith(said)
 
 
 def test_what_one_node_cannot_mount_another_may() -> None:
     said = 'MountVolume.MountDevice failed for volume "pvc-1" : driver name a.b not found'
     failure = found(unmade(), event("FailedMount", said))
-    assert (failure.reason, failure.heals) == (Reason.VOLUME_MOUNT_FAILED, True)
-    assert not failure.everywhere
+    assert (failure.reason, failure.self_healing) == (Reason.VOLUME_MOUNT_FAILED, True)
+    assert not failure.cluster_wide
 
 
 def test_of_the_words_about_volumes_the_one_that_names_the_cause_is_told() -> None:
@@ -162,7 +162,7 @@ def test_a_node_without_room_is_at_fault_and_another_is_tried() -> None:
     said = 'MountVolume.SetUp failed for volume "v" : write /var/x: no space left on device'
     failure = found(unmade(), event("FailedMount", said))
     assert failure.reason is Reason.NODE_RESOURCE_EXHAUSTED
-    assert (failure.heals, failure.everywhere) == (True, False)
+    assert (failure.self_healing, failure.cluster_wide) == (True, False)
 
 
 # --- Containers ----------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_a_readiness_probe_is_named_with_its_container_and_its_words() -> None:
     failure = found(running(), event("Unhealthy", READINESS, container="sandbox"))
     assert failure.reason is Reason.READINESS_PROBE_FAILING
     assert failure.message == f"container sandbox: {READINESS}"
-    assert not failure.heals
+    assert not failure.self_healing
 
 
 def test_a_readiness_probe_that_has_not_been_heard_of_is_named_all_the_same() -> None:
@@ -219,7 +219,7 @@ def test_an_init_container_that_does_not_end_is_named_once_it_has_taken_long() -
     failure = found(initializing("wait"))
     assert failure.reason is Reason.INIT_CONTAINER_RUNNING
     assert failure.message.startswith("the template's init container wait has been running")
-    assert not failure.heals
+    assert not failure.self_healing
     assert diagnose(initializing("wait"), None) is None
     own = found(initializing("sandboxpool-probe"))
     assert own.message.startswith("the operator's own init container sandboxpool-probe")
@@ -298,7 +298,7 @@ def test_a_pod_that_the_kubelet_does_not_take_says_so(reason: str, message: str)
     failure = found(pod(ready=False, phase="Failed", reason=reason, message=message))
     assert failure.reason is Reason.REJECTED_BY_KUBELET
     assert failure.message == f"{reason}, {message}"
-    assert not failure.heals
+    assert not failure.self_healing
 
 
 def test_a_node_under_pressure_is_short_of_something_of_its_own() -> None:
@@ -321,10 +321,10 @@ def test_a_container_that_never_ran_is_told_from_one_that_ended(reason: str) -> 
 def test_silence_says_what_was_looked_at() -> None:
     told = read(unmade(), [event("Pulling", 'Pulling image "a"'), event("Scheduled", "s", at=NOW)])
     assert diagnose(unmade(), None, told) is None
-    assert nothing_said(told) == (
+    assert no_cause_message(told) == (
         "no cause was reported: its conditions, its containers and its 2 events say nothing; the "
         'last event was Pulling: Pulling image "a"'
     )
-    assert "its 0 events" in nothing_said(PodEvents())
-    assert "could not be read: so it is" in nothing_said(PodEvents(problem="so it is"))
-    assert "were not read" in nothing_said(None)
+    assert "its 0 events" in no_cause_message(PodEvents())
+    assert "could not be read: so it is" in no_cause_message(PodEvents(problem="so it is"))
+    assert "were not read" in no_cause_message(None)

@@ -12,7 +12,7 @@ import pytest
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.runtimes import probe
-from sandboxpool.runtimes.evidence import Evidence, EvidenceBook, Isolation, judge_probe
+from sandboxpool.runtimes.evidence import Evidence, EvidenceStore, Isolation, judge_probe
 from sandboxpool.runtimes.nodes import NodeFacts
 from sandboxpool.runtimes.probe import (
     ProbeImage,
@@ -250,9 +250,9 @@ def test_a_made_up_boot_id_is_caught_by_the_control(tmp_path: Path) -> None:
     real = facts(boot_id=BOOT_ID)
     for node, controlled in ((fake, False), (real, True)):
         control = judged(node, exit_code(node, tmp_path), control=True)
-        book = EvidenceBook()
+        book = EvidenceStore()
         book.put(node.name, probe.CONTROL, control)
-        assert book.is_controlled(node) == controlled
+        assert book.has_positive_control(node) == controlled
 
 
 @pytest.mark.parametrize("command", [["/bin/sh", "-c", "true"], ["true"]])

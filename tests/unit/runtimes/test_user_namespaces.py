@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from sandboxpool.api.core import Node
-from sandboxpool.pools.findings import findings
-from sandboxpool.pools.members import State
+from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.pools.conditions import pool_conditions
 from sandboxpool.pools.plan import PoolInput, PoolPlan
-from sandboxpool.runtimes.nodes import NodeFacts, facts_of
-from sandboxpool.runtimes.placement import placement_of
-from sandboxpool.runtimes.verdict import Verdict, judge, stand
+from sandboxpool.runtimes.node_constraints import node_constraints_of
+from sandboxpool.runtimes.nodes import NodeFacts, node_facts
+from sandboxpool.runtimes.verdict import Verdict, assess_node, summarize
 from support.builders import TEMPLATE, node, pool_input, runtime
 
 OWN_USERS = {**TEMPLATE["spec"], "hostUsers": False}
@@ -23,13 +23,15 @@ OWN_USERS = {**TEMPLATE["spec"], "hostUsers": False}
 def saying(name: str, features: dict[str, Any] | None) -> NodeFacts:
     body = msgspec.to_builtins(node(name))
     body["status"]["runtimeHandlers"] = [{"name": "runsc", "features": features}]
-    return facts_of(msgspec.convert(body, Node))
+    return node_facts(msgspec.convert(body, Node))
 
 
 def verdict(fleet: list[NodeFacts], spec: dict[str, Any]) -> Verdict:
-    placement = placement_of(spec, runtime())
-    found = (stand(n, "runsc", placement, quarantined=False, not_isolating=False) for n in fleet)
-    return judge(one for one in found if one is not None)
+    placement = node_constraints_of(spec, runtime())
+    found = (
+        assess_node(n, "runsc", placement, quarantined=False, not_isolating=False) for n in fleet
+    )
+    return summarize(one for one in found if one is not None)
 
 
 FLEET = [
@@ -62,6 +64,6 @@ def test_the_condition_says_what_such_a_node_lacks(fleet: list[NodeFacts]) -> No
 
 def nodes_serving(given: PoolInput) -> str:
     plan = PoolPlan(1, 0, (), None, None)
-    found = findings(given, plan, dict.fromkeys(State, 0), [])
+    found = pool_conditions(given, plan, dict.fromkeys(SandboxState, 0), [])
     (message,) = [finding.message for finding in found if finding.type == "NodesServing"]
     return message

@@ -10,34 +10,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxpool.api.core import Taint
-from sandboxpool.runtimes.exclusion import MAX_HOSTNAMES, Why
-from sandboxpool.runtimes.nodes import NodeFacts, facts_of
-from sandboxpool.runtimes.placement import Placement, allows, placement_of
+from sandboxpool.runtimes.exclusion import MAX_HOSTNAMES, ExclusionReason
+from sandboxpool.runtimes.node_constraints import NodeConstraints, is_feasible, node_constraints_of
+from sandboxpool.runtimes.nodes import NodeFacts, node_facts
 from sandboxpool.runtimes.verdict import (
-    Answer,
-    Standing,
-    Tally,
+    HandlerState,
+    NodeAssessment,
     Verdict,
-    answer_of,
-    judge,
-    stand,
+    VerdictAggregator,
+    assess_node,
+    listed_handler_state,
+    summarize,
 )
 from support.builders import facts, node, runtime
 
 moderate = settings(max_examples=30, deadline=None)
 HANDLERS = ["", "runc", "runsc", "kata-qemu"]
 HOSTNAME = "kubernetes.io/hostname"
-PLACEMENT = placement_of({"nodeSelector": {"zone": "a"}}, runtime())
+PLACEMENT = node_constraints_of({"nodeSelector": {"zone": "a"}}, runtime())
 
 
 def verdict_of(
-    placement: Placement,
+    placement: NodeConstraints,
     fleet: Iterable[NodeFacts],
     quarantined: Collection[str] = (),
     not_isolating: Collection[str] = (),
 ) -> Verdict:
     standings = (
-        stand(
+        assess_node(
             n,
             "runsc",
             placement,
@@ -46,7 +46,7 @@ def verdict_of(
         )
         for n in fleet
     )
-    return judge((s for s in standings if s is not None), by_hostname=True)
+    return summarize((s for s in standings if s is not None), by_hostname=True)
 
 
 @st.composite
@@ -89,18 +89,20 @@ def test_the_order_of_nodes_does_not_matter(fleet: list[NodeFacts], order: rando
 @given(fleets())
 def test_each_node_that_takes_pods_now_has_exactly_one_answer(fleet: list[NodeFacts]) -> None:
     verdict = verdict_of(PLACEMENT, fleet)
-    eligible = sorted(n.name for n in fleet if n.usable and allows(PLACEMENT, n, now=True))
+    eligible = sorted(n.name for n in fleet if n.usable and is_feasible(PLACEMENT, n, now=True))
     assert sorted([*verdict.serving, *verdict.not_serving, *verdict.unknown]) == eligible
     assert verdict.eligible == len(eligible)
-    assert verdict.hopeful == any(
-        answer_of(n, "runsc") is not Answer.NOT_SERVING for n in fleet if n.name in eligible
+    assert verdict.has_candidate_nodes == any(
+        listed_handler_state(n, "runsc") is not HandlerState.NOT_SERVING
+        for n in fleet
+        if n.name in eligible
     )
 
 
 @moderate
 @given(fleets())
 def test_a_node_without_a_list_is_never_said_not_to_serve(fleet: list[NodeFacts]) -> None:
-    verdict = verdict_of(Placement(), fleet)
+    verdict = verdict_of(NodeConstraints(), fleet)
     silent = {n for n in fleet if n.handlers is None and n.usable}
     assert not {n.name for n in silent} & {*verdict.serving, *verdict.not_serving}
     assert not {n.hostname for n in silent} & set(verdict.excluded)
@@ -115,10 +117,10 @@ def test_the_hostnames_are_those_of_every_candidate_that_must_not_be_used_and_of
     wanted = {
         n.hostname
         for n in fleet
-        if allows(PLACEMENT, n, now=False)
+        if is_feasible(PLACEMENT, n, now=False)
         and (
-            answer_of(n, "runsc") is Answer.NOT_SERVING
-            or (not n.usable and allows(PLACEMENT, n, now=True))
+            listed_handler_state(n, "runsc") is HandlerState.NOT_SERVING
+            or (not n.usable and is_feasible(PLACEMENT, n, now=True))
         )
         and n.hostname is not None
     }
@@ -142,18 +144,18 @@ def test_what_passes_does_not_change_the_hostnames(fleet: list[NodeFacts]) -> No
 
 def test_the_hostnames_are_bounded() -> None:
     fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(MAX_HOSTNAMES + 7)]
-    verdict = verdict_of(Placement(), fleet)
+    verdict = verdict_of(NodeConstraints(), fleet)
     assert (len(verdict.excluded), len(verdict.not_serving)) == (MAX_HOSTNAMES, len(fleet))
 
 
 def test_an_empty_list_is_an_answer() -> None:
-    assert answer_of(facts(handlers=[]), "runsc") is Answer.NOT_SERVING
-    assert answer_of(facts(handlers=None), "runsc") is Answer.UNKNOWN
+    assert listed_handler_state(facts(handlers=[]), "runsc") is HandlerState.NOT_SERVING
+    assert listed_handler_state(facts(handlers=None), "runsc") is HandlerState.UNKNOWN
 
 
 def test_no_node_at_all_is_no_hope_and_no_exclusion() -> None:
-    verdict = verdict_of(Placement(), [])
-    assert (verdict.eligible, verdict.hopeful, verdict.excluded) == (0, False, ())
+    verdict = verdict_of(NodeConstraints(), [])
+    assert (verdict.eligible, verdict.has_candidate_nodes, verdict.excluded) == (0, False, ())
 
 
 @given(st.lists(st.sampled_from(HANDLERS)), st.randoms(use_true_random=False))
@@ -163,7 +165,7 @@ def test_heartbeats_and_the_order_of_handlers_leave_a_nodes_facts_equal(
     shuffled = [*handlers, *handlers]
     order.shuffle(shuffled)
     before, after = node(handlers=handlers, version=1), node(handlers=shuffled, version=2)
-    assert facts_of(before) == facts_of(after)
+    assert node_facts(before) == node_facts(after)
 
 
 def test_the_order_of_taints_leaves_a_nodes_facts_equal() -> None:
@@ -213,7 +215,9 @@ def test_what_is_known_better_than_the_list_keeps_a_node_out(
 def test_under_the_cap_the_worst_offenders_come_first() -> None:
     fleet = [facts(f"node-{i:04}", handlers=["runc"]) for i in range(MAX_HOSTNAMES)]
     fleet += [facts("node-9998"), facts("node-9999")]
-    verdict = verdict_of(Placement(), fleet, quarantined={"node-9999"}, not_isolating={"node-9998"})
+    verdict = verdict_of(
+        NodeConstraints(), fleet, quarantined={"node-9999"}, not_isolating={"node-9998"}
+    )
     assert {"node-9998", "node-9999"} <= set(verdict.excluded)
     assert len(verdict.excluded) == MAX_HOSTNAMES
 
@@ -224,17 +228,17 @@ def test_the_label_of_exactly_the_serving_nodes_is_the_advice() -> None:
         facts("b", labels={HOSTNAME: "b", "sandbox": "gvisor", "zone": "2"}),
         facts("c", labels={HOSTNAME: "c", "zone": "2"}, handlers=["runc"]),
     ]
-    assert verdict_of(Placement(), fleet).advice == ("sandbox", "gvisor")
-    assert verdict_of(Placement(), fleet[:2]).advice is None, "nothing to separate"
+    assert verdict_of(NodeConstraints(), fleet).advice == ("sandbox", "gvisor")
+    assert verdict_of(NodeConstraints(), fleet[:2]).advice is None, "nothing to separate"
 
 
 def test_of_several_stories_about_a_node_the_simplest_is_told() -> None:
     fleet = [facts("both"), facts("without", handlers=["runc"])]
     doubted = {"both", "without"}
-    verdict = verdict_of(Placement(), fleet, quarantined=doubted, not_isolating=doubted)
+    verdict = verdict_of(NodeConstraints(), fleet, quarantined=doubted, not_isolating=doubted)
     assert verdict.not_serving == ("without",), "it does not even list the handler"
     assert (verdict.quarantined, verdict.not_isolating) == (("both",), ())
-    assert not verdict.hopeful
+    assert not verdict.has_candidate_nodes
 
 
 def test_the_newest_node_that_does_not_serve_is_told_of_if_it_could_take_a_pod() -> None:
@@ -245,26 +249,28 @@ def test_the_newest_node_that_does_not_serve_is_told_of_if_it_could_take_a_pod()
         facts("lost", handlers=["runc"], joined=4000.0, ready=False),
         facts("silent", handlers=None, joined=5000.0),
     ]
-    assert verdict_of(Placement(), fleet).newest_not_serving == 2000.0
-    assert verdict_of(Placement(), fleet[2:]).newest_not_serving == 0.0
+    assert verdict_of(NodeConstraints(), fleet).newest_not_serving == 2000.0
+    assert verdict_of(NodeConstraints(), fleet[2:]).newest_not_serving == 0.0
 
 
 # --- Nodes that are kept out by their label ------------------------------------------------------
 
-ANYWHERE = placement_of({"tolerations": [{"operator": "Exists"}]}, runtime())
+ANYWHERE = node_constraints_of({"tolerations": [{"operator": "Exists"}]}, runtime())
 LOST = [Taint("node.kubernetes.io/unreachable", e) for e in ("NoSchedule", "NoExecute")]
 
 
-PLAIN = Placement()
+PLAIN = NodeConstraints()
 
 
-def tally_of(*fleet: NodeFacts, placement: Placement = PLAIN, **known: Any) -> Tally:
-    tally = Tally()
+def tally_of(
+    *fleet: NodeFacts, placement: NodeConstraints = PLAIN, **known: Any
+) -> VerdictAggregator:
+    tally = VerdictAggregator()
     how = {"quarantined": False, "not_isolating": False, **known}
     for n in fleet:
-        standing = stand(n, "runsc", placement, **how)
-        if standing is not None:
-            tally.put(n.name, standing)
+        assessment = assess_node(n, "runsc", placement, **how)
+        if assessment is not None:
+            tally.put(n.name, assessment)
     return tally
 
 
@@ -283,26 +289,32 @@ def test_whatever_a_template_tolerates_nothing_new_goes_where_it_could_not_be_ha
 ) -> None:
     tally = tally_of(facts("good"), facts("sick", **sick), placement=ANYWHERE, marked=False)
     assert tally.verdict.serving == ("good",)
-    assert tally.why("sick") is Why.UNAVAILABLE
-    assert tally.verdict.unmarked == 1
-    assert tally.why("good") is None
+    assert tally.exclusion_reason("sick") is ExclusionReason.UNAVAILABLE
+    assert tally.verdict.exclusions_pending == 1
+    assert tally.exclusion_reason("good") is None
 
 
 @pytest.mark.parametrize("sick", [{"unschedulable": True}, {"ready": False, "taints": LOST}])
 def test_what_keeps_pods_away_by_itself_needs_no_label(sick: dict[str, Any]) -> None:
     """No write for each cordon of each node."""
     tally = tally_of(facts("sick", **sick), marked=False)
-    assert (tally.why("sick"), tally.verdict.unmarked) == (None, 0)
+    assert (tally.exclusion_reason("sick"), tally.verdict.exclusions_pending) == (None, 0)
 
 
 def test_that_a_runtime_does_not_isolate_hides_no_other_reason() -> None:
     """Pools that want no proof do not mind that one."""
     cordoned = facts(unschedulable=True)
-    assert tally_of(cordoned, placement=ANYWHERE, not_isolating=True).why("node-1") is (
-        Why.UNAVAILABLE
+    assert tally_of(cordoned, placement=ANYWHERE, not_isolating=True).exclusion_reason(
+        "node-1"
+    ) is (ExclusionReason.UNAVAILABLE)
+    assert (
+        tally_of(facts(), not_isolating=True).exclusion_reason("node-1")
+        is ExclusionReason.NOT_ISOLATING
     )
-    assert tally_of(facts(), not_isolating=True).why("node-1") is Why.NOT_ISOLATING
-    assert tally_of(facts(), not_isolating=True, quarantined=True).why("node-1") is Why.QUARANTINED
+    assert (
+        tally_of(facts(), not_isolating=True, quarantined=True).exclusion_reason("node-1")
+        is ExclusionReason.QUARANTINED
+    )
 
 
 def test_a_node_without_a_hostname_or_with_a_shared_one_is_kept_out_alone() -> None:
@@ -312,25 +324,28 @@ def test_a_node_without_a_hostname_or_with_a_shared_one_is_kept_out_alone() -> N
         facts("bad", handlers=["runc"], labels={HOSTNAME: "x"}),
     ]
     tally = tally_of(nameless, *twins)
-    assert [n for n in ("nameless", "good", "bad") if tally.why(n)] == ["nameless", "bad"]
+    assert [n for n in ("nameless", "good", "bad") if tally.exclusion_reason(n)] == [
+        "nameless",
+        "bad",
+    ]
 
 
 def test_a_node_that_has_just_joined_is_left_to_the_sandbox_that_waits_for_it() -> None:
     """An autoscaler that has bought it for that sandbox would else buy another."""
     tally = tally_of(facts("old", handlers=["runc"]), marked=False)
     assert tally.put("new", stand_of(facts("new", handlers=["runc"]), young=True))
-    assert tally.why("old") is Why.NOT_SERVING
-    assert (tally.why("new"), tally.verdict.unmarked) == (None, 1)
+    assert tally.exclusion_reason("old") is ExclusionReason.NOT_SERVING
+    assert (tally.exclusion_reason("new"), tally.verdict.exclusions_pending) == (None, 1)
     tally.put("good", stand_of(facts("good")))
-    assert tally.why("new") is Why.NOT_SERVING, "others serve the handler"
-    assert tally.verdict.unmarked == 2
+    assert tally.exclusion_reason("new") is ExclusionReason.NOT_SERVING, "others serve the handler"
+    assert tally.verdict.exclusions_pending == 2
 
 
-def stand_of(node: NodeFacts, *, young: bool = False) -> Standing | None:
-    return stand(
+def stand_of(node: NodeFacts, *, young: bool = False) -> NodeAssessment | None:
+    return assess_node(
         node,
         "runsc",
-        Placement(),
+        NodeConstraints(),
         quarantined=False,
         not_isolating=False,
         marked=False,

@@ -1,0 +1,1 @@
+"""Which claim gets which sandbox."""

@@ -1,0 +1,472 @@
+"""A SandboxPool: what its owner wants, and what the operator found and did."""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PlainValidator, StringConstraints, WithJsonSchema
+
+from sandboxpool.api import names
+from sandboxpool.api.markers import (
+    CEL,
+    LIST_ATOMIC,
+    LIST_SET,
+    Column,
+    Model,
+    Resource,
+    Scale,
+    SchemaKeywords,
+    must_not_set,
+    quote,
+)
+from sandboxpool.api.structs import Status, Struct
+from sandboxpool.api.v1alpha1.common import (
+    AGE,
+    DAY_SECONDS,
+    LABEL,
+    MAX_DOMAIN,
+    READY,
+    YEAR_SECONDS,
+    Conditions,
+    Count,
+    LifetimeSeconds,
+    NodeCounts,
+    PoolStartup,
+    RuntimeClassName,
+    Timestamp,
+    each,
+    matches,
+    name_fits,
+)
+from sandboxpool.api.v1alpha1.reserved import RESERVED_TEXT, reserved_key_cel
+
+_DNS_LABEL = f"^{LABEL}$"
+_WHOLE_DOMAIN = f"^{LABEL}(\\.{LABEL})*/$"
+
+HandlerName = Annotated[
+    str,
+    StringConstraints(pattern=_DNS_LABEL, max_length=63),
+    matches(
+        _DNS_LABEL,
+        "cannot be the name of a handler: use lower-case letters, digits and '-', with a letter or"
+        " digit at both ends, as in the `handler` of the RuntimeClass; leave the field out to"
+        " accept whatever handler the RuntimeClass has",
+    ),
+]
+MetadataPrefix = Annotated[
+    str,
+    StringConstraints(pattern=_WHOLE_DOMAIN, max_length=MAX_DOMAIN + 1),
+    # The rule stands on the list: an item of a set has no former self to compare it with.
+    WithJsonSchema({"type": "string", "maxLength": MAX_DOMAIN + 1}),
+]
+
+
+# --- Spec ----------------------------------------------------------------------------------------
+
+
+class TemplateMetadata(Model):
+    """Labels and annotations of every pod of the pool."""
+
+    labels: Annotated[
+        dict[str, Annotated[str, Field(max_length=63)]],
+        Field(max_length=64),
+        CEL(
+            rule=f"self.all(key, !key.startsWith({quote(names.GROUP + '/')}))",
+            message=f"labels under {names.GROUP}/ are set by the operator: remove them from the"
+            " template",
+        ),
+    ] = Field(default_factory=dict)
+    """Labels of the pods. Keys under `sandboxpool.io/` are the operator's own."""
+    annotations: Annotated[
+        dict[str, str],
+        Field(max_length=64),
+        CEL(
+            rule=f"self.all(key, !key.startsWith({quote(names.GROUP + '/')}))",
+            message=f"annotations under {names.GROUP}/ are set by the operator: remove them from"
+            " the template",
+        ),
+    ] = Field(default_factory=dict)
+    """Annotations of the pods. Keys under `sandboxpool.io/` are the operator's own."""
+
+
+# The pod's spec is Kubernetes' own type and is checked by a dry run of the pod that would be made.
+# Only what the rules below must see is declared.
+_POD_SPEC_SCHEMA = SchemaKeywords(
+    {
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": True,
+        "properties": {
+            "containers": {
+                "type": "array",
+                "description": "The containers of the sandbox, at least one.",
+                "minItems": 1,
+                "items": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                "x-kubernetes-list-type": "atomic",
+            },
+            "runtimeClassName": {
+                "type": "string",
+                "description": "Not allowed here: the pool's `spec.runtimeClassName` decides.",
+            },
+            "overhead": {
+                "type": "object",
+                "x-kubernetes-preserve-unknown-fields": True,
+                "description": "Not allowed here: the RuntimeClass's overhead is used.",
+            },
+            "nodeName": {
+                "type": "string",
+                "description": "Not allowed here: the scheduler chooses the node.",
+            },
+        },
+        "required": ["containers"],
+    }
+)
+
+PodSpec = Annotated[
+    dict[str, Any],
+    _POD_SPEC_SCHEMA,
+    must_not_set(
+        "runtimeClassName",
+        "a template may not choose the runtime, the pool does: remove the field here and set"
+        " spec.runtimeClassName of the pool",
+    ),
+    must_not_set(
+        "overhead",
+        "a template may not set the overhead, it comes from the RuntimeClass: remove the field here"
+        " and set overhead.podFixed of the RuntimeClass",
+    ),
+    must_not_set(
+        "nodeName",
+        "a template may not name a node, for that bypasses the scheduler: remove the field and use"
+        " nodeSelector or affinity",
+    ),
+]
+
+
+class PodTemplate(Model):
+    """The pod that every sandbox of the pool is made from."""
+
+    metadata: TemplateMetadata = TemplateMetadata()
+    """Labels and annotations of every pod of the pool."""
+    spec: PodSpec
+    """The pod's spec, as in a Deployment. `runtimeClassName`, `overhead` and `nodeName`
+    are refused. The operator submits the finished pod as a server-side dry run, with strict field
+    validation, and reports the verdict as the condition `TemplateAccepted`. Unless set here,
+    `automountServiceAccountToken` and `enableServiceLinks` are false and `restartPolicy` is Never:
+    a sandbox that was restarted has lost its state."""
+
+
+class Startup(Model):
+    """How sandboxes are started."""
+
+    timeout_seconds: Annotated[int, Field(ge=1, le=DAY_SECONDS)] = 300
+    """Seconds that a sandbox may take to become Ready once it is on a node, before it is reported
+    and replaced. While the kubelet says that it waits, such as for an image, the time stands still.
+    The default leaves room for a large image on a new node."""
+    max_starting: Annotated[int, Field(ge=1, le=1000)] = 10
+    """How many sandboxes may be starting at once, those for claims with `onEmpty: Create` included.
+    Cold starts slow each other down many times over, so more is rarely faster."""
+
+
+class UpdateType(StrEnum):
+    """What happens to warm sandboxes of an older template or runtime."""
+
+    ROLLING_UPDATE = "RollingUpdate"
+    ON_CLAIM = "OnClaim"
+    RECREATE = "Recreate"
+
+
+_PERCENT = "^([1-9]|[1-9][0-9]|100)%$"
+MAX_UNAVAILABLE = 10_000
+
+
+def _int_or_percent(value: Any) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_UNAVAILABLE:
+        return value
+    if isinstance(value, str) and re.fullmatch(_PERCENT, value):
+        return value
+    raise ValueError(f"{value!r} is neither a number from 1 to {MAX_UNAVAILABLE} nor 1% to 100%")
+
+
+IntOrPercent = Annotated[
+    int | str,
+    PlainValidator(_int_or_percent),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "minimum": 1,
+            "maximum": MAX_UNAVAILABLE,
+            "maxLength": 4,
+        }
+    ),
+    CEL(
+        rule=f"type(self) != string || self.matches({quote(_PERCENT)})",
+        message="must be a number, such as 5, or a percentage from 1% to 100%, such as 25%",
+    ),
+]
+
+
+class Update(Model):
+    """How warm sandboxes follow a change of the template or the runtime. Claimed ones never do."""
+
+    type: UpdateType = UpdateType.ROLLING_UPDATE
+    """`RollingUpdate` replaces outdated warm sandboxes a few at a time. `OnClaim` keeps them and
+    hands them out; new sandboxes are of the new revision. `Recreate` deletes all outdated warm
+    sandboxes at once. Warm sandboxes of another runtime than the pool's are always replaced."""
+    max_unavailable: IntOrPercent = 1
+    """How many warm sandboxes may be missing from the target while they are replaced: a number, or
+    a percentage of `status.target`, rounded down to a whole number and never to less than one."""
+
+
+class Placement(StrEnum):
+    """Which warm sandbox is handed out first."""
+
+    SPREAD = "Spread"
+    PACKED = "Packed"
+
+
+class IsolationProof(StrEnum):
+    """How much proof is wanted that the runtime isolates."""
+
+    NONE = "None"
+    PER_NODE = "PerNode"
+    PER_SANDBOX = "PerSandbox"
+
+
+class Disruption(StrEnum):
+    """Whether claimed sandboxes may be evicted, such as by a drain."""
+
+    ALLOW = "Allow"
+    PROTECT = "Protect"
+
+
+class ClaimsPolicy(Model):
+    """What the pool grants to claims."""
+
+    cel_rules: ClassVar[tuple[CEL, ...]] = (
+        CEL(
+            rule=(
+                "!has(self.defaultTTLSeconds) || !has(self.maxTTLSeconds)"
+                " || self.defaultTTLSeconds <= self.maxTTLSeconds"
+            ),
+            message="defaultTTLSeconds is more than maxTTLSeconds: lower the default or raise the"
+            " maximum",
+            field_path=".defaultTTLSeconds",
+        ),
+    )
+
+    default_ttl_seconds: LifetimeSeconds | None = None
+    """Seconds from binding after which a claim that asks for no `ttlSeconds` expires. Unset: such a
+    claim lives until it is deleted, or for `maxTTLSeconds` where that is set. A change applies to
+    claims that are bound later."""
+    max_ttl_seconds: LifetimeSeconds | None = None
+    """The longest lifetime of a claim, in seconds from binding; a claim that asks for more is held
+    to it. Unset: no limit. A change applies to claims that are bound later, and to a bound one when
+    its `ttlSeconds` is changed; a lower limit never takes back what a claim was promised."""
+    allowed_metadata_prefixes: Annotated[
+        tuple[MetadataPrefix, ...],
+        Field(max_length=32),
+        LIST_SET,
+        each(
+            "prefix",
+            f"prefix.matches({quote(_WHOLE_DOMAIN)})",
+            "is not a whole domain: name a DNS subdomain in lower case with a slash at its end,"
+            " such as example.com/",
+        ),
+        CEL(
+            rule=f"!self.exists(prefix, {reserved_key_cel('prefix')})",
+            message_expression=(
+                "'\"' + self.filter(prefix, " + reserved_key_cel("prefix") + ")[0] + '\" is"
+                f" reserved ({RESERVED_TEXT}), for such keys can reconfigure the runtime: name a"
+                " domain of your own, such as example.com/'"
+            ),
+            message=f"a prefix is reserved ({RESERVED_TEXT}): name a domain of your own, such as"
+            " example.com/",
+        ),
+    ] = ()
+    """Prefixes of the label and annotation keys that claims may put on their pods, each a whole
+    domain with a slash at its end, such as `example.com/`. Empty: none. Keys that the template sets
+    stay as they are there. Domains of Kubernetes, of runtimes and of this operator are never
+    allowed."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
+    """Seconds for which a finished claim (`Failed`, `Expired`, `Lost`) is kept before the operator
+    deletes it. The default leaves time to read what happened; 0 deletes at once."""
+    disruption: Disruption = Disruption.ALLOW
+    """Whether claimed sandboxes may be evicted, such as by `kubectl drain`. `Allow`: yes, and the
+    claim is `Lost` then. `Protect`: evictions are refused until the claim ends, by a
+    PodDisruptionBudget that the operator keeps over them. A drain waits for so long, which
+    `maxTTLSeconds` bounds."""
+
+
+class SandboxPoolSpec(Model):
+    """What the pool's owner wants."""
+
+    runtime_class_name: RuntimeClassName
+    """The RuntimeClass of every sandbox of the pool, one of those that `kubectl get runtimeclass`
+    lists. Changing it replaces the warm sandboxes and leaves the claimed ones alone."""
+    expected_handler: HandlerName | None = None
+    """The handler that the RuntimeClass must resolve to. While it resolves to another, the pool
+    creates nothing and says `HandlerMismatch`. Unset: any handler."""
+    replicas: Annotated[int, Field(ge=0, le=10000)] = 1
+    """How many unclaimed sandboxes to keep warm; `kubectl scale` and autoscalers write it. The
+    default of 1 lets a new pool show that its runtime works."""
+    max_sandboxes: Annotated[int, Field(ge=1, le=100000)] | None = None
+    """Ceiling on all sandboxes of the pool: warm, starting, claimed and terminating, but not those
+    whose containers have ended. `replicas` beyond it is clamped and reported, not refused. Unset:
+    no ceiling."""
+    template: PodTemplate
+    """The pod that every sandbox of the pool is made from."""
+    startup: Startup = Startup()
+    """How sandboxes are started."""
+    update: Update = Update()
+    """How warm sandboxes follow a change of the template or the runtime."""
+    placement: Placement = Placement.SPREAD
+    """Which warm sandbox is handed out first: `Spread` takes it from the node with the fewest
+    claimed ones, `Packed` from the node with the most, so that others empty."""
+    max_age_seconds: Annotated[int, Field(ge=60, le=YEAR_SECONDS)] | None = None
+    """Age in seconds at which a warm sandbox is replaced, a few at a time. Unset: never."""
+    isolation_proof: IsolationProof = IsolationProof.PER_NODE
+    """How much proof is wanted that the runtime isolates. Proof is that a container reads another
+    boot id than its node's, for it runs on a kernel of its own. `PerNode`: a probe pod reads it on
+    each node, and again after a reboot; after a change of the node's software too, for the
+    sandboxes that are started later. `PerSandbox`: an init
+    container that the operator adds reads it in each sandbox. Without the proof a sandbox is not
+    handed out. `None`: nothing is proven, which is for runtimes that share the node's kernel on
+    purpose."""
+    claims: ClaimsPolicy = ClaimsPolicy()
+    """What the pool grants to claims."""
+    paused: bool = False
+    """While true the operator creates and deletes no sandboxes of the pool, for claims with
+    `onEmpty: Create` neither; claims are still served from what is warm."""
+
+
+# --- Status --------------------------------------------------------------------------------------
+
+
+class PoolIssue(Struct, frozen=True, kw_only=True):
+    """A cause of trouble, with some of the nodes it was seen on."""
+
+    reason: Annotated[str, Field(max_length=128)]
+    """The cause, as one word from the operator's vocabulary."""
+    count: Count
+    """How many nodes or sandboxes are affected."""
+    nodes: Annotated[list[str], Field(max_length=5), LIST_ATOMIC] = []
+    """Examples of affected nodes."""
+    since: Timestamp | None = None
+    """When the trouble began."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """What was seen, and what to do."""
+
+
+class PoolRuntime(Status, frozen=True, kw_only=True):
+    """The runtime that the pool's RuntimeClass stands for."""
+
+    className: str
+    """The RuntimeClass that was resolved."""
+    uid: str
+    """Its uid: a class that was deleted and made again is another one."""
+    handler: str
+    """The handler that container runtimes know it by."""
+    overhead: dict[str, str]
+    """What the class adds to each sandbox's resources, by resource name."""
+    nodes: NodeCounts
+    """The pool's nodes, by what they say of the handler."""
+    servingOfEligible: str
+    """`serving/eligible` nodes, for the column NODES."""
+    issues: Annotated[list[PoolIssue], Field(max_length=8), LIST_ATOMIC]
+    """The worst troubles of the runtime and the sandboxes, worst first."""
+
+
+class UnfitPoolStatus(Status, frozen=True, kw_only=True):
+    """All that is said of a pool whose spec does not fit the API."""
+
+    observedGeneration: Count
+    """The `metadata.generation` that this status was computed from."""
+    conditions: Conditions
+
+
+class SandboxPoolStatus(UnfitPoolStatus, frozen=True, kw_only=True, omit_defaults=True):
+    """What the operator found and did."""
+
+    replicas: Count
+    """How many unclaimed sandboxes exist: the sum of `warm`, `starting`, `unproven`, `unready`,
+    `stranded` and `failed`. Read by `/scale`."""
+    selector: str
+    """Label selector of the unclaimed sandboxes; read by `/scale`."""
+    target: Count
+    """How many warm sandboxes are aimed at: `spec.replicas`, clamped by `spec.maxSandboxes`."""
+    warm: Count
+    """Unclaimed sandboxes that can be handed out."""
+    starting: Count
+    """Unclaimed sandboxes that are not ready yet."""
+    unproven: Count
+    """Ready sandboxes that lack the proof of isolation that the pool wants: not handed out."""
+    unready: Count
+    """Unclaimed sandboxes that were ready and are not now: not handed out before they are again."""
+    stranded: Count
+    """Unclaimed sandboxes that cannot be handed out where they are: their node is lost, cordoned or
+    quarantined, its runtime does not serve or does not isolate, or they are of another runtime than
+    the pool's."""
+    failed: Count
+    """Unclaimed sandboxes that failed and are not yet removed."""
+    outdated: Count
+    """Of the unclaimed sandboxes, in whatever state, those of an older template or another
+    runtime."""
+    claimed: Count
+    """Sandboxes that belong to a claim, those that are being started for one included."""
+    ended: Count
+    """Sandboxes of claims whose containers have ended: they are kept for their logs, and take no
+    room under `spec.maxSandboxes`."""
+    stopping: Count
+    """Sandboxes that are terminating."""
+    runtime: PoolRuntime
+    """The runtime that the pool's RuntimeClass stands for."""
+    startup: PoolStartup | None = None
+    """Measured start-up times of the pool's sandboxes."""
+    conditions: Conditions
+    """`RuntimeResolved`, `NodesServing`, `TemplateAccepted`, `IsolationProven` (where proof is
+    wanted), `Warm`, `UpToDate` and their summary `Ready`."""
+
+
+class SandboxPool(Model):
+    """A stock of warm sandboxes of one runtime, ready to be claimed."""
+
+    resource: ClassVar[Resource] = Resource(
+        kind=names.POOL_KIND,
+        plural=names.POOLS,
+        singular="sandboxpool",
+        short_names=("sbp",),
+        categories=(names.CATEGORY,),
+        columns=(
+            Column(
+                "Runtime", ".spec.runtimeClassName", description="RuntimeClass of the sandboxes"
+            ),
+            Column("Handler", ".status.runtime.handler", description="What the class resolves to"),
+            Column(
+                "Nodes",
+                ".status.runtime.servingOfEligible",
+                description="Nodes that serve the handler, of those that could take a sandbox",
+            ),
+            Column("Warm", ".status.warm", type="integer", description="Ready to be claimed"),
+            Column("Target", ".status.target", type="integer", description="Warm ones aimed at"),
+            Column("Claimed", ".status.claimed", type="integer", description="Handed out"),
+            Column("Ready", f"{READY}.status", description="Whether claims can be served"),
+            Column("Reason", f"{READY}.reason", description="Why the pool is ready or not"),
+            AGE,
+        ),
+        scale=Scale(
+            spec_replicas=".spec.replicas",
+            status_replicas=".status.replicas",
+            selector=".status.selector",
+        ),
+    )
+    cel_rules: ClassVar[tuple[CEL, ...]] = (
+        name_fits(
+            names.MAX_POOL_NAME,
+            "the pods of a SandboxPool are named after it, and their names are hostnames",
+        ),
+    )
+
+    spec: SandboxPoolSpec
+    """What the pool's owner wants."""
+    status: SandboxPoolStatus | None = None
+    """What the operator found and did."""

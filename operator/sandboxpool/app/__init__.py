@@ -1,0 +1,1 @@
+"""Builds the operator and runs it."""

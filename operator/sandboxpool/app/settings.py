@@ -1,0 +1,238 @@
+"""The operator's own settings, from environment variables that begin with SANDBOXPOOL_."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    InstanceOf,
+    Json,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+
+from sandboxpool.api import names
+from sandboxpool.kube.lease import LeaderElectionTimes
+from sandboxpool.runtimes.probe import (
+    RESOURCES,
+    SECURITY_CONTEXT,
+    TOLERATIONS,
+    ProbeImage,
+    ProbeOptions,
+)
+
+PREFIX = "SANDBOXPOOL_"
+
+
+class SettingsError(Exception):
+    """Settings are wrong; the message has a line for each: variable, value, what it may be."""
+
+
+class Address(NamedTuple):
+    """Where a server listens; without a host on all addresses of all families."""
+
+    host: str | None
+    port: int
+
+
+class ProbeExtras(BaseModel):
+    """What else probe pods and their containers have; the fields are those of a pod."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    resources: dict[str, Any] = dict(RESOURCES)
+    tolerations: tuple[dict[str, Any], ...] = tuple(map(dict, TOLERATIONS))
+    priorityClassName: str = ""
+    podSecurityContext: dict[str, Any] = {}
+    securityContext: dict[str, Any] = dict(SECURITY_CONTEXT)
+
+    @field_validator("labels", "annotations")
+    @classmethod
+    def _has_no_key_of_ours(cls, given: dict[str, str]) -> dict[str, str]:
+        for key in given:
+            if f".{key.partition('/')[0]}".endswith(f".{names.GROUP}"):
+                raise ValueError(f"keys of {names.GROUP} are the operator's own; leave out {key!r}")
+        return given
+
+
+def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
+    """Parse the text of a variable; what code passes as a value needs no parsing."""
+    return BeforeValidator(lambda given: parse(given) if isinstance(given, str) else given)
+
+
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("use true or false")
+    return text.lower() == "true"
+
+
+def _number(least: int, most: int) -> BeforeValidator:
+    def parse(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"use a whole number from {least} to {most}")
+        return int(text)
+
+    return _parsed(parse)
+
+
+def _name(otherwise: str) -> BeforeValidator:
+    def parse(text: str) -> str:
+        if not text.strip():
+            raise ValueError(otherwise)
+        return text.strip()
+
+    return _parsed(parse)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in map(str.strip, text.split(",")) if name)
+
+
+def _address(text: str) -> Address:
+    found = re.fullmatch(r"(?:(?:\[(.*)\]|([^:]*)):)?([0-9]{1,5})", text)
+    if not found or int(found[3]) > 65535:
+        raise ValueError(
+            "use host:port, :port or port, with a port from 0 to 65535 and an IPv6 address in "
+            "brackets, such as [::1]:8080"
+        )
+    return Address(found[1] or found[2] or None, int(found[3]))
+
+
+def _lease(text: str) -> LeaderElectionTimes:
+    if re.fullmatch("[0-9]{1,9}(/[0-9]{1,9}){2}", text):
+        times = LeaderElectionTimes(*map(int, text.split("/")))
+        if times.lease_duration > times.renew_deadline > times.retry_period > 0:
+            return times
+    raise ValueError(
+        "use three whole numbers of seconds such as 15/10/2, the lease's duration, the renew "
+        "deadline and the pause between tries, each less than the one before"
+    )
+
+
+class Settings(BaseModel):
+    """How the operator runs; the variable of a field is SANDBOXPOOL_ and its name in capitals."""
+
+    model_config = ConfigDict(
+        frozen=True, alias_generator=lambda field: PREFIX + field.upper(), validate_by_name=True
+    )
+
+    namespace: Annotated[
+        str,
+        _name("name the namespace that the operator runs in, with its Lease and its probe pods"),
+    ] = "sandboxpool-system"
+    """Namespace that the operator runs in."""
+
+    listen: Annotated[Address, _parsed(_address)] = Address(None, 8080)
+    """Address of the metrics server: host:port, :port or port."""
+
+    health_listen: Annotated[Address, _parsed(_address)] = Address(None, 8081)
+    """Address of the server that answers the kubelet's probes."""
+
+    metrics_auth: Annotated[bool, _parsed(_flag)] = False
+    """Whether clients need a token that the API server accepts and allows to get /metrics."""
+
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], _parsed(str.upper)] = "INFO"
+    """Least severity of the messages that are logged."""
+
+    claim_workers: Annotated[int, _number(1, 1000)] = 16
+    """Claims reconciled at once, without slow ones. A claim mostly waits for the API server: more
+    workers would only make each wait longer."""
+
+    pool_workers: Annotated[int, _number(1, 1000)] = 8
+    """Pools reconciled at once, without slow ones; fewer than claims, so that refill never crowds
+    claims out."""
+
+    publish_on_nodes: Annotated[bool, _parsed(_flag)] = False
+    """Whether nodes get labels and conditions that show the state of their runtimes."""
+
+    exclusion_labels: Annotated[bool, _parsed(_flag)] = True
+    """Whether nodes that sandboxes must avoid get a label; otherwise sandboxes list the hostnames
+    of these nodes."""
+
+    probe_image: Annotated[
+        str,
+        _name(
+            "name an image with /bin/sh, such as the operator's own (Helm: probe.image): without "
+            "probes no isolation is proven and no node comes out of quarantine"
+        ),
+    ]
+    """Image whose /bin/sh runs the probes that prove isolation."""
+
+    probe_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """Pull policy of the probe image."""
+
+    probe_pull_secrets: Annotated[tuple[str, ...], _parsed(_names)] = ()
+    """Pull secrets of the probe image, in the operator's namespace; separated by commas."""
+
+    probe: Json[ProbeExtras] = ProbeExtras()
+    """What else probe pods have; a JSON object."""
+
+    proof_max_age: Annotated[int, _number(600, 366 * 86_400)] = 86_400
+    """Seconds after which a proof of isolation expires; the operator renews it before that."""
+
+    admission_policy: Annotated[bool, _parsed(_flag)] = False
+    """Whether the chart's admission policy for pods is installed with the operator."""
+
+    lease: Annotated[InstanceOf[LeaderElectionTimes], _parsed(_lease)] = LeaderElectionTimes()
+    """Seconds of the leader's lease: duration, renew deadline and retry, such as 15/10/2."""
+
+    def to_probe_image(self) -> ProbeImage:
+        """What probes run, and how it is pulled."""
+        return ProbeImage(
+            self.probe_image,
+            self.probe_pull_policy,
+            self.probe_pull_secrets,
+            self.probe.securityContext,
+        )
+
+    def to_probe_options(self) -> ProbeOptions:
+        """What else probe pods have."""
+        return ProbeOptions(
+            labels=self.probe.labels,
+            annotations=self.probe.annotations,
+            resources=self.probe.resources,
+            tolerations=self.probe.tolerations,
+            priority_class=self.probe.priorityClassName,
+            security_context=self.probe.podSecurityContext,
+        )
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: variables have values that they cannot have.
+    """
+    variables = {f"{PREFIX}PROBE_IMAGE": "", **environ}
+    try:
+        found = Settings.model_validate(variables, by_alias=True, by_name=False)
+    except ValidationError as error:
+        lines = [_line(detail, variables) for detail in error.errors(include_url=False)]
+        raise SettingsError("\n".join(lines)) from error
+    listen, health = found.listen, found.health_listen
+    if listen.port == health.port != 0 and (
+        listen.host == health.host or None in (listen.host, health.host)
+    ):
+        raise SettingsError(
+            f"{PREFIX}LISTEN and {PREFIX}HEALTH_LISTEN: both say port {listen.port}; use two"
+        )
+    return found
+
+
+def _line(detail: ErrorDetails, variables: Mapping[str, str]) -> str:
+    variable, *path = map(str, detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if variable != f"{PREFIX}PROBE":
+        return f"{variable}={variables[variable]!r:.100}: {message}"
+    where, value = ".".join(("probe", *path)), detail["input"]
+    return (
+        f"{variable} (Helm: {where})={value!r:.100}: {message}; use a JSON object with any of "
+        f"{', '.join(ProbeExtras.model_fields)}, each as in a pod"
+    )

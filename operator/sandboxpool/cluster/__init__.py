@@ -1,0 +1,1 @@
+"""What is known of the cluster, in memory: pods, nodes, classes, pools."""

@@ -1,0 +1,1 @@
+"""Metrics, probes and who may read them."""

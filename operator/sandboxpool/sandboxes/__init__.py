@@ -1,0 +1,1 @@
+"""What all sandboxes have in common: the pod, its state, its start."""

@@ -207,9 +207,9 @@ def test_a_back_end_may_what_the_client_does_and_is_added_to_no_role(render: Ren
     assert not [label for label in manifest["metadata"]["labels"] if "aggregate" in label]
     assert rights(manifest) == {
         *grant(f"{names.GROUP}/sandboxclaims", "create get list watch patch delete"),
-        *grant("/pods", "get"),
-        *grant("/pods/exec", "get create"),
-        *grant("/pods/portforward", "get create"),
+        *grant("pods", "get"),
+        *grant("pods/exec", "get create"),
+        *grant("pods/portforward", "get create"),
     }
 
 

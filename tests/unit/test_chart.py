@@ -202,6 +202,17 @@ def test_applications_cannot_edit_pools(render: Render) -> None:
     assert role("sandboxpool-viewer") == ({"view"}, set())
 
 
+def test_a_back_end_may_what_the_client_does_and_is_added_to_no_role(render: Render) -> None:
+    manifest = only(render(), "ClusterRole", "sandboxpool-client")
+    assert not [label for label in manifest["metadata"]["labels"] if "aggregate" in label]
+    assert rights(manifest) == {
+        *grant(f"{names.GROUP}/sandboxclaims", "create get list watch patch delete"),
+        *grant("pods", "get"),
+        *grant("pods/exec", "get create"),
+        *grant("pods/portforward", "get create"),
+    }
+
+
 def test_whoever_may_look_sees_all_three_kinds(render: Render) -> None:
     kinds = ("sandboxpools", "sandboxclaims", "sandboxruntimes")
     assert rights(only(render(), "ClusterRole", "sandboxpool-viewer")) == {

@@ -379,7 +379,7 @@ async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_who_is_
         (
             PodEvent("Scheduled", "assigned", "", START),
             ["slow", "overdue"],
-            "its 1 event say nothing; the last event was Scheduled: assigned",
+            "conditions, containers and 1 event; the last event was Scheduled: assigned",
             True,
         ),
     ],

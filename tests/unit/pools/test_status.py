@@ -106,7 +106,7 @@ def test_every_condition_is_set_every_time_and_fits_the_api(name: str) -> None:
         ("no class", "Ready", "False", "RuntimeClassNotFound", "create it"),
         ("no class", "NodesServing", "Unknown", "RuntimeClassNotFound", "cannot be checked"),
         ("no class", "Warm", "False", "RuntimeClassNotFound", "create it"),
-        ("another handler", "Ready", "False", "HandlerMismatch", "until the class or the pin"),
+        ("another handler", "Ready", "False", "HandlerMismatch", "until the class or spec.expectedHandler"),
         ("refused", "Ready", "False", "TemplateRejected", "correct spec.template"),
         ("not checked", "TemplateAccepted", "Unknown", "TemplateNotChecked", "away"),
         ("no node", "NodesServing", "False", "NoEligibleNode", "add such a node"),

@@ -178,7 +178,7 @@ def test_a_readiness_probe_is_named_with_its_container_and_its_words() -> None:
 def test_a_readiness_probe_that_has_not_been_heard_of_is_named_all_the_same() -> None:
     failure = found(running())
     assert failure.reason is Reason.READINESS_PROBE_FAILING
-    assert failure.message.startswith("container sandbox runs")
+    assert failure.message.startswith("container sandbox is running")
 
 
 def test_a_startup_probe_comes_before_a_readiness_probe() -> None:
@@ -325,6 +325,6 @@ def test_silence_says_what_was_looked_at() -> None:
         "no cause was found in the pod's conditions, containers and 2 events; the "
         'last event was Pulling: Pulling image "a"'
     )
-    assert "its 0 events" in no_cause_message(PodEvents())
+    assert "0 events" in no_cause_message(PodEvents())
     assert "could not be read: so it is" in no_cause_message(PodEvents(problem="so it is"))
     assert "were not read" in no_cause_message(None)

@@ -1,5 +1,5 @@
 # `make demo` shows the operator on a local cluster, `make test` runs all tests. Both install
-# whatever they need; everything slow is cached outside the repository.
+# everything they need; slow results are cached outside the repository.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -30,20 +30,20 @@ $(INSTALLED): $(LOCKS) pyproject.toml
 	@touch $@
 
 .PHONY: install
-install: $(INSTALLED) ## Make the virtual environment
+install: $(INSTALLED) ## Create the virtual environment
 
 # --- The cluster and the demo ---------------------------------------------------------------
 
 .PHONY: demo
-demo: $(INSTALLED) ## Local cluster, operator, pools, a claim: shown step by step
+demo: $(INSTALLED) ## Show a local cluster, the operator, pools and a claim step by step
 	@$(BIN)/python -m demo up
 
 .PHONY: down
-down: $(INSTALLED) ## Undo the demo: remove the cluster and what was started for it
+down: $(INSTALLED) ## Undo the demo: remove the cluster and everything started for it
 	@$(BIN)/python -m demo down
 
 .PHONY: cluster-up
-cluster-up: $(INSTALLED) ## Start the local cluster, or reuse the one that runs
+cluster-up: $(INSTALLED) ## Start the local cluster, or reuse a running one
 	@$(BIN)/python -m localcluster up
 
 .PHONY: cluster-down
@@ -51,7 +51,7 @@ cluster-down: $(INSTALLED) ## Remove the local cluster
 	@$(BIN)/python -m localcluster down
 
 .PHONY: cluster-status
-cluster-status: $(INSTALLED) ## What of the local cluster runs, and the nodes' handlers
+cluster-status: $(INSTALLED) ## Show which parts of the local cluster run, and the nodes' handlers
 	@$(BIN)/python -m localcluster status
 
 .PHONY: kubeconfig
@@ -100,13 +100,13 @@ KILLS ?= 50
 SEED ?=
 
 .PHONY: chaos
-chaos: $(INSTALLED) ## All faults, KILLS kills, every guard taken out once; SEED replays a run
+chaos: $(INSTALLED) ## All fault tests, KILLS kills, each guard disabled once; SEED replays a run
 	@CHAOS_FULL=1 CHAOS_KILLS=$(KILLS) CHAOS_SEED=$(SEED) $(PYTEST) tests/chaos
 
 MINUTES ?= 60
 
 .PHONY: soak
-soak: $(INSTALLED) ## MINUTES of mixed load, whether anything grows; writes docs/benchmarks/soak.md
+soak: $(INSTALLED) ## MINUTES of mixed load, to find leaks; writes docs/benchmarks/soak.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.soak --minutes $(MINUTES)
 
 # --- Benchmarks ------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ $(PLOTS): $(INSTALLED) requirements/bench.txt
 	@touch $@
 
 .PHONY: bench
-bench: $(PLOTS) ## Claims beside the floor; ROUNDS=1 is short. Writes docs/benchmarks.md
+bench: $(PLOTS) ## Claims against the bare two writes; ROUNDS=1 is short. Writes docs/benchmarks.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.claims --rounds $(ROUNDS)
 
 .PHONY: bench-scale
@@ -128,26 +128,26 @@ bench-scale: $(INSTALLED) ## 10,000 warm pods, 200 pools, NODES nodes; writes do
 	@PYTHONPATH=tests $(BIN)/python -m bench.scale --nodes $(NODES)
 
 .PHONY: bench-handover
-bench-handover: $(INSTALLED) ## How long claims wait when a leader goes; docs/benchmarks/handover.md
+bench-handover: $(INSTALLED) ## How long claims wait when the leader ends; writes docs/benchmarks/handover.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.handover
 
 .PHONY: bench-fleet
-bench-fleet: $(INSTALLED) ## What a fleet of NODES fake nodes costs; writes docs/benchmarks/fleet.md
+bench-fleet: $(INSTALLED) ## CPU and writes with a fleet of NODES fake nodes; writes docs/benchmarks/fleet.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.fleet --nodes $(NODES)
 
 # --- Generated files -------------------------------------------------------------------------
 
 .PHONY: format
-format: $(INSTALLED) ## Format the code and mend what can be mended
+format: $(INSTALLED) ## Format the code and apply automatic fixes
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format --quiet .
 
 .PHONY: generate
-generate: $(INSTALLED) ## Write crds/ from the models
+generate: $(INSTALLED) ## Generate crds/ from the models
 	@$(BIN)/python -m crdgen
 
 .PHONY: lock
-lock: $(INSTALLED) ## Lock the dependencies anew, with hashes (after a change of pyproject.toml)
+lock: $(INSTALLED) ## Lock the dependencies again, with hashes (after a change of pyproject.toml)
 	@lock() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --generate-hashes --no-annotate --no-header "$$@"; }; \
 	lock pyproject.toml -o requirements/runtime.txt; \

@@ -44,7 +44,7 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* Whether the policy is rendered that keeps what is the operator's on pods: "true" or nothing. */}}
+{{/* Whether the policy for the operator's metadata on pods is rendered: "true" or nothing. */}}
 {{- define "sandboxpool.admissionOfPods" -}}
 {{- if .Values.admission.pods.enabled -}}
 {{- include "sandboxpool.admission" . -}}

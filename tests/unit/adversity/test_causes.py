@@ -96,5 +96,5 @@ def test_a_sandbox_that_nobody_says_anything_of_is_given_up_with_what_was_looked
         world.run(40)
         status, reason, message = condition(world, "Warm", "pool")
         assert (status, reason) == ("False", "SandboxStartTimeout")
-        assert "its conditions, its containers and its 0 events say nothing" in message
+        assert "no cause was found in the pod's conditions, containers and 0 events" in message
         assert all(labels(pod) for pod in world.pods())

@@ -29,7 +29,7 @@ class SimulatedOperator(Operator):
 
     on_lease_lost: Callable[[], None]
 
-    def _give_up(self, why: str) -> None:
+    def _exit(self, why: str) -> None:
         """A process that cannot lead ends at once; here it is not the test's."""
         del why
         self.on_lease_lost()

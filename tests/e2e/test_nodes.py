@@ -85,6 +85,15 @@ def fill_with(api: Api, node: str, count: int) -> Object:
     return filling
 
 
+def settled(api: Api) -> list[Object]:
+    """The pods of the pool if all of them are ready and its status says that all are warm."""
+    pods = live_pods(api)
+    status = api.get("SandboxPool", "pool")["status"]
+    counts = [status[key] for key in ("warm", "claimed", "unproven", "starting", "stopping")]
+    ready = all(is_true(pod, "Ready") for pod in pods)
+    return pods if ready and counts == [len(pods), 0, 0, 0, 0] else []
+
+
 def test_one_more_handler_on_a_full_node_costs_nothing_and_the_next_get_their_proof(
     api: Api, deployed: DeployedOperator
 ) -> None:
@@ -101,14 +110,13 @@ def test_one_more_handler_on_a_full_node_costs_nothing_and_the_next_get_their_pr
     )
     assert claim_pod(api)["status"]["nodeName"] == WITH_GVISOR
     api.delete("SandboxClaim", "claim")
-    # The status may still be the one of before the claim, so the pods are looked at first.
+    # The status may be older than the pods, and one of these may yet give way to a probe.
     pods = eventually(
-        lambda: live_pods(api),
-        until=lambda pods: len(pods) == 3 and all(is_true(pod, "Ready") for pod in pods),
-        message="three sandboxes are ready",
-        timeout=90,
+        lambda: settled(api),
+        until=lambda pods: len(pods) == 3,
+        message="three sandboxes are ready, and proven",
+        timeout=150,
     )
-    pool_status(api, warm=3, claimed=0, unproven=0, timeout=150)
     for pod in pods:
         assert "gvisor" in proc_version(pod)
 

@@ -113,7 +113,7 @@ def test_an_image_that_does_not_exist_is_said_and_pods_are_left_alone(
     api: Api, history: PodHistory
 ) -> None:
     # Short, for it is not to matter: another pod would not find the image either.
-    startup = {"timeoutSeconds": 3}
+    startup = {"timeoutSeconds": 10}
     api.create(pool(replicas=2, pod=template("localhost/no-such-image:1"), startup=startup))
     message = pool_says(api, "Warm", "False", "ImagePullFailed", timeout=60)
     assert "no-such-image" in message

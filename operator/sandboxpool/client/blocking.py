@@ -188,6 +188,10 @@ class _Listener:
     async def _handle(self, channel: BlockingChannel) -> None:
         try:
             await self._handler(channel)
+        except OSError:
+            # `close` has closed the connection, too, while the handler used it.
+            if not self._closed:
+                raise
         finally:
             with self._lock:
                 self._channels.discard(channel)

@@ -70,9 +70,7 @@ class AsyncSandboxPools:
         Raises:
             ConfigurationError: There is nothing to go by.
         """
-        settings = config.load(context, kubeconfig)
-        settings.namespace = namespace or settings.namespace
-        return cls(settings)
+        return cls(config.load(context, kubeconfig, namespace))
 
     def claim(
         self, pool: str, name: str | None = None, **options: Unpack[ClaimOptions]

@@ -147,7 +147,11 @@ def _bypasses(configuration: Any) -> bool:
     return bool(should_bypass_proxies(configuration.host, configuration.no_proxy or ""))
 
 
-def load(context: str | None = None, kubeconfig: str | os.PathLike[str] | None = None) -> Settings:
+def load(
+    context: str | None = None,
+    kubeconfig: str | os.PathLike[str] | None = None,
+    namespace: str | None = None,
+) -> Settings:
     """Find the cluster as kubectl does.
 
     A kubeconfig that is named, the one of `$KUBECONFIG` or `~/.kube/config`, else the service
@@ -156,6 +160,7 @@ def load(context: str | None = None, kubeconfig: str | os.PathLike[str] | None =
     Args:
         context: The context of the kubeconfig; its current one if unset.
         kubeconfig: The file.
+        namespace: Instead of that of the context, or of the pod.
 
     Raises:
         ConfigurationError: Nothing of it is there, or it is unusable.
@@ -174,14 +179,15 @@ def load(context: str | None = None, kubeconfig: str | os.PathLike[str] | None =
     try:
         if not file and in_pod and context is None:
             _official(official.load_incluster_config)(client_configuration=configuration)
-            return Settings(configuration, _service_account_namespace())
+            return Settings(configuration, namespace or _service_account_namespace())
         if not file:
             raise ConfigurationError(
                 "no cluster to talk to: there is no kubeconfig ($KUBECONFIG, ~/.kube/config) and"
                 " no service account; name a file with kubeconfig="
             )
         _official(official.load_kube_config)(file, context, client_configuration=configuration)
-        return Settings(configuration, _context_namespace(official, file, context))
+        found = namespace or _context_namespace(official, file, context)
+        return Settings(configuration, found)
     except official.ConfigException as error:
         raise ConfigurationError(f"cannot use {file or 'the service account'}: {error}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -58,6 +58,7 @@ def test_the_current_context_or_another(tmp_path: Path) -> None:
     two = config.load("two", file)
     assert (two.server.host, two.server.port, two.server.path) == ("::1", 443, "/base")
     assert two.namespace == "team"
+    assert config.load("two", file, "mine").namespace == "mine"
 
 
 def test_the_file_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

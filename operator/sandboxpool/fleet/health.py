@@ -16,7 +16,7 @@ from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.class_usage import ClassUsage, may_run_on
 from sandboxpool.fleet.pending_probes import PendingProbes, evidence_without_control
 from sandboxpool.fleet.probe_room import ProbeRoom
-from sandboxpool.fleet.prober import NodeHandler, ProbeRequest, ProbeResult, outcome_of
+from sandboxpool.fleet.prober import ProbeRequest, ProbeResult, outcome_of
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.evidence import (
@@ -28,7 +28,7 @@ from sandboxpool.runtimes.evidence import (
 )
 from sandboxpool.runtimes.failure_history import FailureHistory
 from sandboxpool.runtimes.node_constraints import node_constraints_of
-from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.nodes import NodeFacts, NodeHandler
 from sandboxpool.runtimes.probe import CONTROL
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import HandlerState, listed_handler_state

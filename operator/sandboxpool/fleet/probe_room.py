@@ -10,8 +10,9 @@ from sandboxpool.cluster.ownership import claim_uid_of
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.class_usage import wants_proof
-from sandboxpool.fleet.prober import NodeHandler, ProbeRequest, ProbeResult
+from sandboxpool.fleet.prober import ProbeRequest, ProbeResult
 from sandboxpool.runtimes.evidence import Isolation, software_of
+from sandboxpool.runtimes.nodes import NodeHandler
 
 logger = logging.getLogger(__name__)
 

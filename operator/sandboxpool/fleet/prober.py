@@ -33,7 +33,7 @@ from sandboxpool.runtimes.evidence import (
     no_evidence,
     software_of,
 )
-from sandboxpool.runtimes.nodes import NodeFacts
+from sandboxpool.runtimes.nodes import NodeFacts, NodeHandler
 from sandboxpool.runtimes.podevents import PodEvents, no_cause_message
 from sandboxpool.runtimes.probe import (
     ANNOTATION_NODE,
@@ -79,8 +79,6 @@ FIRST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 600.0
 LONGEST_PAUSE_OF_MANY_SECONDS = 6 * 3600.0
 MAX_BACKOFFS = 10_000
-
-NodeHandler = tuple[str, str]
 
 # The scheduler's messages that a node is full.
 _FULL = re.compile(r"\bInsufficient |\bToo many pods")

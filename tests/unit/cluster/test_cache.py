@@ -61,8 +61,8 @@ class Fleet:
 
     def __init__(self) -> None:
         self.quarantines = Quarantines(lambda: 0.5)
-        self.isolation_message = EvidenceStore()
-        self.index = NodeIndex(self.quarantines, self.isolation_message)
+        self.evidence = EvidenceStore()
+        self.index = NodeIndex(self.quarantines, self.evidence)
         self.nodes: dict[str, Node] = {}
         self.now = NOW
         # What each view was at the last look at it, by whom it is read.
@@ -72,7 +72,7 @@ class Fleet:
         self.now += 10
         name = new.metadata.name
         if self.index.put(self.nodes.get(name), new):
-            self.isolation_message.observe_node(name, node_facts(new), NOW)
+            self.evidence.observe_node(name, node_facts(new), NOW)
             if self.quarantines.observe_node(name, node_facts(new)):
                 self.index.reevaluate(name)
         self.nodes[name] = new
@@ -82,7 +82,7 @@ class Fleet:
         if old is not None:
             self.index.put(old, None)
             self.quarantines.observe_node(name, None)
-            self.isolation_message.observe_node(name, None, NOW)
+            self.evidence.observe_node(name, None, NOW)
 
     def strike(self, name: str, handler: str) -> None:
         self.now += 10
@@ -103,20 +103,20 @@ class Fleet:
     def learn(self, name: str, handler: str, isolation: Isolation) -> None:
         known = self.index.get(name)
         if known is not None:
-            self.isolation_message.put(name, handler, evidence(isolation, known))
+            self.evidence.put(name, handler, evidence(isolation, known))
             self.index.reevaluate(name)
 
     def silence(self, name: str, handler: str) -> None:
         self.learn(name, handler, Isolation.UNAVAILABLE)
-        self.isolation_message.expire(NOW + 10_000)
+        self.evidence.expire(NOW + 10_000)
         self.index.reevaluate(name)
 
     def forget(self, name: str, handler: str) -> None:
-        self.isolation_message.forget(name, handler, NOW)
+        self.evidence.forget(name, handler, NOW)
         self.index.reevaluate(name)
 
     def truth(self, view: tuple[str, NodeConstraints, bool]) -> Verdict:
-        fresh = NodeIndex(self.quarantines, self.isolation_message)
+        fresh = NodeIndex(self.quarantines, self.evidence)
         for known in self.nodes.values():
             fresh.put(None, known)
         handler, placement, wanted = view
@@ -209,7 +209,7 @@ def test_what_says_nothing_new_leaves_the_verdict_as_it_is() -> None:
     assert not fleet.index.reevaluate("a")
     assert not fleet.index.reevaluate("unknown")
     assert fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=True) is verdict
-    fleet.isolation_message.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
+    fleet.evidence.put("a", "runsc", evidence(Isolation.NOT_PROVEN, facts("a")))
     assert fleet.index.reevaluate("a")
     assert fleet.index.verdict("runsc", NodeConstraints(), proof_wanted=True).not_isolating == (
         "a",

@@ -224,7 +224,7 @@ def test_a_claim_whose_pod_went_while_nobody_watched_does_not_guess(
     operator.start()
     lost = phase(api, "Lost")
     assert bound_reason(lost) == "PodLost"
-    assert "its end was not observed" in condition(lost, "Bound")["message"]  # type: ignore[index]
+    assert "the cause is not known" in condition(lost, "Bound")["message"]  # type: ignore[index]
 
 
 def test_a_claimed_pod_that_lost_its_labels_is_still_the_claims(

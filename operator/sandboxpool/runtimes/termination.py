@@ -135,8 +135,9 @@ def lost_pod_cause(node: str, *, node_gone: bool) -> TerminationCause:
         )
     where = f" on node {node}" if node else ""
     text = (
-        f"the pod{where} does not exist any more, and its end was not observed: it was deleted "
-        "immediately or while no watch was running; the API server's audit log has the cause"
+        f"the pod{where} does not exist any more, and its end was not observed, so the cause is "
+        "not known: it was deleted immediately or while no watch was running; the API server's "
+        "audit log may have the cause"
     )
     return TerminationCause(Reason.POD_LOST, text)
 

@@ -1325,7 +1325,7 @@ async def test_an_unobserved_loss_gets_no_invented_cause(node_gone: bool, reason
     await world.reconcile()
     assert world.condition() == ("False", reason)
     if not node_gone:
-        assert "its end was not observed" in world.status()["conditions"][0]["message"]
+        assert "the cause is not known" in world.status()["conditions"][0]["message"]
 
 
 async def test_the_end_of_another_pod_does_not_concern_the_claim() -> None:

@@ -325,6 +325,6 @@ def test_silence_says_what_was_looked_at() -> None:
         "no cause was found in the pod's conditions, containers and 2 events; the "
         'last event was Pulling: Pulling image "a"'
     )
-    assert "0 events" in no_cause_message(PodEvents())
+    assert "conditions, containers and 0 events" in no_cause_message(PodEvents())
     assert "could not be read: so it is" in no_cause_message(PodEvents(problem="so it is"))
     assert "were not read" in no_cause_message(None)

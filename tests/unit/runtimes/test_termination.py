@@ -150,7 +150,7 @@ def test_what_others_have_written_is_cut() -> None:
 def test_of_an_end_that_was_not_seen_no_cause_is_made_up() -> None:
     unseen = lost_pod_cause("node-1", node_gone=False)
     assert unseen.reason is Reason.POD_LOST
-    assert "its end was not observed" in unseen.message
+    assert "the cause is not known" in unseen.message
     assert lost_pod_cause("", node_gone=False).reason is Reason.POD_LOST
     lost = lost_pod_cause("node-1", node_gone=True)
     assert lost.reason is Reason.NODE_LOST

@@ -120,6 +120,7 @@ def test_an_image_that_does_not_exist_is_said_and_pods_are_left_alone(
     assert "no-such-image" in pool_says(api, "Ready", "False", "ImagePullFailed")
     consistently(
         lambda: len(history.created()) == 2,
-        seconds=NOTHING_CHURNS_SECONDS,
+        # For longer than the start-up timeout.
+        seconds=startup["timeoutSeconds"] + NOTHING_CHURNS_SECONDS,
         message="no pod is replaced",
     )

@@ -427,7 +427,8 @@ class SandboxPoolStatus(UnfitPoolStatus, frozen=True, kw_only=True, omit_default
     wanted), `Warm`, `UpToDate` and their summary `Ready`."""
 
 
-class SandboxPool(Model):
+# The operator validates the spec alone: the whole object is built for those who ask for its schema.
+class SandboxPool(Model, defer_build=True):
     """A stock of warm sandboxes of one runtime, ready to be claimed."""
 
     resource: ClassVar[Resource] = Resource(

@@ -85,6 +85,25 @@ def test_the_end_of_a_connection(runner: Runner) -> None:
     runner(work())
 
 
+def test_a_listener_that_closes_ends_its_connections_without_an_error(runner: Runner) -> None:
+    """What a handler raises by then would end its thread with a traceback."""
+    io = runner.io
+    threads = set(threading.enumerate())
+
+    async def work() -> None:
+        listener = await io.listen("127.0.0.1", 0, echo)
+        channel = await io.connect(*listener.address, 10)
+        await channel.send(b"x")
+        assert await channel.receive(10) == b"x"
+        await listener.close()
+        assert await channel.receive(10) == b""
+        channel.close()
+
+    runner(work())
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
+
+
 def test_silence_leaves_a_connection_as_it_was(runner: Runner) -> None:
     io = runner.io
 

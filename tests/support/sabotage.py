@@ -40,6 +40,7 @@ from sandboxpool.kube import client
 from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import LeaderElector
+from sandboxpool.pools import cold_starter
 from sandboxpool.pools import decide as decisions
 from sandboxpool.pools import reconcile as pools
 from sandboxpool.pools.expectations import Expectations
@@ -205,7 +206,7 @@ def retries_take_new_names() -> None:
 @_change
 def cold_names_are_random() -> None:
     """A pod that is made for a claim has a name that nobody can know."""
-    _set(pools, pod_name=lambda pool, seed: template.pod_name(pool, secrets.token_hex(16)))
+    _set(cold_starter, pod_name=lambda pool, seed: template.pod_name(pool, secrets.token_hex(16)))
 
 
 # --- Leadership ----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ IDLE_SECONDS = 600.0
 # A pool says no more often how it is.
 STATUS_SECONDS = 1.0
 # What an informer keeps, and the collection that it comes from.
-PROJECTIONS = {"Pod": "pods", "Claim": "sandboxclaims", "Node": "nodes"}
+PROJECTIONS = {"Pod": "pods", "SandboxClaim": "sandboxclaims", "Node": "nodes"}
 
 _sort = MemberIndex.refresh
 

@@ -115,7 +115,7 @@ def without_the_last_words_of_pods(patch: pytest.MonkeyPatch) -> None:
 def without_the_names_of_cold_pods(patch: pytest.MonkeyPatch) -> None:
     numbers = itertools.count()
     patch.setattr(
-        "sandboxpool.pools.reconcile.pod_name",
+        "sandboxpool.pools.cold_starter.pod_name",
         lambda pool, seed: pod_name(pool, f"{seed}{next(numbers)}"),
     )
 

@@ -85,13 +85,14 @@ def fill_with(api: Api, node: str, count: int) -> Object:
     return filling
 
 
-def settled(api: Api) -> list[Object]:
-    """The pods of the pool if all of them are ready and its status says that all are warm."""
+def settled(api: Api, without: str) -> list[Object]:
+    """The pods of the pool if this one is gone, all are ready and the status says: all are warm."""
     pods = live_pods(api)
     status = api.get("SandboxPool", "pool")["status"]
     counts = [status[key] for key in ("warm", "claimed", "unproven", "starting", "stopping")]
+    gone = all(pod["metadata"]["uid"] != without for pod in pods)
     ready = all(is_true(pod, "Ready") for pod in pods)
-    return pods if ready and counts == [len(pods), 0, 0, 0, 0] else []
+    return pods if gone and ready and counts == [len(pods), 0, 0, 0, 0] else []
 
 
 def test_one_more_handler_on_a_full_node_costs_nothing_and_the_next_get_their_proof(
@@ -108,11 +109,12 @@ def test_one_more_handler_on_a_full_node_costs_nothing_and_the_next_get_their_pr
         seconds=5,
         message="what was started before the proof keeps it",
     )
-    assert claim_pod(api)["status"]["nodeName"] == WITH_GVISOR
+    claimed = claim_pod(api)["status"]
+    assert claimed["nodeName"] == WITH_GVISOR
     api.delete("SandboxClaim", "claim")
-    # The status may be older than the pods, and one of these may yet give way to a probe.
+    # Both the status and the pods may still be as before the claim.
     pods = eventually(
-        lambda: settled(api),
+        lambda: settled(api, without=claimed["podUID"]),
         until=lambda pods: len(pods) == 3,
         message="three sandboxes are ready, and proven",
         timeout=150,

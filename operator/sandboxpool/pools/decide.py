@@ -90,8 +90,7 @@ def decide(given: PoolInput) -> PoolPlan:
         # So do those of failed pods that are kept until their events are read.
         creation = creation.after_failures(len(unexplained), Reason.POD_FAILED)
     create, blocked_by = creation.stock, creation.blocked_by
-    replacing = 0 < missing <= len(stalled) and not create
-    if replacing and blocked_by is Reason.CLAMPED_BY_MAX_SANDBOXES:
+    if creation.only_ceiling_blocks and 0 < missing <= len(stalled) and not create:
         # At the limit a stalled pod is deleted before its replacement is created.
         deletions.append(replacement_deletion(stalled[0], stock))
     return PoolPlan(
@@ -253,6 +252,8 @@ class _Creation:
     blocked_by: Reason | None = None
     cold: int = 0
     cold_blocked_by: Reason | None = None
+    # One more pod of the stock could start if `maxSandboxes` allowed it.
+    only_ceiling_blocks: bool = False
 
     def after_failures(self, count: int, reason: Reason) -> "_Creation":
         """The rest after the replacements of this many failed pods are delayed."""
@@ -261,6 +262,7 @@ class _Creation:
             reason if self.stock else self.blocked_by,
             max(0, self.cold - count),
             reason if self.cold else self.cold_blocked_by,
+            self.only_ceiling_blocks,
         )
 
 
@@ -327,6 +329,7 @@ def _creatable(
         blocked_by,
         cold,
         cold_blocked_by,
+        blocked_by is Reason.CLAMPED_BY_MAX_SANDBOXES and slots > cold,
     )
 
 

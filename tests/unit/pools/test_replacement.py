@@ -64,6 +64,21 @@ def test_at_the_ceiling_one_that_is_not_ready_makes_room_and_counts_as_a_failure
     assert plan.delete[0].failed
 
 
+def test_at_the_ceiling_nothing_makes_room_for_what_may_not_start_yet() -> None:
+    stuck = member("stuck", SandboxState.STARTING, **STUCK)
+    plan = decide(
+        pool_input(
+            [stuck, member("other", SandboxState.STARTING, age=1.0)],
+            replicas=2,
+            maxSandboxes=2,
+            startup={"maxStarting": 1},
+            verdict=SERVED,
+        )
+    )
+    assert (plan.create, plan.delete) == (0, ())
+    assert plan.blocked_by is Reason.CLAMPED_BY_MAX_SANDBOXES
+
+
 # --- Waiting for the kubelet ---------------------------------------------------------------------
 
 

@@ -43,20 +43,20 @@ QUIET_SECONDS = 400.0
 LONGEST_CONVERGENCE_SECONDS = 2400.0
 
 
-_sort = MemberIndex.refresh
+_refresh = MemberIndex.refresh
 
 
-def _sort_and_check(
+def _refresh_and_check(
     index: MemberIndex,
     facts_of: Callable[[str], MemberFacts | None],
     all_uids: Iterable[str],
     **how: Any,
 ) -> Members:
-    """Sort what has changed, and see that to sort everything would have found the same."""
+    """Refresh what has changed, and check that a refresh of everything finds the same."""
     all_uids = list(all_uids)
-    found = _sort(index, facts_of, all_uids, **how)
-    truth = _sort(MemberIndex(), facts_of, all_uids, resync=True)
-    assert _timeless(found) == _timeless(truth), "a change was not told of"
+    found = _refresh(index, facts_of, all_uids, **how)
+    truth = _refresh(MemberIndex(), facts_of, all_uids, resync=True)
+    assert _timeless(found) == _timeless(truth), "a change was not marked"
     return found
 
 
@@ -136,7 +136,7 @@ class World(People):
         for name, fixed in (
             ("uuid.uuid4", lambda: uuid.UUID(int=bits.getrandbits(128))),
             ("sandboxpool.app.operator.boot_clock", self.loop.time),
-            ("sandboxpool.pools.member_index.MemberIndex.refresh", _sort_and_check),
+            ("sandboxpool.pools.member_index.MemberIndex.refresh", _refresh_and_check),
         ):
             self._undo.enter_context(mock.patch(name, fixed))
         logger = logging.getLogger("sandboxpool")

@@ -38,7 +38,7 @@ def test_what_was_ready_is_waited_for_before_another_is_made(age: float, create:
     assert (plan.create, plan.delete) == (create, ())
 
 
-def test_what_was_ready_goes_when_another_is_warm_in_its_place() -> None:
+def test_what_was_ready_is_deleted_when_another_is_warm_in_its_place() -> None:
     unready = members(SandboxState.UNREADY, 3, age=LONG)
     warm = members(SandboxState.WARM, 1)
     plan = decide(pool_input([*unready, *warm], replicas=3))
@@ -176,8 +176,8 @@ def test_a_pod_that_became_ready_on_a_cordoned_node_is_a_failure_too() -> None:
     put = members(SandboxState.STRANDED, 2, node=CORDONED, ready=True, misplaced=True)
     (deletion,) = decide(pool_input(put, replicas=1, verdict=NOWHERE)).delete
     assert deletion.failed
-    moved = members(SandboxState.STRANDED, 2, node=CORDONED, ready=True)
-    (deletion,) = decide(pool_input(moved, replicas=1, verdict=NOWHERE)).delete
+    stranded = members(SandboxState.STRANDED, 2, node=CORDONED, ready=True)
+    (deletion,) = decide(pool_input(stranded, replicas=1, verdict=NOWHERE)).delete
     assert not deletion.failed
 
 

@@ -14,7 +14,7 @@ from sandboxpool.api.v1alpha1 import ClaimPhase, ClaimSource, OnEmpty, SandboxCl
 from sandboxpool.claims import decide
 from sandboxpool.claims.api_reader import ApiReader
 from sandboxpool.claims.attempt import Attempt, Attempts
-from sandboxpool.claims.binding import Binder
+from sandboxpool.claims.binding import Binder, ConfigNotMountedError
 from sandboxpool.claims.requests import ClaimRequests, about
 from sandboxpool.claims.status_writer import ClaimStatusWriter
 from sandboxpool.cluster.cache import ClusterCache
@@ -33,6 +33,8 @@ MAX_REFUSALS_WITH_POD = 1
 STALE_CACHE_RECHECK_SECONDS = 1.0
 # A claim for which there may be a second pod is requeued after this many seconds.
 DUPLICATE_RECHECK_SECONDS = 2.0
+# A claim with a configuration, for which the next warm pod has no volume, is requeued after these.
+CONFIG_RECHECK_SECONDS = 2.0
 # The longest interval between two reconciliations of a claim with onEmpty Create.
 COLD_RECHECK_SECONDS = 30.0
 STARTING_COLD_MESSAGE = "the pool has no warm sandbox: one is being started for this claim"
@@ -129,6 +131,8 @@ class PendingReconciler:
                 bound = await self._binder.bind(claim, attempt, pool, candidate)
             except ApiError as error:
                 return await self._back_off(claim, attempt, error)
+            except ConfigNotMountedError:
+                return await self._await_config_volume(claim, pool, left)
             if bound or not self._attempts.is_pending(claim):
                 return None
             if self._pools.get(pool.key) is not pool:
@@ -182,6 +186,24 @@ class PendingReconciler:
             claim, Reason.BINDING_REFUSED, _refused_message(attempt)
         )
         return min(left, delay)
+
+    async def _await_config_volume(
+        self, claim: SandboxClaim, pool: Pool, left: float
+    ) -> float | None:
+        """Give the pod back, and wait until the pool has replaced it by one with the volume."""
+        self._candidate_tracker.cancel_claim(claim.uid)
+        message = (
+            f"spec.config is set, but the warm sandbox that is next in pool {pool.name!r} was made "
+            "without the volume for it: waiting until the pool has replaced it, which with "
+            "update.type OnClaim it does only once it is claimed"
+        )
+        if left <= 0:
+            await self._status_writer.finish(
+                claim, ClaimPhase.FAILED, Reason.CONFIG_NOT_MOUNTED, message
+            )
+            return None
+        await self._status_writer.set_pending(claim, Reason.CONFIG_NOT_MOUNTED, message)
+        return min(left, CONFIG_RECHECK_SECONDS)
 
     async def _time_out(self, claim: SandboxClaim, pool: Pool | None) -> float | None:
         if pool is None or pool.deleting or pool.spec is None:

@@ -29,7 +29,8 @@ class Sandbox:
         if not asked.path.endswith("/exec"):
             made: dict[str, Any] = pod()
             mounted = {"name": "sandboxpool-config", "mountPath": self.mount}
-            made["spec"]["containers"][0]["volumeMounts"] = [mounted] if self.mount else []
+            mounts = [mounted] if self.mount else []
+            made["spec"] = {"containers": [{"name": "main", "volumeMounts": mounts}]}
             return answer(made)
         self.ran.append([value for key, value in asked.query if key == "command"])
         said = self.said.pop(0) if len(self.said) > 1 else self.said[0]

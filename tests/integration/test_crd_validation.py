@@ -472,6 +472,7 @@ POOL_CASES = [
     ),
 ]
 
+
 def of_characters(count: int) -> dict[str, str]:
     """A configuration of two files with so many characters, the names included."""
     return {"a": "x" * (count // 2 - 1), "b": "é" * (count - count // 2 - 1)}
@@ -493,7 +494,6 @@ CLAIM_CASES = [
             ("-", "..data"),
             ("_", "a b"),
             ("0", ""),
-            ("A", "a\n"),
         )
     ),
     Case(

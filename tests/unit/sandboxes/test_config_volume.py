@@ -67,9 +67,10 @@ def test_nothing_is_added_where_the_path_is_empty() -> None:
 def test_a_sandbox_that_is_made_for_a_claim_has_the_configuration_from_the_start() -> None:
     annotations = built(claim=ClaimRef("job", "uid", config="{}"))["metadata"]["annotations"]
     assert annotations[names.ANNOTATION_CONFIG] == "{}"
-    assert names.ANNOTATION_CONFIG not in built(claim=ClaimRef("job", "uid"))["metadata"][
-        "annotations"
-    ]
+    assert (
+        names.ANNOTATION_CONFIG
+        not in built(claim=ClaimRef("job", "uid"))["metadata"]["annotations"]
+    )
 
 
 def test_sandboxes_with_the_files_elsewhere_are_outdated() -> None:

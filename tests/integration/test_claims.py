@@ -144,7 +144,7 @@ def test_metadata_goes_onto_the_pod_within_the_pools_list_only(
 def test_a_configuration_is_on_the_pod_and_each_container_may_read_it(
     api: Api, operator: Operator
 ) -> None:
-    warm_pool(api)
+    warm_pool(api, replicas=1)
     (pod,) = api.list("Pod")
     assert "sandboxpool.io/config" not in pod["metadata"]["annotations"]
     claim = claim_pod(api, config={"task.json": '{"n": "é"}', "empty": ""})
@@ -172,7 +172,7 @@ def test_the_largest_configuration_fits_into_the_annotations(api: Api, operator:
 def test_a_pool_without_a_place_for_configurations_refuses_them(
     api: Api, operator: Operator
 ) -> None:
-    warm_pool(api, claims={"configPath": ""})
+    warm_pool(api, replicas=1, claims={"configPath": ""})
     (pod,) = api.list("Pod")
     assert "sandboxpool-config" not in [v["name"] for v in pod["spec"].get("volumes", [])]
     api.create(objects.claim(config={"a": "b"}))

@@ -509,12 +509,6 @@ CLAIM_CASES = [
         ("spec.config: Invalid", "more than 32768 characters", "put large data into the sandbox"),
     ),
     Case(
-        "configuration that is no text",
-        {"spec.config": {"a": "1"}},
-        {"spec.config": {"a": 1}},
-        ("spec.config.a: Invalid", "must be of type string"),
-    ),
-    Case(
         "pool missing",
         {"spec.poolName": "a.b"},
         {"spec.poolName": ABSENT},

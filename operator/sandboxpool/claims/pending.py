@@ -33,7 +33,8 @@ MAX_REFUSALS_WITH_POD = 1
 STALE_CACHE_RECHECK_SECONDS = 1.0
 # A claim for which there may be a second pod is requeued after this many seconds.
 DUPLICATE_RECHECK_SECONDS = 2.0
-# A claim with a configuration, for which the next warm pod has no volume, is requeued after these.
+# A claim with a configuration, for which the next warm pod has no volume, is requeued
+# after this many seconds.
 CONFIG_RECHECK_SECONDS = 2.0
 # The longest interval between two reconciliations of a claim with onEmpty Create.
 COLD_RECHECK_SECONDS = 30.0
@@ -194,13 +195,12 @@ class PendingReconciler:
         self._candidate_tracker.cancel_claim(claim.uid)
         message = (
             f"spec.config is set, but the warm sandbox that is next in pool {pool.name!r} was made "
-            "without the volume for it: waiting until the pool has replaced it, which with "
-            "update.type OnClaim it does only once it is claimed"
+            "without the volume for it; the pool replaces it, with update.type OnClaim only once "
+            "another claim has taken it"
         )
         if left <= 0:
-            await self._status_writer.finish(
-                claim, ClaimPhase.FAILED, Reason.CONFIG_NOT_MOUNTED, message
-            )
+            message = f"{_not_bound_in_time(claim)}: {message}"
+            await self._status_writer.finish(claim, ClaimPhase.FAILED, Reason.BIND_TIMEOUT, message)
             return None
         await self._status_writer.set_pending(claim, Reason.CONFIG_NOT_MOUNTED, message)
         return min(left, CONFIG_RECHECK_SECONDS)
@@ -263,7 +263,7 @@ class PendingReconciler:
         return min(left, COLD_RECHECK_SECONDS)
 
     def _why_waiting(self, claim: SandboxClaim, pool: Pool | None) -> str:
-        waited = f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
+        waited = _not_bound_in_time(claim)
         if pool is None or pool.deleting:
             return f"SandboxPool {claim.spec.poolName!r} does not exist in this namespace"
         if pool.spec is None:
@@ -357,6 +357,10 @@ class PendingReconciler:
     async def _is_pool_current(self, pool: Pool | None) -> bool:
         """Whether the caches of the pool and its class are current; True if there is no pool."""
         return pool is None or await self._api_reader.is_pool_current(pool)
+
+
+def _not_bound_in_time(claim: SandboxClaim) -> str:
+    return f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
 
 
 def _refused_message(attempt: Attempt) -> str:

@@ -183,10 +183,8 @@ class TemplateChecker:
                 Reason.TEMPLATE_NOT_CHECKED,
                 "the template is checked once its RuntimeClass exists",
             )
-        conflict = pool.config_path and config_conflict(
-            pool.template.get("spec") or {}, pool.config_path
-        )
-        if conflict:
+        template = pool.template.get("spec")
+        if pool.config_path and (conflict := config_conflict(template, pool.config_path)):
             self.forget(pool.uid)
             return TemplateCheckResult(
                 TemplateState.REJECTED, Reason.TEMPLATE_REJECTED, truncate(conflict)

@@ -28,14 +28,16 @@ def add_config_volume(spec: dict[str, Any], path: str) -> None:
         for name, field in _FIELDS.items()
     ]
     volume = {"name": VOLUME, "downwardAPI": {"items": items}}
-    spec["volumes"] = [*(spec.get("volumes") or []), volume]
+    _append(spec, "volumes", volume)
     for _, container in _mounting(spec):
         mount = {"name": VOLUME, "mountPath": path, "readOnly": True}
-        container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
+        _append(container, "volumeMounts", mount)
 
 
-def config_conflict(spec: Mapping[str, Any], path: str) -> str:
+def config_conflict(spec: Any, path: str) -> str:
     """Describe what in a template's spec prevents the volume; empty if nothing does."""
+    if not isinstance(spec, Mapping):
+        return ""
     for index, volume in enumerate(_mappings(spec.get("volumes"))):
         if volume.get("name") == VOLUME:
             return (
@@ -61,6 +63,13 @@ def _mounting(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for index, container in enumerate(_mappings(spec.get("initContainers"))):
         if container.get("restartPolicy") == "Always":
             yield f"initContainers[{index}]", container
+
+
+def _append(parent: dict[str, Any], key: str, item: Mapping[str, Any]) -> None:
+    """Append to a list; what is no list stays, for the API server to refuse."""
+    there = parent.get(key) or []
+    if isinstance(there, list):
+        parent[key] = [*there, item]
 
 
 def _mappings(value: Any) -> list[Any]:

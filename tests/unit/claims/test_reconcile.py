@@ -275,9 +275,12 @@ async def test_a_pod_that_never_shows_a_configuration_is_left_to_claims_without_
     world.put_claim("plain")
     await world.reconcile("plain")
     assert world.owner("pod-1") == "plain"
+    world.put_pod("pod-2")
     world.now += 31
     await world.reconcile()
-    assert world.status()["phase"] == "Failed"
+    failed = world.status()
+    assert (failed["phase"], failed["conditions"][0]["reason"]) == ("Failed", "BindTimeout")
+    assert "made without the volume" in failed["conditions"][0]["message"]
 
 
 async def test_after_a_conflict_the_binding_is_retried_on_the_current_pod() -> None:

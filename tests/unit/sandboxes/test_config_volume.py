@@ -8,7 +8,7 @@ from sandboxpool.api import names
 from sandboxpool.cluster.pool import revision_of
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.verdict import Verdict
-from sandboxpool.sandboxes.config_volume import config_conflict
+from sandboxpool.sandboxes.config_volume import add_config_volume, config_conflict
 from sandboxpool.sandboxes.template import ClaimRef, build_pod
 from support.builders import pool, runtime
 
@@ -111,6 +111,10 @@ def test_the_name_of_the_volume_is_the_operators() -> None:
     assert "rename" in message
 
 
-@pytest.mark.parametrize("broken", [None, {}, "x", [None], ["x"], [{"volumeMounts": "x"}]])
+@pytest.mark.parametrize("broken", [None, {}, 5, "x", [None], ["x"], [{"volumeMounts": "x"}]])
 def test_a_malformed_template_is_left_to_the_api_server(broken: Any) -> None:
-    assert config_conflict({"volumes": broken, "containers": broken}, "/run/sandbox") == ""
+    spec = {"volumes": broken, "containers": broken}
+    assert config_conflict(spec, "/run/sandbox") == config_conflict(broken, "/run/sandbox") == ""
+    add_config_volume(spec, "/run/sandbox")
+    if broken and not isinstance(broken, list):
+        assert spec == {"volumes": broken, "containers": broken}

@@ -119,6 +119,7 @@ NOT_IN_LINE = frozenset(
         "RuntimeClassMismatch",
         "IsolationProofMismatch",
         "MetadataNotAllowed",
+        "ConfigNotMounted",
         "PoolNotFound",
     }
 )

@@ -73,6 +73,7 @@ def test_what_is_written_fits_the_api() -> None:
             ["sandboxpool.io/"],
             Reason.METADATA_NOT_ALLOWED,
         ),
+        ({"config": {"a": "b"}}, [], None),
         # Without a slash there is no prefix that could allow it.
         ({"metadata": {"annotations": {"a.crio.io": ""}}}, ["a/"], Reason.METADATA_NOT_ALLOWED),
     ],
@@ -81,6 +82,23 @@ def test_refusals(fields: dict[str, Any], prefixes: list[str], reason: Reason | 
     policy = spec(claims={"allowedMetadataPrefixes": prefixes})
     refusal = decide.refusal_for(claim(**fields), policy)
     assert (refusal.reason if refusal else None) == reason
+
+
+def test_a_configuration_needs_a_place_in_the_sandboxes() -> None:
+    nowhere = spec(claims={"configPath": ""})
+    assert decide.refusal_for(claim(), nowhere) is None
+    refusal = decide.refusal_for(claim(config={"a": "b"}), nowhere)
+    assert refusal is not None
+    assert refusal.reason is Reason.CONFIG_NOT_MOUNTED
+    assert all(text in refusal.message for text in ("spec.config", "pool 'pool'", "configPath"))
+
+
+def test_a_configuration_becomes_one_text_whatever_its_order() -> None:
+    assert decide.reference(claim()).config == ""
+    texts = [{"b": "é\n", "a": ""}, {"a": "", "b": "é\n"}]
+    assert {decide.reference(claim(config=config)).config for config in texts} == {
+        '{"a":"","b":"é\\n"}'
+    }
 
 
 @pytest.mark.parametrize(

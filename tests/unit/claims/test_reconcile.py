@@ -9,6 +9,7 @@ import pytest
 from sandboxpool.allocation.allocator import Allocator
 from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.allocation.refusal import Refusal
+from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
@@ -246,6 +247,40 @@ async def test_a_claim_adds_to_a_warm_pod_and_replaces_nothing_on_it() -> None:
     metadata = world.pod("pod-1")["metadata"]
     assert metadata["labels"].items() >= (wanted | {"example.com/network": "isolated"}).items()
     assert metadata["annotations"].items() >= wanted.items()
+
+
+async def test_a_configuration_is_part_of_the_first_write() -> None:
+    world = World()
+    body = pod_body("pod-1")
+    body["metadata"]["annotations"][names.ANNOTATION_CONFIG_PATH] = "/run/sandbox"
+    world.api.put(f"{PODS}/pod-1", body)
+    world.put_claim(config={"task": "7"})
+    await world.reconcile()
+    assert world.status()["phase"] == "Bound"
+    assert [c.method for c in world.api.calls] == ["PATCH", "PATCH"]
+    annotations = world.pod("pod-1")["metadata"]["annotations"]
+    assert annotations[names.ANNOTATION_CONFIG] == '{"task":"7"}'
+
+
+async def test_a_pod_that_never_shows_a_configuration_is_left_to_claims_without_one() -> None:
+    """It was made before the pool had a place for it, and OnClaim keeps it."""
+    world = World("pod-1", update={"type": "OnClaim"})
+    world.put_claim(config={"task": "7"}, bindTimeoutSeconds=30)
+    delay = await world.reconcile()
+    assert delay is not None
+    assert delay <= 2.0
+    assert world.owner("pod-1") == "pool"
+    (waits, _) = world.status()["conditions"]
+    assert (world.status()["phase"], waits["reason"]) == ("Pending", "ConfigNotMounted")
+    world.put_claim("plain")
+    await world.reconcile("plain")
+    assert world.owner("pod-1") == "plain"
+    world.put_pod("pod-2")
+    world.now += 31
+    await world.reconcile()
+    failed = world.status()
+    assert (failed["phase"], failed["conditions"][0]["reason"]) == ("Failed", "BindTimeout")
+    assert "made without the volume" in failed["conditions"][0]["message"]
 
 
 async def test_after_a_conflict_the_binding_is_retried_on_the_current_pod() -> None:

@@ -117,6 +117,7 @@ def test_an_api_server_that_stays_away_is_not_waited_for_longer_than_for_a_sandb
         ("RuntimeClassMismatch", RuntimeMismatch),
         ("IsolationProofMismatch", RuntimeMismatch),
         ("MetadataNotAllowed", ClaimRefused),
+        ("ConfigNotMounted", ClaimRefused),
         ("InvalidObject", ClaimError),
     ],
 )

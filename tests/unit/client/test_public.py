@@ -12,7 +12,13 @@ from sandboxpool import client
 from sandboxpool.client import core
 
 # What the client shares with the operator: names and reasons, which import nothing.
-SHARED = {"sandboxpool", "sandboxpool.api", "sandboxpool.api.names", "sandboxpool.api.reasons"}
+SHARED = {
+    "sandboxpool",
+    "sandboxpool.api",
+    "sandboxpool.api.config_files",
+    "sandboxpool.api.names",
+    "sandboxpool.api.reasons",
+}
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -71,6 +71,28 @@ _CLAIM_KEYS = (
 )
 
 
+# All annotations of a pod may have 256 KiB. As JSON in UTF-8, a character takes at most 6 bytes.
+MAX_CONFIG_FILES = 16
+MAX_CONFIG_CHARACTERS = 32768
+_FILE_NAME = "^[A-Za-z0-9._-]+$"
+
+ClaimConfig = Annotated[
+    dict[str, Annotated[str, Field(max_length=MAX_CONFIG_CHARACTERS)]],
+    Field(max_length=MAX_CONFIG_FILES),
+    each(
+        "key",
+        f"size(key) <= 63 && key.matches({quote(_FILE_NAME)}) && key != '.' && !key.contains('..')",
+        "cannot be a file name of the configuration: use at most 63 letters, digits, '-', '_' and"
+        " '.', without '..'",
+    ),
+    CEL(
+        rule=f"self.map(key, size(key) + size(self[key])).sum() <= {MAX_CONFIG_CHARACTERS}",
+        message=f"has more than {MAX_CONFIG_CHARACTERS} characters in all names and texts together:"
+        " put large data into the sandbox after the binding, or let the sandbox fetch it",
+    ),
+]
+
+
 class ClaimMetadata(Struct, frozen=True, kw_only=True):
     """Labels and annotations that the claim puts on its pod."""
 
@@ -115,6 +137,7 @@ class SandboxClaimSpec(Struct, frozen=True, kw_only=True):
                 "bindTimeoutSeconds",
                 "onEmpty",
                 "metadata",
+                "config",
             )
         ),
     )
@@ -142,6 +165,10 @@ class SandboxClaimSpec(Struct, frozen=True, kw_only=True):
     metadata: ClaimMetadata = ClaimMetadata()
     """Labels and annotations for the pod, within the pool's `allowedMetadataPrefixes`. They never
     replace what the pod has already."""
+    config: ClaimConfig = {}
+    """The sandbox's configuration: texts by file name. The sandbox finds them as one JSON object in
+    the file `config.json` of the pool's `claims.configPath`. Not for secrets: it is an annotation
+    of the pod, which whoever may get pods can read."""
 
 
 class ClaimPhase(Word):

@@ -239,6 +239,20 @@ class Disruption(StrEnum):
     PROTECT = "Protect"
 
 
+DEFAULT_CONFIG_PATH = "/run/sandbox"
+_CONFIG_PATH = "^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$"
+
+ConfigPath = Annotated[
+    str,
+    StringConstraints(pattern=_CONFIG_PATH, max_length=253),
+    matches(
+        _CONFIG_PATH,
+        "is not an absolute path of a directory: use a path such as /run/sandbox, without a slash"
+        ' at its end, whose parts do not begin with a dot, or "" to mount nothing',
+    ),
+]
+
+
 class ClaimsPolicy(Model):
     """What claims of the pool may do."""
 
@@ -290,6 +304,13 @@ class ClaimsPolicy(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
     """Seconds for which a finished claim (`Failed`, `Expired`, `Lost`) is kept before the operator
     deletes it. The default leaves time to read what happened; 0 deletes at once."""
+    config_path: ConfigPath = DEFAULT_CONFIG_PATH
+    """The directory in which the containers of a sandbox find what its claim says: `config.json`
+    (the claim's `config`, a JSON object of texts by file name), `claim-name` and `claim-uid`. The
+    files are empty until the sandbox is claimed; without a `config`, `config.json` stays empty. The
+    operator adds the volume `sandboxpool-config` and its mounts to the pods; the template must
+    mount nothing at or below the directory. A change replaces the warm sandboxes, as one of the
+    template does. `""`: nothing is mounted, and claims with a `config` fail."""
     disruption: Disruption = Disruption.ALLOW
     """Whether claimed sandboxes may be evicted, such as by `kubectl drain`. `Allow`: yes, and the
     claim is then `Lost`. `Protect`: a PodDisruptionBudget of the operator refuses evictions until

@@ -60,9 +60,7 @@ def name_fits(longest: int, why: str) -> CEL:
 
 
 class Word(StrEnum):
-    """A value of an enum in the API. Unknown values are kept, so that the object can still be
-    read.
-    """
+    """A value of an enum in the API; unknown values are kept, so that objects stay readable."""
 
     @classmethod
     def _missing_(cls, value: object) -> "Word | None":

@@ -94,7 +94,7 @@ class World(People):
         self.weather = NetworkFaults(random.Random(seed + 1))
         self.network = Network(self.server, self.weather, self._crash)
         self.controllers = Controllers(self.server, random.Random(seed + 2), self.wall)
-        self.watchdog = Watchdog(self.server, self.loop.time)
+        self.watchdog = Watchdog(self.server, self.loop.time, lambda: self.weather.slow)
         self._said = DeletionLog()
         self._deletions = Deletions(
             self.server, self.loop.time, self.seconds_well, self._said.of, self.watchdog.is_spoiled

@@ -810,6 +810,24 @@ async def test_no_claim_fails_because_a_cache_lacks_a_sandbox(
     assert not world.api.writes
 
 
+async def test_a_claim_that_is_deleted_while_sandboxes_are_looked_for_reserves_none() -> None:
+    world = World()
+    world.put_claim(onEmpty="Fail")
+
+    def delete_claim_and_start_pod(call: Call) -> None:
+        if call.path == PODS:
+            world.api.before = lambda call: None
+            world.api.remove(f"{CLAIMS}/claim")
+            world.put_pod("pod-1")
+
+    world.api.before = delete_claim_and_start_pod
+    await world.reconcile()
+    assert world.allocator.pool_of("claim-uid") is None
+    world.put_claim("next", uid="next-uid")
+    await world.reconcile("next")
+    assert world.status("next")["podName"] == "pod-1"
+
+
 @pytest.mark.parametrize(
     "given", [{"ready": False}, {"claim": "other"}, {"deleting": True}, {"pool_uid": "other"}]
 )

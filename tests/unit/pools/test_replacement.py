@@ -79,6 +79,15 @@ def test_at_the_ceiling_nothing_makes_room_for_what_may_not_start_yet() -> None:
     assert plan.blocked_by is Reason.CLAMPED_BY_MAX_SANDBOXES
 
 
+def test_at_the_ceiling_room_is_made_in_the_same_plan_that_uses_up_the_rest() -> None:
+    stuck = member("stuck", SandboxState.STARTING, **STUCK)
+    other = member("other", SandboxState.STARTING, age=1.0)
+    given = pool_input([stuck, other], replicas=3, maxSandboxes=3, verdict=SERVED)
+    plan = decide(given)
+    assert (plan.create, going(plan)) == (1, ["starting"])
+    assert plan.delete[0].member is stuck
+
+
 # --- Waiting for the kubelet ---------------------------------------------------------------------
 
 

@@ -62,6 +62,22 @@ CLAIMS = Resource(names.API_VERSION, names.CLAIMS, names.CLAIM_KIND)
 RUNTIMES = Resource(names.API_VERSION, names.RUNTIMES, names.RUNTIME_KIND, namespaced=False)
 PODS = Resource("v1", "pods", "Pod")
 EVENTS = Resource("v1", "events", "Event")
+NODES = Resource("v1", "nodes", "Node", namespaced=False)
+CLASSES = Resource("node.k8s.io/v1", "runtimeclasses", "RuntimeClass", namespaced=False)
+LEASES = Resource("coordination.k8s.io/v1", "leases", "Lease")
+DEPLOYMENTS = Resource("apps/v1", "deployments", "Deployment")
+CRDS = Resource(
+    "apiextensions.k8s.io/v1",
+    "customresourcedefinitions",
+    "CustomResourceDefinition",
+    namespaced=False,
+)
+ACCESS_REVIEWS = Resource(
+    "authorization.k8s.io/v1",
+    "selfsubjectaccessreviews",
+    "SelfSubjectAccessReview",
+    namespaced=False,
+)
 
 
 class _TimedApi(Api):

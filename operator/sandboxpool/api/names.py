@@ -24,6 +24,8 @@ LABEL_CLAIM_UID = f"{GROUP}/claim-uid"
 ANNOTATION_RUNTIME_UID = f"{GROUP}/runtime-class-uid"
 ANNOTATION_HANDLER = f"{GROUP}/handler"
 ANNOTATION_SOURCE = f"{GROUP}/source"
+# On CRDs: the version of the operator that they were generated with.
+ANNOTATION_VERSION = f"{GROUP}/version"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 

@@ -184,10 +184,25 @@ class Cluster:
         finally:
             watch.close()
 
-    def create(self, resource: Resource, body: Object, namespace: str | None = None) -> Object:
-        """Create an object, such as a review of rights, and return the answer."""
+    def create(
+        self,
+        resource: Resource,
+        body: Object,
+        namespace: str | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> Object:
+        """Create an object, such as a review of rights, and return the answer.
+
+        Args:
+            resource: Its kind.
+            body: The object.
+            namespace: Where; that of the command if unset.
+            dry_run: The API server judges the object, unknown fields too, and keeps nothing.
+        """
+        query = (("dryRun", "All"), ("fieldValidation", "Strict")) if dry_run else ()
         request = self._request(
-            "create", resource, namespace or self.namespace, method="POST", body=body
+            "create", resource, namespace or self.namespace, query=query, method="POST", body=body
         )
         return run(self.api.call(request))
 

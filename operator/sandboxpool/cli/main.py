@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sandboxpool.cli import events, runtimes, status, top
+from sandboxpool.cli import doctor, events, runtimes, status, top
 from sandboxpool.cli.command import (
     Connection,
     Context,
@@ -16,7 +16,7 @@ from sandboxpool.cli.command import (
 )
 
 # In the order of `--help`.
-COMMANDS = (status.status, runtimes.runtimes, top.top, events.events)
+COMMANDS = (doctor.doctor, status.status, runtimes.runtimes, top.top, events.events)
 
 NAME = "kubectl sandboxpool"
 

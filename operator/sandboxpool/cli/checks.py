@@ -15,10 +15,12 @@ from sandboxpool.cli.status import causes
 
 OLDEST_KUBERNETES = (1, 30)
 APPLY_CRDS = (
-    "kubectl apply --server-side --force-conflicts -f crds/ with the files of the operator's version"
+    "kubectl apply --server-side --force-conflicts -f crds/ with the files of the operator's"
+    " version"
 )
 # The clocks of two machines differ.
 _CLOCK_SECONDS = 60
+_AT_RISK = ("Warm", "NodesServing", "IsolationProven")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,8 @@ def operator_version(deployment: Object) -> str:
 def _server(seen: Snapshot) -> Iterator[Finding]:
     version = reading.text(seen.version, "gitVersion")
     digits = [
-        "".join(filter(str.isdecimal, reading.text(seen.version, key))) for key in ("major", "minor")
+        "".join(filter(str.isdecimal, reading.text(seen.version, key)))
+        for key in ("major", "minor")
     ]
     if all(digits) and tuple(map(int, digits)) < OLDEST_KUBERNETES:
         oldest = ".".join(map(str, OLDEST_KUBERNETES))
@@ -251,7 +254,7 @@ def _classes(seen: Snapshot) -> Iterator[Finding]:
             Severity.ERROR if used else Severity.WARNING,
             "ClassWithoutNodes",
             f"runtimeclass/{name}",
-            f"{why}; {used} pools use the class",
+            f"{why}; pools that use the class: {used}",
             "configure the handler in the container runtime of a node, or correct the class:"
             " its handler cannot be changed, so delete it and create it again",
         )
@@ -272,7 +275,7 @@ def _quarantines(seen: Snapshot) -> Iterator[Finding]:
             Severity.WARNING,
             "NodesQuarantined",
             f"sandboxruntime/{name}",
-            f"{count} nodes are quarantined; " + ("; ".join(issues) or "the status names no cause"),
+            f"quarantined nodes: {count}; " + ("; ".join(issues) or "the status names no cause"),
             f"mend the runtime on the nodes that kubectl sandboxpool runtimes {name} shows; the"
             " quarantine ends when a probe works there",
         )
@@ -283,7 +286,7 @@ def _pools(seen: Snapshot) -> Iterator[Finding]:
         name = reading.name(pool)
         where = f"sandboxpool/{reading.namespaced_name(pool)}"
         cure = (
-            f"kubectl -n {reading.text(pool, 'metadata', 'namespace')} sandboxpool status {name}"
+            f"kubectl sandboxpool status {name} -n {reading.text(pool, 'metadata', 'namespace')}"
             " shows all causes"
         )
         ready = reading.condition(pool, "Ready")
@@ -305,7 +308,10 @@ def _pools(seen: Snapshot) -> Iterator[Finding]:
                 cure,
             )
         elif risks := [
-            one for one in causes(pool) if one.type in ("Warm", "NodesServing", "IsolationProven")
+            one
+            for one in causes(pool)
+            # A pool that fills does its ordinary work.
+            if one.type in _AT_RISK and one.reason != Reason.FILLING
         ]:
             yield Finding(
                 Severity.WARNING,

@@ -103,7 +103,7 @@ def sections(facts: Sequence[tuple[str, str]], found: Sequence[Finding]) -> list
         made.append(Section("", table))
     if not found:
         return [*made, Section("", ["No findings."])]
-    made.append(Section("FINDINGS", findings.findings_table(found)))
+    made.append(Section("FINDINGS", findings.described(found)))
     return [*made, Section("", [checks.counts_by_severity(found)])]
 
 
@@ -151,7 +151,7 @@ def _snapshot(cluster: Cluster, namespace: str) -> Snapshot:
             if reading.text(crd, "spec", "group") == names.GROUP
         ]
     )
-    version = Request("GET", "/version", "get", "/version")
+    version = Request("GET", "/version", "get", "/version", "")
     return Snapshot(
         version=reader.attempt(lambda: run_blocking(cluster.api.call(version))),
         crds=crds,
@@ -219,9 +219,7 @@ def _manifest_findings(run: Invocation, pool: Object) -> list[Finding]:
             cluster.create(resource, body, namespace, dry_run=True)
         except AccessDenied as error:
             reader.denied.append(
-                Access(
-                    verb=error.verb, resource=error.resource, namespace=namespace, allowed=False
-                )
+                Access(verb=error.verb, resource=error.resource, namespace=namespace, allowed=False)
             )
         except ApiError as error:
             if "already exists" not in error.message:

@@ -1,11 +1,10 @@
-"""What `doctor` finds: its form, its table and its exit code."""
+"""What `doctor` finds: its form, its text and its exit code."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum, StrEnum
 
 from sandboxpool.cli.cluster import Object
-from sandboxpool.cli.output import Cell, Column, Table, Tone
 
 
 class Severity(StrEnum):
@@ -25,7 +24,6 @@ class Outcome(IntEnum):
 
 
 _ORDER = tuple(Severity)
-_TONES = {Severity.ERROR: Tone.BAD, Severity.WARNING: Tone.WARNING, Severity.INFO: Tone.DIM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,22 +58,14 @@ def ordered(found: Sequence[Finding]) -> list[Finding]:
     return sorted(found, key=lambda one: (_ORDER.index(one.severity), one.what, one.where))
 
 
-def findings_table(found: Sequence[Finding]) -> Table:
-    """Return the table of findings."""
-    table = Table(
-        [
-            Column("SEVERITY"),
-            Column("WHAT"),
-            Column("WHERE"),
-            Column("WHY", fold=True),
-            Column("CURE", fold=True),
-        ]
-    )
+def described(found: Sequence[Finding]) -> list[str]:
+    """Return findings in lines, which a terminal may wrap: nothing of them is cut."""
+    lines: list[str] = []
     for one in found:
-        table.add(
-            Cell(one.severity.value, _TONES[one.severity]), one.what, one.where, one.why, one.cure
-        )
-    return table
+        lines += [""] if lines else []
+        lines += [f"{one.severity.value}: {one.what} ({one.where})"]
+        lines += [f"  why:  {one.why}", f"  cure: {one.cure}"]
+    return lines
 
 
 def document(facts: Sequence[tuple[str, str]], found: Sequence[Finding]) -> Object:

@@ -10,7 +10,7 @@ from sandboxpool.cli.cluster import NODES, RUNTIMES, Object
 from sandboxpool.cli.command import Invocation, command
 from sandboxpool.cli.output import Cell, Column, Table, Tone
 from sandboxpool.cli.report import Section
-from sandboxpool.cli.status import milliseconds, startup_table
+from sandboxpool.cli.status import counts, milliseconds, startup_table
 
 _TONES = {"True": Tone.GOOD, "False": Tone.BAD, "Unknown": Tone.WARNING}
 _NODES = ("eligible", "serving", "notServing", "unknown", "quarantined", "notIsolating", "unproven")
@@ -52,13 +52,13 @@ def fleet(found: Sequence[Object]) -> Table:
             Column("NAME"),
             Column("HANDLER"),
             Column("NODES"),
-            Column("QUARANTINED", right=True),
+            Column("QUARANTINED", right=True, wide=True),
             Column("POOLS", right=True),
             Column("WARM", right=True),
-            Column("P50 READY", right=True),
+            Column("P50 READY", right=True, wide=True),
             Column("READY"),
             Column("HEALTHY"),
-            Column("EVIDENCE"),
+            Column("EVIDENCE", wide=True),
             Column("REASON", fold=True),
         ]
     )
@@ -101,9 +101,7 @@ def sections(obj: Object, nodes: Sequence[Object]) -> list[Section]:
         ),
         Section("CONDITIONS", _conditions(obj)),
     ]
-    counts = Table([Column(key.upper(), right=True) for key in _NODES])
-    counts.add(*(reading.shown(obj, "status", "nodes", key) for key in _NODES))
-    made.append(Section("NODES", counts))
+    made.append(Section("NODES", [counts(obj, _NODES, "status", "nodes")]))
     if nodes and handler:
         made.append(Section("HANDLER BY NODE", handler_by_node(handler, nodes)))
     if (issues := _issues(obj)).rows:

@@ -11,7 +11,7 @@ from sandboxpool.api import names
 from sandboxpool.cli import reading, report, times
 from sandboxpool.cli.cluster import CLAIMS, PODS, POOLS, Object
 from sandboxpool.cli.command import Invocation, command
-from sandboxpool.cli.output import Cell, Column, Table, Tone
+from sandboxpool.cli.output import NONE, Cell, Column, Table, Tone
 from sandboxpool.cli.reading import ConditionText
 from sandboxpool.cli.report import Section
 
@@ -146,7 +146,7 @@ def sections(
     made = [Section("", head)]
     if found := causes(pool):
         made.append(Section("CAUSES", _causes_table(found)))
-    made.append(Section("SANDBOXES", _states_table(pool)))
+    made.append(Section("SANDBOXES", [counts(pool, ("target", *_STATES), "status")]))
     if pods:
         made.append(Section("SANDBOXES BY NODE", _nodes_table(pods)))
     if failures := _failures_table(pool, claims, now):
@@ -227,11 +227,10 @@ def _causes_table(found: Sequence[ConditionText]) -> Table:
     return table
 
 
-def _states_table(pool: Object) -> Table:
-    columns = ["target", *_STATES]
-    table = Table([Column(state.upper(), right=True) for state in columns])
-    table.add(*(reading.shown(pool, "status", state) for state in columns))
-    return table
+def counts(obj: Object, keys: Sequence[str], *path: str) -> str:
+    """Return the counts that a status has at a path, in one line; what it lacks is left out."""
+    known = [(key, reading.shown(obj, *path, key)) for key in keys]
+    return ", ".join(f"{key} {count}" for key, count in known if count) or NONE
 
 
 def _nodes_table(pods: Sequence[Object]) -> Table:

@@ -33,6 +33,7 @@ def top(
 ) -> None:
     """Show the stock, the claims and the start-up times of pools.
 
+    START P50 is the time from a sandbox's creation until it is ready, from the pool's status.
     HIT RATE and CLAIM P50 are of the claims that exist and have had a sandbox: the share that got
     a warm one, and the time from a claim's creation to its binding. The API server keeps times in
     whole seconds. Claims that are deleted do not count; the operator's metrics
@@ -68,11 +69,9 @@ def usage(pools: Sequence[Object], claims: Sequence[Object]) -> Table:
                     "WARM",
                     "TARGET",
                     "CLAIMED",
-                    "STARTING",
                     "HIT RATE",
                     "CLAIM P50",
-                    "READY P50",
-                    "READY P95",
+                    "START P50",
                 )
             ),
         ]
@@ -89,14 +88,10 @@ def usage(pools: Sequence[Object], claims: Sequence[Object]) -> Table:
         table.add(
             reading.text(pool, "metadata", "namespace"),
             reading.name(pool),
-            *(
-                reading.shown(pool, "status", key)
-                for key in ("warm", "target", "claimed", "starting")
-            ),
+            *(reading.shown(pool, "status", key) for key in ("warm", "target", "claimed")),
             hit_rate(own),
             latency(own),
             milliseconds(ready, "p50Milliseconds"),
-            milliseconds(ready, "p95Milliseconds"),
         )
     return table
 

@@ -47,7 +47,7 @@ def pool(*conditions: Object, **fields: Any) -> Object:
 
 
 BROKEN = pool(
-    condition("Ready", "False", "NoNodeServes", "no node serves handler runsc"),
+    condition("Ready", "False", "TemplateNotChecked", "not checked yet"),
     condition("RuntimeResolved", "True", "RuntimeClassFound"),
     condition("NodesServing", "False", "NoNodeServes", "0 of 2 nodes have handler runsc"),
     condition("TemplateAccepted", "Unknown", "TemplateNotChecked", "not checked yet"),
@@ -283,7 +283,10 @@ def test_a_healthy_cluster_has_no_finding_that_changes_the_exit_code() -> None:
         (
             {
                 "pools": [
-                    pool(condition("Ready", "True", "A"), condition("Warm", "False", "Filling"))
+                    pool(
+                        condition("Ready", "True", "A"),
+                        condition("Warm", "False", "QuotaExceeded"),
+                    )
                 ]
             },
             "PoolAtRisk",
@@ -295,7 +298,7 @@ def test_a_healthy_cluster_has_no_finding_that_changes_the_exit_code() -> None:
 def test_what_is_wrong_is_found(changes: Object, what: str, severity: Severity) -> None:
     found = {one.what: one for one in checks.check(seen(**changes))}
     assert found[what].severity is severity
-    assert found[what].where and found[what].why and found[what].cure
+    assert all((found[what].where, found[what].why, found[what].cure))
 
 
 def test_what_could_not_be_read_is_no_finding_about_the_cluster() -> None:
@@ -303,6 +306,12 @@ def test_what_could_not_be_read_is_no_finding_about_the_cluster() -> None:
         ("version", "crds", "deployments", "leases", "classes", "runtimes", "nodes", "pools")
     )
     assert checks.check(seen(**unread)) == []
+
+
+def test_a_pool_that_fills_is_at_no_risk() -> None:
+    filling = pool(condition("Ready", "True", "A"), condition("Warm", "False", "Filling"))
+    found = checks.check(seen(pools=[filling]))
+    assert findings.outcome(found) is Outcome.HEALTHY
 
 
 def test_a_lease_that_the_clocks_may_explain_is_no_finding() -> None:
@@ -371,7 +380,8 @@ def test_a_manifest_is_judged_by_classes_and_nodes() -> None:
     assert manifest.check_runtime(MANIFEST, classes, NODES) == []
     assert manifest.check_runtime(MANIFEST, None, None) == []
     (missing,) = manifest.check_runtime(MANIFEST, [runtime_class("other")], NODES)
-    assert missing.what == "ClassMissing" and "other" in missing.cure
+    assert missing.what == "ClassMissing"
+    assert "other" in missing.cure
     (unserved,) = manifest.check_runtime(MANIFEST, classes, [node("a", "runc")])
     assert unserved.what == "ClassWithoutNodes"
 
@@ -383,7 +393,8 @@ def test_the_pod_of_a_manifest_has_its_template_and_class() -> None:
 
 
 @pytest.mark.parametrize(
-    "documents", [[], [MANIFEST, MANIFEST], ["text"], [{"kind": "Pod"}], [{**MANIFEST, "metadata": 1}]]
+    "documents",
+    [[], [MANIFEST, MANIFEST], ["text"], [{"kind": "Pod"}], [{**MANIFEST, "metadata": 1}]],
 )
 def test_what_is_no_manifest_is_refused(documents: Sequence[object]) -> None:
     assert manifest.problem_of(documents)
@@ -419,8 +430,10 @@ def test_reports_look_as_in_the_golden_files(name: str, width: int) -> None:
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=2)
-    | st.dictionaries(st.sampled_from(["name", "status", "spec", "type"]), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["name", "status", "spec", "type"]), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 

@@ -102,7 +102,7 @@ def summary(pools: Sequence[Object]) -> Table:
             Column("WARM", right=True),
             Column("TARGET", right=True),
             Column("CLAIMED", right=True),
-            Column("MESSAGE", fold=True),
+            Column("MESSAGE", fold=True, wide=True),
         ]
     )
     for pool in pools:

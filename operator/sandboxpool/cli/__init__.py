@@ -1,4 +1,4 @@
-"""The kubectl plugin: `kubectl sandboxpool COMMAND`, on the client.
+r"""The kubectl plugin: `kubectl sandboxpool COMMAND`, on the client.
 
 The parts, from the top:
 
@@ -8,7 +8,7 @@ The parts, from the top:
   -o where it asks for them), turns errors into one line on stderr and an exit code, and puts the
   examples into `--help`:
 
-      @command("pools", examples="# All\\nkubectl sandboxpool pools -A", output=True,
+      @command("pools", examples="# All\nkubectl sandboxpool pools -A", output=True,
                all_namespaces=True)
       def pools(run: Invocation) -> None:
           '''List pools.'''

@@ -150,7 +150,7 @@ generate: $(INSTALLED) ## Generate crds/ from the models
 lock: $(INSTALLED) ## Lock the dependencies again, with hashes (after a change of pyproject.toml)
 	@lock() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --generate-hashes --no-annotate --no-header "$$@"; }; \
-	lock pyproject.toml -o requirements/runtime.txt; \
+	lock --extra operator pyproject.toml -o requirements/runtime.txt; \
 	for group in build test lint bench; do \
 	  lock --group $$group -c requirements/runtime.txt -o requirements/$$group.txt; \
 	done

@@ -5,11 +5,20 @@ import gc
 import logging
 import sys
 
-from sandboxpool.app import logs, settings
-from sandboxpool.app import operator as app
-from sandboxpool.app.preflight import StartError
-from sandboxpool.kube.credentials import CredentialsError
-from sandboxpool.observability.web import ListenError
+try:
+    from sandboxpool.app import logs, settings
+    from sandboxpool.app import operator as app
+    from sandboxpool.app.preflight import StartError
+    from sandboxpool.kube.credentials import CredentialsError
+    from sandboxpool.observability.web import ListenError
+except ModuleNotFoundError as error:
+    # `pip install sandboxpool` brings the client and the kubectl plugin only.
+    if (error.name or "").partition(".")[0] == "sandboxpool":
+        raise
+    sys.exit(
+        f"sandboxpool: the Python package {error.name!r} is missing, which the operator needs:"
+        " pip install 'sandboxpool[operator]'"
+    )
 
 # The API server accepts JSON nested up to 10,000 levels deep, also in a pool's template. With
 # Python's default limit, one such pool would make the list of all pools unreadable. A deep copy

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sandboxpool.cli import events
+from sandboxpool.cli import claim, copy, events, execute, portforward
 from sandboxpool.cli.command import (
     Connection,
     Context,
@@ -16,7 +16,13 @@ from sandboxpool.cli.command import (
 )
 
 # In the order of `--help`.
-COMMANDS = (events.events,)
+COMMANDS = (
+    claim.claim,
+    execute.execute,
+    copy.copy,
+    portforward.port_forward,
+    events.events,
+)
 
 NAME = "kubectl sandboxpool"
 

@@ -52,6 +52,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], None]]:
     """Compares a text with a file; SANDBOXPOOL_GOLDEN=1 writes the file instead."""
+
     def compare(name: str, text: str) -> None:
         file = GOLDEN / f"{name}.txt"
         # Escapes are written in a way that people can read.

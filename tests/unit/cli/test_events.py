@@ -13,7 +13,11 @@ from support.scriptedio import failure
 
 Object = dict[str, Any]
 GROUP = "/apis/sandboxpool.io/v1alpha1/namespaces/ns"
-POOLS, CLAIMS, EVENTS = f"{GROUP}/sandboxpools", f"{GROUP}/sandboxclaims", "/api/v1/namespaces/ns/events"
+POOLS, CLAIMS, EVENTS = (
+    f"{GROUP}/sandboxpools",
+    f"{GROUP}/sandboxclaims",
+    "/api/v1/namespaces/ns/events",
+)
 LONG = "node worker3 does not serve handler runsc: install it there, or keep the pool away from it"
 
 
@@ -94,7 +98,9 @@ def test_the_namespace_is_taken_before_and_after_the_command(cli: Cli) -> None:
         assert "'other'" in cli(*arguments, "nope").stderr or "/other/" in str(cli.asked)
 
 
-def test_plain_output_has_whole_columns_and_no_colour(cli: Cli, golden: Callable[..., None]) -> None:
+def test_plain_output_has_whole_columns_and_no_colour(
+    cli: Cli, golden: Callable[..., None]
+) -> None:
     golden("events", cli("events").stdout)
 
 

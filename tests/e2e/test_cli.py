@@ -80,7 +80,7 @@ class Plugin:
             env=self.environment,
             # A session whose terminal this is: Ctrl-C and changes of size are signals to it.
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(other, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+            preexec_fn=lambda: fcntl.ioctl(other, termios.TIOCSCTTY, 0),
         )
         os.close(other)
         terminal.process = process
@@ -171,7 +171,8 @@ def test_a_claim_is_kept_used_and_forwarded_to(api: Api, plugin: Plugin, tmp_pat
     assert api.get("SandboxClaim", "mine")["spec"]["ttlSeconds"] == 600
     (tmp_path / "a file").write_bytes(b"\x00content")
     assert plugin("cp", str(tmp_path / "a file"), "mine:/tmp/").returncode == 0
-    assert plugin("exec", "mine", "--", "cat", "/tmp/a file").stdout == b"\x00content"
+    inside = "/tmp/a file"  # noqa: S108 - in the sandbox
+    assert plugin("exec", "mine", "--", "cat", inside).stdout == b"\x00content"
     back = plugin("cp", "mine:/tmp/a file", str(tmp_path / "back"))
     assert (tmp_path / "back").read_bytes() == b"\x00content", back.stderr
     assert b"Bound" in plugin("events", "mine").stdout or plugin("events", "mine").returncode == 0

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from sandboxpool.cli import claim, copy, events, execute, portforward
+from sandboxpool.cli import claim, copy, events, execute, logs, portforward
 from sandboxpool.cli.command import (
     Connection,
     Context,
@@ -21,6 +21,7 @@ COMMANDS = (
     execute.execute,
     copy.copy,
     portforward.port_forward,
+    logs.logs,
     events.events,
 )
 

@@ -35,7 +35,7 @@ class Terminated(KeyboardInterrupt):
 def ended_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that it can tidy up."""
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def end(number: int, _: FrameType | None) -> None:
         raise Terminated(number)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
@@ -81,6 +81,7 @@ def run_command(
             with raw, sizes:
                 for chunk in running:
                     out = sys.stdout if chunk.stream == "stdout" else sys.stderr
+                    out.flush()
                     out.buffer.write(chunk.data)
                     out.buffer.flush()
     except CommandNotStarted as error:
@@ -121,7 +122,7 @@ def _sizes_sent(running: Command) -> Iterator[None]:
             with contextlib.suppress(ConnectionLost):
                 running.resize(*_size(size))
 
-    before = signal.signal(signal.SIGWINCH, lambda number, frame: changes.put(True))
+    before = signal.signal(signal.SIGWINCH, lambda *_: changes.put(True))
     threading.Thread(target=send, daemon=True, name="sandboxpool-resize").start()
     changes.put(True)
     try:

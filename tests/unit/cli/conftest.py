@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sandboxpool.cli import cluster, output, times
 from sandboxpool.client.api import Api
 from support.scriptedcli import Cli
@@ -50,7 +51,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], None]]:
+def golden() -> Callable[[str, str], None]:
     """Compares a text with a file; SANDBOXPOOL_GOLDEN=1 writes the file instead."""
 
     def compare(name: str, text: str) -> None:
@@ -62,4 +63,4 @@ def golden(request: pytest.FixtureRequest) -> Iterator[Callable[[str, str], None
             file.write_text(shown)
         assert shown == file.read_text()
 
-    yield compare
+    return compare

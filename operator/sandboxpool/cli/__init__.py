@@ -8,8 +8,7 @@ The parts, from the top:
   -o where it asks for them), turns errors into one line on stderr and an exit code, and puts the
   examples into `--help`:
 
-      @command("pools", examples="# All\nkubectl sandboxpool pools -A", output=True,
-               all_namespaces=True)
+      @command("pools", examples=EXAMPLES, output=True, all_namespaces=True)
       def pools(run: Invocation) -> None:
           '''List pools.'''
           found = run.cluster.list(POOLS, run.scope)

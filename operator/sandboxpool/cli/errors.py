@@ -80,8 +80,8 @@ def reported(exit_code: int = ExitCode.ERROR) -> Iterator[None]:
     except SandboxPoolError as error:
         report(in_flags(error.message))
         raise typer.Exit(int(exit_code)) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
+    except KeyboardInterrupt as error:
+        raise typer.Exit(getattr(error, "exit_code", int(ExitCode.INTERRUPTED))) from None
     except BrokenPipeError:
         # Nothing may be flushed at the end: it would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

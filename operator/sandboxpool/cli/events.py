@@ -96,7 +96,7 @@ def _of(cluster: Cluster, scope: str | None, subject: str) -> Callable[[Object],
     def wanted(event: Object) -> bool:
         kind, namespace, at = _regarding(event)
         if kind != "Pod":
-            return event["involvedObject"].get("uid") in uids
+            return kind in _KINDS and event["involvedObject"].get("uid") in uids
         return (namespace, at) in pods or (
             _is_pod(at) and (namespace, _POD_SUFFIX.sub("", at)) in prefixes
         )

@@ -6,7 +6,18 @@ import sys
 
 import typer
 
-from sandboxpool.cli import doctor, events, runtimes, status, top
+from sandboxpool.cli import (
+    claim,
+    copy,
+    doctor,
+    events,
+    execute,
+    logs,
+    portforward,
+    runtimes,
+    status,
+    top,
+)
 from sandboxpool.cli.command import (
     Connection,
     Context,
@@ -16,7 +27,18 @@ from sandboxpool.cli.command import (
 )
 
 # In the order of `--help`.
-COMMANDS = (doctor.doctor, status.status, runtimes.runtimes, top.top, events.events)
+COMMANDS = (
+    doctor.doctor,
+    status.status,
+    runtimes.runtimes,
+    top.top,
+    claim.claim,
+    execute.execute,
+    copy.copy,
+    portforward.port_forward,
+    logs.logs,
+    events.events,
+)
 
 NAME = "kubectl sandboxpool"
 

@@ -163,7 +163,8 @@ class Output:
         shown = _shown(table, self.wide)
         made = RichTable(
             box=None,
-            pad_edge=False,
+            # Without it rich cuts what does not fit.
+            pad_edge=True,
             padding=(0, _GAP, 0, 0),
             header_style="bold",
         )

@@ -140,7 +140,9 @@ def test_metadata_goes_onto_the_pod_within_the_pools_list_only(
     assert bound_reason(failed) == "MetadataNotAllowed"
 
 
-def test_a_claim_that_is_not_bound_in_time_fails_and_says_why(api: Api, operator: Operator) -> None:
+def test_a_claim_that_is_not_bound_in_time_fails_with_the_cause(
+    api: Api, operator: Operator
+) -> None:
     api.create(objects.pool(runtime_class="nosuch"))
     api.create(objects.claim(bindTimeoutSeconds=2))
     failed = phase(api, "Failed")
@@ -148,7 +150,7 @@ def test_a_claim_that_is_not_bound_in_time_fails_and_says_why(api: Api, operator
     assert "'nosuch' does not exist" in condition(failed, "Bound")["message"]  # type: ignore[index]
 
 
-def test_a_claim_expires_and_its_pod_goes(api: Api, operator: Operator) -> None:
+def test_a_claim_expires_and_its_pod_is_deleted(api: Api, operator: Operator) -> None:
     warm_pool(api, claims={"maxTTLSeconds": 3})
     claim = claim_pod(api, ttlSeconds=9999)
     assert claim["status"]["expiresAt"] > claim["status"]["boundAt"]
@@ -196,7 +198,7 @@ def test_a_claim_whose_pod_ends_is_lost_with_the_cause(
     assert api.get("Pod", name), "a lost claim's pod is kept for its logs"
 
 
-def test_a_claim_whose_pod_is_evicted_is_lost_and_says_so(api: Api, operator: Operator) -> None:
+def test_a_claim_whose_pod_is_evicted_is_reported_lost(api: Api, operator: Operator) -> None:
     warm_pool(api)
     claim = claim_pod(api)
     name, namespace = claim["status"]["podName"], claim["metadata"]["namespace"]
@@ -266,7 +268,7 @@ def test_a_pod_that_is_orphaned_on_purpose_is_nobodys_and_left_alone(
     )
 
 
-def test_a_pool_that_goes_before_its_claims_leaves_them_their_pods(
+def test_a_pool_that_is_deleted_before_its_claims_leaves_them_their_pods(
     api: Api, operator: Operator
 ) -> None:
     warm_pool(api)

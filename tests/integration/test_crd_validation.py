@@ -70,7 +70,7 @@ class Case:
     name: str
     accepted: dict[str, Any]
     refused: dict[str, Any]
-    says: tuple[str, ...]
+    in_message: tuple[str, ...]
     before: dict[str, Any] | None = field(default=None)
 
 
@@ -599,7 +599,9 @@ def check(server: Server, base: Body, case: Case) -> None:
     assert status == 200, answer
     status, answer = server.dry_create(variant(base, case.refused))
     assert status in (400, 422), answer
-    assert [text for text in case.says if text not in answer["message"]] == [], answer["message"]
+    assert [text for text in case.in_message if text not in answer["message"]] == [], answer[
+        "message"
+    ]
 
 
 @pytest.mark.parametrize("case", POOL_CASES, ids=lambda case: case.name)
@@ -828,7 +830,7 @@ def test_a_runtime_has_nothing_that_people_could_set(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "in_message"),
     [
         ({"issues": [{}]}, "status.issues[0].reason: Required value"),
         ({"pools": ["a/b"] * 21}, "status.pools: Too many"),
@@ -838,8 +840,8 @@ def test_a_runtime_has_nothing_that_people_could_set(server: Server) -> None:
     ],
 )
 def test_the_status_of_a_runtime_is_bounded(
-    server: Server, runtime: Body, damage: Body, says: str
+    server: Server, runtime: Body, damage: Body, in_message: str
 ) -> None:
     code, answer = server.put_status(runtime, damage)
     assert code == 422, answer
-    assert says in answer["message"]
+    assert in_message in answer["message"]

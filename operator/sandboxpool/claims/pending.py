@@ -199,6 +199,9 @@ class PendingReconciler:
                 if not await self._api_reader.confirms_no_warm(pool, self._allocator.is_allocated):
                     # A cache is stale: there may be a warm sandbox, or the pool has changed.
                     return min(left, STALE_CACHE_RECHECK_SECONDS)
+                if not self._attempts.is_pending(claim):
+                    # Nothing would cancel what is reserved for a claim that is gone.
+                    return None
                 if self._allocator.allocate(pool.uid, claim.uid) is not None:
                     return 0.0
                 await self._status_writer.finish(

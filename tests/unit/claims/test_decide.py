@@ -84,7 +84,7 @@ def test_refusals(fields: dict[str, Any], prefixes: list[str], reason: Reason | 
 
 
 @pytest.mark.parametrize(
-    ("asserted", "offered", "served"),
+    ("asserted", "pool_has", "served"),
     [
         (None, "None", True),
         ("PerNode", "None", False),
@@ -97,13 +97,19 @@ def test_refusals(fields: dict[str, Any], prefixes: list[str], reason: Reason | 
         ("PerSyscall", "PerSandbox", False),
     ],
 )
-def test_an_asserted_proof_holds_at_least(asserted: str | None, offered: str, served: bool) -> None:
-    refusal = decide.refusal_for(claim(isolationProof=asserted), spec(isolationProof=offered))
+def test_an_asserted_proof_holds_at_least(
+    asserted: str | None, pool_has: str, served: bool
+) -> None:
+    refusal = decide.refusal_for(claim(isolationProof=asserted), spec(isolationProof=pool_has))
     assert (refusal is None) == served
     if refusal is not None:
         assert refusal.reason is Reason.ISOLATION_PROOF_MISMATCH
-        says = (f"isolationProof asserts at least {asserted!r}", f"has {offered!r}", "name a pool")
-        assert all(text in refusal.message for text in says)
+        in_message = (
+            f"isolationProof asserts at least {asserted!r}",
+            f"has {pool_has!r}",
+            "name a pool",
+        )
+        assert all(text in refusal.message for text in in_message)
 
 
 @pytest.mark.parametrize("field", ["labels", "annotations"])
@@ -272,7 +278,7 @@ def test_a_bound_claim_reports_that_its_node_has_lost_the_handler(of_node: Any, 
 
 
 @pytest.mark.parametrize(
-    ("of_pod", "ready", "reason", "says"),
+    ("of_pod", "ready", "reason", "in_message"),
     [
         ({}, "True", "PodReady", "ready"),
         ({"ready": False}, "False", "PodNotReady", "not ready"),
@@ -305,12 +311,12 @@ def test_a_bound_claim_reports_that_its_node_has_lost_the_handler(of_node: Any, 
     ],
 )
 def test_readiness_of_a_bound_claim(
-    of_pod: dict[str, Any], ready: str, reason: str, says: str
+    of_pod: dict[str, Any], ready: str, reason: str, in_message: str
 ) -> None:
     status = bound_status(claim(), **of_pod)
     found = condition(status, "Ready")
     assert (found.status, found.reason) == (ready, reason)
-    assert says in found.message
+    assert in_message in found.message
     assert condition(status, "Bound").status == "True"
 
 

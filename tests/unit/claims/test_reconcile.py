@@ -810,6 +810,24 @@ async def test_no_claim_fails_because_a_cache_lacks_a_sandbox(
     assert not world.api.writes
 
 
+async def test_a_claim_that_is_deleted_while_sandboxes_are_looked_for_reserves_none() -> None:
+    world = World()
+    world.put_claim(onEmpty="Fail")
+
+    def delete_claim_and_start_pod(call: Call) -> None:
+        if call.path == PODS:
+            world.api.before = lambda call: None
+            world.api.remove(f"{CLAIMS}/claim")
+            world.put_pod("pod-1")
+
+    world.api.before = delete_claim_and_start_pod
+    await world.reconcile()
+    assert world.allocator.pool_of("claim-uid") is None
+    world.put_claim("next", uid="next-uid")
+    await world.reconcile("next")
+    assert world.status("next")["podName"] == "pod-1"
+
+
 @pytest.mark.parametrize(
     "given", [{"ready": False}, {"claim": "other"}, {"deleting": True}, {"pool_uid": "other"}]
 )
@@ -844,7 +862,7 @@ async def test_no_pod_of_a_claim_is_deleted_because_of_a_stale_pool(source: str)
     assert not world.cold.failed
 
 
-async def test_a_finished_claim_is_retained_as_its_current_pool_says() -> None:
+async def test_a_finished_claim_is_retained_by_its_current_pools_rule() -> None:
     world = World(claims={"ttlSecondsAfterFinished": 10})
     world.put_claim(status={"phase": "Failed", "finishedAt": timestamp(NOW)})
     world.change_pool_unseen(claims={"ttlSecondsAfterFinished": 100})
@@ -864,7 +882,7 @@ async def test_a_claim_may_be_prolonged_to_the_current_limit_of_its_pool() -> No
     assert world.status()["expiresAt"] == timestamp(NOW + 500)
 
 
-async def test_a_claim_with_finalizers_keeps_its_pod_as_its_current_pool_says() -> None:
+async def test_a_claim_with_finalizers_keeps_its_pod_by_its_current_pools_rule() -> None:
     world = World(claims={"ttlSecondsAfterFinished": 10})
     world.put_pod("pod-1", claim="claim")
     world.put_claim(deleting=True, status=claim_bound(observedGeneration=1))

@@ -166,7 +166,7 @@ def test_what_is_to_be_kept_is_left_to_another_try() -> None:
     assert len(io.asked) == 2
 
 
-def test_an_operator_that_says_nothing_is_given_time_to() -> None:
+def test_an_operator_that_reports_nothing_is_given_time() -> None:
     pending: list[Step] = stream()[:-1]
     api, io = api_of(script(answer(claim(bindTimeoutSeconds=20)), pending, DELETED))
     with pytest.raises(BindTimeout, match="operator has said nothing"):

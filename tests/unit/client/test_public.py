@@ -31,8 +31,8 @@ def loaded_by(statement: str) -> set[str]:
 def test_importing_it_imports_nothing_of_the_operator_and_no_client() -> None:
     loaded = loaded_by("import sandboxpool.client")
     own = {name for name in loaded if name.partition(".")[0] == "sandboxpool"}
-    foreign = {name for name in own if not name.startswith("sandboxpool.client")}
-    assert foreign <= SHARED
+    others = {name for name in own if not name.startswith("sandboxpool.client")}
+    assert others <= SHARED
     # Not even the official client, which takes its time, until it is asked for the configuration.
     for heavy in ("kubernetes", "kopf", "aiohttp", "msgspec", "pydantic", "urllib3", "requests"):
         assert heavy not in loaded

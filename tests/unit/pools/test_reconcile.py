@@ -460,7 +460,7 @@ async def test_a_pod_that_changed_since_the_decision_is_not_deleted_and_is_a_can
     assert world.allocator.free(POOL_UID) == 1
 
 
-async def test_a_failure_counts_once_however_often_its_pod_changes_before_it_goes() -> None:
+async def test_a_failure_counts_once_however_often_its_pod_changes_before_its_deletion() -> None:
     world = World()
     world.put_pod("pod-1", phase="Failed", ready=False)
     world.api.touch(f"{PODS}/pod-1")
@@ -715,7 +715,7 @@ async def test_a_recreated_class_is_announced_with_both_handlers() -> None:
     assert "'kata'" in changed
 
 
-# --- Doubtful nodes ------------------------------------------------------------------------------
+# --- Nodes to be left ----------------------------------------------------------------------------
 
 
 def quarantine(world: World, name: str = "node-1", *, told: bool = True) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sandboxpool.cli import cluster, output, times
+from sandboxpool.client import config
 from sandboxpool.client.api import Api
 from support.scriptedcli import Cli
 from support.scriptedcluster import settings
@@ -29,7 +30,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
         found.namespace = namespace or found.namespace
         return found
 
-    monkeypatch.setattr(cluster.config, "load", load)
+    monkeypatch.setattr(config, "load", load)
     monkeypatch.setattr(cluster, "connect", lambda found, within: Api(made.io, found))
     at = times.moment(NOW)
     monkeypatch.setattr(times, "now", lambda: at)

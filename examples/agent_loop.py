@@ -2,8 +2,8 @@
 
     python examples/agent_loop.py tasks "How many prime numbers are below 1000?"
 
-The model here is you, at the keyboard. Put a call of your model's API into a class of your own with the
-method `next_step` of `Model`; nothing else has to change.
+The model here is you, at the keyboard. To use a language model, call its API in a class of your own
+that has the method `next_step` of `Model`; nothing else has to change.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """A web service that runs each request's code in a sandbox of its own.
 
-    pip install fastapi uvicorn
-    SANDBOX_POOL=tasks uvicorn --app-dir examples fastapi_service:app
-    curl -d '{"code": "echo $((6 * 7))"}' -H 'content-type: application/json' localhost:8000/run
+pip install fastapi uvicorn
+SANDBOX_POOL=tasks uvicorn --app-dir examples fastapi_service:app
+curl -d '{"code": "echo $((6 * 7))"}' -H 'content-type: application/json' localhost:8000/run
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A Harbor environment whose trials run in sandboxes of a SandboxPool. See README.md beside this file."""
+"""A Harbor environment whose trials run in sandboxes of a SandboxPool. README.md shows its use."""
 
 import asyncio
 import shlex

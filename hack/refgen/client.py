@@ -10,8 +10,8 @@ PACKAGE = "sandboxpool.client"
 _HEAD = """\
 # Reference: Python client
 
-Generated from the docstrings of `sandboxpool.client` by `make generate`: do not edit. Everything here is imported
-from `sandboxpool.client`. First steps: [client.md](../client.md).
+Generated from docstrings by `make generate`: do not edit. Everything here is imported from
+`sandboxpool.client`. First steps: [client.md](../client.md).
 """
 _FIRST = ("SandboxPools", "ClaimOptions", "Sandbox", "SandboxInfo", "Result", "Command", "Chunk")
 

@@ -58,6 +58,7 @@ def test_the_agent_runs_what_its_model_writes_and_sees_what_came_of_it(
         """Mends its code when it sees that it failed."""
 
         def next_step(self, task: str, observations: list[Any]) -> Any:
+            assert task == "How many?"
             if not observations:
                 return agent.Step(code="cat numbers")
             if len(observations) == 1:
@@ -122,4 +123,31 @@ def test_the_service_runs_each_request_in_a_sandbox(
         busy = client.post("/run", json={"code": "true"})
         assert busy.status_code == 503
         assert busy.headers["Retry-After"] == "5"
+    assert api.list("SandboxClaim") == []
+
+
+@pytest.mark.skipif(
+    "SANDBOXPOOL_HARBOR" not in os.environ,
+    reason="set SANDBOXPOOL_HARBOR to the command `harbor`: it needs Python 3.12 (examples/harbor)",
+)
+def test_a_harbor_trial_runs_in_a_sandbox(api: Api, tasks: str, tmp_path: Path) -> None:
+    harbor = EXAMPLES / "harbor"
+    done = subprocess.run(
+        [
+            *(os.environ["SANDBOXPOOL_HARBOR"], "run", "--path", str(harbor / "task")),
+            *("--agent", "oracle", "--jobs-dir", str(tmp_path / "jobs"), "--job-name", "trial"),
+            *("--env", "sandboxpool_environment:SandboxPoolEnvironment", "--ek", f"pool={tasks}"),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(harbor), str(REPOSITORY / "operator")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    (reward,) = (tmp_path / "jobs").rglob("reward.txt")
+    # The verifier gives none outside of gVisor.
+    assert reward.read_text().strip() == "1", done.stdout
     assert api.list("SandboxClaim") == []

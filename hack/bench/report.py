@@ -21,7 +21,7 @@ COALESCED = ("PATCH sandboxpools/status", "PATCH sandboxruntimes/status")
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What was wanted and what was measured.
+    """A wanted value and the measured one.
 
     Attributes:
         rounds: what was measured, in each round; the median counts.
@@ -212,7 +212,7 @@ def page(
 
 
 def findings(path: Path) -> str:
-    """What was learned, written by hand; it stays when the figures are measured anew."""
+    """The conclusions, written by hand; they are kept when the figures are measured again."""
     return path.read_text().strip() + "\n" if path.exists() else ""
 
 

@@ -224,7 +224,7 @@ class Soak:
     def _left(self) -> list[str]:
         seen = invariants.snapshot(self._api, NAMESPACE)
         claims = [f"claim {claim['metadata']['name']} is still there" for claim in seen.claims]
-        return [*claims, *invariants.violations(seen), *invariants.unsettled(seen)]
+        return [*claims, *invariants.violations(seen), *invariants.not_converged(seen)]
 
     def stale(self) -> list[str]:
         """The series that speak of what is gone."""
@@ -286,7 +286,7 @@ def _cycles(soak: Soak, minutes: float) -> tuple[list[RestSample], list[str]]:
         soak.load(min(since + PERIOD_SECONDS, end))
         wrong += [*soak.drain(), *soak.stale()]
         if soak.pid != pid:
-            wrong.append("the operator was started anew")
+            wrong.append("the operator was restarted")
             break
         percent = 100 * (machine.cpu_seconds(pid) - used) / (time.monotonic() - since)
         rests.append(soak.measure((time.monotonic() - began) / 60, percent))

@@ -178,7 +178,7 @@ def container_ended(
         ended = _terminated(end, started_at)
         new = {**old, "state": ended, "ready": False, "started": False}
         if restart:
-            # The container is made anew in the same sandbox.
+            # The container is created again in the same sandbox.
             new |= {
                 "state": _running(now()),
                 "lastState": ended,

@@ -191,7 +191,7 @@ def _settled_now() -> bool:
     try:
         return _settled(node_objects())
     except process.CommandError:
-        # Also while an API server that was started anew is not up yet.
+        # Also while an API server that was restarted is not up yet.
         return False
 
 

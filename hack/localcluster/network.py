@@ -16,7 +16,7 @@ CONFLIST = "/etc/cni/net.d/10-sandboxpool.conflist"
 
 
 def apply(engine: Engine, nodes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set up all nodes; repeatable, and needed again after a node container was started anew.
+    """Set up all nodes; repeatable, and needed again after a node container was restarted.
 
     Args:
         engine: The engine that runs the nodes.

@@ -92,13 +92,13 @@ class Stage:
         What sets things in motion must have happened before.
         """
         self.proxy.reset()
-        unsettled = self._settle()
+        not_converged = self._settle()
         self._catch_up()
         seen = invariants.snapshot(self.api, self.namespace)
         return [
             *timeline.judge(self.history.changes(), self.excused),
             *self._not_excused(invariants.violations(seen)),
-            *(f"in the end: {text}" for text in unsettled),
+            *(f"in the end: {text}" for text in not_converged),
         ]
 
     def _not_excused(self, found: list[str]) -> list[str]:
@@ -113,7 +113,7 @@ class Stage:
         deadline = time.monotonic() + self.patience
         quiet = 0
         while True:
-            left = invariants.unsettled(invariants.snapshot(self.api, self.namespace))
+            left = invariants.not_converged(invariants.snapshot(self.api, self.namespace))
             quiet = 0 if left else quiet + 1
             if self.hasty and timeline.judge(self.history.changes(), self.excused):
                 return left

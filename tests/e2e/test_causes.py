@@ -11,7 +11,7 @@ from support import Api, consistently, eventually, objects
 from support.api import condition
 from support.history import PodHistory
 from support.realnodes import GVISOR, pool, template
-from support.sandboxes import live_pods, phase, pool_says, pool_status
+from support.sandboxes import live_pods, phase, pool_status, wait_for_pool_condition
 
 Object = dict[str, Any]
 
@@ -58,9 +58,11 @@ def test_a_missing_secret_is_named_and_concerns_no_node_no_runtime_and_no_other_
             pool(name, replicas=3, pod=with_secret(f"{name}-key"), startup={"timeoutSeconds": 10})
         )
     for name in lacking:
-        said = pool_says(api, "Warm", "False", "VolumeMountFailed", name=name, timeout=LONG_ENOUGH)
+        said = wait_for_pool_condition(
+            api, "Warm", "False", "VolumeMountFailed", name=name, timeout=LONG_ENOUGH
+        )
         assert f'secret "{name}-key" not found' in said
-    consistently(lambda: untouched(api), seconds=NOTHING_CHURNS_SECONDS, message="nothing is moved")
+    consistently(lambda: untouched(api), seconds=NOTHING_CHURNS_SECONDS, message="all stay")
     assert healthy <= uids(live_pods(api))
     assert len(history.created()) == 4 + 3 * len(lacking)
     api.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{lacking[0]}-key"}})
@@ -123,13 +125,13 @@ def test_what_keeps_a_sandbox_from_being_ready_is_named(
     api: Api, pod: Object, reason: str, words: list[str]
 ) -> None:
     api.create(pool(replicas=2, pod=pod, startup={"timeoutSeconds": 12}))
-    said = pool_says(api, "Warm", "False", reason, timeout=LONG_ENOUGH)
+    said = wait_for_pool_condition(api, "Warm", "False", reason, timeout=LONG_ENOUGH)
     for word in words:
         assert word in said
     assert untouched(api)
 
 
-def test_what_was_started_for_a_claim_says_what_it_waits_for(api: Api) -> None:
+def test_a_cold_start_reports_what_it_waits_for(api: Api) -> None:
     api.create(pool(replicas=0, pod=with_secret("claims-key"), startup={"timeoutSeconds": 10}))
     api.create(objects.claim(onEmpty="Create"))
     claim = eventually(
@@ -149,7 +151,7 @@ def test_a_gated_sandbox_waits_for_whoever_holds_the_gate(api: Api, history: Pod
     api.create(
         pool(replicas=2, pod=template(schedulingGates=gates), startup={"timeoutSeconds": 12})
     )
-    said = pool_says(api, "Warm", "False", "SchedulingGated")
+    said = wait_for_pool_condition(api, "Warm", "False", "SchedulingGated")
     assert "example.com/quota" in said
     consistently(
         lambda: len(history.created()) == 2,

@@ -242,7 +242,7 @@ def test_many_claims_are_all_bound_or_none(api: Api, pools: SandboxPools) -> Non
     assert api.list("SandboxClaim") == []
 
 
-def test_a_claim_that_fails_says_why_and_leaves_nothing(
+def test_a_claim_that_fails_reports_the_cause_and_leaves_nothing(
     api: Api, admin: Api, pools: SandboxPools
 ) -> None:
     api.create(pool("empty", replicas=0))
@@ -435,7 +435,9 @@ def test_commands_that_go_wrong_say_how(python: Sandbox) -> None:
     assert python.run(["true"], stdin=bytes(8 << 20)).exit_code == 0
 
 
-def test_a_sandbox_that_goes_ends_the_command_with_the_cause(api: Api, pools: SandboxPools) -> None:
+def test_a_terminating_sandbox_ends_the_command_with_the_cause(
+    api: Api, pools: SandboxPools
+) -> None:
     warm(api)
     with pools.claim("python") as sandbox:
         with sandbox.stream(["sh", "-c", "echo begun; exec sleep 600"]) as command:
@@ -447,7 +449,7 @@ def test_a_sandbox_that_goes_ends_the_command_with_the_cause(api: Api, pools: Sa
         assert lost.value.reason == "PodDeleted"
 
 
-def test_an_expired_sandbox_says_so(api: Api, pools: SandboxPools) -> None:
+def test_an_expired_sandbox_is_reported_as_expired(api: Api, pools: SandboxPools) -> None:
     warm(api)
     with pools.claim("python", ttl=3) as sandbox:
         with pytest.raises(SandboxExpired, match="extend") as expired:

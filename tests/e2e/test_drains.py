@@ -11,7 +11,7 @@ from sandboxpool.api import names
 from support import Api, condition, consistently, eventually
 from support.history import PodHistory
 from support.realnodes import GVISOR_NODES, cordon, pool, run_in, template
-from support.sandboxes import claim_pod, live_pods, phase, pool_says, pool_status
+from support.sandboxes import claim_pod, live_pods, phase, pool_status, wait_for_pool_condition
 
 pytestmark = pytest.mark.usefixtures("nodes_restored")
 
@@ -36,7 +36,7 @@ def claimed(api: Api, request: pytest.FixtureRequest) -> tuple[dict[str, Any], s
     api.create(pool(replicas=3, **request.param))
     pool_status(api, warm=3, timeout=60)
     if request.param:
-        pool_says(api, "ClaimsProtected", "True", "DisruptionBudgetKept")
+        wait_for_pool_condition(api, "ClaimsProtected", "True", "DisruptionBudgetKept")
     claim = claim_pod(api, "claim")
     pool_status(api, warm=3, claimed=1, timeout=60)
     node = claim["status"]["nodeName"]

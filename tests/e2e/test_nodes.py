@@ -22,7 +22,7 @@ from support.realnodes import (
     run_in,
     template,
 )
-from support.sandboxes import claim_pod, live_pods, pool_says, pool_status
+from support.sandboxes import claim_pod, live_pods, pool_status, wait_for_pool_condition
 
 Object = dict[str, Any]
 
@@ -57,13 +57,13 @@ def test_readiness_that_fails_for_a_while_costs_no_sandbox(api: Api, history: Po
 def test_a_handler_that_a_node_gets_is_seen_and_used(api: Api, history: PodHistory) -> None:
     only_there = template(nodeSelector={names.HOSTNAME_LABEL: WITHOUT_GVISOR})
     api.create(pool(replicas=2, pod=only_there))
-    assert "'runsc'" in pool_says(api, "Ready", "False", "NoNodeServes")
+    assert "'runsc'" in wait_for_pool_condition(api, "Ready", "False", "NoNodeServes")
     eventually(lambda: len(history.created()) == 1, message="one scout")
     consistently(lambda: len(history.created()) == 1, seconds=3, message="no more than one")
     assert history.nodes() == set()
 
     nodes.set_handlers(WITHOUT_GVISOR, add=["runsc"])
-    pool_says(api, "NodesServing", "True", "HandlerServed", timeout=60)
+    wait_for_pool_condition(api, "NodesServing", "True", "HandlerServed", timeout=60)
     pool_status(api, warm=2, timeout=60)
     assert history.nodes() == {WITHOUT_GVISOR}
     for pod in live_pods(api):

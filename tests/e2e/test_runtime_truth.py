@@ -26,7 +26,7 @@ from support.realnodes import (
     proc_version,
     template,
 )
-from support.sandboxes import claim_pod, live_pods, phase, pool_says, pool_status
+from support.sandboxes import claim_pod, live_pods, phase, pool_status, wait_for_pool_condition
 
 Object = dict[str, Any]
 
@@ -45,7 +45,7 @@ RECOVERED_SECONDS = 60.0
 # --- Steps ---------------------------------------------------------------------------------------
 
 
-def runtime_says(
+def wait_for_runtime(
     api: Api, name: str, until: Callable[[Object], bool], message: str, timeout: float = 20.0
 ) -> Object:
     """Waits until the status of a SandboxRuntime is as wanted; returns it."""
@@ -65,7 +65,7 @@ def reason_of(status: Object, kind: str) -> tuple[str, str]:
 
 
 def unquarantined(deployed: DeployedOperator, handler: str) -> None:
-    """A quarantine that has begun before is tried ever later: begin anew if one has."""
+    """A quarantine that has begun before is tried ever later: start from scratch if one has."""
     if any(
         handler in (r["quarantines"] or {}).get("handlers", {}) for r in deployed.records().values()
     ):
@@ -73,7 +73,7 @@ def unquarantined(deployed: DeployedOperator, handler: str) -> None:
 
 
 def unprobed(deployed: DeployedOperator, handler: str) -> None:
-    """What is known of a handler is not asked again: begin anew if something is."""
+    """What is known of a handler is not asked again: start from scratch if something is."""
     if any(handler in (record["evidence"] or {}) for record in deployed.records().values()):
         deployed.forget()
 
@@ -105,13 +105,13 @@ def test_a_broken_runtime_is_diagnosed_by_name_and_node_and_quarantined(
     api.create(objects.runtime_class(class_name, KATA))
     # Without probes of its own, so that a sandbox is the first to fail.
     created = api.create(pool(runtime_class=class_name, isolationProof="None"))
-    said = pool_says(api, "NodesServing", "False", "ShimMissing", timeout=60)
-    status = runtime_says(api, class_name, lambda s: s["issues"], "there is an issue")
+    said = wait_for_pool_condition(api, "NodesServing", "False", "ShimMissing", timeout=60)
+    status = wait_for_runtime(api, class_name, lambda s: s["issues"], "there is an issue")
     assert time.time() - first_failure(api) < DIAGNOSED_SECONDS
 
     assert containerd.KATA_SHIM in said
     assert WITH_BROKEN_KATA in said
-    pool_says(api, "Ready", "False", "ShimMissing")
+    wait_for_pool_condition(api, "Ready", "False", "ShimMissing")
     (issue,) = status["issues"]
     assert (issue["reason"], issue["nodes"]) == ("ShimMissing", [WITH_BROKEN_KATA])
     assert containerd.KATA_SHIM in issue["message"]
@@ -143,11 +143,13 @@ def test_a_mended_runtime_is_used_again_by_itself_and_believed_only_with_proof(
     unquarantined(deployed, KATA)
     api.create(objects.runtime_class(class_name, KATA))
     api.create(pool("starts", class_name, isolationProof="None"))
-    pool_says(api, "Ready", "False", "ShimMissing", name="starts", timeout=60)
+    wait_for_pool_condition(api, "Ready", "False", "ShimMissing", name="starts", timeout=60)
 
     nodes.give_kata_shim(WITH_BROKEN_KATA)
-    pool_says(api, "Ready", "True", "SandboxWarm", name="starts", timeout=RECOVERED_SECONDS)
-    status = runtime_says(api, class_name, lambda s: not s["issues"], "no issue is left")
+    wait_for_pool_condition(
+        api, "Ready", "True", "SandboxWarm", name="starts", timeout=RECOVERED_SECONDS
+    )
+    status = wait_for_runtime(api, class_name, lambda s: not s["issues"], "no issue is left")
     assert (status["nodes"]["quarantined"], status["nodes"]["serving"]) == (0, 1)
     assert reason_of(status, "Ready")[0] == "True"
     assert deployed.metric(QUARANTINED, handler=KATA) == 0
@@ -157,7 +159,9 @@ def test_a_mended_runtime_is_used_again_by_itself_and_believed_only_with_proof(
     assert claim["status"]["nodeName"] == WITH_BROKEN_KATA
 
     api.create(pool("isolates", class_name))
-    said = pool_says(api, "Ready", "False", "IsolationNotProven", name="isolates", timeout=60)
+    said = wait_for_pool_condition(
+        api, "Ready", "False", "IsolationNotProven", name="isolates", timeout=60
+    )
     assert WITH_BROKEN_KATA in said
     pool_status(api, name="isolates", warm=0)
 
@@ -167,9 +171,9 @@ def test_what_is_known_of_a_broken_node_outlives_the_operators_pod(
 ) -> None:
     api.create(objects.runtime_class(class_name, KATA))
     api.create(pool(runtime_class=class_name))
-    pool_says(api, "Ready", "False", "ShimMissing", timeout=60)
+    wait_for_pool_condition(api, "Ready", "False", "ShimMissing", timeout=60)
 
-    # Without pools there are no sandboxes and no probes: nothing can fail anew.
+    # Without pools there are no sandboxes and no probes: nothing can fail again.
     api.delete("SandboxPool", "pool")
     eventually(lambda: not api.list("Pod"), message="nothing is left", timeout=30)
 
@@ -181,7 +185,7 @@ def test_what_is_known_of_a_broken_node_outlives_the_operators_pod(
     deployed.replace()
     assert deployed.metric(QUARANTINED, handler=KATA) == 1
     assert opened() == since
-    status = runtime_says(
+    status = wait_for_runtime(
         api, class_name, lambda s: s["nodes"]["quarantined"] == 1 and s["issues"], "it knows"
     )
     assert reason_of(status, "Ready") == ("False", "ShimMissing")
@@ -189,7 +193,7 @@ def test_what_is_known_of_a_broken_node_outlives_the_operators_pod(
 
     # Nor does a pool made now begin with a sandbox on that node.
     api.create(pool(runtime_class=class_name))
-    assert containerd.KATA_SHIM in pool_says(api, "Ready", "False", "ShimMissing")
+    assert containerd.KATA_SHIM in wait_for_pool_condition(api, "Ready", "False", "ShimMissing")
     eventually(lambda: live_pods(api), message="one waits")
     assert not on_node(api.list("Pod"), WITH_BROKEN_KATA)
 
@@ -214,11 +218,11 @@ def test_sandboxes_move_away_from_a_node_whose_shim_is_gone_and_come_back(
 
     nodes.take_gvisor_shim(WITH_BROKEN_KATA)
     api.patch_spec("SandboxPool", "pool", replicas=4)
-    said = pool_says(api, "NodesServing", "True", "NodeQuarantined", timeout=60)
+    said = wait_for_pool_condition(api, "NodesServing", "True", "NodeQuarantined", timeout=60)
     assert time.time() - first_failure(api) < DIAGNOSED_SECONDS
     assert f"{WITH_BROKEN_KATA}: ShimMissing" in said
     assert deployed.metric(QUARANTINED, handler=RUNSC) == 1
-    status = runtime_says(api, GVISOR, lambda s: s["nodes"]["quarantined"] == 1, "quarantined")
+    status = wait_for_runtime(api, GVISOR, lambda s: s["nodes"]["quarantined"] == 1, "quarantined")
     (issue,) = status["issues"]
     assert (issue["reason"], issue["nodes"]) == ("ShimMissing", [WITH_BROKEN_KATA])
     assert "containerd-shim-runsc-v1" in issue["message"]
@@ -236,7 +240,7 @@ def test_sandboxes_move_away_from_a_node_whose_shim_is_gone_and_come_back(
     assert claim_pod(api)["status"]["nodeName"] == WITH_GVISOR
 
     nodes.restore_shims(WITH_BROKEN_KATA)
-    runtime_says(
+    wait_for_runtime(
         api,
         GVISOR,
         lambda s: s["nodes"]["quarantined"] == 0 and not s["issues"],
@@ -256,9 +260,9 @@ def test_gvisor_is_proven_by_what_its_sandboxes_read(api: Api, deployed: Deploye
     unprobed(deployed, RUNSC)
     api.create(pool())
     pool_status(api, warm=1, timeout=60)
-    assert pool_says(api, "IsolationProven", "True", "IsolationProven")
+    assert wait_for_pool_condition(api, "IsolationProven", "True", "IsolationProven")
     node = live_pods(api)[0]["spec"]["nodeName"]
-    status = runtime_says(
+    status = wait_for_runtime(
         api,
         GVISOR,
         lambda s: s["evidence"] and s["evidence"][0]["nodes"] == 2,
@@ -276,7 +280,7 @@ def test_gvisor_is_proven_by_what_its_sandboxes_read(api: Api, deployed: Deploye
 def test_every_gvisor_sandbox_proves_itself_where_that_is_wanted(api: Api) -> None:
     api.create(pool(replicas=2, isolationProof="PerSandbox"))
     pool_status(api, warm=2, timeout=60)
-    pool_says(api, "IsolationProven", "True", "IsolationProven")
+    wait_for_pool_condition(api, "IsolationProven", "True", "IsolationProven")
     for pod in live_pods(api):
         (probe,) = pod["status"]["initContainerStatuses"]
         assert probe["name"] == PROBE_CONTAINER
@@ -296,10 +300,12 @@ def test_a_runtime_that_only_pretends_is_caught_and_never_handed_out(
     api.create(objects.runtime_class(class_name, PRETENDER))
     api.create(objects.claim())
     created = api.create(pool(runtime_class=class_name, isolationProof=proof))
-    said = pool_says(api, "IsolationProven", "False", "IsolationNotProven", timeout=60)
+    said = wait_for_pool_condition(
+        api, "IsolationProven", "False", "IsolationNotProven", timeout=60
+    )
     assert "kernel" in said
-    pool_says(api, "Ready", "False", "IsolationNotProven", timeout=60)
-    status = runtime_says(
+    wait_for_pool_condition(api, "Ready", "False", "IsolationNotProven", timeout=60)
+    status = wait_for_runtime(
         api,
         class_name,
         lambda s: reason_of(s, "IsolationProven") == ("False", "IsolationNotProven"),
@@ -332,7 +338,7 @@ def test_a_claim_is_told_when_its_node_loses_the_handler_and_when_it_is_back(api
     pool_status(api, warm=1, claimed=1, timeout=60)
     warm = {pod["metadata"]["uid"] for pod in live_pods(api)} - {claim["status"]["podUID"]}
 
-    def claim_says(status: str, reason: str) -> str:
+    def wait_for_claim_condition(status: str, reason: str) -> str:
         found = eventually(
             lambda: condition(api.get("SandboxClaim", "claim"), "Ready") or {},
             until=lambda c: (c.get("status"), c.get("reason")) == (status, reason),
@@ -340,9 +346,9 @@ def test_a_claim_is_told_when_its_node_loses_the_handler_and_when_it_is_back(api
         )
         return str(found["message"])
 
-    claim_says("True", "PodReady")
+    wait_for_claim_condition("True", "PodReady")
     nodes.set_handlers(WITH_BROKEN_KATA, remove=[RUNSC])
-    said = claim_says("False", "HandlerRemoved")
+    said = wait_for_claim_condition("False", "HandlerRemoved")
     assert WITH_BROKEN_KATA in said
     assert "'runsc'" in said
     eventually(
@@ -352,6 +358,6 @@ def test_a_claim_is_told_when_its_node_loses_the_handler_and_when_it_is_back(api
     assert phase(api, "Bound")["status"]["podUID"] == claim["status"]["podUID"]
 
     nodes.set_handlers(WITH_BROKEN_KATA, add=[RUNSC])
-    claim_says("True", "PodReady")
+    wait_for_claim_condition("True", "PodReady")
     pool_status(api, warm=1, claimed=1, timeout=60)
     assert "gvisor" in proc_version(api.get("Pod", claim["status"]["podName"]))

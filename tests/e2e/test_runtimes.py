@@ -19,7 +19,14 @@ from support.realnodes import (
     pool,
     proc_version,
 )
-from support.sandboxes import bound_reason, claim_pod, live_pods, phase, pool_says, pool_status
+from support.sandboxes import (
+    bound_reason,
+    claim_pod,
+    live_pods,
+    phase,
+    pool_status,
+    wait_for_pool_condition,
+)
 
 Object = dict[str, Any]
 
@@ -43,8 +50,10 @@ def requires_no(pod: Object, label: str) -> bool:
 def test_a_gvisor_pool_fills_only_where_gvisor_is(api: Api, history: PodHistory) -> None:
     api.create(pool(replicas=3))
     pool_status(api, warm=3, timeout=60)
-    pool_says(api, "Ready", "True", "SandboxWarm")
-    assert WITHOUT_GVISOR in pool_says(api, "NodesServing", "True", "SomeNodesNotServing")
+    wait_for_pool_condition(api, "Ready", "True", "SandboxWarm")
+    assert WITHOUT_GVISOR in wait_for_pool_condition(
+        api, "NodesServing", "True", "SomeNodesNotServing"
+    )
     nodes = api.get("SandboxPool", "pool")["status"]["runtime"]["nodes"]
     assert (nodes["eligible"], nodes["serving"], nodes["notServing"]) == (3, 2, 1)
 
@@ -98,10 +107,10 @@ def test_a_class_made_again_with_another_handler_replaces_warm_pods_only(
     before = uids(live_pods(api))
 
     api.delete("RuntimeClass", class_name)
-    assert class_name in pool_says(api, "Ready", "False", "RuntimeClassNotFound")
+    assert class_name in wait_for_pool_condition(api, "Ready", "False", "RuntimeClassNotFound")
     assert uids(live_pods(api)) == before, "nothing is deleted while the class is missing"
     api.create(objects.runtime_class(class_name, "runc"))
-    message = pool_says(api, "RuntimeResolved", "True", "RuntimeChanged")
+    message = wait_for_pool_condition(api, "RuntimeResolved", "True", "RuntimeChanged")
     assert "'runc'" in message
     eventually(
         lambda: live_pods(api),

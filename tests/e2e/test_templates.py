@@ -10,7 +10,7 @@ import pytest
 from support import Api, consistently, eventually
 from support.history import PodHistory
 from support.realnodes import RUNC, pool, template
-from support.sandboxes import claim_pod, live_pods, pool_says, pool_status
+from support.sandboxes import claim_pod, live_pods, pool_status, wait_for_pool_condition
 
 Object = dict[str, Any]
 
@@ -46,12 +46,12 @@ def test_a_rolling_update_keeps_the_stock_but_one(api: Api) -> None:
         least = min(least, sum(map(is_ready, pods)))
     assert least >= 2
     pool_status(api, warm=3, outdated=0, timeout=60)
-    pool_says(api, "UpToDate", "True", "AsExpected")
+    wait_for_pool_condition(api, "UpToDate", "True", "AsExpected")
 
 
 def test_on_claim_hands_outdated_pods_out_and_makes_new_ones(api: Api, history: PodHistory) -> None:
     updated_pool(api, "OnClaim")
-    pool_says(api, "UpToDate", "False", "WaitingForClaims")
+    wait_for_pool_condition(api, "UpToDate", "False", "WaitingForClaims")
     before = history.created()
     assert len(before) == 3
     assert claim_pod(api)["status"]["podUID"] in before
@@ -85,8 +85,8 @@ def test_a_template_that_is_no_pod_is_rejected_in_words(
     api: Api, history: PodHistory, wrong: Object, words: str
 ) -> None:
     api.create(pool(pod=template(**wrong)))
-    assert words in pool_says(api, "TemplateAccepted", "False", "TemplateRejected")
-    assert words in pool_says(api, "Ready", "False", "TemplateRejected")
+    assert words in wait_for_pool_condition(api, "TemplateAccepted", "False", "TemplateRejected")
+    assert words in wait_for_pool_condition(api, "Ready", "False", "TemplateRejected")
     consistently(
         lambda: not history.created(), seconds=NOTHING_CHURNS_SECONDS, message="no pod is made"
     )
@@ -102,8 +102,8 @@ def test_a_template_that_admission_forbids_is_rejected_in_its_words(
     api.patch("Namespace", namespace, {"metadata": {"labels": labels}})
     api.create(pool(replicas=2))
     words = 'violates PodSecurity "restricted'
-    assert words in pool_says(api, "TemplateAccepted", "False", "TemplateRejected")
-    assert words in pool_says(api, "Ready", "False", "TemplateRejected")
+    assert words in wait_for_pool_condition(api, "TemplateAccepted", "False", "TemplateRejected")
+    assert words in wait_for_pool_condition(api, "Ready", "False", "TemplateRejected")
     consistently(
         lambda: not history.created(), seconds=NOTHING_CHURNS_SECONDS, message="no pod is made"
     )
@@ -115,9 +115,9 @@ def test_an_image_that_does_not_exist_is_said_and_pods_are_left_alone(
     # Short, for it is not to matter: another pod would not find the image either.
     startup = {"timeoutSeconds": 10}
     api.create(pool(replicas=2, pod=template("localhost/no-such-image:1"), startup=startup))
-    message = pool_says(api, "Warm", "False", "ImagePullFailed", timeout=60)
+    message = wait_for_pool_condition(api, "Warm", "False", "ImagePullFailed", timeout=60)
     assert "no-such-image" in message
-    assert "no-such-image" in pool_says(api, "Ready", "False", "ImagePullFailed")
+    assert "no-such-image" in wait_for_pool_condition(api, "Ready", "False", "ImagePullFailed")
     consistently(
         lambda: len(history.created()) == 2,
         # For longer than the start-up timeout.

@@ -15,7 +15,7 @@ from sandboxpool.api import names
 from support import Api, eventually, objects
 from support.deployed import DeployedOperator
 from support.realnodes import GVISOR, GVISOR_NODES, pool, template
-from support.sandboxes import claim_pod, live_pods, pool_says, pool_status
+from support.sandboxes import claim_pod, live_pods, pool_status, wait_for_pool_condition
 
 Object = dict[str, Any]
 
@@ -74,7 +74,9 @@ def test_pools_with_a_missing_secret_cost_no_node_and_no_other_pool(
         assert warm_pods(api) == before
         time.sleep(2)
     for number in range(BROKEN_POOLS):
-        said = pool_says(api, "Warm", "False", "VolumeMountFailed", name=f"no-secret-{number}")
+        said = wait_for_pool_condition(
+            api, "Warm", "False", "VolumeMountFailed", name=f"no-secret-{number}"
+        )
         assert f"absent-{number}" in said
     status = api.get("SandboxRuntime", GVISOR)["status"]
     assert status["nodes"]["quarantined"] == 0

@@ -181,13 +181,13 @@ def pool(name: str = "pool", template: Body | None = None, **spec: Any) -> Body:
     }
 
 
-def refused(answer: tuple[int, Body], *says: str) -> bool:
+def refused(answer: tuple[int, Body], *in_message: str) -> bool:
     """Tell whether a policy has refused; it must then say what is expected."""
     status, body = answer
     if status in (200, 201):
         return False
     assert status == 403, body["message"]
-    assert [text for text in says if text not in body["message"]] == [], body["message"]
+    assert [text for text in in_message if text not in body["message"]] == [], body["message"]
     return True
 
 
@@ -246,7 +246,7 @@ def sandbox(cluster: ClusterCache) -> Iterator[str]:
 class Forgery:
     name: str
     metadata: Body
-    says: tuple[str, ...] = field(default=())
+    in_message: tuple[str, ...] = field(default=())
 
 
 FORGERIES = [
@@ -289,7 +289,7 @@ def test_only_the_operator_makes_a_sandbox(
     cluster: ClusterCache, forgery: Forgery, user: str
 ) -> None:
     body = pod(**forgery.metadata)
-    assert refused(cluster.send("POST", pods() + DRY, body, user=user), *forgery.says)
+    assert refused(cluster.send("POST", pods() + DRY, body, user=user), *forgery.in_message)
     assert accepted(cluster.send("POST", pods() + DRY, body, user=OPERATOR))
 
 
@@ -300,14 +300,14 @@ def test_no_pod_becomes_a_sandbox_afterwards(cluster: ClusterCache, forgery: For
     try:
         patch = {"metadata": forgery.metadata}
         path = pods(NAMESPACE, name)
-        assert refused(cluster.send("PATCH", path + DRY, patch), *forgery.says)
+        assert refused(cluster.send("PATCH", path + DRY, patch), *forgery.in_message)
         assert accepted(cluster.send("PATCH", path + DRY, patch, user=OPERATOR))
     finally:
         cluster.send("DELETE", pods(NAMESPACE, name) + "?gracePeriodSeconds=0")
 
 
 @pytest.mark.parametrize(
-    ("metadata", "says"),
+    ("metadata", "in_message"),
     [
         ({"labels": {names.LABEL_POOL_UID: "other"}}, names.LABEL_POOL_UID),
         ({"labels": {names.LABEL_POOL_UID: ABSENT}}, names.LABEL_POOL_UID),
@@ -322,10 +322,10 @@ def test_no_pod_becomes_a_sandbox_afterwards(cluster: ClusterCache, forgery: For
     ],
 )
 def test_what_is_the_operators_on_a_sandbox_stays(
-    cluster: ClusterCache, sandbox: str, metadata: Body, says: str
+    cluster: ClusterCache, sandbox: str, metadata: Body, in_message: str
 ) -> None:
     patch = {"metadata": metadata}
-    assert refused(cluster.send("PATCH", sandbox + DRY, patch), says, "only the operator")
+    assert refused(cluster.send("PATCH", sandbox + DRY, patch), in_message, "only the operator")
     assert accepted(cluster.send("PATCH", sandbox + DRY, patch, user=OPERATOR))
 
 
@@ -430,10 +430,10 @@ TEMPLATES: list[tuple[Body, Body, str]] = [
 def test_a_template_may_not_open_the_node(
     cluster: ClusterCache, bad: Body, good: Body, value: str
 ) -> None:
-    says = ("spec.template.spec", f"admission.templates.{value}", "remove the field")
+    in_message = ("spec.template.spec", f"admission.templates.{value}", "remove the field")
     if "volumes" in bad:
-        says = (*says[:2], "use another kind of volume")
-    assert refused(cluster.send("POST", pools() + DRY, pool(template=bad)), *says)
+        in_message = (*in_message[:2], "use another kind of volume")
+    assert refused(cluster.send("POST", pools() + DRY, pool(template=bad)), *in_message)
     assert accepted(cluster.send("POST", pools() + DRY, pool(template=good)))
     # Not even the operator, which has no right to write pools.
     assert refused(cluster.send("POST", pools() + DRY, pool(template=bad), user=OPERATOR))
@@ -484,7 +484,7 @@ def test_each_rule_can_be_relaxed_and_what_was_taken_before_stays_usable(
 
 
 @pytest.mark.parametrize(
-    ("namespace", "spec", "says"),
+    ("namespace", "spec", "in_message"),
     [
         (BY_NAME, {"runtimeClassName": "gvisor"}, ""),
         (BY_NAME, {"runtimeClassName": "kata", "isolationProof": "PerSandbox"}, ""),
@@ -496,21 +496,21 @@ def test_each_rule_can_be_relaxed_and_what_was_taken_before_stays_usable(
     ],
 )
 def test_a_namespace_is_bound_to_classes_and_proof(
-    cluster: ClusterCache, namespace: str, spec: Body, says: str
+    cluster: ClusterCache, namespace: str, spec: Body, in_message: str
 ) -> None:
     answer = cluster.send("POST", pools(namespace) + DRY, pool(**spec))
-    assert refused(answer, says, "pools of this namespace") is bool(says)
+    assert refused(answer, in_message, "pools of this namespace") is bool(in_message)
 
 
 def test_a_pool_cannot_leave_what_its_namespace_is_bound_to(cluster: ClusterCache) -> None:
     assert cluster.send("POST", pools(BY_NAME), pool("bound"))[0] == 201
     path = pools(BY_NAME, "bound")
     try:
-        for change, says in (
+        for change, in_message in (
             ({"runtimeClassName": "runc"}, "gvisor or kata"),
             ({"isolationProof": "None"}, "PerNode at least"),
         ):
-            assert refused(cluster.send("PATCH", path + DRY, {"spec": change}), says)
+            assert refused(cluster.send("PATCH", path + DRY, {"spec": change}), in_message)
         for change in ({"runtimeClassName": "kata"}, {"isolationProof": "PerSandbox"}):
             assert accepted(cluster.send("PATCH", path + DRY, {"spec": change}))
     finally:
@@ -564,7 +564,7 @@ def labelled(**labels: str | None) -> Body:
 EXCLUDED = "excluded.sandboxpool.io/runsc"
 PUBLISHED = "runtime.sandboxpool.io/runsc"
 CONDITION = {"type": "sandboxpool.io/runsc", "status": "True"}
-FOREIGN_CHANGES: list[tuple[str, Body, str]] = [
+CHANGES_BY_OTHERS: list[tuple[str, Body, str]] = [
     ("", labelled(zone="b"), "metadata.labels: "),
     ("", labelled(zone=None), "metadata.labels: "),
     ("", labelled(**{"node-role.kubernetes.io/control-plane": ""}), "metadata.labels: "),
@@ -583,9 +583,9 @@ FOREIGN_CHANGES: list[tuple[str, Body, str]] = [
 def test_the_operator_changes_nothing_on_nodes_but_its_own_labels(
     cluster: ClusterCache, node: str
 ) -> None:
-    for subresource, change, says in FOREIGN_CHANGES:
+    for subresource, change, in_message in CHANGES_BY_OTHERS:
         answer = cluster.send("PATCH", node + subresource + DRY, change, user=OPERATOR)
-        assert refused(answer, says, "the operator of SandboxPools"), change
+        assert refused(answer, in_message, "the operator of SandboxPools"), change
         assert accepted(cluster.send("PATCH", node + subresource + DRY, change)), "nobody else is"
     for value in ("NotServing", "Quarantined", None):
         change = labelled(**{EXCLUDED: value})
@@ -612,9 +612,9 @@ def test_an_operator_that_publishes_on_nodes_changes_its_own_conditions_too(
         )
         change = {"status": {"conditions": [CONDITION]}}
         assert accepted(cluster.send("PATCH", f"{node}/status", change, user=OPERATOR))
-        for subresource, change, says in FOREIGN_CHANGES:
+        for subresource, change, in_message in CHANGES_BY_OTHERS:
             answer = cluster.send("PATCH", node + subresource + DRY, change, user=OPERATOR)
-            assert refused(answer, says), change
+            assert refused(answer, in_message), change
     finally:
         cluster.upgrade(STRICT)
         strict(cluster)

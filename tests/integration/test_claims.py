@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 from fakekubelet import FakeNodes
@@ -140,7 +141,49 @@ def test_metadata_goes_onto_the_pod_within_the_pools_list_only(
     assert bound_reason(failed) == "MetadataNotAllowed"
 
 
-def test_a_claim_that_is_not_bound_in_time_fails_and_says_why(api: Api, operator: Operator) -> None:
+def test_a_configuration_is_on_the_pod_and_each_container_may_read_it(
+    api: Api, operator: Operator
+) -> None:
+    warm_pool(api, replicas=1)
+    (pod,) = api.list("Pod")
+    assert "sandboxpool.io/config" not in pod["metadata"]["annotations"]
+    claim = claim_pod(api, config={"task.json": '{"n": "é"}', "empty": ""})
+    pod = api.get("Pod", claim["status"]["podName"])
+    written = json.loads(pod["metadata"]["annotations"]["sandboxpool.io/config"])
+    assert written == {"task.json": '{"n": "é"}', "empty": ""}
+    (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "sandboxpool-config"]
+    assert [item["path"] for item in volume["downwardAPI"]["items"]] == [
+        "config.json",
+        "claim-name",
+        "claim-uid",
+    ]
+    for container in pod["spec"]["containers"]:
+        assert "/run/sandbox" in [mount["mountPath"] for mount in container["volumeMounts"]]
+
+
+def test_the_largest_configuration_fits_into_the_annotations(api: Api, operator: Operator) -> None:
+    """A control character takes six bytes in JSON: no other takes more."""
+    warm_pool(api)
+    claim = claim_pod(api, config={"a": "\x01" * 32767})
+    pod = api.get("Pod", claim["status"]["podName"])
+    assert len(pod["metadata"]["annotations"]["sandboxpool.io/config"]) > 6 * 32767
+
+
+def test_a_pool_without_a_place_for_configurations_refuses_them(
+    api: Api, operator: Operator
+) -> None:
+    warm_pool(api, replicas=1, claims={"configPath": ""})
+    (pod,) = api.list("Pod")
+    assert "sandboxpool-config" not in [v["name"] for v in pod["spec"].get("volumes", [])]
+    api.create(objects.claim(config={"a": "b"}))
+    failed = phase(api, "Failed")
+    assert bound_reason(failed) == "ConfigNotMounted"
+    assert "spec.claims.configPath" in condition(failed, "Bound")["message"]  # type: ignore[index]
+
+
+def test_a_claim_that_is_not_bound_in_time_fails_with_the_cause(
+    api: Api, operator: Operator
+) -> None:
     api.create(objects.pool(runtime_class="nosuch"))
     api.create(objects.claim(bindTimeoutSeconds=2))
     failed = phase(api, "Failed")
@@ -148,7 +191,7 @@ def test_a_claim_that_is_not_bound_in_time_fails_and_says_why(api: Api, operator
     assert "'nosuch' does not exist" in condition(failed, "Bound")["message"]  # type: ignore[index]
 
 
-def test_a_claim_expires_and_its_pod_goes(api: Api, operator: Operator) -> None:
+def test_a_claim_expires_and_its_pod_is_deleted(api: Api, operator: Operator) -> None:
     warm_pool(api, claims={"maxTTLSeconds": 3})
     claim = claim_pod(api, ttlSeconds=9999)
     assert claim["status"]["expiresAt"] > claim["status"]["boundAt"]
@@ -196,7 +239,7 @@ def test_a_claim_whose_pod_ends_is_lost_with_the_cause(
     assert api.get("Pod", name), "a lost claim's pod is kept for its logs"
 
 
-def test_a_claim_whose_pod_is_evicted_is_lost_and_says_so(api: Api, operator: Operator) -> None:
+def test_a_claim_whose_pod_is_evicted_is_reported_lost(api: Api, operator: Operator) -> None:
     warm_pool(api)
     claim = claim_pod(api)
     name, namespace = claim["status"]["podName"], claim["metadata"]["namespace"]
@@ -266,7 +309,7 @@ def test_a_pod_that_is_orphaned_on_purpose_is_nobodys_and_left_alone(
     )
 
 
-def test_a_pool_that_goes_before_its_claims_leaves_them_their_pods(
+def test_a_pool_that_is_deleted_before_its_claims_leaves_them_their_pods(
     api: Api, operator: Operator
 ) -> None:
     warm_pool(api)

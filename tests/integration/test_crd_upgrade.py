@@ -196,7 +196,7 @@ def test_a_claim_of_such_a_pool_goes_on_and_no_other_is_made(api: Api) -> None:
         api.create(named(CLAIM, "another", poolName=LONG))
 
 
-def test_a_pool_that_says_off_is_told_so_and_can_be_mended(api: Api) -> None:
+def test_a_pool_with_the_value_off_gets_a_message_and_can_be_corrected(api: Api) -> None:
     """Nothing is guessed: the operator leaves it alone and says which field it is."""
     pool = parse(goes_on(api, "SandboxPool", "off", replicas=3), None)
     assert pool.spec is None

@@ -70,7 +70,7 @@ class Case:
     name: str
     accepted: dict[str, Any]
     refused: dict[str, Any]
-    says: tuple[str, ...]
+    in_message: tuple[str, ...]
     before: dict[str, Any] | None = field(default=None)
 
 
@@ -149,6 +149,22 @@ def server(control_plane: ControlPlane) -> Server:
 PREFIXES = "spec.claims.allowedMetadataPrefixes"
 
 POOL_CASES = [
+    *(
+        Case(
+            f"configuration at {path!r}",
+            {"spec.claims.configPath": good},
+            {"spec.claims.configPath": path},
+            ("spec.claims.configPath: Invalid", f'"{path}" is not an absolute path', 'or ""'),
+        )
+        for good, path in (
+            ("/run/sandbox", "run/sandbox"),
+            ("", "/"),
+            ("/a", "/a/"),
+            ("/a.b/C_d-0", "/a/../b"),
+            (ABSENT, "/a//b"),
+            ("/0", "/a:b"),
+        )
+    ),
     Case(
         "runtime class missing",
         {"spec.runtimeClassName": "kata-qemu"},
@@ -456,7 +472,42 @@ POOL_CASES = [
     ),
 ]
 
+
+def of_characters(count: int) -> dict[str, str]:
+    """A configuration of two files with so many characters, the names included."""
+    return {"a": "x" * (count // 2 - 1), "b": "é" * (count - count // 2 - 1)}
+
+
 CLAIM_CASES = [
+    *(
+        Case(
+            f"configuration with the file name {name!r}",
+            {"spec.config": {good: "", "sub.dir_-9": "{}"}},
+            {"spec.config": {"fine": "", name: ""}},
+            ("spec.config: Invalid", f'"{name}" cannot be a file name', "use at most 63"),
+        )
+        for good, name in (
+            ("task.json", "a/b"),
+            (".hidden", ".."),
+            ("a.b", "."),
+            ("a" * 63, "a" * 64),
+            ("-", "..data"),
+            ("_", "a b"),
+            ("0", ""),
+        )
+    ),
+    Case(
+        "configuration of too many files",
+        {"spec.config": {f"file-{number}": "" for number in range(16)}},
+        {"spec.config": {f"file-{number}": "" for number in range(17)}},
+        ("spec.config: Too many", "must have at most 16 items"),
+    ),
+    Case(
+        "configuration that is too large",
+        {"spec.config": of_characters(32768)},
+        {"spec.config": of_characters(32769)},
+        ("spec.config: Invalid", "more than 32768 characters", "put large data into the sandbox"),
+    ),
     Case(
         "pool missing",
         {"spec.poolName": "a.b"},
@@ -599,7 +650,9 @@ def check(server: Server, base: Body, case: Case) -> None:
     assert status == 200, answer
     status, answer = server.dry_create(variant(base, case.refused))
     assert status in (400, 422), answer
-    assert [text for text in case.says if text not in answer["message"]] == [], answer["message"]
+    assert [text for text in case.in_message if text not in answer["message"]] == [], answer[
+        "message"
+    ]
 
 
 @pytest.mark.parametrize("case", POOL_CASES, ids=lambda case: case.name)
@@ -635,6 +688,7 @@ NEW_CLAIM = "delete this claim and create another"
         ("spec.bindTimeoutSeconds", 1),
         ("spec.onEmpty", "Create"),
         ("spec.metadata", {"labels": {"example.com/a": "b"}}),
+        ("spec.config", {"a": "b"}),
     ],
 )
 def test_a_claim_keeps_its_spec(server: Server, claim: Body, path: str, value: object) -> None:
@@ -703,7 +757,11 @@ def test_defaults_are_filled_in(server: Server) -> None:
         "update": {"type": "RollingUpdate", "maxUnavailable": 1},
         "placement": "Spread",
         "isolationProof": "PerNode",
-        "claims": {"disruption": "Allow", "ttlSecondsAfterFinished": 3600},
+        "claims": {
+            "configPath": "/run/sandbox",
+            "disruption": "Allow",
+            "ttlSecondsAfterFinished": 3600,
+        },
         "paused": False,
     }
     assert answer["spec"]["template"] == POOL["spec"]["template"]
@@ -828,7 +886,7 @@ def test_a_runtime_has_nothing_that_people_could_set(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "in_message"),
     [
         ({"issues": [{}]}, "status.issues[0].reason: Required value"),
         ({"pools": ["a/b"] * 21}, "status.pools: Too many"),
@@ -838,8 +896,8 @@ def test_a_runtime_has_nothing_that_people_could_set(server: Server) -> None:
     ],
 )
 def test_the_status_of_a_runtime_is_bounded(
-    server: Server, runtime: Body, damage: Body, says: str
+    server: Server, runtime: Body, damage: Body, in_message: str
 ) -> None:
     code, answer = server.put_status(runtime, damage)
     assert code == 422, answer
-    assert says in answer["message"]
+    assert in_message in answer["message"]

@@ -20,9 +20,9 @@ from support.sandboxes import (
     gvisor_class,
     live_pods,
     phase,
-    pool_says,
     pool_status,
-    runtime_says,
+    wait_for_pool_condition,
+    wait_for_runtime_condition,
     warm_pool,
 )
 
@@ -59,9 +59,9 @@ def test_no_sandbox_is_handed_out_before_its_node_was_probed(
     gvisor_class(api)
     api.create(objects.pool(replicas=2, isolationProof="PerNode"))
     pool_status(api, unproven=2, warm=0)
-    message = pool_says(api, "IsolationProven", "Unknown", "EvidencePending")
+    message = wait_for_pool_condition(api, "IsolationProven", "Unknown", "EvidencePending")
     assert "wait for the probe" in message
-    pool_says(api, "NodesServing", "True", "SomeNodesNotServing")
+    wait_for_pool_condition(api, "NodesServing", "True", "SomeNodesNotServing")
     api.create(objects.claim())
     consistently(
         lambda: api.get("SandboxClaim", "claim")["status"]["phase"] == "Pending", seconds=2
@@ -73,9 +73,9 @@ def test_no_sandbox_is_handed_out_before_its_node_was_probed(
     assert claim["status"]["runtime"]["evidence"].startswith(OWN_KERNEL)
     pool_status(api, warm=2, unproven=0, claimed=1)
     assert len(handed_out(api.list("Pod"))) == 1, "it was bound once"
-    pool_says(api, "IsolationProven", "True", "IsolationProven")
-    pool_says(api, "Ready", "True", "SandboxWarm")
-    seen = runtime_says(api, "IsolationProven", "True", "IsolationProven")
+    wait_for_pool_condition(api, "IsolationProven", "True", "IsolationProven")
+    wait_for_pool_condition(api, "Ready", "True", "SandboxWarm")
+    seen = wait_for_runtime_condition(api, "IsolationProven", "True", "IsolationProven")
     evidence = seen["evidence"][0]
     assert evidence["isolation"] == "Proven"
     assert evidence["kernel"].startswith("Linux version 4.19.0-gvisor")
@@ -91,8 +91,8 @@ def test_a_sandbox_that_proves_itself_waits_for_no_probe_but_the_positive_contro
     with PodHistory(control_plane.kubeconfig, operator.namespace) as probes:
         warm_pool(api, replicas=2, isolationProof="PerSandbox")
         assert claim_pod(api)["status"]["runtime"]["evidence"].startswith(OWN_KERNEL)
-        pool_says(api, "IsolationProven", "True", "IsolationProven")
-        runtime_says(api, "IsolationProven", "True", "IsolationProven")
+        wait_for_pool_condition(api, "IsolationProven", "True", "IsolationProven")
+        wait_for_runtime_condition(api, "IsolationProven", "True", "IsolationProven")
         controls = probed(probes, CONTROL)
         assert set(controls) == set(GVISOR_NODES)
         assert set(controls.values()) == {1}, "one for each node, and none is repeated"
@@ -108,11 +108,11 @@ def test_a_handler_that_only_pretends_is_caught_and_never_handed_out(
     claims = {"warm": "Wait", "cold": "Create"}
     for name, on_empty in claims.items():
         api.create(objects.claim(name, onEmpty=on_empty))
-    pool_says(api, "Ready", "False", "IsolationNotProven", timeout=30)
-    message = pool_says(api, "IsolationProven", "False", "IsolationNotProven")
+    wait_for_pool_condition(api, "Ready", "False", "IsolationNotProven", timeout=30)
+    message = wait_for_pool_condition(api, "IsolationProven", "False", "IsolationNotProven")
     assert "gvisor-" in message
     assert "spec.isolationProof" in message
-    seen = runtime_says(api, "IsolationProven", "False", "IsolationNotProven")
+    seen = wait_for_runtime_condition(api, "IsolationProven", "False", "IsolationNotProven")
     evidence = seen["evidence"][0]
     assert (evidence["isolation"], evidence["kernel"]) == ("NotProven", "Linux version 6.12.0-fake")
     caught = api.get("Node", evidence["exampleNode"])
@@ -154,8 +154,10 @@ def test_sandboxes_keep_away_from_the_node_that_does_not_isolate(
         until=lambda pool: pool["status"]["runtime"]["nodes"]["notIsolating"] == 1,
     )
     assert pool["status"]["runtime"]["nodes"]["serving"] == 2
-    assert "gvisor-0" in pool_says(api, "IsolationProven", "False", "IsolationNotProven")
-    pool_says(api, "Ready", "True", "SandboxWarm")
+    assert "gvisor-0" in wait_for_pool_condition(
+        api, "IsolationProven", "False", "IsolationNotProven"
+    )
+    wait_for_pool_condition(api, "Ready", "True", "SandboxWarm")
 
 
 # --- No answer -----------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def test_a_sandbox_whose_message_does_not_arrive_proves_nothing_and_a_probe_pod_
     gvisor_class(api)
     api.create(objects.pool(isolationProof="PerSandbox"))
     api.create(objects.claim())
-    message = pool_says(api, "Ready", "False", "EvidenceUnavailable")
+    message = wait_for_pool_condition(api, "Ready", "False", "EvidenceUnavailable")
     assert "isolationProof: PerNode" in message
     assert handed_out(api.list("Pod")) == []
     api.patch_spec("SandboxPool", "pool", isolationProof="PerNode")
@@ -238,16 +240,16 @@ def test_one_more_handler_on_a_full_node_costs_nothing_and_the_next_get_their_pr
     api.delete("SandboxClaim", "claim")
     # Those that are started now wait for their proof, and one of them gives way to its probe.
     pool_status(api, warm=10, unproven=0, timeout=90)
-    pool_says(api, "IsolationProven", "True", "IsolationProven")
+    wait_for_pool_condition(api, "IsolationProven", "True", "IsolationProven")
 
 
-def test_a_crash_keeps_quarantine_and_evidence_and_probes_nothing_anew(
+def test_a_crash_keeps_quarantine_and_evidence_and_repeats_no_probe(
     api: Api, operator: Operator, nodes: FakeNodes, control_plane: ControlPlane, namespace: str
 ) -> None:
     warm_pool(api, replicas=3, isolationProof="PerNode", template=objects.large_template())
     nodes.fail("runsc", texts.SHIM_MISSING, ["gvisor-0"])
     api.scale("SandboxPool", "pool", 6)
-    seen = runtime_says(api, "Healthy", "False", "NodeQuarantined", timeout=30)
+    seen = wait_for_runtime_condition(api, "Healthy", "False", "NodeQuarantined", timeout=30)
     assert seen["nodes"]["quarantined"] == 1
     pool_status(api, warm=6, timeout=30)
     # Nothing is left there that could tell the next process of it.

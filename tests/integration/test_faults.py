@@ -41,7 +41,7 @@ def test_a_claim_costs_exactly_two_writes_of_its_own(
     api.patch_spec("SandboxPool", "pool", paused=True)
     pool_status(api, warm=3, observedGeneration=2)
     proxy.clear()
-    claim = claim_pod(api)
+    claim = claim_pod(api, config={"task": "7"})
     pool_status(api, warm=2, claimed=1)
     assert api.events_for(claim) == []
     # The pool's own status and events are gathered, the lease is renewed: no claim costs that.

@@ -540,12 +540,12 @@ def test_the_invariants_see_what_is_wrong(nodes: FakeNodes, api: Api, namespace:
     pool = api.create(objects.pool(runtime_class="gvisor"))
     api.create(objects.claim("asserts", runtimeClassName="gvisor"))
     owner = api.get("SandboxClaim", "asserts")
-    misled = objects.pod("misled", owner=owner, runtime_class="other")
-    misled["metadata"]["labels"] = {
+    mismatched = objects.pod("mismatched", owner=owner, runtime_class="other")
+    mismatched["metadata"]["labels"] = {
         "sandboxpool.io/claim-uid": owner["metadata"]["uid"],
         "sandboxpool.io/pool-uid": pool["metadata"]["uid"],
     }
-    api.create(misled)
+    api.create(mismatched)
     wrong = "\n".join(invariants.other_runtimes(invariants.snapshot(api, namespace)))
     assert "has class 'other', but its pool says 'gvisor'" in wrong
     assert "has class 'other', but its claim says 'gvisor'" in wrong

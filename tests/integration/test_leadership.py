@@ -135,7 +135,7 @@ def test_of_two_that_start_together_one_leads(
 # --- Handing over --------------------------------------------------------------------------------
 
 
-def test_a_leader_that_is_told_to_stop_hands_over(api: Api, namespace: str, pair: Pair) -> None:
+def test_a_leader_that_is_stopped_hands_over(api: Api, namespace: str, pair: Pair) -> None:
     first = holder(api, namespace)
 
     def stop() -> None:

@@ -17,7 +17,13 @@ from support.controllers import Controllers
 from support.crds import apply_crds
 from support.faultproxy import FaultProxy
 from support.operator_process import Operator, StartOperator
-from support.sandboxes import gvisor_class, phase, pool_status, runtime_says, warm_pool
+from support.sandboxes import (
+    gvisor_class,
+    phase,
+    pool_status,
+    wait_for_runtime_condition,
+    warm_pool,
+)
 
 SYSTEM = "sandboxpool-system"
 REFUSED_SECONDS = 60.0
@@ -100,7 +106,9 @@ def test_windows_nodes_are_neither_counted_nor_probed_nor_used(
     api.create(objects.pool(replicas=12, template=template, isolationProof="PerNode"))
     pool = pool_status(api, warm=10, timeout=40)
     assert pool["status"]["runtime"]["nodes"]["eligible"] == 1
-    assert runtime_says(api, "Healthy", "True", "AsExpected")["nodes"]["eligible"] == 1
+    assert (
+        wait_for_runtime_condition(api, "Healthy", "True", "AsExpected")["nodes"]["eligible"] == 1
+    )
 
     def is_unused() -> bool:
         pods = [*api.list("Pod"), *admin.list("Pod", operator.namespace)]
@@ -151,7 +159,7 @@ def test_on_a_cluster_that_is_too_old_it_does_not_start(
     assert "1.30 or newer" in said
 
 
-def test_while_the_api_server_says_nothing_it_waits_and_says_so(
+def test_while_the_api_server_does_not_respond_it_waits_and_reports_it(
     start_operator: StartOperator, proxy: FaultProxy
 ) -> None:
     refused = proxy.refuse("GET", r"^/version$", 500, 2)

@@ -19,8 +19,8 @@ from support.sandboxes import (
     gvisor_class,
     live_pods,
     phase,
-    pool_says,
     pool_status,
+    wait_for_pool_condition,
     warm_pool,
 )
 
@@ -58,7 +58,7 @@ def test_a_missing_class_causes_no_requests_and_its_appearance_is_acted_on(
 ) -> None:
     start_operator(through=proxy)
     api.create(objects.pool(replicas=5))
-    message = pool_says(api, "Ready", "False", "RuntimeClassNotFound")
+    message = wait_for_pool_condition(api, "Ready", "False", "RuntimeClassNotFound")
     assert "'gvisor' does not exist" in message
     proxy.clear()
     time.sleep(2)
@@ -66,13 +66,13 @@ def test_a_missing_class_causes_no_requests_and_its_appearance_is_acted_on(
     gvisor_class(api)
     pool_status(api, warm=5)
     assert creates(proxy) == 5
-    assert "runsc" in pool_says(api, "RuntimeResolved", "True", "RuntimeClassFound")
+    assert "runsc" in wait_for_pool_condition(api, "RuntimeResolved", "True", "RuntimeClassFound")
 
 
 def test_a_pinned_handler_that_is_another_stops_creation(api: Api, operator: Operator) -> None:
     gvisor_class(api)
     api.create(objects.pool(expectedHandler="kata-fc"))
-    message = pool_says(api, "Ready", "False", "HandlerMismatch")
+    message = wait_for_pool_condition(api, "Ready", "False", "HandlerMismatch")
     assert "'runsc'" in message
     assert "'kata-fc'" in message
     assert api.list("Pod") == []
@@ -86,7 +86,7 @@ def test_a_class_that_is_made_again_replaces_warm_pods_and_leaves_claimed_ones(
     pool_status(api, warm=2, claimed=1)
     before = uids(api.list("Pod"))
     api.delete("RuntimeClass", "gvisor")
-    pool_says(api, "Ready", "False", "RuntimeClassNotFound")
+    wait_for_pool_condition(api, "Ready", "False", "RuntimeClassNotFound")
     assert uids(live_pods(api)) == before, "nothing is deleted while the class is missing"
     api.create(objects.runtime_class("gvisor", "runc"))
     eventually(
@@ -94,7 +94,7 @@ def test_a_class_that_is_made_again_replaces_warm_pods_and_leaves_claimed_ones(
         message="the warm pods are new ones",
         timeout=30,
     )
-    message = pool_says(api, "RuntimeResolved", "True", "RuntimeChanged")
+    message = wait_for_pool_condition(api, "RuntimeResolved", "True", "RuntimeChanged")
     assert "'runc'" in message
     # Events are posted behind everything else.
     (event,) = eventually(lambda: api.events_for(pool, reason="RuntimeChanged"))
@@ -120,7 +120,7 @@ def test_changing_the_pools_class_never_hands_out_the_former_one(
 
 def test_pods_keep_away_from_nodes_that_lack_the_handler(api: Api, operator: Operator) -> None:
     warm_pool(api, replicas=6)
-    message = pool_says(api, "NodesServing", "True", "SomeNodesNotServing")
+    message = wait_for_pool_condition(api, "NodesServing", "True", "SomeNodesNotServing")
     assert "plain-0, plain-1" in message
     status = api.get("SandboxPool", "pool")["status"]["runtime"]
     assert status["nodes"] == {
@@ -154,7 +154,7 @@ def test_one_scout_is_made_where_no_node_serves_and_the_pool_fills_when_one_does
 ) -> None:
     api.create(objects.runtime_class("kata", "kata-qemu"))
     api.create(objects.pool(runtime_class="kata", replicas=3))
-    message = pool_says(api, "Ready", "False", "NoNodeServes")
+    message = wait_for_pool_condition(api, "Ready", "False", "NoNodeServes")
     assert "'kata-qemu'" in message
     consistently(lambda: len(api.list("Pod")) == 1, message="one scout", seconds=2)
     nodes.set_handlers("plain-0", {"runc", "kata-qemu"})
@@ -168,8 +168,8 @@ def test_nodes_that_cannot_say_are_unknown_and_used(
     nodes.remove(*nodes.names())
     nodes.add(FakeNode("old-0", None, serves={"runc", "runsc"}))
     warm_pool(api, replicas=2)
-    pool_says(api, "NodesServing", "Unknown", "HandlersUnknown")
-    pool_says(api, "Ready", "True", "SandboxWarm")
+    wait_for_pool_condition(api, "NodesServing", "Unknown", "HandlersUnknown")
+    wait_for_pool_condition(api, "Ready", "True", "SandboxWarm")
 
 
 def test_warm_pods_of_a_cordoned_node_are_replaced_elsewhere(
@@ -221,7 +221,7 @@ def test_a_sandbox_that_cannot_be_created_is_reported_with_text_and_node(
     nodes.fail("runsc", text)
     gvisor_class(api)
     pool = api.create(objects.pool(startup={"timeoutSeconds": 3}))
-    message = pool_says(api, "Ready", "False", "RuntimeMisconfigured")
+    message = wait_for_pool_condition(api, "Ready", "False", "RuntimeMisconfigured")
     assert text in message
     assert "gvisor-" in message
     (issue,) = api.get("SandboxPool", "pool")["status"]["runtime"]["issues"]
@@ -250,14 +250,14 @@ def test_a_pool_scales_up_and_down(api: Api, operator: Operator) -> None:
     pool_status(api, warm=1, replicas=1)
     api.scale("SandboxPool", "pool", 0)
     pool_status(api, warm=0, replicas=0)
-    pool_says(api, "Ready", "True", "ScaledToZero")
+    wait_for_pool_condition(api, "Ready", "True", "ScaledToZero")
 
 
 def test_replicas_beyond_the_ceiling_are_clamped_and_reported(api: Api, operator: Operator) -> None:
     gvisor_class(api)
     api.create(objects.pool(replicas=5, maxSandboxes=3))
     pool_status(api, warm=3, target=3)
-    message = pool_says(api, "Warm", "False", "ClampedByMaxSandboxes")
+    message = wait_for_pool_condition(api, "Warm", "False", "ClampedByMaxSandboxes")
     assert "spec.maxSandboxes (3)" in message
     claim_pod(api)
     consistently(lambda: len(api.list("Pod")) <= 3, message="never above the ceiling")
@@ -286,11 +286,11 @@ def test_a_paused_pool_creates_and_deletes_nothing_but_serves_claims(
 ) -> None:
     warm_pool(api, replicas=3)
     api.patch_spec("SandboxPool", "pool", paused=True, replicas=1)
-    pool_says(api, "Warm", "True", "AtTarget")
+    wait_for_pool_condition(api, "Warm", "True", "AtTarget")
     consistently(lambda: len(api.list("Pod")) == 3, message="nothing is deleted")
     for number in range(3):
         claim_pod(api, f"claim-{number}")
-    pool_says(api, "Warm", "False", "Paused")
+    wait_for_pool_condition(api, "Warm", "False", "Paused")
     consistently(lambda: len(api.list("Pod")) == 3, message="nothing is created")
     api.patch_spec("SandboxPool", "pool", paused=False)
     pool_status(api, warm=1)
@@ -332,7 +332,7 @@ def test_a_rolling_update_replaces_warm_pods_and_keeps_the_stock_up(
         ]
         least = min(least, len(ready))
     assert least >= 3
-    pool_says(api, "UpToDate", "True", "AsExpected")
+    wait_for_pool_condition(api, "UpToDate", "True", "AsExpected")
     assert claimed in uids(live_pods(api))
 
 
@@ -342,7 +342,7 @@ def test_on_claim_keeps_outdated_pods_until_they_are_handed_out(
     warm_pool(api, replicas=2, update={"type": "OnClaim"})
     before = uids(api.list("Pod"))
     outdate(api)
-    pool_says(api, "UpToDate", "False", "WaitingForClaims")
+    wait_for_pool_condition(api, "UpToDate", "False", "WaitingForClaims")
     assert uids(live_pods(api)) == before
     assert claim_pod(api)["status"]["podUID"] in before
     pool_status(api, warm=2, outdated=1)
@@ -369,7 +369,7 @@ def test_a_template_with_an_unknown_field_is_reported_and_nothing_is_made(
     template = objects.pod_template()
     template["spec"]["containers"][0]["imagePullPolice"] = "Never"
     api.create(objects.pool(template=template))
-    message = pool_says(api, "TemplateAccepted", "False", "TemplateRejected")
+    message = wait_for_pool_condition(api, "TemplateAccepted", "False", "TemplateRejected")
     assert "imagePullPolice" in message
     time.sleep(2)
     assert creates(proxy) == 0
@@ -384,7 +384,9 @@ def test_a_template_with_an_unknown_field_is_reported_and_nothing_is_made(
 def test_a_template_of_a_wrong_type_is_reported(api: Api, operator: Operator) -> None:
     gvisor_class(api)
     api.create(objects.pool(template=objects.pod_template(nodeSelector="everywhere")))
-    assert "nodeSelector" in pool_says(api, "TemplateAccepted", "False", "TemplateRejected")
+    assert "nodeSelector" in wait_for_pool_condition(
+        api, "TemplateAccepted", "False", "TemplateRejected"
+    )
 
 
 def test_a_quota_holds_the_pool_without_a_storm(
@@ -401,10 +403,10 @@ def test_a_quota_holds_the_pool_without_a_storm(
     start_operator(through=proxy)
     gvisor_class(api)
     api.create(objects.pool(replicas=4))
-    message = pool_says(api, "Warm", "False", "QuotaExceeded")
+    message = wait_for_pool_condition(api, "Warm", "False", "QuotaExceeded")
     assert "exceeded quota: few" in message
-    pool_says(api, "Ready", "True", "SandboxWarm")
-    pool_says(api, "TemplateAccepted", "True", "TemplateAccepted")
+    wait_for_pool_condition(api, "Ready", "True", "SandboxWarm")
+    wait_for_pool_condition(api, "TemplateAccepted", "True", "TemplateAccepted")
     proxy.clear()
     time.sleep(4)
     assert creates(proxy) <= 4
@@ -419,7 +421,7 @@ def test_an_image_that_does_not_exist_is_reported_and_nothing_churns(
     gvisor_class(api)
     template = objects.pod_template("registry.example/nosuch:1")
     api.create(objects.pool(template=template, startup={"timeoutSeconds": 2}))
-    message = pool_says(api, "Ready", "False", "ImagePullFailed")
+    message = wait_for_pool_condition(api, "Ready", "False", "ImagePullFailed")
     assert "registry.example/nosuch:1" in message
     before = uids(api.list("Pod"))
     consistently(lambda: uids(api.list("Pod")) == before, seconds=4, message="no churn")
@@ -432,7 +434,7 @@ def test_pods_that_fail_are_replaced_ever_more_slowly(
     nodes.hang("runsc")
     gvisor_class(api)
     api.create(objects.pool(replicas=3, startup={"timeoutSeconds": 1}))
-    pool_says(api, "Warm", "False", "SandboxStartTimeout", timeout=30)
+    wait_for_pool_condition(api, "Warm", "False", "SandboxStartTimeout", timeout=30)
     proxy.clear()
     time.sleep(10)
     assert 1 <= creates(proxy) <= 5
@@ -445,7 +447,7 @@ def test_a_damaged_status_is_restored(api: Api, operator: Operator) -> None:
     warm_pool(api)
     api.patch_status("SandboxPool", "pool", {"warm": 77, "conditions": None, "runtime": None})
     pool_status(api, warm=2)
-    pool_says(api, "Ready", "True", "SandboxWarm")
+    wait_for_pool_condition(api, "Ready", "True", "SandboxWarm")
 
 
 def test_a_warm_pod_without_labels_leaves_the_pool_and_is_replaced(
@@ -519,6 +521,6 @@ def test_a_template_nested_as_deeply_as_the_api_server_takes_it_stops_no_other_p
     operator = start_operator()
     warm_pool(api, replicas=1)
     api.patch_spec("SandboxPool", "deep", replicas=2)
-    pool_says(api, "TemplateAccepted", "False", "TemplateRejected", name="deep")
+    wait_for_pool_condition(api, "TemplateAccepted", "False", "TemplateRejected", name="deep")
     claim_pod(api)
     assert operator.running

@@ -21,9 +21,9 @@ from support.sandboxes import (
     gvisor_class,
     live_pods,
     phase,
-    pool_says,
     pool_status,
-    runtime_says,
+    wait_for_pool_condition,
+    wait_for_runtime_condition,
     warm_pool,
 )
 
@@ -93,7 +93,7 @@ def test_a_node_whose_runtime_is_gone_is_quarantined_at_once_and_used_again_once
     )
     is_quarantined(operator, timeout=5)
 
-    seen = runtime_says(api, "Healthy", "False", "NodeQuarantined")
+    seen = wait_for_runtime_condition(api, "Healthy", "False", "NodeQuarantined")
     assert "gvisor-0" in seen["said"]
     assert seen["nodes"]["quarantined"] == 1
     (issue,) = seen["issues"]
@@ -106,17 +106,17 @@ def test_a_node_whose_runtime_is_gone_is_quarantined_at_once_and_used_again_once
         until=lambda used: used == GVISOR_NODES - {"gvisor-0"},
         message="all pods are on the other nodes",
     )
-    message = pool_says(api, "NodesServing", "True", "NodeQuarantined")
+    message = wait_for_pool_condition(api, "NodesServing", "True", "NodeQuarantined")
     assert "gvisor-0" in message
     assert "ShimMissing" in message
-    pool_says(api, "Ready", "True", "SandboxWarm")
+    wait_for_pool_condition(api, "Ready", "True", "SandboxWarm")
     (event,) = eventually(lambda: api.events_for(broken, "NodeQuarantined"))
     assert "ShimMissing" in event["message"]
 
     nodes.heal("runsc")
     is_quarantined(operator, count=0, timeout=30)
     eventually(lambda: api.events_for(broken, "QuarantineLifted"), message="an event says it")
-    runtime_says(api, "Healthy", "True", "AsExpected")
+    wait_for_runtime_condition(api, "Healthy", "True", "AsExpected")
     api.scale("SandboxPool", "pool", 9)
     pool_status(api, warm=9)
     assert "gvisor-0" in nodes_of(live_pods(api))
@@ -130,7 +130,7 @@ def test_a_text_that_proves_nothing_counts_when_the_probe_meets_it(
     api.scale("SandboxPool", "pool", 2)
     is_failing(api, "RuntimeMisconfigured", 1)
     is_quarantined(operator, timeout=FAILING_SECONDS + 7)
-    pool_says(api, "NodesServing", "False", "RuntimeMisconfigured")
+    wait_for_pool_condition(api, "NodesServing", "False", "RuntimeMisconfigured")
     nodes.heal("runsc")
     is_quarantined(operator, count=0, timeout=30)
     api.scale("SandboxPool", "pool", 4)
@@ -145,7 +145,7 @@ def test_a_network_that_fails_never_speaks_against_a_runtime(
     api.scale("SandboxPool", "pool", 5)
     is_failing(api, "PodNetworkFailed", 4)
     consistently(lambda: quarantined(operator) == 0, seconds=3, message="it is not the runtime")
-    assert "calico" in pool_says(api, "Warm", "False", "PodNetworkFailed")
+    assert "calico" in wait_for_pool_condition(api, "Warm", "False", "PodNetworkFailed")
     assert api.get("SandboxRuntime", "gvisor")["status"]["issues"] == []
 
 
@@ -220,7 +220,7 @@ def test_a_template_that_fails_everywhere_takes_no_fleet_with_it(
     # Twice its nine, and then one at a time, ever more slowly.
     assert 9 <= len(made) <= 24
     assert len(gone) <= len(made)
-    pool_says(api, "Warm", "False", "RuntimeMisconfigured", name="bad")
+    wait_for_pool_condition(api, "Warm", "False", "RuntimeMisconfigured", name="bad")
     pool_status(api, name="good", warm=3)
 
 
@@ -319,7 +319,7 @@ def test_heartbeats_and_handlers_in_another_order_cause_no_work(
     api: Api, operator: Operator, nodes: FakeNodes
 ) -> None:
     warm_pool(api, replicas=2)
-    runtime_says(api, "Healthy", "True", "AsExpected")
+    wait_for_runtime_condition(api, "Healthy", "True", "AsExpected")
 
     def work() -> dict[str, float]:
         queues = ("pools", "claims", "runtimes")
@@ -366,7 +366,7 @@ def test_another_overhead_makes_warm_sandboxes_outdated(api: Api, operator: Oper
     fresh = [p for p in live_pods(api) if p["metadata"]["uid"] != claimed]
     assert [p["spec"]["overhead"] for p in fresh] == [{"memory": "64Mi"}] * 2
     pool_status(api, warm=2, outdated=0)
-    pool_says(api, "UpToDate", "True", "AsExpected")
+    wait_for_pool_condition(api, "UpToDate", "True", "AsExpected")
 
 
 def test_a_label_that_a_node_loses_makes_it_ineligible_and_leaves_its_sandboxes(
@@ -377,7 +377,7 @@ def test_a_label_that_a_node_loses_makes_it_ineligible_and_leaves_its_sandboxes(
         nodes.set_labels(name, label)
     api.create(objects.runtime_class(scheduling={"nodeSelector": label}))
     warm_pool(api, replicas=3, template=objects.large_template())
-    pool_says(api, "NodesServing", "True", "HandlerServed")
+    wait_for_pool_condition(api, "NodesServing", "True", "HandlerServed")
     assert nodes_of(live_pods(api)) == GVISOR_NODES
     before = uids(live_pods(api))
     nodes.set_labels("gvisor-0", {})
@@ -399,15 +399,15 @@ def test_a_label_that_tells_serving_nodes_apart_is_named_and_does_what_was_promi
     for name in nodes.names():
         nodes.set_labels(name, {"example.com/zone": "a", **(label if "gvisor" in name else {})})
     warm_pool(api, replicas=2)
-    message = pool_says(api, "NodesServing", "True", "SomeNodesNotServing")
+    message = wait_for_pool_condition(api, "NodesServing", "True", "SomeNodesNotServing")
     assert "example.com/gvisor: 'installed'" in message
     assert "scheduling.nodeSelector" in message
-    seen = runtime_says(api, "Ready", "True", "SomeNodesNotServing")
+    seen = wait_for_runtime_condition(api, "Ready", "True", "SomeNodesNotServing")
     assert seen["advice"] == {"nodeSelector": label}
 
     api.patch("RuntimeClass", "gvisor", {"scheduling": {"nodeSelector": label}})
-    pool_says(api, "NodesServing", "True", "HandlerServed")
-    seen = runtime_says(api, "Ready", "True", "HandlerServed")
+    wait_for_pool_condition(api, "NodesServing", "True", "HandlerServed")
+    seen = wait_for_runtime_condition(api, "Ready", "True", "HandlerServed")
     assert "advice" not in seen
     assert seen["servingOfEligible"] == "3/3"
 
@@ -453,7 +453,7 @@ def test_a_sandboxruntime_comes_and_goes_with_its_class_and_the_pools_that_name_
     claim = claim_pod(api)
     pool_status(api, warm=1, claimed=1)
     api.delete("RuntimeClass", "gvisor")
-    missing = runtime_says(api, "Ready", "False", "RuntimeClassNotFound")
+    missing = wait_for_runtime_condition(api, "Ready", "False", "RuntimeClassNotFound")
     assert missing["exists"] is False
     assert missing["handler"] == "runsc"
     assert "/pool" in missing["said"]
@@ -508,11 +508,11 @@ def test_no_claim_is_ever_given_a_sandbox_of_another_class(
             phase(api, "Bound", name)
 
         api.delete("RuntimeClass", "gvisor")
-        pool_says(api, "Ready", "False", "RuntimeClassNotFound", name="safe")
+        wait_for_pool_condition(api, "Ready", "False", "RuntimeClassNotFound", name="safe")
         waiting += [claim("safe"), claim("safe", onEmpty="Create")]
         phase(api, "Bound", claim("fast"))
         api.create(objects.runtime_class("gvisor", "runc"))
-        pool_says(api, "Ready", "False", "HandlerMismatch", name="safe")
+        wait_for_pool_condition(api, "Ready", "False", "HandlerMismatch", name="safe")
         waiting += [claim("safe"), claim("safe", onEmpty="Create")]
         phase(api, "Bound", claim("fast"))
         consistently(

@@ -151,7 +151,7 @@ def test_pods_land_where_kube_scheduler_lets_them_and_on_no_node_that_is_kept_ou
     assert CASES * 0.1 < sum(theirs) < CASES * 0.9, "both answers are common"
 
 
-def test_what_admission_answers_with_says_the_same_as_kube_scheduler() -> None:
+def test_the_admitted_pod_is_judged_as_kube_scheduler_judges_it() -> None:
     """But for our own labels, which are no limit of the pool's."""
     dice = Dice(8)
     questions, ours = [], []

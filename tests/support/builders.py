@@ -15,6 +15,7 @@ from sandboxpool.api.core import Node, Pod, Taint, Toleration
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
 from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxPoolSpec
+from sandboxpool.api.v1alpha1.pool import DEFAULT_CONFIG_PATH
 from sandboxpool.cluster.pool import Pool, revision_of
 from sandboxpool.cluster.pools import parse
 from sandboxpool.cluster.sandbox_state import SandboxState
@@ -36,7 +37,7 @@ POOL_UID = "pool-uid"
 CLASS_UID = "class-uid"
 NAMESPACE = "default"
 TEMPLATE: Object = {"spec": {"containers": [{"name": "main", "image": "registry.example/a:1"}]}}
-REVISION = revision_of(TEMPLATE)
+REVISION = revision_of(TEMPLATE, config_path=DEFAULT_CONFIG_PATH)
 
 
 # --- Nodes and classes ---------------------------------------------------------------------------

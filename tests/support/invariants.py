@@ -60,7 +60,7 @@ def violations(seen: Snapshot) -> list[str]:
     ]
 
 
-def unsettled(seen: Snapshot) -> list[str]:
+def not_converged(seen: Snapshot) -> list[str]:
     """What is yet to happen, or will never: a sentence each; nothing once all is quiet."""
     claims = {claim["metadata"]["uid"]: claim for claim in seen.claims}
     pools = {pool["metadata"]["uid"]: pool for pool in seen.pools}
@@ -77,7 +77,7 @@ def unsettled(seen: Snapshot) -> list[str]:
         if not claim_uids(pod) and pool_uid not in pools:
             found.append(f"pod {full_name(pod)} belongs to a pool that is gone")
     for uid, pool in pools.items():
-        found += _unsettled_pool(pool, pods[uid])
+        found += _pool_not_converged(pool, pods[uid])
     for claim in seen.claims:
         place = claim["metadata"]["namespace"], claim["spec"]["poolName"]
         pool_of = [p for p in seen.pools if _place(p) == place]
@@ -89,7 +89,7 @@ def unsettled(seen: Snapshot) -> list[str]:
     return found
 
 
-def _unsettled_pool(pool: Object, pods: list[Object]) -> list[str]:
+def _pool_not_converged(pool: Object, pods: list[Object]) -> list[str]:
     status = pool.get("status", {})
     stock = [pod for pod in pods if not claim_uids(pod)]
     ended = sum(bool(claim_uids(p)) and _has_ended(p) for p in pods)
@@ -119,6 +119,7 @@ NOT_IN_LINE = frozenset(
         "RuntimeClassMismatch",
         "IsolationProofMismatch",
         "MetadataNotAllowed",
+        "ConfigNotMounted",
         "PoolNotFound",
     }
 )

@@ -38,7 +38,7 @@ def pool_status(api: Api, *, name: str = "pool", timeout: float = 20.0, **counts
     )
 
 
-def pool_says(
+def wait_for_pool_condition(
     api: Api, type_: str, status: str, reason: str, *, name: str = "pool", timeout: float = 20.0
 ) -> str:
     """Waits until a pool's condition has this status and reason; returns its message."""
@@ -61,7 +61,7 @@ def _missed(api: Api, name: str) -> Object:
     return {"missed": [(c["type"], c["status"], c["reason"], c["message"]) for c in conditions]}
 
 
-def runtime_says(
+def wait_for_runtime_condition(
     api: Api, type_: str, status: str, reason: str, *, name: str = "gvisor", timeout: float = 20.0
 ) -> Object:
     """Waits until the condition of a SandboxRuntime has this status and reason; returns all of it.

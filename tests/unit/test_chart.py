@@ -222,7 +222,7 @@ def test_whoever_may_look_sees_all_three_kinds(render: Render) -> None:
     }
 
 
-def test_a_standby_is_there_before_a_leader_goes(render: Render) -> None:
+def test_a_new_replica_is_ready_before_the_leader_terminates(render: Render) -> None:
     manifests = render()
     spec = only(manifests, "Deployment")["spec"]
     assert spec["replicas"] == 2
@@ -688,7 +688,7 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    ("setting", "in_message"),
     [
         ("replicas=two", "replicas"),
         ("admission.enabled=maybe", "enabled"),
@@ -713,10 +713,10 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
         ("resource.limits=1", "resource"),
     ],
 )
-def test_wrong_values_are_refused(helm: Helm, setting: str, says: str) -> None:
+def test_wrong_values_are_refused(helm: Helm, setting: str, in_message: str) -> None:
     answer = helm("template", RELEASE, str(CHART), "--set", setting)
     assert answer.returncode != 0
-    assert says in answer.stderr
+    assert in_message in answer.stderr
     assert "schema" in answer.stderr
 
 

@@ -80,10 +80,10 @@ class Parts:
     def __init__(self) -> None:
         self.told: Counter[str] = Counter()
         self.events: list[tuple[str, str, str, str]] = []
-        self.stirred: set[tuple[str, str]] = set()
+        self.marked_dirty: set[tuple[str, str]] = set()
 
     def mark_dirty(self, pool_uid: str, pod_uid: str) -> None:
-        self.stirred.add((pool_uid, pod_uid))
+        self.marked_dirty.add((pool_uid, pod_uid))
 
     def observe_pod(self, pool_uid: str, _old: Pod | None, new: Pod | None) -> None:
         self.told[f"{pool_uid}: {'gone' if new is None else 'pod'}"] += 1
@@ -236,7 +236,7 @@ class World:
         self.claims[new.key] = new
         self.router.claim_changed(old, new)
 
-    def says(self, pod_uid: str, message: str = NO_SHIM) -> None:
+    def post_event(self, pod_uid: str, message: str = NO_SHIM) -> None:
         about = next((p for p in self.pods.values() if p.metadata.uid == pod_uid), pod("unknown"))
         where = about.metadata.namespace
         event = Event(
@@ -362,7 +362,7 @@ def test_the_pods_of_a_node_are_candidates_only_if_the_node_is_usable(world: Wor
     assert (world.free("a-uid"), world.free("b-uid")) == (1, 1)
     world.put_node("node-a", version=2, unschedulable=True)
     assert (world.free("a-uid"), world.free("b-uid")) == (0, 1)
-    assert world.parts.stirred == {("a-uid", "pod-a-uid")}
+    assert world.parts.marked_dirty == {("a-uid", "pod-a-uid")}
     world.put_node("node-a", version=3)
     assert world.free("a-uid") == 1
 
@@ -375,7 +375,7 @@ def test_a_deleted_node_removes_its_candidates(world: World) -> None:
 
 def test_a_node_that_is_observed_after_its_pods_has_them_evaluated(world: World) -> None:
     world.put_pod("early", pool_uid="a-uid", node="late", ready=False)
-    world.says("early-uid")
+    world.post_event("early-uid")
     assert not world.cluster.hints.next_probes(NOW)
     world.put_node("late")
     assert world.cluster.hints.next_probes(NOW) == [("late", "runsc")]
@@ -427,9 +427,9 @@ def test_a_changed_pod_enqueues_its_pool_and_its_claim(world: World) -> None:
     world.take()
     world.put_pod("pod-a", pool_uid="a-uid", node="node-a", version=3, claim="claim")
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
-    world.parts.stirred.clear()
+    world.parts.marked_dirty.clear()
     world.remove_pod("pod-a")
-    assert world.parts.stirred == {("a-uid", "pod-a-uid")}
+    assert world.parts.marked_dirty == {("a-uid", "pod-a-uid")}
     assert world.parts.told == {"a-uid: gone": 1, "pod-a gone": 1}
     assert world.take() == {"pools": ["a"], "claims": ["claim"]}
 
@@ -445,7 +445,7 @@ def test_a_pod_that_names_a_pool_of_another_namespace_enqueues_nothing(world: Wo
 
 
 def test_a_deleted_pod_is_forgotten_everywhere(world: World) -> None:
-    world.says("pod-a-uid", "a word")
+    world.post_event("pod-a-uid", "a text")
     known = world.pods["pod-a"]
     assert world.cluster.events.get(known) is not None
     world.remove_pod("pod-a")
@@ -502,13 +502,13 @@ def test_a_sandbox_that_sees_the_nodes_kernel_requests_a_probe_and_changes_nothi
 def test_an_event_of_the_kubelet_enqueues_the_pool_of_its_pod_once(world: World) -> None:
     world.put_pod("stuck", pool_uid="a-uid", node="empty", ready=False)
     world.take()
-    world.parts.stirred.clear()
-    world.says("stuck-uid", "something strange")
+    world.parts.marked_dirty.clear()
+    world.post_event("stuck-uid", "something strange")
     assert world.take() == {"pools": ["a"]}
-    assert world.parts.stirred == {("a-uid", "stuck-uid")}
-    world.says("stuck-uid", "something strange")
+    assert world.parts.marked_dirty == {("a-uid", "stuck-uid")}
+    world.post_event("stuck-uid", "something strange")
     assert world.take() == {}
-    world.says("of a pod that is not ours")
+    world.post_event("of a pod that is not ours")
     world.router.sandbox_event(Event(Metadata(name="e", uid="e", resourceVersion="1")), None)
     assert world.take() == {}
 
@@ -520,13 +520,13 @@ def test_a_quarantine_enqueues_the_handlers_pools_and_the_pods_of_the_node(
         world.cluster.nodes.verdict(handler, NodeConstraints(), proof_wanted=False)
     world.put_pod("stuck", pool_uid="a-uid", node="node-b", ready=False)
     world.take()
-    world.parts.stirred.clear()
-    world.says("stuck-uid")
+    world.parts.marked_dirty.clear()
+    world.post_event("stuck-uid")
     assert world.parts.told == {"prober woken": 1}, "a sandbox's failure orders a probe"
     assert not world.cluster.quarantines.is_open("node-b", "runsc")
     world.take()
     world.probe("node-b", works=False)
-    assert world.parts.stirred == {("a-uid", "stuck-uid"), ("b-uid", "pod-b-uid")}
+    assert world.parts.marked_dirty == {("a-uid", "stuck-uid"), ("b-uid", "pod-b-uid")}
     assert world.parts.told["breaker runsc open"] == 1
     assert world.take() == {"pools": ["a", "b"], "runtimes": ["gvisor"], "nodes": ["node-b"]}
     assert (world.free("a-uid"), world.free("b-uid"), world.free("k-uid")) == (1, 0, 1)
@@ -571,7 +571,7 @@ def test_a_changed_pool_status_enqueues_the_pool_and_its_class(world: World) -> 
     world.put_claim("waiting", pool="a")
     world.take()
     world.pools.observe(pool_body("a", uid="a-uid", version=2, status={"warm": 1}))
-    assert not world.parts.told, "what we write ourselves offers nothing new"
+    assert not world.parts.told, "the operator's own writes cause nothing new"
     assert world.take() == {"pools": ["a"], "runtimes": ["gvisor"]}
 
 
@@ -744,7 +744,7 @@ class Anything(World):
         self.put_node(name, version=self.next(), **given)
 
     def a_word(self, name: str) -> None:
-        self.says(f"{name}-uid")
+        self.post_event(f"{name}-uid")
 
     def a_probe(self, name: str, handler: str, isolation: Isolation | None) -> None:
         at = self.cluster.nodes.get(name)
@@ -808,7 +808,7 @@ class Anything(World):
 
 
 a_class = st.sampled_from(sorted(CLASSES))
-a_pod_comes_or_goes = st.tuples(
+a_pod_is_added_or_deleted = st.tuples(
     st.just("a_pod"),
     st.sampled_from([f"new-{i}" for i in range(5)]),
     st.sampled_from(POOLS),
@@ -829,9 +829,9 @@ happenings = st.one_of(
         st.sampled_from([None, "runsc", "runc"]),
         st.sampled_from(["None", "PerNode"]),
     ),
-    a_pod_comes_or_goes,
-    a_pod_comes_or_goes,
-    a_pod_comes_or_goes,
+    a_pod_is_added_or_deleted,
+    a_pod_is_added_or_deleted,
+    a_pod_is_added_or_deleted,
     st.tuples(
         st.just("a_node"),
         st.sampled_from(NODES),

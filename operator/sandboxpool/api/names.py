@@ -24,6 +24,9 @@ LABEL_CLAIM_UID = f"{GROUP}/claim-uid"
 ANNOTATION_RUNTIME_UID = f"{GROUP}/runtime-class-uid"
 ANNOTATION_HANDLER = f"{GROUP}/handler"
 ANNOTATION_SOURCE = f"{GROUP}/source"
+# The configuration of the pod's claim, and the directory in which its containers find it.
+ANNOTATION_CONFIG = f"{GROUP}/config"
+ANNOTATION_CONFIG_PATH = f"{GROUP}/config-path"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 

@@ -126,6 +126,7 @@ class Reason(StrEnum):
     RUNTIME_CLASS_MISMATCH = "RuntimeClassMismatch"
     ISOLATION_PROOF_MISMATCH = "IsolationProofMismatch"
     METADATA_NOT_ALLOWED = "MetadataNotAllowed"
+    CONFIG_NOT_MOUNTED = "ConfigNotMounted"
     NO_WARM_SANDBOX = "NoWarmSandbox"
     MAX_SANDBOXES_REACHED = "MaxSandboxesReached"
     MAX_STARTING_REACHED = "MaxStartingReached"

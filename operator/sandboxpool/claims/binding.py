@@ -26,6 +26,10 @@ ATTEMPTS_PER_POD = 2
 MAX_PODS = 16
 
 
+class ConfigNotMountedError(Exception):
+    """The reserved pod has no volume for the claim's configuration."""
+
+
 class BindingObserver(Protocol):
     """Observes bindings, for metrics."""
 
@@ -67,6 +71,7 @@ class Binder:
         Raises:
             ApiError: the API server refuses the binding or fails.
             KubeError: every pod that was tried had changed.
+            ConfigNotMountedError: the claim has a configuration that the pod would never show.
         """
         attempt.binding_in_flight = True
         try:
@@ -121,6 +126,8 @@ class Binder:
                 break
             if not self._attempts.is_pending(claim):
                 break
+            if decide.lacks_config_volume(claim, known):
+                raise ConfigNotMountedError
             version = known.metadata.resourceVersion
             seen = replace(candidate, version=version)
             pod, failure = await self._requests.bind_pod(claim, seen, known)

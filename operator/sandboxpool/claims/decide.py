@@ -34,6 +34,8 @@ from sandboxpool.sandboxes.template import ClaimRef
 
 DEFAULT_TTL_AFTER_FINISHED_SECONDS = 3600
 
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
 # The proofs that a claim may assert, by the proof that its pool requires.
 _ASSERTABLE: dict[IsolationProof, tuple[AssertedProof, ...]] = {
     IsolationProof.NONE: (),
@@ -58,6 +60,13 @@ def refusal_for(claim: SandboxClaim, spec: SandboxPoolSpec) -> Refusal | None:
             f"spec.isolationProof asserts at least {proof.value!r}, but pool "
             f"{claim.spec.poolName!r} has {spec.isolation_proof.value!r}: name a pool that "
             "requires as much proof in spec.poolName, or assert less",
+        )
+    if claim.spec.config and not spec.claims.config_path:
+        return Refusal(
+            Reason.CONFIG_NOT_MOUNTED,
+            f"spec.config is set, but the sandboxes of pool {claim.spec.poolName!r} have no place "
+            "for it: remove it, name another pool in spec.poolName, or have the pool's owner set "
+            "spec.claims.configPath",
         )
     allowed = spec.claims.allowed_metadata_prefixes
     for field in ("labels", "annotations"):
@@ -87,6 +96,17 @@ def reference(claim: SandboxClaim) -> ClaimRef:
         uid=claim.uid,
         labels=tuple(sorted(claim.spec.metadata.labels.items())),
         annotations=tuple(sorted(claim.spec.metadata.annotations.items())),
+        config=_encode(claim.spec.config).decode() if claim.spec.config else "",
+    )
+
+
+def lacks_config_volume(claim: SandboxClaim, pod: Pod) -> bool:
+    """Whether the claim has a configuration that this pod would never show.
+
+    Such a pod was made while the pool's `configPath` was empty, or before there was one.
+    """
+    return bool(claim.spec.config) and not pod.metadata.annotations.get(
+        names.ANNOTATION_CONFIG_PATH
     )
 
 

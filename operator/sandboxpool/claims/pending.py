@@ -14,7 +14,7 @@ from sandboxpool.api.v1alpha1 import ClaimPhase, ClaimSource, OnEmpty, SandboxCl
 from sandboxpool.claims import decide
 from sandboxpool.claims.api_reader import ApiReader
 from sandboxpool.claims.attempt import Attempt, Attempts
-from sandboxpool.claims.binding import Binder
+from sandboxpool.claims.binding import Binder, ConfigNotMountedError
 from sandboxpool.claims.requests import ClaimRequests, about
 from sandboxpool.claims.status_writer import ClaimStatusWriter
 from sandboxpool.cluster.cache import ClusterCache
@@ -33,6 +33,9 @@ MAX_REFUSALS_WITH_POD = 1
 STALE_CACHE_RECHECK_SECONDS = 1.0
 # A claim for which there may be a second pod is requeued after this many seconds.
 DUPLICATE_RECHECK_SECONDS = 2.0
+# A claim with a configuration, for which the next warm pod has no volume, is requeued
+# after this many seconds.
+CONFIG_RECHECK_SECONDS = 2.0
 # The longest interval between two reconciliations of a claim with onEmpty Create.
 COLD_RECHECK_SECONDS = 30.0
 STARTING_COLD_MESSAGE = "the pool has no warm sandbox: one is being started for this claim"
@@ -129,6 +132,8 @@ class PendingReconciler:
                 bound = await self._binder.bind(claim, attempt, pool, candidate)
             except ApiError as error:
                 return await self._back_off(claim, attempt, error)
+            except ConfigNotMountedError:
+                return await self._await_config_volume(claim, pool, left)
             if bound or not self._attempts.is_pending(claim):
                 return None
             if self._pools.get(pool.key) is not pool:
@@ -183,6 +188,23 @@ class PendingReconciler:
         )
         return min(left, delay)
 
+    async def _await_config_volume(
+        self, claim: SandboxClaim, pool: Pool, left: float
+    ) -> float | None:
+        """Give the pod back, and wait until the pool has replaced it by one with the volume."""
+        self._candidate_tracker.cancel_claim(claim.uid)
+        message = (
+            f"spec.config is set, but the warm sandbox that is next in pool {pool.name!r} was made "
+            "without the volume for it; the pool replaces it, with update.type OnClaim only once "
+            "another claim has taken it"
+        )
+        if left <= 0:
+            message = f"{_not_bound_in_time(claim)}: {message}"
+            await self._status_writer.finish(claim, ClaimPhase.FAILED, Reason.BIND_TIMEOUT, message)
+            return None
+        await self._status_writer.set_pending(claim, Reason.CONFIG_NOT_MOUNTED, message)
+        return min(left, CONFIG_RECHECK_SECONDS)
+
     async def _time_out(self, claim: SandboxClaim, pool: Pool | None) -> float | None:
         if pool is None or pool.deleting or pool.spec is None:
             # The cache may be stale.
@@ -199,6 +221,9 @@ class PendingReconciler:
                 if not await self._api_reader.confirms_no_warm(pool, self._allocator.is_allocated):
                     # A cache is stale: there may be a warm sandbox, or the pool has changed.
                     return min(left, STALE_CACHE_RECHECK_SECONDS)
+                if not self._attempts.is_pending(claim):
+                    # Nothing would cancel what is reserved for a claim that is gone.
+                    return None
                 if self._allocator.allocate(pool.uid, claim.uid) is not None:
                     return 0.0
                 await self._status_writer.finish(
@@ -241,7 +266,7 @@ class PendingReconciler:
         return min(left, COLD_RECHECK_SECONDS)
 
     def _why_waiting(self, claim: SandboxClaim, pool: Pool | None) -> str:
-        waited = f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
+        waited = _not_bound_in_time(claim)
         if pool is None or pool.deleting:
             return f"SandboxPool {claim.spec.poolName!r} does not exist in this namespace"
         if pool.spec is None:
@@ -335,6 +360,10 @@ class PendingReconciler:
     async def _is_pool_current(self, pool: Pool | None) -> bool:
         """Whether the caches of the pool and its class are current; True if there is no pool."""
         return pool is None or await self._api_reader.is_pool_current(pool)
+
+
+def _not_bound_in_time(claim: SandboxClaim) -> str:
+    return f"not bound within spec.bindTimeoutSeconds ({claim.spec.bindTimeoutSeconds} s)"
 
 
 def _refused_message(attempt: Attempt) -> str:

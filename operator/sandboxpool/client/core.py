@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, TypedDict
 
-from sandboxpool.client import binding, claims, secrets
+from sandboxpool.client import binding, claims, secrets, visible
 from sandboxpool.client.api import Api
 from sandboxpool.client.commands import Target
 
@@ -25,6 +25,9 @@ class ClaimOptions(TypedDict, total=False):
         isolation_proof: An assertion: the claim fails where the pool wants less proof.
         config: Text by file name, which the sandbox finds in its configuration directory. It is no
             place for secrets: whoever may read pods reads it.
+        wait_for_config: Return only when the sandbox sees its configuration, and raise
+            ConfigNotVisible if that takes longer than 30 seconds. The kubelet brings it a moment
+            after the binding. The image needs `cat`.
         secrets: Contents by file name, written into a memory volume of the sandbox.
         secrets_path: The directory for them; the one memory volume of the container if unset.
         pod_labels: Labels for the pod, as far as the pool allows them.
@@ -43,6 +46,7 @@ class ClaimOptions(TypedDict, total=False):
     runtime_class: str | None
     isolation_proof: IsolationProof | None
     config: Mapping[str, str] | None
+    wait_for_config: bool
     secrets: Mapping[str, bytes | str] | None
     secrets_path: str | None
     pod_labels: Mapping[str, str] | None
@@ -117,5 +121,7 @@ async def claim_many(
 
 
 async def _prepare(target: Target, options: ClaimOptions) -> None:
+    if options.get("wait_for_config"):
+        await visible.wait(target)
     if values := options.get("secrets"):
         await secrets.write(target, values, options.get("secrets_path"))

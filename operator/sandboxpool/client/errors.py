@@ -175,6 +175,10 @@ class SecretsUnsupported(SandboxError):
     """The sandbox has no memory volume for secrets."""
 
 
+class ConfigNotVisible(SandboxError):
+    """The sandbox does not show the claim's configuration."""
+
+
 class ForwardError(SandboxError):
     """A port of the sandbox cannot be reached."""
 
@@ -188,6 +192,7 @@ _OF_CLAIMS: dict[str, type[ClaimError]] = {
     Reason.RUNTIME_CLASS_MISMATCH: RuntimeMismatch,
     Reason.ISOLATION_PROOF_MISMATCH: RuntimeMismatch,
     Reason.METADATA_NOT_ALLOWED: ClaimRefused,
+    Reason.CONFIG_NOT_MOUNTED: ClaimRefused,
 }
 
 

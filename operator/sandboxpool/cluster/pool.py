@@ -54,10 +54,15 @@ class Pool:
         return self.spec.isolation_proof if self.spec is not None else IsolationProof.PER_NODE
 
     @property
+    def config_path(self) -> str:
+        """Where the sandboxes find the configuration of their claim; empty for nowhere."""
+        return self.spec.claims.config_path if self.spec is not None else ""
+
+    @property
     def revision(self) -> str:
         """Short hash of the pod template: pods of another revision are outdated."""
         per_sandbox = self.proof is IsolationProof.PER_SANDBOX
-        return revision_of(self.template, per_sandbox=per_sandbox)
+        return revision_of(self.template, per_sandbox=per_sandbox, config_path=self.config_path)
 
     @property
     def conditions(self) -> list[Condition]:
@@ -77,7 +82,16 @@ class Pool:
         )
 
 
-def revision_of(template: Mapping[str, Any], *, per_sandbox: bool = False) -> str:
-    """Hash a template, and whether a probe container is added; the order of keys is ignored."""
+def revision_of(
+    template: Mapping[str, Any], *, per_sandbox: bool = False, config_path: str = ""
+) -> str:
+    """Hash a template and what is added to it; the order of keys is ignored.
+
+    Args:
+        template: the pod template.
+        per_sandbox: whether a probe container is added.
+        config_path: where the volume with the claim's configuration is mounted; empty for nowhere.
+    """
     probe = b"+probe" if per_sandbox else b""
-    return hashlib.sha256(_encode(template) + probe).hexdigest()[:10]
+    config = f"+config:{config_path}".encode() if config_path else b""
+    return hashlib.sha256(_encode(template) + probe + config).hexdigest()[:10]

@@ -90,7 +90,7 @@ def decide(given: PoolInput) -> PoolPlan:
         # So do those of failed pods that are kept until their events are read.
         creation = creation.after_failures(len(unexplained), Reason.POD_FAILED)
     create, blocked_by = creation.stock, creation.blocked_by
-    if creation.only_ceiling_blocks and 0 < missing <= len(stalled) and not create:
+    if creation.only_ceiling_blocks and 0 < missing - create <= len(stalled):
         # At the limit a stalled pod is deleted before its replacement is created.
         deletions.append(replacement_deletion(stalled[0], stock))
     return PoolPlan(
@@ -252,7 +252,7 @@ class _Creation:
     blocked_by: Reason | None = None
     cold: int = 0
     cold_blocked_by: Reason | None = None
-    # One more pod of the stock could start if `maxSandboxes` allowed it.
+    # One more pod of the stock could be created now if `maxSandboxes` allowed it.
     only_ceiling_blocks: bool = False
 
     def after_failures(self, count: int, reason: Reason) -> "_Creation":
@@ -324,12 +324,13 @@ def _creatable(
         cold_blocked_by = blocked_by or Reason.MAX_STARTING_REACHED
         if room < demand and given.verdict.has_candidate_nodes:
             cold_blocked_by = Reason.MAX_SANDBOXES_REACHED
+    create = max(0, min(missing, room - cold, slots - cold))
     return _Creation(
-        max(0, min(missing, room - cold, slots - cold)),
+        create,
         blocked_by,
         cold,
         cold_blocked_by,
-        blocked_by is Reason.CLAMPED_BY_MAX_SANDBOXES and slots > cold,
+        blocked_by is Reason.CLAMPED_BY_MAX_SANDBOXES and slots > cold + create,
     )
 
 

@@ -300,7 +300,7 @@ def _stranded(member: Member, given: PoolInput) -> Deletion | None:
 
 
 def relocation_reason(member: Member) -> tuple[Reason, str]:
-    """Why a member is moved off its node."""
+    """Why a member is to leave its node."""
     if member.node is not None and not member.node.schedulable:
         return (
             Reason.SANDBOX_REPLACED,

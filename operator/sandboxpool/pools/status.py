@@ -54,7 +54,7 @@ def pool_status(
     strangers = sum(1 for _ in unfit)
     counts[SandboxState.WARM] -= strangers
     counts[SandboxState.STRANDED] += strangers
-    superseded = members.where(
+    to_replace = members.where(
         lambda m: m.unclaimed and (outdated(m, given) or of_other_runtime(m, given))
     )
     starting_issues = startup_issues(members, _former_issues(pool), given.now)
@@ -75,7 +75,7 @@ def pool_status(
         unready=counts[SandboxState.UNREADY],
         stranded=counts[SandboxState.STRANDED],
         failed=counts[SandboxState.FAILED],
-        outdated=sum(1 for _ in superseded),
+        outdated=sum(1 for _ in to_replace),
         claimed=counts[SandboxState.CLAIMED] + counts[SandboxState.COLD],
         ended=counts[SandboxState.ENDED],
         stopping=counts[SandboxState.STOPPING],

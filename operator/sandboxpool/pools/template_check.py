@@ -36,6 +36,7 @@ from sandboxpool.runtimes.node_constraints import admitted_node_constraints
 from sandboxpool.runtimes.probe import ProbeImage
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.config_volume import config_conflict
 from sandboxpool.sandboxes.template import build_pod, pod_name
 from sandboxpool.util.backoff import delay_after, spread
 
@@ -181,6 +182,12 @@ class TemplateChecker:
                 TemplateState.NOT_CHECKED,
                 Reason.TEMPLATE_NOT_CHECKED,
                 "the template is checked once its RuntimeClass exists",
+            )
+        template = pool.template.get("spec")
+        if pool.config_path and (conflict := config_conflict(template, pool.config_path)):
+            self.forget(pool.uid)
+            return TemplateCheckResult(
+                TemplateState.REJECTED, Reason.TEMPLATE_REJECTED, truncate(conflict)
             )
         checked = pool.revision, runtime
         check = self._checks.get(pool.uid)

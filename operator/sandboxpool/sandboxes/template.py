@@ -14,6 +14,7 @@ from sandboxpool.runtimes.node_constraints import wants_user_namespace
 from sandboxpool.runtimes.probe import ProbeImage, sandbox_probe_container
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.runtimes.verdict import Verdict
+from sandboxpool.sandboxes.config_volume import add_config_volume
 
 # Untrusted code gets no service account token and no service environment variables. A restarted
 # container would have lost its state, and might run under another handler.
@@ -32,6 +33,8 @@ class ClaimRef:
     uid: str
     labels: tuple[tuple[str, str], ...] = ()
     annotations: tuple[tuple[str, str], ...] = ()
+    config: str = ""
+    """The claim's configuration as JSON; empty where it has none."""
 
 
 def pod_name(pool_name: str, seed: str) -> str:
@@ -77,6 +80,8 @@ def build_pod(
             probe, resources=resources, pod_security_context=spec.get("securityContext")
         )
         spec["initContainers"] = [first, *(spec.get("initContainers") or [])]
+    if pool.config_path:
+        add_config_volume(spec, pool.config_path)
     away = (
         hostname_requirements(verdict.excluded)
         if verdict.by_hostname
@@ -100,6 +105,8 @@ def build_pod(
         names.ANNOTATION_HANDLER: runtime.handler,
         names.ANNOTATION_SAFE_TO_EVICT: "true",
     }
+    if pool.config_path:
+        annotations[names.ANNOTATION_CONFIG_PATH] = pool.config_path
     owner = controller_reference(names.POOL_KIND, pool.name, pool.uid)
     if claim is not None:
         given = claim_metadata(claim, labels=labels, annotations=annotations)
@@ -146,6 +153,7 @@ def claim_metadata(
             # For the Cluster Autoscaler and for Karpenter.
             names.ANNOTATION_SAFE_TO_EVICT: "false",
             names.ANNOTATION_DO_NOT_DISRUPT: "true",
+            **({names.ANNOTATION_CONFIG: claim.config} if claim.config else {}),
         },
         "ownerReferences": [controller_reference(names.CLAIM_KIND, claim.name, claim.uid)],
     }

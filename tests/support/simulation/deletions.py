@@ -116,7 +116,7 @@ class Deletions:
             unserved=self._unserved.get(node, recent) > recent or not self._serves(node),
             class_changed=self._classes_changed > recent or self._of_another_class(pod, pool),
             unready_for=None if since is None else now - since,
-            surplus=self._surplus(pool) if pool is not None else 0,
+            excess=self._excess(pool) if pool is not None else 0,
             spare=self._spare(pool) if pool is not None else None,
         )
 
@@ -153,7 +153,7 @@ class Deletions:
         claimed = sum(bool(claim_uids(p)) for p in self._members(pool))
         return max(0, min(lowest, ceiling - claimed))
 
-    def _surplus(self, pool: Object) -> int | None:
+    def _excess(self, pool: Object) -> int | None:
         if self._well() < WELL_SECONDS:
             return None
         # The pod itself is leaving by now.

@@ -85,8 +85,8 @@ class Kubelets:
             self._say(pod, name, NO_SECRET, "FailedMount")
             self._later(RETRY_SECONDS, RETRY_SECONDS * 1.5, self._try, uid, name)
             return
-        hopeless = not self._serves(pod, name) or bool(images & self.unstartable)
-        if node.starts is Start.FAILS or hopeless:
+        cannot_start = not self._serves(pod, name) or bool(images & self.unstartable)
+        if node.starts is Start.FAILS or cannot_start:
             self._say(pod, name, NO_SHIM)
             self._later(RETRY_SECONDS, RETRY_SECONDS * 1.5, self._try, uid, name)
             return

@@ -55,7 +55,7 @@ class Start(Enum):
 
 
 # What is known of a sandbox that does not start.
-SAYS = {
+FAILURES = {
     Start.ENDS: ENDED,
     Start.HANGS: None,
     Start.BREAKS: NO_SANDBOX,
@@ -545,8 +545,8 @@ class PoolWorld:
         if starts is Start.FINE:
             self.state.note_started(pod.node)
             self.put(replace(pod, started=True, failure=None))
-        elif pod.failure != SAYS[starts]:
-            self.put(replace(pod, failure=SAYS[starts]))
+        elif pod.failure != FAILURES[starts]:
+            self.put(replace(pod, failure=FAILURES[starts]))
 
     # --- Rest ------------------------------------------------------------------------------------
 

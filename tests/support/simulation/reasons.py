@@ -31,10 +31,10 @@ class Case:
         unserved: its node does not list the handler, or did not a short while ago.
         class_changed: its class is not its pool's, or was not a short while ago.
         unready_for: for how many seconds it has not been ready; None if it is.
-        surplus: how many pods the stock has, or had as the operator asked, beyond the lowest target
+        excess: how many pods the stock has, or had as the operator asked, beyond the lowest target
             of late; None where nobody knows what it has seen.
         spare: how many ready pods the stock has, with this one, beyond those that must stay while
-            others are replaced; None as for `surplus`.
+            others are replaced; None as for `excess`.
     """
 
     pod: Object
@@ -45,7 +45,7 @@ class Case:
     unserved: bool
     class_changed: bool
     unready_for: float | None
-    surplus: int | None
+    excess: int | None
     spare: int | None
 
     @property
@@ -102,7 +102,7 @@ RULES = (
     ),
     _rule(
         "the pool was scaled down",
-        lambda case: case.surplus is None or case.surplus > 0,
+        lambda case: case.excess is None or case.excess > 0,
         "AtTarget",
     ),
     _rule(

@@ -160,7 +160,7 @@ def mixed_news(seed: int) -> None:
 
 
 def _redefine(world: World, chance: random.Random) -> None:
-    """Somebody changes a pool, or makes it or its class anew."""
+    """Somebody changes a pool, or deletes and creates it or its class."""
     pool = world.pool()
     if pool is None:
         world.make_pool(replicas=chance.randint(1, 3))

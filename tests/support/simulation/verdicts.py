@@ -162,6 +162,8 @@ def _refusals(claim: Object, pool: Object) -> Iterator[str]:
     keys = [key for part in (wants.get("metadata") or {}).values() for key in part]
     if not all(key.startswith(prefixes or ("\0",)) for key in keys):
         yield "MetadataNotAllowed"
+    if wants.get("config") and not (has.get("claims") or {}).get("configPath", "/run/sandbox"):
+        yield "ConfigNotMounted"
 
 
 def _said_by(pod: Object) -> Iterator[str]:

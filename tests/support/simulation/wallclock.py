@@ -12,7 +12,7 @@ class WallClock:
 
     Attributes:
         truth: the right time, in seconds since the epoch.
-        offset: by how many seconds it is ahead; set it anew, and the clock jumps.
+        offset: by how many seconds it is ahead; when it is set, the clock jumps.
     """
 
     truth: Callable[[], float]

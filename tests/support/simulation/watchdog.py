@@ -38,12 +38,16 @@ class Watchdog:
     Args:
         server: what it looks at.
         clock: virtual time, in seconds.
+        slowest: the longest that a message takes now, in seconds.
     """
 
-    def __init__(self, server: ApiServer, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, server: ApiServer, clock: Callable[[], float], slowest: Callable[[], float]
+    ) -> None:
         self.wrong: list[str] = []
         self._server = server
         self._clock = clock
+        self._slowest = slowest
         self._late: dict[str, float] = {}
         # Namespaces in which the operator has nothing to write.
         self.unchecked_namespaces: set[str] = set()
@@ -222,7 +226,8 @@ class Watchdog:
         told = {c.get("reason") for c in new["status"].get("conditions", [])}
         since = self._claims_since.get(uid, now)
         if phase == "Bound":
-            self._claims_since[uid] = now
+            # The time counts from before the write that tells of it was sent.
+            self._claims_since[uid] = now - self._slowest()
         elif phase == "Expired":
             self._hold_to(new, "has expired", now - since, spec.get("ttlSeconds"))
         elif phase == "Failed" and "BindTimeout" in told:

@@ -18,7 +18,7 @@ from sandboxpool.cluster.sandbox_state import SandboxState
 from sandboxpool.pools.member_index import MemberFacts, MemberIndex
 from sandboxpool.sandboxes.members import Member, Members
 from support.builders import NOW
-from support.invariants import Snapshot, claim_uids, unsettled
+from support.invariants import Snapshot, claim_uids, not_converged
 from support.simulation.apiserver import ApiServer, Place, Request, labels
 from support.simulation.clock import VirtualLoop
 from support.simulation.controllers import Controllers
@@ -43,25 +43,25 @@ QUIET_SECONDS = 400.0
 LONGEST_CONVERGENCE_SECONDS = 2400.0
 
 
-_sort = MemberIndex.refresh
+_refresh = MemberIndex.refresh
 
 
-def _sort_and_check(
-    book: MemberIndex,
+def _refresh_and_check(
+    index: MemberIndex,
     facts_of: Callable[[str], MemberFacts | None],
     all_uids: Iterable[str],
     **how: Any,
 ) -> Members:
-    """Sort what has changed, and see that to sort everything would have found the same."""
+    """Refresh what has changed, and check that a refresh of everything finds the same."""
     all_uids = list(all_uids)
-    found = _sort(book, facts_of, all_uids, **how)
-    truth = _sort(MemberIndex(), facts_of, all_uids, resync=True)
-    assert _timeless(found) == _timeless(truth), "a change was not told of"
+    found = _refresh(index, facts_of, all_uids, **how)
+    truth = _refresh(MemberIndex(), facts_of, all_uids, resync=True)
+    assert _timeless(found) == _timeless(truth), "a change was not marked"
     return found
 
 
 def _timeless(members: Members) -> dict[str, Member]:
-    """Without what only a book remembers that has seen the past."""
+    """Without what only an index that has seen the past can know."""
     once = {SandboxState.UNREADY: SandboxState.STARTING, SandboxState.COLD: SandboxState.CLAIMED}
     return {
         m.uid: replace(
@@ -94,7 +94,7 @@ class World(People):
         self.weather = NetworkFaults(random.Random(seed + 1))
         self.network = Network(self.server, self.weather, self._crash)
         self.controllers = Controllers(self.server, random.Random(seed + 2), self.wall)
-        self.watchdog = Watchdog(self.server, self.loop.time)
+        self.watchdog = Watchdog(self.server, self.loop.time, lambda: self.weather.slow)
         self._said = DeletionLog()
         self._deletions = Deletions(
             self.server, self.loop.time, self.seconds_well, self._said.of, self.watchdog.is_spoiled
@@ -136,7 +136,7 @@ class World(People):
         for name, fixed in (
             ("uuid.uuid4", lambda: uuid.UUID(int=bits.getrandbits(128))),
             ("sandboxpool.app.operator.boot_clock", self.loop.time),
-            ("sandboxpool.pools.member_index.MemberIndex.refresh", _sort_and_check),
+            ("sandboxpool.pools.member_index.MemberIndex.refresh", _refresh_and_check),
         ):
             self._undo.enter_context(mock.patch(name, fixed))
         logger = logging.getLogger("sandboxpool")
@@ -258,7 +258,7 @@ class World(People):
     # --- The network -----------------------------------------------------------------------------
 
     def break_watches(self, resource: str, how: str) -> None:
-        """Every watch of a kind is cut, stalls, ends, or must start anew from a list."""
+        """Every watch of a kind is cut, stalls, ends, or must start again with a list."""
         self._do(self._break_watches, resource, how)
 
     def _break_watches(self, resource: str, how: str) -> None:
@@ -319,17 +319,17 @@ class World(People):
         """
         self.calm()
         began = self.loop.time()
-        while found := self.unsettled():
+        while found := self.not_converged():
             late = self.loop.time() - began > LONGEST_CONVERGENCE_SECONDS
             assert not late, "in the end it is not as it should be:\n  " + "\n  ".join(found)
             self.run(STEP_SECONDS)
 
-    def unsettled(self) -> list[str]:
+    def not_converged(self) -> list[str]:
         """What is not yet as it should be, a sentence each; also what was written a while ago."""
         since = self.loop.time() - QUIET_SECONDS
         recent = (r for at, r in self.network.writes[-20:] if at > since)
         told = [f"{r.method} {r.path}" for r in recent if _about_sandboxes(r)]
-        return [*told, *unsettled(self.snapshot()), *self._claims_in_limbo()]
+        return [*told, *not_converged(self.snapshot()), *self._claims_in_limbo()]
 
     def snapshot(self) -> Snapshot:
         """What there is now, without what somebody has spoiled and whatever that concerns."""

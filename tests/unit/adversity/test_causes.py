@@ -72,7 +72,7 @@ def test_a_missing_secret_is_named_moves_nothing_and_is_seldom_asked_about(
         assert not leader.operator.components.event_reader._known
 
 
-def test_what_is_started_for_a_claim_says_what_it_waits_for_and_is_bound_when_it_is_there() -> None:
+def test_a_cold_start_reports_what_it_waits_for_and_is_bound_when_that_exists() -> None:
     with World(seed=2) as world:
         world.controllers.unmountable.add(LACKING)
         world.make_pool("pool", 0, image=LACKING, startup={"timeoutSeconds": 10})
@@ -88,7 +88,7 @@ def test_what_is_started_for_a_claim_says_what_it_waits_for_and_is_bound_when_it
         assert world.phase("claim") == "Bound"
 
 
-def test_a_sandbox_that_nobody_says_anything_of_is_given_up_with_what_was_looked_at() -> None:
+def test_a_sandbox_without_a_known_cause_is_given_up_with_what_was_checked() -> None:
     with World(seed=3) as world:
         for node in world.controllers.nodes.values():
             node.seconds = (50.0, 60.0)

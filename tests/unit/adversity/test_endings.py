@@ -40,7 +40,7 @@ def in_use(world: World) -> Object:
 )
 @pytest.mark.parametrize("grace", [None, 0])
 @pytest.mark.parametrize("seed", range(3))
-def test_who_says_why_it_ends_a_sandbox_is_quoted(
+def test_the_message_with_which_a_sandbox_is_ended_is_quoted(
     seed: int, grace: int | None, reason: str
 ) -> None:
     with World(seed) as world:
@@ -95,7 +95,7 @@ def test_a_sandbox_that_somebody_deletes_is_said_to_be_deleted() -> None:
         assert (world.phase("claim"), told(world)) == ("Lost", "PodDeleted")
 
 
-def test_while_a_sandbox_goes_its_claim_says_why_and_the_next_process_remembers_it() -> None:
+def test_while_a_sandbox_terminates_its_claim_has_the_cause_and_the_next_process_keeps_it() -> None:
     with World() as world:
         pod = in_use(world)
         # Its kubelet does not stop it yet.
@@ -112,15 +112,15 @@ def test_while_a_sandbox_goes_its_claim_says_why_and_the_next_process_remembers_
         assert (world.phase("claim"), told(world)) == ("Lost", "PreemptionByScheduler")
 
 
-@pytest.mark.parametrize(("node_goes", "reason"), [(False, "PodLost"), (True, "NodeLost")])
-def test_what_ended_while_nobody_watched_is_not_guessed(node_goes: bool, reason: str) -> None:
+@pytest.mark.parametrize(("node_is_deleted", "reason"), [(False, "PodLost"), (True, "NodeLost")])
+def test_what_ended_while_nobody_watched_is_not_guessed(node_is_deleted: bool, reason: str) -> None:
     with World() as world:
         pod = in_use(world)
         world.restart_seconds = 60.0
         world.crash()
         world.run(1.0)
         world.nature("disrupt", pod, "EvictionByEvictionAPI", 0)
-        if node_goes:
+        if node_is_deleted:
             world.nature("remove_node", pod["spec"]["nodeName"])
         world.run(120.0)
         assert (world.phase("claim"), told(world)) == ("Lost", reason)

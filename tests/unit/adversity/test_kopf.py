@@ -143,7 +143,7 @@ async def kept(operator: Operator) -> AsyncIterator[asyncio.Task[None]]:
 
 
 @pytest.mark.parametrize("fault", ["500", "401"])
-async def test_what_ends_kopf_ends_nothing_else_and_it_starts_anew(
+async def test_when_kopf_fails_it_restarts_and_nothing_else_ends(
     fault: str, api: ApiServer, operator: Operator, kept: asyncio.Task[None]
 ) -> None:
     del kept

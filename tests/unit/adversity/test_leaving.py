@@ -157,7 +157,7 @@ Say = Callable[[World, str], Any]
     ],
     ids=["cordoned", "planned", "dedicated", "candidate", "drained", "disrupted", "in progress"],
 )
-def test_where_every_node_says_so_only_what_is_about_to_go_is_kept_back(
+def test_where_every_node_is_to_be_left_only_those_about_to_go_are_excluded(
     say: Say, phase: str
 ) -> None:
     with World(seed=1, nodes=2) as world:

@@ -126,7 +126,7 @@ def test_a_standby_that_cannot_take_over_gives_the_lease_back() -> None:
         world.make_pool(replicas=3)
         world.run(60.0)
         (blind,) = standbys(world)
-        # It still has its watch, and cannot list anew.
+        # It still has its watch, and cannot list again.
         world.sight_of(blind).lose(("pods",), watching=None)
         world.restart_seconds = 20.0
         world.crash()
@@ -265,7 +265,7 @@ def test_a_leader_whose_clock_is_a_day_wrong_expires_nothing(skew: float) -> Non
 
 
 @pytest.mark.parametrize("skew", [360.0, -360.0])
-def test_sandboxes_start_in_time_whatever_the_leaders_clock_says(skew: float) -> None:
+def test_sandboxes_start_in_time_whatever_the_leaders_clock_shows(skew: float) -> None:
     world = SkewedWorld(seed=1)
     world.skew = skew
     with world:

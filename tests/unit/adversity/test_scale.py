@@ -331,7 +331,7 @@ class Series(dict[Any, Any]):
             yield one
 
 
-def test_a_pool_that_goes_looks_at_no_series_but_its_own() -> None:
+def test_a_deleted_pool_removes_no_series_but_its_own() -> None:
     metrics, pools = Metrics(), [pool(f"pool-{i}", uid=f"uid-{i}") for i in range(MANY)]
     for one in pools:
         metrics.claim_bound(one, "Warm", 0.1)

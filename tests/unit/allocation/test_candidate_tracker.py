@@ -111,7 +111,7 @@ def test_if_every_node_is_cordoned_their_pods_are_allocatable() -> None:
     world.put_node(unschedulable=True, leaving=True)
     assert not world.candidate_tracker.is_allocatable(pod(), world.pool), "it is about to go"
     world.put_node(unschedulable=True, handlers=["runc"])
-    assert not world.candidate_tracker.is_allocatable(pod(), world.pool), "nothing else is forgiven"
+    assert not world.candidate_tracker.is_allocatable(pod(), world.pool), "no other hold is lifted"
 
 
 @pytest.mark.parametrize("why", AGAINST)
@@ -150,7 +150,7 @@ def test_a_minor_deviation_does_not_make_a_pod_unallocatable(
 
 
 @pytest.mark.parametrize(
-    ("happens", "of_pod", "fit", "doubtful"),
+    ("happens", "of_pod", "fit", "replaced"),
     [
         (nothing, {}, True, False),
         (nothing, {"ready": False}, False, False),
@@ -168,13 +168,13 @@ def test_a_minor_deviation_does_not_make_a_pod_unallocatable(
     ],
 )
 def test_a_cold_pod_is_bound_or_waited_for_or_replaced(
-    happens: Callable[[World], Any], of_pod: dict[str, Any], fit: bool, doubtful: bool
+    happens: Callable[[World], Any], of_pod: dict[str, Any], fit: bool, replaced: bool
 ) -> None:
     world = World()
     happens(world)
     it = pod(claim="claim", source="Cold", **of_pod)
     assert world.candidate_tracker.is_ready_for_claim(it, world.pool) is fit
-    assert world.candidate_tracker.should_replace_cold_pod(it, world.pool) is doubtful
+    assert world.candidate_tracker.should_replace_cold_pod(it, world.pool) is replaced
 
 
 def test_for_a_deleted_pool_the_default_proof_is_assumed() -> None:

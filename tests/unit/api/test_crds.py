@@ -180,7 +180,7 @@ class Recursive(Model):
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "in_message"),
     [
         (Union, r"\.value: a union of 2 types"),
         (Exclusive, r"\.value: a CRD has no counterpart of 'exclusiveMinimum'"),
@@ -188,11 +188,11 @@ class Recursive(Model):
         (Recursive, r"\.child: Recursive contains itself"),
     ],
 )
-def test_what_a_crd_cannot_say_is_an_error(model: type[BaseModel], says: str) -> None:
+def test_what_a_crd_cannot_say_is_an_error(model: type[BaseModel], in_message: str) -> None:
     schema = model.model_json_schema(by_alias=True)
     definitions = {model.__name__: schema, **schema.pop("$defs", {})}
     schema.pop("$ref", None)
-    with pytest.raises(UnsupportedSchemaError, match=says):
+    with pytest.raises(UnsupportedSchemaError, match=in_message):
         structural({"$ref": f"#/$defs/{model.__name__}"}, definitions)
 
 
@@ -270,7 +270,7 @@ def test_there_are_no_floats(model: Any) -> None:
 
 
 @pytest.mark.parametrize("model", [SandboxPool, SandboxClaim])
-def test_the_schema_says_what_is_required(model: Any) -> None:
+def test_the_schema_lists_what_is_required(model: Any) -> None:
     required = {
         f"{path}.{name}".removeprefix(".")
         for path, schema in nodes(root(model))

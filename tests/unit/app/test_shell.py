@@ -24,7 +24,7 @@ def test_the_delays_between_attempts_grow_are_capped_and_never_end() -> None:
     assert all(earlier <= later for earlier, later in itertools.pairwise(delays))
     assert delays[0] < 1
     assert delays[-1] == 15.0
-    assert next(iter(backoff)) == delays[0], "each request begins anew"
+    assert next(iter(backoff)) == delays[0], "each request starts with the first delay"
 
 
 def test_kopf_is_told_to_write_nothing_and_never_to_give_up() -> None:
@@ -71,7 +71,7 @@ def test_what_probes_have_is_one_variable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "says"),
+    ("value", "in_message"),
     [
         ("", "Invalid JSON"),
         ("[]", r"probe\)=\[\]: .*use a JSON object with any of labels, "),
@@ -86,8 +86,8 @@ def test_what_probes_have_is_one_variable() -> None:
         ),
     ],
 )
-def test_what_probes_cannot_have_is_named(value: str, says: str) -> None:
-    with pytest.raises(SettingsError, match=says) as caught:
+def test_what_probes_cannot_have_is_named(value: str, in_message: str) -> None:
+    with pytest.raises(SettingsError, match=in_message) as caught:
         load({**IMAGE, "SANDBOXPOOL_PROBE": value})
     assert "SANDBOXPOOL_PROBE (Helm: probe" in str(caught.value)
 

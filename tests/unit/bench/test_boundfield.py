@@ -28,7 +28,7 @@ BOUND = {
         "status.conditions[type=Ready]",
     ],
 )
-def test_a_field_that_says_served(text: str) -> None:
+def test_a_field_that_shows_bound(text: str) -> None:
     assert BoundField.parse(text).holds(BOUND)
 
 

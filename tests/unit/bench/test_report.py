@@ -82,7 +82,7 @@ def test_what_is_slower_than_wanted_misses_its_goal(
     assert [goal.what for goal in goals(Rows(slower), 500) if not goal.met] == missed
 
 
-def test_a_goal_says_by_how_much() -> None:
+def test_a_goal_shows_by_how_much() -> None:
     assert Goal("CPU", [1.8], 1.5, unit="ms").line() == (
         "| CPU | <= 1.5 ms | 1.80 ms | **missed by 20 %** |"
     )

@@ -73,6 +73,7 @@ def test_what_is_written_fits_the_api() -> None:
             ["sandboxpool.io/"],
             Reason.METADATA_NOT_ALLOWED,
         ),
+        ({"config": {"a": "b"}}, [], None),
         # Without a slash there is no prefix that could allow it.
         ({"metadata": {"annotations": {"a.crio.io": ""}}}, ["a/"], Reason.METADATA_NOT_ALLOWED),
     ],
@@ -83,8 +84,25 @@ def test_refusals(fields: dict[str, Any], prefixes: list[str], reason: Reason | 
     assert (refusal.reason if refusal else None) == reason
 
 
+def test_a_configuration_needs_a_place_in_the_sandboxes() -> None:
+    nowhere = spec(claims={"configPath": ""})
+    assert decide.refusal_for(claim(), nowhere) is None
+    refusal = decide.refusal_for(claim(config={"a": "b"}), nowhere)
+    assert refusal is not None
+    assert refusal.reason is Reason.CONFIG_NOT_MOUNTED
+    assert all(text in refusal.message for text in ("spec.config", "pool 'pool'", "configPath"))
+
+
+def test_a_configuration_becomes_one_text_whatever_its_order() -> None:
+    assert decide.reference(claim()).config == ""
+    texts = [{"b": "é\n", "a": ""}, {"a": "", "b": "é\n"}]
+    assert {decide.reference(claim(config=config)).config for config in texts} == {
+        '{"a":"","b":"é\\n"}'
+    }
+
+
 @pytest.mark.parametrize(
-    ("asserted", "offered", "served"),
+    ("asserted", "pool_has", "served"),
     [
         (None, "None", True),
         ("PerNode", "None", False),
@@ -97,13 +115,19 @@ def test_refusals(fields: dict[str, Any], prefixes: list[str], reason: Reason | 
         ("PerSyscall", "PerSandbox", False),
     ],
 )
-def test_an_asserted_proof_holds_at_least(asserted: str | None, offered: str, served: bool) -> None:
-    refusal = decide.refusal_for(claim(isolationProof=asserted), spec(isolationProof=offered))
+def test_an_asserted_proof_holds_at_least(
+    asserted: str | None, pool_has: str, served: bool
+) -> None:
+    refusal = decide.refusal_for(claim(isolationProof=asserted), spec(isolationProof=pool_has))
     assert (refusal is None) == served
     if refusal is not None:
         assert refusal.reason is Reason.ISOLATION_PROOF_MISMATCH
-        says = (f"isolationProof asserts at least {asserted!r}", f"has {offered!r}", "name a pool")
-        assert all(text in refusal.message for text in says)
+        in_message = (
+            f"isolationProof asserts at least {asserted!r}",
+            f"has {pool_has!r}",
+            "name a pool",
+        )
+        assert all(text in refusal.message for text in in_message)
 
 
 @pytest.mark.parametrize("field", ["labels", "annotations"])
@@ -272,7 +296,7 @@ def test_a_bound_claim_reports_that_its_node_has_lost_the_handler(of_node: Any, 
 
 
 @pytest.mark.parametrize(
-    ("of_pod", "ready", "reason", "says"),
+    ("of_pod", "ready", "reason", "in_message"),
     [
         ({}, "True", "PodReady", "ready"),
         ({"ready": False}, "False", "PodNotReady", "not ready"),
@@ -305,12 +329,12 @@ def test_a_bound_claim_reports_that_its_node_has_lost_the_handler(of_node: Any, 
     ],
 )
 def test_readiness_of_a_bound_claim(
-    of_pod: dict[str, Any], ready: str, reason: str, says: str
+    of_pod: dict[str, Any], ready: str, reason: str, in_message: str
 ) -> None:
     status = bound_status(claim(), **of_pod)
     found = condition(status, "Ready")
     assert (found.status, found.reason) == (ready, reason)
-    assert says in found.message
+    assert in_message in found.message
     assert condition(status, "Bound").status == "True"
 
 

@@ -9,6 +9,7 @@ import pytest
 from sandboxpool.allocation.allocator import Allocator
 from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.allocation.refusal import Refusal
+from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.times import timestamp
@@ -246,6 +247,40 @@ async def test_a_claim_adds_to_a_warm_pod_and_replaces_nothing_on_it() -> None:
     metadata = world.pod("pod-1")["metadata"]
     assert metadata["labels"].items() >= (wanted | {"example.com/network": "isolated"}).items()
     assert metadata["annotations"].items() >= wanted.items()
+
+
+async def test_a_configuration_is_part_of_the_first_write() -> None:
+    world = World()
+    body = pod_body("pod-1")
+    body["metadata"]["annotations"][names.ANNOTATION_CONFIG_PATH] = "/run/sandbox"
+    world.api.put(f"{PODS}/pod-1", body)
+    world.put_claim(config={"task": "7"})
+    await world.reconcile()
+    assert world.status()["phase"] == "Bound"
+    assert [c.method for c in world.api.calls] == ["PATCH", "PATCH"]
+    annotations = world.pod("pod-1")["metadata"]["annotations"]
+    assert annotations[names.ANNOTATION_CONFIG] == '{"task":"7"}'
+
+
+async def test_a_pod_that_never_shows_a_configuration_is_left_to_claims_without_one() -> None:
+    """It was made before the pool had a place for it, and OnClaim keeps it."""
+    world = World("pod-1", update={"type": "OnClaim"})
+    world.put_claim(config={"task": "7"}, bindTimeoutSeconds=30)
+    delay = await world.reconcile()
+    assert delay is not None
+    assert delay <= 2.0
+    assert world.owner("pod-1") == "pool"
+    (waits, _) = world.status()["conditions"]
+    assert (world.status()["phase"], waits["reason"]) == ("Pending", "ConfigNotMounted")
+    world.put_claim("plain")
+    await world.reconcile("plain")
+    assert world.owner("pod-1") == "plain"
+    world.put_pod("pod-2")
+    world.now += 31
+    await world.reconcile()
+    failed = world.status()
+    assert (failed["phase"], failed["conditions"][0]["reason"]) == ("Failed", "BindTimeout")
+    assert "made without the volume" in failed["conditions"][0]["message"]
 
 
 async def test_after_a_conflict_the_binding_is_retried_on_the_current_pod() -> None:
@@ -810,6 +845,24 @@ async def test_no_claim_fails_because_a_cache_lacks_a_sandbox(
     assert not world.api.writes
 
 
+async def test_a_claim_that_is_deleted_while_sandboxes_are_looked_for_reserves_none() -> None:
+    world = World()
+    world.put_claim(onEmpty="Fail")
+
+    def delete_claim_and_start_pod(call: Call) -> None:
+        if call.path == PODS:
+            world.api.before = lambda call: None
+            world.api.remove(f"{CLAIMS}/claim")
+            world.put_pod("pod-1")
+
+    world.api.before = delete_claim_and_start_pod
+    await world.reconcile()
+    assert world.allocator.pool_of("claim-uid") is None
+    world.put_claim("next", uid="next-uid")
+    await world.reconcile("next")
+    assert world.status("next")["podName"] == "pod-1"
+
+
 @pytest.mark.parametrize(
     "given", [{"ready": False}, {"claim": "other"}, {"deleting": True}, {"pool_uid": "other"}]
 )
@@ -844,7 +897,7 @@ async def test_no_pod_of_a_claim_is_deleted_because_of_a_stale_pool(source: str)
     assert not world.cold.failed
 
 
-async def test_a_finished_claim_is_retained_as_its_current_pool_says() -> None:
+async def test_a_finished_claim_is_retained_by_its_current_pools_rule() -> None:
     world = World(claims={"ttlSecondsAfterFinished": 10})
     world.put_claim(status={"phase": "Failed", "finishedAt": timestamp(NOW)})
     world.change_pool_unseen(claims={"ttlSecondsAfterFinished": 100})
@@ -864,7 +917,7 @@ async def test_a_claim_may_be_prolonged_to_the_current_limit_of_its_pool() -> No
     assert world.status()["expiresAt"] == timestamp(NOW + 500)
 
 
-async def test_a_claim_with_finalizers_keeps_its_pod_as_its_current_pool_says() -> None:
+async def test_a_claim_with_finalizers_keeps_its_pod_by_its_current_pools_rule() -> None:
     world = World(claims={"ttlSecondsAfterFinished": 10})
     world.put_pod("pod-1", claim="claim")
     world.put_claim(deleting=True, status=claim_bound(observedGeneration=1))

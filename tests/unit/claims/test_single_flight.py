@@ -60,4 +60,4 @@ async def test_a_failure_reaches_all_callers_and_a_cancellation_only_its_own() -
     )
     assert [type(one) for one in found] == [OSError] * 3
     server.fails = False
-    assert await joint.do("pool", server.read) is False, "the next one is asked for anew"
+    assert await joint.do("pool", server.read) is False, "the next caller causes a new request"

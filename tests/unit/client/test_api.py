@@ -75,7 +75,7 @@ def test_silence_is_not_waited_for_forever() -> None:
     assert io.now == 1030
 
 
-def test_a_busy_api_server_is_asked_again_when_it_says() -> None:
+def test_a_busy_api_server_is_retried_after_retry_after() -> None:
     busy = answer({}, 429, Retry_After="2")
     api, io = api_of(script(busy, busy, answer({"a": 1})))
     assert run(api.call(CREATE)) == {"a": 1}
@@ -110,7 +110,7 @@ def test_a_right_that_is_missing_is_named() -> None:
         ([b"HTTP/1.1 502 Bad\r\nContent-Length: 4\r\n\r\noops"], ApiError, "oops"),
     ],
 )
-def test_an_answer_that_is_none_says_what_it_is(
+def test_an_invalid_response_is_described(
     response: list[Step], error: type[Exception], text: str
 ) -> None:
     api, _io = api_of(script(response))

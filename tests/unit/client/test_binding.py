@@ -117,6 +117,7 @@ def test_an_api_server_that_stays_away_is_not_waited_for_longer_than_for_a_sandb
         ("RuntimeClassMismatch", RuntimeMismatch),
         ("IsolationProofMismatch", RuntimeMismatch),
         ("MetadataNotAllowed", ClaimRefused),
+        ("ConfigNotMounted", ClaimRefused),
         ("InvalidObject", ClaimError),
     ],
 )
@@ -166,7 +167,7 @@ def test_what_is_to_be_kept_is_left_to_another_try() -> None:
     assert len(io.asked) == 2
 
 
-def test_an_operator_that_says_nothing_is_given_time_to() -> None:
+def test_an_operator_that_reports_nothing_is_given_time() -> None:
     pending: list[Step] = stream()[:-1]
     api, io = api_of(script(answer(claim(bindTimeoutSeconds=20)), pending, DELETED))
     with pytest.raises(BindTimeout, match="operator has said nothing"):

@@ -143,7 +143,7 @@ def test_a_program_that_is_not_there_is_told_of() -> None:
 
 
 @pytest.mark.parametrize("code", [137, 143])
-def test_a_killed_command_may_be_a_sandbox_that_goes(code: int) -> None:
+def test_a_killed_command_may_be_a_sandbox_that_terminates(code: int) -> None:
     node = Node(exited(code))
     target, _ = node.target()
     assert run(commands.run(target, ["sh"])).exit_code == code
@@ -157,7 +157,7 @@ def test_a_killed_command_may_be_a_sandbox_that_goes(code: int) -> None:
     assert raised.value.reason == "EvictionByEvictionAPI"
 
 
-def test_a_pod_that_goes_without_a_word_is_lost_too() -> None:
+def test_a_pod_that_disappears_without_a_cause_is_lost_too() -> None:
     node = Node(exited(137))
     node.pod = answer(pod(deletionTimestamp="2026-01-01T00:00:00Z"))
     node.watch = stream()[:-1]

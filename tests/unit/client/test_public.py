@@ -12,7 +12,13 @@ from sandboxpool import client
 from sandboxpool.client import core
 
 # What the client shares with the operator: names and reasons, which import nothing.
-SHARED = {"sandboxpool", "sandboxpool.api", "sandboxpool.api.names", "sandboxpool.api.reasons"}
+SHARED = {
+    "sandboxpool",
+    "sandboxpool.api",
+    "sandboxpool.api.config_files",
+    "sandboxpool.api.names",
+    "sandboxpool.api.reasons",
+}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -31,8 +37,8 @@ def loaded_by(statement: str) -> set[str]:
 def test_importing_it_imports_nothing_of_the_operator_and_no_client() -> None:
     loaded = loaded_by("import sandboxpool.client")
     own = {name for name in loaded if name.partition(".")[0] == "sandboxpool"}
-    foreign = {name for name in own if not name.startswith("sandboxpool.client")}
-    assert foreign <= SHARED
+    others = {name for name in own if not name.startswith("sandboxpool.client")}
+    assert others <= SHARED
     # Not even the official client, which takes its time, until it is asked for the configuration.
     for heavy in ("kubernetes", "kopf", "aiohttp", "msgspec", "pydantic", "urllib3", "requests"):
         assert heavy not in loaded

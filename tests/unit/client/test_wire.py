@@ -183,7 +183,7 @@ def test_an_ending_that_nobody_understands_is_none_that_succeeded(payload: bytes
     assert remotecommand.decode_ending(payload).exit_code is None
 
 
-def test_a_forwarded_port_says_its_number_before_the_data() -> None:
+def test_a_forwarded_port_sends_its_number_before_the_data() -> None:
     state = portforward.Forwarding()
     assert state.receive(b"\x00\x90\x1f") == b""
     assert state.receive(b"\x01\x90\x1f") == b""

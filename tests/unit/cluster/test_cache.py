@@ -57,7 +57,7 @@ VIEWS = [
 
 
 class Fleet:
-    """An index that is told of each change, and the same made anew from what is true now."""
+    """An index that is told of each change, and the same computed from what is true now."""
 
     def __init__(self) -> None:
         self.quarantines = Quarantines(lambda: 0.5)
@@ -182,7 +182,7 @@ a_change = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(a_change, max_size=25))
-def test_a_verdict_that_is_kept_is_the_one_that_would_be_made_anew_and_changes_are_told(
+def test_a_cached_verdict_equals_one_computed_from_scratch_and_changes_are_reported(
     changes: list[tuple[Any, ...]],
 ) -> None:
     fleet = Fleet()
@@ -198,7 +198,7 @@ def test_a_verdict_that_is_kept_is_the_one_that_would_be_made_anew_and_changes_a
         fleet.check(view)
 
 
-def test_what_says_nothing_new_leaves_the_verdict_as_it_is() -> None:
+def test_an_update_without_news_leaves_the_verdict_as_it_is() -> None:
     """Not only an equal one: it was not summed up again."""
     fleet = Fleet()
     fleet.put(node("a"))
@@ -282,7 +282,7 @@ def test_placements_that_nobody_has_are_forgotten() -> None:
     assert fleet.index.drain_changed() == [("pool", "one")]
 
 
-# --- The ground of a pod -------------------------------------------------------------------------
+# --- The host state of a pod ---------------------------------------------------------------------
 
 NODES_BOOT_ID = facts().boot_id
 
@@ -542,7 +542,7 @@ def test_what_was_said_of_a_pod_that_is_gone_is_forgotten() -> None:
     ],
     ids=["of another namespace", "about another namespace", "name", "other node", "no kubelet"],
 )
-def test_an_event_that_is_not_of_the_pods_kubelet_says_nothing_and_hides_nothing(
+def test_an_event_that_is_not_of_the_pods_kubelet_is_ignored_and_hides_nothing(
     forged: dict[str, str],
 ) -> None:
     events = SandboxEvents()

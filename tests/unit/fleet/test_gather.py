@@ -205,9 +205,9 @@ def test_start_up_times_go_with_their_class_and_with_time(world: World) -> None:
     former = world.cluster.classes.pop("gvisor")
     assert world.fleet.gather("gvisor") is None
     world.cluster.classes["gvisor"] = former
-    anew = world.fleet.gather("gvisor")
-    assert anew is not None
-    assert anew.startup is None, "one made again under the name is another"
+    gathered = world.fleet.gather("gvisor")
+    assert gathered is not None
+    assert gathered.startup is None, "one made again under the name is another"
 
 
 junk: st.SearchStrategy[Any] = (

@@ -176,9 +176,9 @@ class World:
         """A pod that was made now, and of which the kubelet says this a second later."""
         self.pod(name, ready=False, phase="Pending", **given)
         self.now += 1
-        self.says(name, message)
+        self.post_event(name, message)
 
-    def says(self, name: str, message: str) -> None:
+    def post_event(self, name: str, message: str) -> None:
         it = self.pods[name]
         namespace = it.metadata.namespace
         meta = Metadata(name="e", uid="e", resourceVersion="1", namespace=namespace)
@@ -382,7 +382,7 @@ def test_what_others_say_of_a_pod_is_not_heard() -> None:
         world.cluster.events.put(event)
     world.health.observe_sandbox(world.pods["pod-1"])
     assert world.hints == []
-    world.says("pod-1", NO_SHIM)
+    world.post_event("pod-1", NO_SHIM)
     assert world.hints == [("node-1", "runsc")]
 
 
@@ -432,7 +432,7 @@ def test_a_sandbox_that_is_well_costs_nothing() -> None:
         for version in range(3, 60):
             world.now += 1
             world.pod("pod-1", version=version, conditions=made)
-            world.says("pod-1", "(an event from before it worked)")
+            world.post_event("pod-1", "(an event from before it worked)")
         world.pod("pod-1", version=60, conditions=made, claim="c")
         assert world.listener.take() == []
         assert world.state() == before
@@ -485,7 +485,7 @@ def test_a_probe_that_works_releases_the_node_and_clears_its_issues() -> None:
     assert world.rows() == []
 
 
-def test_a_failed_probe_of_one_runtime_says_nothing_of_another() -> None:
+def test_a_failed_probe_of_one_runtime_is_no_evidence_about_another() -> None:
     world = World(nodes=("node-1", "node-2"))
     world.breaks()
     world.breaks("node-2", of=world.cluster.classes["kata"])
@@ -497,7 +497,7 @@ def test_a_failed_probe_of_one_runtime_says_nothing_of_another() -> None:
     assert world.is_open("node-1", "runsc")
 
 
-def test_a_failed_control_says_nothing_of_any_runtime() -> None:
+def test_a_failed_control_is_no_evidence_about_any_runtime() -> None:
     world = World()
     world.breaks(why="control")
     assert list(world.cluster.quarantines.open()) == []
@@ -541,7 +541,7 @@ def test_a_probe_answers_the_hints_that_ordered_it() -> None:
     world.probe(Isolation.UNAVAILABLE, why="hint")
     world.now += 60
     assert world.hints == []
-    world.says("pod-1", STRANGE)
+    world.post_event("pod-1", STRANGE)
     assert world.hints == [("node-1", "runsc")]
 
 
@@ -1042,7 +1042,7 @@ async def test_the_next_process_knows_the_cause_on_such_a_node_too() -> None:
     assert "boot id that is not its kernel's" in host_state.isolation_message
 
 
-def test_a_control_without_an_answer_says_so_and_is_asked_again() -> None:
+def test_a_control_without_a_result_is_reported_and_retried() -> None:
     world = World(pool(isolationProof="PerNode"))
     world.control(isolation=Isolation.UNAVAILABLE, message="no room")
     found = world.cluster.evidence.current(world.at(), "runsc")
@@ -1101,7 +1101,7 @@ def test_evidence_is_about_the_software_of_its_day() -> None:
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_machine_that_goes_takes_its_quarantine_and_its_issues_along(gone: bool) -> None:
+def test_a_deleted_machine_takes_its_quarantine_and_its_issues_along(gone: bool) -> None:
     world = World(nodes=("node-1", "node-2"))
     world.breaks()
     world.breaks(of=world.cluster.classes["kata"])
@@ -1406,7 +1406,7 @@ def test_the_nodes_that_sandboxes_are_on_come_before_all_others_whatever_the_pro
     assert next_probes(world) == [(name, "runsc", "evidence") for name in ("c", "a", "b", "c")]
 
 
-def test_while_nothing_changes_nobody_looks_again_for_what_lacks_evidence() -> None:
+def test_while_nothing_changes_missing_evidence_is_not_searched_again() -> None:
     world = World(pool(isolationProof="PerNode"))
     world.control()
     world.probe()

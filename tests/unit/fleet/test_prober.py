@@ -57,7 +57,7 @@ looptime = pytest.mark.looptime
 
 
 class World:
-    """A prober in a cluster of one class; what is wished for is wished until it has an answer."""
+    """A prober in a cluster of one class; a pending probe stays pending until it has a result."""
 
     def __init__(self, event_reader: PodEventReader | None = None) -> None:
         self.api = ScriptedApi(self.wall, self._changed)
@@ -343,7 +343,7 @@ async def test_a_probe_that_ends_otherwise_than_by_its_own_codes_tells_nothing()
         ("v1.36.0", None, False),
     ],
 )
-async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_who_is_to_blame(
+async def test_a_probe_without_a_result_ends_at_its_deadline_and_blames_the_cause(
     kubelet: str, condition: str | None, blames: bool
 ) -> None:
     world = World()
@@ -368,7 +368,7 @@ async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_who_is_
 
 @looptime
 @pytest.mark.parametrize(
-    ("word", "stages", "says", "blames"),
+    ("word", "stages", "in_message", "blames"),
     [
         (
             PodEvent("FailedMount", 'secret "a" not found', "", START),
@@ -386,7 +386,7 @@ async def test_a_probe_that_says_nothing_ends_at_its_deadline_and_blames_who_is_
     ids=["a volume", "nothing"],
 )
 async def test_the_events_of_a_probe_that_takes_long_are_read_before_a_runtime_is_blamed(
-    word: PodEvent, stages: list[str], says: str, blames: bool
+    word: PodEvent, stages: list[str], in_message: str, blames: bool
 ) -> None:
     asks = ScriptedInquiry(PodEvents((word,), 1))
     world = World(event_reader=asks)
@@ -403,7 +403,7 @@ async def test_the_events_of_a_probe_that_takes_long_are_read_before_a_runtime_i
         await asyncio.sleep(prober.DEADLINE_SECONDS)
     assert asks.stages == stages
     assert world.last.failure is not None
-    assert says in world.last.failure.message
+    assert in_message in world.last.failure.message
     assert world.last.failure.blames_runtime is blames
 
 
@@ -455,7 +455,7 @@ async def test_no_room_is_asked_for_where_the_node_is_not_full() -> None:
 
 
 @looptime
-async def test_an_evicted_probe_says_why_there_is_no_answer() -> None:
+async def test_an_evicted_probe_reports_why_there_is_no_result() -> None:
     world = World()
     world.want("node-1")
     async with world.running():
@@ -650,7 +650,7 @@ async def test_after_a_reboot_it_is_asked_again_without_a_pause() -> None:
 
 
 @looptime
-async def test_however_much_is_wished_for_the_limits_hold() -> None:
+async def test_however_many_probes_are_pending_the_limits_hold() -> None:
     world = World()
     sent: list[float] = []
     most = 0
@@ -709,7 +709,7 @@ async def test_there_is_one_probe_for_each_node_and_handler() -> None:
 
 
 @looptime
-async def test_nothing_to_do_costs_next_to_nothing_and_a_wish_is_met_soon() -> None:
+async def test_no_pending_probe_costs_next_to_nothing_and_a_new_one_starts_soon() -> None:
     world = World()
     world.serve()
     async with world.running():
@@ -1059,7 +1059,7 @@ def test_the_settings_of_probes() -> None:
         load(wrong)
 
 
-# --- Together with what wishes for them -----------------------------------------------------------
+# --- Together with what makes them pending -------------------------------------------------------
 
 
 class Silent:

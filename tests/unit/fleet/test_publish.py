@@ -148,7 +148,7 @@ async def test_evidence_is_a_condition(isolation: Isolation, status: str, reason
     assert await world.condition() == (status, reason)
 
 
-async def test_a_node_without_the_handler_says_so() -> None:
+async def test_a_node_without_the_handler_is_labelled() -> None:
     assert await World(node(handlers=["runc"])).condition() == ("False", "NoNodeServes")
 
 

@@ -399,7 +399,7 @@ async def test_what_cannot_be_read_is_an_error() -> None:
 
 
 @pytest.mark.looptime
-async def test_at_the_end_all_goes_out_at_once() -> None:
+async def test_at_the_end_everything_is_written_at_once() -> None:
     server = api()
     records = records_of(server)
     for i in range(200):

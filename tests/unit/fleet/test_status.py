@@ -75,7 +75,7 @@ def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
     return found
 
 
-def says(given: RuntimeStatusInput, type_: str) -> tuple[str, str]:
+def status_and_reason(given: RuntimeStatusInput, type_: str) -> tuple[str, str]:
     found = condition(runtime_status(given, {}), type_)
     return found["status"], found["reason"]
 
@@ -256,8 +256,8 @@ def test_every_state_of_a_sandbox_has_a_field() -> None:
 def test_whether_it_is_ready_and_well(
     given: RuntimeStatusInput, ready: tuple[str, str], healthy: tuple[str, str]
 ) -> None:
-    assert says(given, "Ready") == ready
-    assert says(given, "Healthy") == healthy
+    assert status_and_reason(given, "Ready") == ready
+    assert status_and_reason(given, "Healthy") == healthy
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,10 @@ def test_whether_it_is_ready_and_well(
 def test_whether_it_isolates(
     evidence: list[EvidenceSummary], wanted: bool, expected: tuple[str, str]
 ) -> None:
-    assert says(fleet(evidence=evidence, proof_wanted=wanted), "IsolationProven") == expected
+    assert (
+        status_and_reason(fleet(evidence=evidence, proof_wanted=wanted), "IsolationProven")
+        == expected
+    )
 
 
 def test_messages_name_cause_place_and_cure() -> None:
@@ -325,7 +328,7 @@ def test_trouble_keeps_its_beginning_over_a_restart_of_the_operator() -> None:
     assert runtime_status(other, long_ago)["issues"][0]["firstSeen"] == timestamp(NOW - 10)
 
 
-def test_trouble_that_comes_back_begins_anew() -> None:
+def test_an_issue_that_returns_has_a_new_start() -> None:
     over = runtime_status(fleet(issues=[issue(first_seen=NOW - 9000, last_seen=NOW - 8000)]), {})
     back = runtime_status(fleet(issues=[issue(first_seen=NOW - 10)]), over)
     assert back["issues"][0]["firstSeen"] == timestamp(NOW - 10)

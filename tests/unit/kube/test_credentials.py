@@ -169,7 +169,7 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make certificates")
-async def test_an_authority_that_was_rotated_is_read_anew(tmp_path: Path) -> None:
+async def test_a_rotated_certificate_authority_is_read_again(tmp_path: Path) -> None:
     (old, _), (new, key) = certificate(tmp_path, "old"), certificate(tmp_path, "new")
     authority = tmp_path / "ca.crt"
     shutil.copy(old, authority)

@@ -338,7 +338,7 @@ def aged(name: str, version: int, second: int) -> dict[str, Any]:
     return body
 
 
-async def test_a_muted_informer_keeps_its_cache_and_tells_nobody() -> None:
+async def test_an_informer_with_held_notifications_keeps_its_cache_and_notifies_nobody() -> None:
     watch = [event("MODIFIED", thing("a", 11)), event("DELETED", thing("b", 12)), asyncio.Event()]
     run = Run([listed(thing("a"), thing("b"))], [watch])
     run.informer.hold_notifications()

@@ -268,7 +268,9 @@ async def test_clocks_on_the_wall_do_not_matter(
     assert not standby.elector.leading.is_set()
 
 
-async def test_a_lease_lasts_as_long_as_its_holder_says(server: LeaseServer, start: Start) -> None:
+async def test_a_lease_lasts_as_long_as_its_holder_has_set(
+    server: LeaseServer, start: Start
+) -> None:
     server.take(holderIdentity="other", leaseDurationSeconds=40, renewTime="t")
     assert 40 <= await start("a").leading() < 45
 
@@ -281,7 +283,7 @@ async def test_a_lease_without_times_lasts_as_long_as_ours(
     assert server.lease["leaseTransitions"] == 0
 
 
-async def test_a_watch_that_says_nothing_lets_nobody_take_what_is_held(
+async def test_a_silent_watch_lets_nobody_take_a_held_lease(
     server: LeaseServer, start: Start
 ) -> None:
     leader = start("a")

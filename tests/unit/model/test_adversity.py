@@ -399,8 +399,8 @@ def test_a_cordon_of_all_nodes_leaves_the_stock_until_there_is_another() -> None
         assert len(world.ready()) >= 5
         for number in range(3):
             world.nature("add_node", f"green-{number}")
-        moved = wait_for(world, lambda: _all_on(world, "green"), 600.0, 5.0)
-        assert moved < 600.0
+        took = wait_for(world, lambda: _all_on(world, "green"), 600.0, 5.0)
+        assert took < 600.0
 
 
 def test_while_every_node_is_cordoned_claims_are_given_what_is_there() -> None:

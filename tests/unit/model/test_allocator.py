@@ -86,8 +86,8 @@ class AllocatorMachine(RuleBasedStateMachine):
     )
     def add_candidate(self, pool: str, uid: str, node: str, version: int, current: bool) -> None:
         pool = self.pool_of.setdefault(uid, pool)
-        offered = Candidate(uid, "default", uid, str(version), node, current)
-        granted = self.real.add_candidate(pool, offered)
+        candidate = Candidate(uid, "default", uid, str(version), node, current)
+        granted = self.real.add_candidate(pool, candidate)
         if uid in self.held() or version <= self.outdated.get(uid, 0):
             assert granted is None
             return
@@ -95,10 +95,10 @@ class AllocatorMachine(RuleBasedStateMachine):
         line = self.pools[pool].waiting
         if line:
             assert granted == line.pop(0)
-            self.reserve(pool, granted, offered)
+            self.reserve(pool, granted, candidate)
         else:
             assert granted is None
-            self.pools[pool].free[uid] = offered
+            self.pools[pool].free[uid] = candidate
 
     @rule(uid=st.sampled_from(PODS))
     def remove_candidate(self, uid: str) -> None:

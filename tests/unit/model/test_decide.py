@@ -417,7 +417,7 @@ class DecideMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.world.spec_fields.get("maxAgeSeconds"))
     @rule(how=st.sampled_from(["ends", "hangs", "breaks", "pulls", "refused", "altered"]))
     def nothing_ever_starts(self, how: str) -> None:
-        """However hopeless it is, what is tried a minute is bounded, and soon it is little."""
+        """Even if no sandbox can start, attempts a minute are bounded, and soon they are few."""
         world = self.world
         world.lag = min(world.lag, 3.0)
         world.refuses, world.admission = how == "refused", NO_CLASS if how == "altered" else ""

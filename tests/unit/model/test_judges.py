@@ -23,7 +23,7 @@ def wrong(world: World) -> str:
     return found
 
 
-def test_a_ready_sandbox_does_not_go_without_a_word() -> None:
+def test_a_ready_sandbox_is_not_deleted_without_a_message() -> None:
     with World() as world:
         world.make_pool(replicas=3)
         world.run(120.0)

@@ -72,7 +72,7 @@ def test_who_may_only_create_pods_elsewhere_changes_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(min(SIMULATIONS, 200)))
-def test_a_runtime_that_does_not_isolate_stays_refused_whatever_anybody_says(seed: int) -> None:
+def test_a_runtime_that_does_not_isolate_stays_refused_whatever_tenants_forge(seed: int) -> None:
     chance = random.Random(seed)
     with World(seed) as world:
         for node in world.controllers.nodes.values():

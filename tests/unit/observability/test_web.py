@@ -613,7 +613,7 @@ def test_tokens_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "broken", "status", "says"),
+    ("token", "broken", "status", "in_message"),
     [
         (None, False, 401, "bearer token"),
         ("bad", False, 401, "bearer token"),
@@ -623,7 +623,7 @@ def test_tokens_are_not_kept() -> None:
     ],
 )
 async def test_a_scrape_gets_the_decision_of_the_api_server(
-    token: str | None, broken: bool, status: int, says: str
+    token: str | None, broken: bool, status: int, in_message: str
 ) -> None:
     api = Api()
     api.error = UnknownOutcomeError("connection refused") if broken else None
@@ -635,7 +635,7 @@ async def test_a_scrape_gets_the_decision_of_the_api_server(
         session.get(f"{url}/metrics", headers=headers) as response,
     ):
         assert response.status == status
-        assert says in await response.text()
+        assert in_message in await response.text()
         assert response.headers.get("WWW-Authenticate") == ("Bearer" if status == 401 else None)
         assert ("Retry-After" in response.headers) == (status == 503)
 

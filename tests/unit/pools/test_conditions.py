@@ -49,10 +49,10 @@ def of(given: PoolInput, type_: str) -> dict[str, Any]:
     return dict(found)
 
 
-def has(given: PoolInput, type_: str, status: str, reason: str, *says: str) -> None:
+def has(given: PoolInput, type_: str, status: str, reason: str, *in_message: str) -> None:
     found = of(given, type_)
     assert (found["status"], found["reason"]) == (status, reason), found["message"]
-    for text in says:
+    for text in in_message:
         assert text in found["message"]
 
 
@@ -65,7 +65,7 @@ def kept_out(*quarantines: tuple[str, Quarantine], **verdict: Any) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "reason", "says"),
+    ("fields", "status", "reason", "in_message"),
     [
         pytest.param(
             kept_out(("a", NO_SHIM), ("b", NO_SHIM)),
@@ -180,8 +180,10 @@ def kept_out(*quarantines: tuple[str, Quarantine], **verdict: Any) -> dict[str, 
         ),
     ],
 )
-def test_nodes_serving(fields: dict[str, Any], status: str, reason: str, says: list[str]) -> None:
-    has(pool_input(replicas=2, **fields), "NodesServing", status, reason, *says)
+def test_nodes_serving(
+    fields: dict[str, Any], status: str, reason: str, in_message: list[str]
+) -> None:
+    has(pool_input(replicas=2, **fields), "NodesServing", status, reason, *in_message)
 
 
 # --- IsolationProven -----------------------------------------------------------------------------
@@ -199,7 +201,7 @@ PROVEN = member("proven", W, isolation=Isolation.PROVEN, proof_wanted=True)
 
 
 @pytest.mark.parametrize(
-    ("stock", "fields", "status", "reason", "says"),
+    ("stock", "fields", "status", "reason", "in_message"),
     [
         pytest.param([], {}, "Unknown", "EvidencePending", ["no sandbox"], id="nothing is there"),
         pytest.param(
@@ -272,13 +274,13 @@ PROVEN = member("proven", W, isolation=Isolation.PROVEN, proof_wanted=True)
     ],
 )
 def test_isolation_proven(
-    stock: list[Member], fields: dict[str, Any], status: str, reason: str, says: list[str]
+    stock: list[Member], fields: dict[str, Any], status: str, reason: str, in_message: list[str]
 ) -> None:
     given = pool_input(stock, replicas=2, isolationProof="PerNode", **fields)
-    has(given, "IsolationProven", status, reason, *says)
+    has(given, "IsolationProven", status, reason, *in_message)
 
 
-def test_a_pool_that_wants_no_proof_says_nothing_of_it() -> None:
+def test_a_pool_that_requires_no_proof_does_not_report_any() -> None:
     status = computed(pool_input([REFUTED], isolationProof="None"))
     assert "IsolationProven" not in [c["type"] for c in status["conditions"]]
 
@@ -325,7 +327,7 @@ def test_what_goes_wrong_elsewhere_does_not_make_a_pool_unready_that_has_somethi
 
 
 @pytest.mark.parametrize(
-    ("stuck", "reason", "says"),
+    ("stuck", "reason", "in_message"),
     [
         (
             member("stuck", STRANDED, node=facts("a"), ready=False, quarantined=True),
@@ -336,9 +338,9 @@ def test_what_goes_wrong_elsewhere_does_not_make_a_pool_unready_that_has_somethi
     ],
 )
 def test_while_a_failed_pod_is_deleted_its_cause_is_reported(
-    stuck: Member, reason: str, says: str
+    stuck: Member, reason: str, in_message: str
 ) -> None:
-    has(pool_input([stuck]), "Warm", "False", reason, says)
+    has(pool_input([stuck]), "Warm", "False", reason, in_message)
 
 
 # --- Issues --------------------------------------------------------------------------------------
@@ -412,7 +414,7 @@ def test_every_reason_can_be_an_issue(
     ("guarded", "status", "reason"),
     [(True, "True", "AdmissionPolicyInstalled"), (False, "False", "NoAdmissionPolicy")],
 )
-def test_a_pool_says_whether_its_pods_can_be_forged(
+def test_a_pool_reports_whether_its_pods_can_be_forged(
     guarded: bool, status: str, reason: str
 ) -> None:
     given = pool_input(members(SandboxState.WARM, 2), guarded=guarded, replicas=2)

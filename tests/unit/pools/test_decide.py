@@ -301,7 +301,7 @@ def test_a_class_with_another_overhead_makes_what_it_has_made_outdated() -> None
     assert not decide(pool_input([*new, *members(C, 3)], **given | {"replicas": 1})).delete
 
 
-def test_the_overhead_of_another_class_says_nothing() -> None:
+def test_the_overhead_of_another_class_is_ignored() -> None:
     """It is replaced for its class, at once; it need not be outdated too."""
     stock = [member("former", W, runtime_uid="former")]
     given = pool_input(stock, resolution=WITH_OVERHEAD)
@@ -309,7 +309,7 @@ def test_the_overhead_of_another_class_says_nothing() -> None:
     assert not outdated(stock[0], given)
 
 
-def test_a_sandbox_that_admission_gave_another_class_goes_as_a_failure() -> None:
+def test_a_sandbox_that_admission_gave_another_class_is_deleted_as_a_failure() -> None:
     """It carries the uid of the class that it was asked for with, and its successor may too."""
     (deletion,) = decide(pool_input([member(class_name="runc")])).delete
     assert (deletion.reason, deletion.failed) == (Reason.RUNTIME_CHANGED, True)
@@ -501,8 +501,8 @@ def doubted(m: Member) -> bool:
 @given(any_input())
 def test_no_move_takes_more_than_may_be_missing(pool: PoolInput) -> None:
     plan = decide(pool)
-    moved = [d for d in plan.delete if d.member.ready and d.reason in DOUBTED]
-    if not moved or pool.spec.max_sandboxes is not None:
+    relocated = [d for d in plan.delete if d.member.ready and d.reason in DOUBTED]
+    if not relocated or pool.spec.max_sandboxes is not None:
         return
     nowhere = (
         not pool.verdict.has_candidate_nodes

@@ -33,7 +33,7 @@ def requests(world: World) -> list[Request]:
     return [r for _, r in world.network.writes if r.resource == BUDGETS]
 
 
-def test_it_covers_what_claims_own_of_the_pool_and_goes_with_it() -> None:
+def test_it_covers_the_pools_claimed_pods_and_is_deleted_with_it() -> None:
     body = budget_of(pool())
     assert body["spec"]["selector"] == {
         "matchLabels": {names.LABEL_POOL_UID: POOL_UID},
@@ -111,7 +111,7 @@ def test_the_next_leader_removes_what_the_former_one_made() -> None:
         assert (budget(world), said(world)) == (None, None)
 
 
-def test_a_foreign_budget_is_reported_and_left_alone() -> None:
+def test_a_budget_of_somebody_else_is_reported_and_left_alone() -> None:
     other = {
         "metadata": {"name": "pool-claims", "namespace": "default"},
         "spec": {"minAvailable": 1},
@@ -136,7 +136,7 @@ def test_a_foreign_budget_is_reported_and_left_alone() -> None:
 
 
 @pytest.mark.parametrize("status", [403, 500])
-def test_without_the_right_the_pool_works_and_says_what_is_missing(
+def test_without_the_permission_the_pool_works_and_names_it(
     status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with World(seed=1) as world:

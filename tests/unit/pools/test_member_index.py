@@ -20,11 +20,11 @@ NO_RUNTIME = (
 )
 
 
-class Book:
-    """A book, and the pool that it is about."""
+class IndexedPods:
+    """A member index, and the pool that it is about."""
 
     def __init__(self, *pods: Pod) -> None:
-        self.book = MemberIndex()
+        self.index = MemberIndex()
         self.pods = {pod.metadata.uid: pod for pod in pods}
         self.host_state = WELL
         self.event: str | None = None
@@ -41,36 +41,36 @@ class Book:
 
     def put(self, pod: Pod) -> None:
         self.pods[pod.metadata.uid] = pod
-        self.book.mark_dirty(pod.metadata.uid)
+        self.index.mark_dirty(pod.metadata.uid)
 
     def change(self, **fields: Any) -> None:
         for name, value in fields.items():
             setattr(self, name, value)
         for uid in self.pods:
-            self.book.mark_dirty(uid)
+            self.index.mark_dirty(uid)
 
-    def sort(self, **how: Any) -> dict[str, Member]:
+    def refresh(self, **how: Any) -> dict[str, Member]:
         self.asked.clear()
-        return {m.name: m for m in self.book.refresh(self.facts_of, self.pods, **how)}
+        return {m.name: m for m in self.index.refresh(self.facts_of, self.pods, **how)}
 
     def states(self, **how: Any) -> dict[str, SandboxState]:
-        return {name: m.state for name, m in self.sort(**how).items()}
+        return {name: m.state for name, m in self.refresh(**how).items()}
 
 
-def filled(*pods: Pod) -> Book:
-    book = Book(*pods)
-    book.sort(resync=True)
-    return book
+def filled(*pods: Pod) -> IndexedPods:
+    world = IndexedPods(*pods)
+    world.refresh(resync=True)
+    return world
 
 
 def test_only_dirty_pods_are_reclassified() -> None:
-    book = filled(pod("one"), pod("two"))
-    before = book.sort()
-    assert book.asked == []
+    world = filled(pod("one"), pod("two"))
+    before = world.refresh()
+    assert world.asked == []
     two = pod("two", ready=False)
-    book.put(two)
-    after = book.sort()
-    assert book.asked == [two.metadata.uid]
+    world.put(two)
+    after = world.refresh()
+    assert world.asked == [two.metadata.uid]
     assert (after["one"], after["two"].state) == (before["one"], SandboxState.UNREADY)
     assert after["one"] is before["one"]
 
@@ -86,48 +86,48 @@ def test_only_dirty_pods_are_reclassified() -> None:
 def test_a_pod_with_other_facts_is_reclassified(
     changed: dict[str, Any], state: SandboxState
 ) -> None:
-    book = filled(pod("one"))
-    book.change(**changed)
-    assert book.states() == {"one": state}
-    book.change(host_state=WELL, deleting=False, claimed=False)
-    assert book.states() == {"one": SandboxState.WARM}
+    world = filled(pod("one"))
+    world.change(**changed)
+    assert world.states() == {"one": state}
+    world.change(host_state=WELL, deleting=False, claimed=False)
+    assert world.states() == {"one": SandboxState.WARM}
 
 
 def test_a_new_failure_reclassifies_a_pod() -> None:
-    book = filled(pod("one", ready=False))
-    assert book.sort()["one"].failure is None
-    book.change(event=NO_RUNTIME)
-    failure = book.sort()["one"].failure
+    world = filled(pod("one", ready=False))
+    assert world.refresh()["one"].failure is None
+    world.change(event=NO_RUNTIME)
+    failure = world.refresh()["one"].failure
     assert failure is not None
     assert failure.reason is Reason.HANDLER_NOT_CONFIGURED
 
 
 def test_a_deleted_pod_is_removed_when_it_is_dirty_or_at_a_resync() -> None:
-    for anew in (False, True):
-        book = filled(pod("one"), pod("two"))
-        uid = next(iter(book.pods))
-        del book.pods[uid]
-        if not anew:
-            book.book.mark_dirty(uid)
-        assert list(book.states(resync=anew)) == ["two"]
+    for resync in (False, True):
+        world = filled(pod("one"), pod("two"))
+        uid = next(iter(world.pods))
+        del world.pods[uid]
+        if not resync:
+            world.index.mark_dirty(uid)
+        assert list(world.states(resync=resync)) == ["two"]
 
 
 def test_a_transient_pod_is_reclassified_once_more_afterwards() -> None:
-    book = filled(pod("one"))
-    (uid,) = book.pods
-    book.deleting = True
-    assert book.states(transient={uid}) == {"one": SandboxState.STOPPING}
-    book.deleting = False
-    assert book.states() == {"one": SandboxState.WARM}
-    book.sort()
-    assert book.asked == []
+    world = filled(pod("one"))
+    (uid,) = world.pods
+    world.deleting = True
+    assert world.states(transient={uid}) == {"one": SandboxState.STOPPING}
+    world.deleting = False
+    assert world.states() == {"one": SandboxState.WARM}
+    world.refresh()
+    assert world.asked == []
 
 
 def test_a_resync_reclassifies_all_pods() -> None:
-    book = filled(pod("one"))
-    book.host_state = QUARANTINED
-    assert book.states() == {"one": SandboxState.WARM}
-    assert book.states(resync=True) == {"one": SandboxState.STRANDED}
+    world = filled(pod("one"))
+    world.host_state = QUARANTINED
+    assert world.states() == {"one": SandboxState.WARM}
+    assert world.states(resync=True) == {"one": SandboxState.STRANDED}
 
 
 # --- Groups ----------------------------------------------------------------------------------

@@ -345,7 +345,7 @@ def test_what_was_put_on_a_bad_node_before_it_was_ready_is_known_until_it_leaves
         ({"initContainerStatuses": [{"name": "first"}]}, True),
     ],
 )
-def test_a_kubelet_that_has_begun_with_a_pod_says_something_of_it(
+def test_a_kubelet_that_has_begun_with_a_pod_has_written_its_status(
     status: Any, acknowledged: bool
 ) -> None:
     body = pod_body(ready=False)
@@ -542,7 +542,7 @@ def test_messages_about_pods_are_bounded() -> None:
     assert events.get(last) is None
 
 
-def test_a_pool_tells_what_its_condition_says() -> None:
+def test_a_pool_posts_an_event_with_its_conditions_message() -> None:
     said = (("Ready", "no node"), ("Warm", "other"))
     listed = [{"type": type_, "status": "False", "message": text} for type_, text in said]
     assert pool(status={"conditions": listed}).ready_message() == "no node"

@@ -460,7 +460,7 @@ async def test_a_pod_that_changed_since_the_decision_is_not_deleted_and_is_a_can
     assert world.allocator.free(POOL_UID) == 1
 
 
-async def test_a_failure_counts_once_however_often_its_pod_changes_before_it_goes() -> None:
+async def test_a_failure_counts_once_however_often_its_pod_changes_before_its_deletion() -> None:
     world = World()
     world.put_pod("pod-1", phase="Failed", ready=False)
     world.api.touch(f"{PODS}/pod-1")
@@ -700,6 +700,20 @@ async def test_constraints_that_are_malformed_are_a_refused_template() -> None:
     assert world.condition("TemplateAccepted") == ("False", "TemplateRejected")
 
 
+async def test_a_template_that_mounts_where_the_configuration_goes_is_refused() -> None:
+    mounts = [{"name": "x", "mountPath": "/run/sandbox"}]
+    template = {"spec": {"containers": [{"name": "a", "volumeMounts": mounts}]}}
+    world = World(template=template)
+    await world.reconcile()
+    assert world.posted == 0
+    (found,) = [c for c in world.status["conditions"] if c["type"] == "TemplateAccepted"]
+    assert (found["status"], found["reason"]) == ("False", "TemplateRejected")
+    assert "containers[0].volumeMounts[0].mountPath" in found["message"]
+    off = World(template=template, claims={"configPath": ""})
+    await off.reconcile()
+    assert off.condition("TemplateAccepted")[0] == "True"
+
+
 async def test_a_recreated_class_is_announced_with_both_handlers() -> None:
     world = World("pod-1")
     await world.reconcile()
@@ -715,7 +729,7 @@ async def test_a_recreated_class_is_announced_with_both_handlers() -> None:
     assert "'kata'" in changed
 
 
-# --- Doubtful nodes ------------------------------------------------------------------------------
+# --- Nodes to be left ----------------------------------------------------------------------------
 
 
 def quarantine(world: World, name: str = "node-1", *, told: bool = True) -> None:

@@ -42,7 +42,7 @@ NO_SHIM = Failure(Reason.SHIM_MISSING, "no shim binary", "bad", blames_runtime=T
 PULLING = Failure(Reason.IMAGE_PULL_FAILED, "main: ErrImagePull", "bad", self_healing=True)
 
 
-def doubtful(name: str = "pod", *, refuted: bool = False, **given: Any) -> Member:
+def unallocatable(name: str = "pod", *, refuted: bool = False, **given: Any) -> Member:
     """Ready, on a node that is well but quarantined, or where the runtime does not isolate."""
     given = {"ready": True, "node": BAD, **given}
     if refuted:
@@ -53,7 +53,7 @@ def doubtful(name: str = "pod", *, refuted: bool = False, **given: Any) -> Membe
 
 
 def several(count: int, **given: Any) -> list[Member]:
-    return [doubtful(f"doubtful-{i}", age=30.0 + i, **given) for i in range(count)]
+    return [unallocatable(f"unallocatable-{i}", age=30.0 + i, **given) for i in range(count)]
 
 
 def names(plan: PoolPlan) -> list[str]:
@@ -67,10 +67,10 @@ def names(plan: PoolPlan) -> list[str]:
 @pytest.mark.parametrize(
     ("stuck", "reason"),
     [
-        (doubtful(ready=False, failure=NO_SHIM), Reason.SHIM_MISSING),
-        (doubtful(ready=False), Reason.NODE_QUARANTINED),
-        (doubtful(ready=False, failure=PULLING), Reason.NODE_QUARANTINED),
-        (doubtful(ready=False, refuted=True), Reason.ISOLATION_NOT_PROVEN),
+        (unallocatable(ready=False, failure=NO_SHIM), Reason.SHIM_MISSING),
+        (unallocatable(ready=False), Reason.NODE_QUARANTINED),
+        (unallocatable(ready=False, failure=PULLING), Reason.NODE_QUARANTINED),
+        (unallocatable(ready=False, refuted=True), Reason.ISOLATION_NOT_PROVEN),
     ],
 )
 def test_a_pod_stuck_on_an_unsuitable_node_is_deleted_at_once_as_a_failure(
@@ -83,7 +83,7 @@ def test_a_pod_stuck_on_an_unsuitable_node_is_deleted_at_once_as_a_failure(
 
 @pytest.mark.parametrize("ready", [True, False])
 @pytest.mark.parametrize("quarantined", [True, False])
-def test_what_has_lost_its_handler_goes_at_once(ready: bool, quarantined: bool) -> None:
+def test_what_has_lost_its_handler_is_deleted_at_once(ready: bool, quarantined: bool) -> None:
     """Nothing can be executed in it any more, whatever else is held against its node.
 
     One that was never ready may have been put where it never could be, because more nodes lack the
@@ -96,7 +96,7 @@ def test_what_has_lost_its_handler_goes_at_once(ready: bool, quarantined: bool) 
 
 
 def test_the_successors_of_stuck_ones_wait_for_the_delay_that_their_failure_brings() -> None:
-    stock = [doubtful(f"stuck-{i}", ready=False, failure=NO_SHIM) for i in range(2)]
+    stock = [unallocatable(f"stuck-{i}", ready=False, failure=NO_SHIM) for i in range(2)]
     plan = decide(pool_input(stock, replicas=3))
     assert (plan.create, plan.blocked_by) == (1, Reason.SHIM_MISSING)
 
@@ -106,7 +106,7 @@ def test_the_successors_of_stuck_ones_wait_for_the_delay_that_their_failure_brin
 
 @pytest.mark.parametrize("refuted", [False, True])
 @pytest.mark.parametrize(
-    ("warm", "count", "unavailable", "moved"),
+    ("warm", "count", "unavailable", "relocated"),
     [
         (5, 0, 1, 0),
         (0, 5, 1, 1),
@@ -119,11 +119,13 @@ def test_the_successors_of_stuck_ones_wait_for_the_delay_that_their_failure_brin
     ],
 )
 def test_ready_pods_are_relocated_as_others_become_warm(
-    warm: int, count: int, unavailable: int, moved: int, refuted: bool
+    warm: int, count: int, unavailable: int, relocated: int, refuted: bool
 ) -> None:
     stock = [*members(W, warm), *several(count, refuted=refuted)]
     plan = decide(pool_input(stock, replicas=5, update={"maxUnavailable": unavailable}))
-    assert names(plan) == [f"doubtful-{i}" for i in range(count - 1, count - 1 - moved, -1)]
+    assert names(plan) == [
+        f"unallocatable-{i}" for i in range(count - 1, count - 1 - relocated, -1)
+    ]
     reason = Reason.ISOLATION_NOT_PROVEN if refuted else Reason.NODE_QUARANTINED
     assert {(d.reason, d.failed) for d in plan.delete} <= {(reason, False)}
     assert plan.create == 5 - warm, "they are of no use meanwhile"
@@ -158,12 +160,12 @@ def test_a_pool_that_is_scaled_down_gives_them_up_even_so(
 
 
 def test_those_on_a_lost_node_may_come_back_with_it() -> None:
-    stock = [doubtful(node=LOST), doubtful("refuted", node=LOST, refuted=True)]
+    stock = [unallocatable(node=LOST), unallocatable("refuted", node=LOST, refuted=True)]
     assert not decide(pool_input(stock)).delete
 
 
-def test_a_sandbox_goes_once_even_if_two_things_speak_against_it() -> None:
-    plan = decide(pool_input([doubtful(runtime_uid="former"), doubtful("own")]))
+def test_a_sandbox_is_deleted_once_even_for_two_reasons() -> None:
+    plan = decide(pool_input([unallocatable(runtime_uid="former"), unallocatable("own")]))
     assert sorted((d.member.name, d.reason) for d in plan.delete) == [
         ("own", Reason.NODE_QUARANTINED),
         ("pod", Reason.RUNTIME_CHANGED),
@@ -171,7 +173,7 @@ def test_a_sandbox_goes_once_even_if_two_things_speak_against_it() -> None:
 
 
 def test_a_move_comes_before_a_rollout_and_both_share_the_budget() -> None:
-    stock = [*members(W, 4, revision="old"), doubtful()]
+    stock = [*members(W, 4, revision="old"), unallocatable()]
     first = decide(pool_input(stock, replicas=5))
     assert names(first) == ["pod"]
     second = decide(pool_input([*stock[:4], *members(W, 1, "new")], replicas=5))
@@ -180,7 +182,7 @@ def test_a_move_comes_before_a_rollout_and_both_share_the_budget() -> None:
 
 @pytest.mark.parametrize("type_", ["RollingUpdate", "OnClaim", "Recreate"])
 def test_pods_are_relocated_under_every_update_strategy(type_: str) -> None:
-    stock = [*members(W, 2), doubtful(revision="old")]
+    stock = [*members(W, 2), unallocatable(revision="old")]
     assert names(decide(pool_input(stock, replicas=3, update={"type": type_}))) == ["pod"]
 
 
@@ -246,7 +248,7 @@ def test_a_full_pool_makes_room_for_successors(others: list[Member], replicas: i
     stock = [*several(2), *others]
     given = pool_input(stock, replicas=replicas, maxSandboxes=len(stock))
     plan = decide(given)
-    assert (names(plan), plan.create) == (["doubtful-1"], 0)
+    assert (names(plan), plan.create) == (["unallocatable-1"], 0)
     stopping = [*several(1), member("gone", STOPPING), *others]
     assert not decide(dataclasses.replace(given, members=Members(stopping))).delete
     made_room = decide(dataclasses.replace(given, members=Members([*several(1), *others])))

@@ -38,7 +38,7 @@ def test_what_was_ready_is_waited_for_before_another_is_made(age: float, create:
     assert (plan.create, plan.delete) == (create, ())
 
 
-def test_what_was_ready_goes_when_another_is_warm_in_its_place() -> None:
+def test_what_was_ready_is_deleted_when_another_is_warm_in_its_place() -> None:
     unready = members(SandboxState.UNREADY, 3, age=LONG)
     warm = members(SandboxState.WARM, 1)
     plan = decide(pool_input([*unready, *warm], replicas=3))
@@ -77,6 +77,15 @@ def test_at_the_ceiling_nothing_makes_room_for_what_may_not_start_yet() -> None:
     )
     assert (plan.create, plan.delete) == (0, ())
     assert plan.blocked_by is Reason.CLAMPED_BY_MAX_SANDBOXES
+
+
+def test_at_the_ceiling_room_is_made_in_the_same_plan_that_uses_up_the_rest() -> None:
+    stuck = member("stuck", SandboxState.STARTING, **STUCK)
+    other = member("other", SandboxState.STARTING, age=1.0)
+    given = pool_input([stuck, other], replicas=3, maxSandboxes=3, verdict=SERVED)
+    plan = decide(given)
+    assert (plan.create, going(plan)) == (1, ["starting"])
+    assert plan.delete[0].member is stuck
 
 
 # --- Waiting for the kubelet ---------------------------------------------------------------------
@@ -167,8 +176,8 @@ def test_a_pod_that_became_ready_on_a_cordoned_node_is_a_failure_too() -> None:
     put = members(SandboxState.STRANDED, 2, node=CORDONED, ready=True, misplaced=True)
     (deletion,) = decide(pool_input(put, replicas=1, verdict=NOWHERE)).delete
     assert deletion.failed
-    moved = members(SandboxState.STRANDED, 2, node=CORDONED, ready=True)
-    (deletion,) = decide(pool_input(moved, replicas=1, verdict=NOWHERE)).delete
+    stranded = members(SandboxState.STRANDED, 2, node=CORDONED, ready=True)
+    (deletion,) = decide(pool_input(stranded, replicas=1, verdict=NOWHERE)).delete
     assert not deletion.failed
 
 

@@ -96,7 +96,7 @@ def test_every_condition_is_set_every_time_and_fits_the_api(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "type_", "status", "reason", "says"),
+    ("name", "type_", "status", "reason", "in_message"),
     [
         ("full", "Ready", "True", "SandboxWarm", "2 of 2 are warm"),
         ("full", "Warm", "True", "AtTarget", "2 of 2 are warm"),
@@ -131,11 +131,11 @@ def test_every_condition_is_set_every_time_and_fits_the_api(name: str) -> None:
     ],
 )
 def test_conditions_name_cause_and_cure(
-    name: str, type_: str, status: str, reason: str, says: str
+    name: str, type_: str, status: str, reason: str, in_message: str
 ) -> None:
     found = computed(INPUTS[name])
     assert brief(found, type_) == (status, reason)
-    assert says in of(found, type_)["message"]
+    assert in_message in of(found, type_)["message"]
 
 
 def test_counts() -> None:
@@ -353,7 +353,7 @@ def test_a_damaged_status_never_raises_and_is_mended(before: Any, name: str) -> 
     check_written(UnfitPoolStatus, invalid_status(pool(status=before), NOW))
 
 
-def test_a_pool_that_does_not_fit_the_api_says_which_field() -> None:
+def test_a_pool_that_does_not_fit_the_api_reports_the_field() -> None:
     bad = pool(replicas=-1)
     (condition,) = invalid_status(bad, NOW)["conditions"]
     assert (condition["type"], condition["status"]) == ("Ready", "False")

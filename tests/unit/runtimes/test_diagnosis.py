@@ -175,7 +175,7 @@ def test_a_container_that_waits(
     assert failure.message == f"main: {waiting}: what was said"
 
 
-def test_a_container_that_ended_says_its_exit_code() -> None:
+def test_a_container_that_ended_reports_its_exit_code() -> None:
     state = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     failure = diagnose(pod(ready=False, containerStatuses=[{"name": "main", "state": state}]), None)
     assert failure is not None
@@ -203,7 +203,7 @@ def ended(code: int, reason: str) -> dict[str, Any]:
         ({}, "Failed"),
     ],
 )
-def test_a_pod_that_ended_says_what_of(found: dict[str, Any], said: str) -> None:
+def test_a_pod_that_ended_reports_its_cause(found: dict[str, Any], said: str) -> None:
     failure = diagnose(pod(ready=False, phase="Failed", **found), None)
     assert failure is not None
     assert failure.reason is Reason.POD_FAILED

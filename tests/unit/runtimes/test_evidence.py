@@ -45,7 +45,7 @@ NOT_READ = "Error on reading termination log /var/lib/kubelet/pods/x: permission
 NODE = replace(facts(), boot_id=BOOT_ID, container_runtime="containerd://2.1.4", kubelet="v1.36.2")
 GVISOR_CLASS = runtime()
 
-# Everything that asks the question anew.
+# All changes that require a new probe.
 OTHER_SOFTWARE: dict[str, dict[str, Any]] = {
     "another machine": {"uid": "another"},
     "a reboot": {"boot_id": GUEST_BOOT_ID},
@@ -139,13 +139,13 @@ def test_a_kernels_name_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("state", [None, {"waiting": {"reason": "ContainerCreating"}}, {}])
-def test_a_probe_that_has_not_ended_says_nothing(state: dict[str, Any] | None) -> None:
+def test_a_probe_that_has_not_ended_is_no_evidence(state: dict[str, Any] | None) -> None:
     assert judge_probe(probed(state), NODE, NOW) is None
     assert not has_run(probed(state))
 
 
 @pytest.mark.parametrize("change", ["another machine", "a reboot"])
-def test_a_probe_of_another_machine_says_nothing(change: str) -> None:
+def test_a_probe_of_another_machine_is_no_evidence(change: str) -> None:
     now = replace(NODE, **OTHER_SOFTWARE[change])
     assert judge_probe(probed(terminated(42)), now, NOW) is None
     assert judge_probe(probed(terminated(42), made_for=now), now, NOW) is not None
@@ -158,7 +158,7 @@ def test_an_injected_container_that_runs_on_does_not_hold_the_answer_back() -> N
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("found", "in_message"),
     [
         (probed(None, phase="Failed", reason="Evicted", message="low on memory"), "low on memory"),
         (probed(None, phase="Failed", reason="DeadlineExceeded"), "DeadlineExceeded"),
@@ -168,16 +168,18 @@ def test_an_injected_container_that_runs_on_does_not_hold_the_answer_back() -> N
         ),
     ],
 )
-def test_a_probe_that_ended_before_it_could_answer_says_why(found: Pod, says: str) -> None:
+def test_a_probe_that_ended_before_its_result_reports_the_cause(
+    found: Pod, in_message: str
+) -> None:
     evidence = judge_probe(found, NODE, NOW)
     assert evidence is not None
     assert evidence.isolation is UNAVAILABLE
-    assert says in evidence.message
+    assert in_message in evidence.message
     assert not has_run(found)
 
 
 @pytest.mark.parametrize("code", [probe.OWN_KERNEL, probe.NODES_KERNEL, probe.UNREADABLE])
-def test_a_probe_that_answers_has_run_whatever_it_says(code: int) -> None:
+def test_a_probe_with_a_result_has_run_whatever_the_result_is(code: int) -> None:
     assert has_run(probed(terminated(code)))
 
 
@@ -205,7 +207,7 @@ def test_the_positive_control_is_judged_like_any_probe() -> None:
     assert (evidence.isolation, evidence.class_uid) == (NOT_PROVEN, "")
 
 
-def test_an_uncontrolled_node_says_what_its_control_found() -> None:
+def test_a_node_whose_control_fails_reports_what_the_control_found() -> None:
     read_another = judge_probe(probed(terminated(probe.OWN_KERNEL), of=None), NODE, NOW)
     assert read_another is not None
     assert "publishes a boot id that is not its kernel's" in control_failure(read_another)
@@ -267,11 +269,11 @@ def test_a_sandboxs_probe_that_failed_proves_nothing() -> None:
         pod(),
     ],
 )
-def test_a_sandbox_whose_probe_has_not_ended_says_nothing(found: Pod) -> None:
+def test_a_sandbox_whose_probe_has_not_ended_is_no_evidence(found: Pod) -> None:
     assert judge_sandbox(found, NODE, NOW) is None
 
 
-def test_a_sandbox_says_nothing_of_a_node_that_it_is_not_on() -> None:
+def test_a_sandbox_is_no_evidence_about_another_node() -> None:
     found = sandbox(terminated(0, f"{GUEST_BOOT_ID}\n"))
     assert judge_sandbox(found, replace(NODE, name="node-2"), NOW) is None
 
@@ -296,7 +298,7 @@ def ran(*started: float | None, created: float = NOW, inits: tuple[float, ...] =
     ("it", "started"),
     [
         (ran(NOW + 5), NOW + 5),
-        # One that was restarted says nothing of the sandbox that the others still run in.
+        # One that was restarted is no evidence about the sandbox that the others still run in.
         (ran(NOW + 900, NOW + 5, None), NOW + 5),
         (ran(NOW + 900, inits=(NOW + 4,)), NOW + 4),
         # All of them are new: so is the sandbox, however old the pod is.
@@ -314,84 +316,84 @@ def test_a_sandbox_is_no_younger_than_the_container_that_has_run_longest(
     assert started_at(it) == started
 
 
-# --- The book ------------------------------------------------------------------------------------
+# --- The store ------------------------------------------------------------------------------------
 
 
 def test_what_is_known_is_found() -> None:
-    book = EvidenceStore()
-    assert book.current(NODE, "runsc") is None
-    assert book.put("node-1", "runsc", known())
-    assert book.current(NODE, "runsc") == known()
-    assert book.current(NODE, "kata") is None
-    assert book.current(replace(NODE, name="node-2"), "runsc") is None
+    store = EvidenceStore()
+    assert store.current(NODE, "runsc") is None
+    assert store.put("node-1", "runsc", known())
+    assert store.current(NODE, "runsc") == known()
+    assert store.current(NODE, "kata") is None
+    assert store.current(replace(NODE, name="node-2"), "runsc") is None
 
 
 @pytest.mark.parametrize("change", OTHER_SOFTWARE.values(), ids=OTHER_SOFTWARE)
 def test_evidence_is_about_the_software_that_was_there(change: dict[str, Any]) -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
     changed = replace(NODE, **change)
-    assert book.current(changed, "runsc") is None
-    book.observe_node("node-1", changed, NOW)
-    assert book.current(NODE, "runsc") is None, "what is forgotten does not come back"
-    assert book.summaries("runsc") == []
+    assert store.current(changed, "runsc") is None
+    store.observe_node("node-1", changed, NOW)
+    assert store.current(NODE, "runsc") is None, "what is forgotten does not come back"
+    assert store.summaries("runsc") == []
 
 
-def test_what_does_not_matter_asks_nothing_anew() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
+def test_an_irrelevant_change_keeps_the_evidence() -> None:
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
     shuffled = replace(NODE, handlers=frozenset(sorted(NODE.handlers or (), reverse=True)))
     busy = replace(shuffled, labels=frozenset(), taints=(), ready=False, schedulable=False)
-    book.observe_node("node-1", busy, NOW)
-    assert book.current(busy, "runsc") == known()
+    store.observe_node("node-1", busy, NOW)
+    assert store.current(busy, "runsc") == known()
 
 
 def test_age_alone_is_no_change() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
-    assert not book.put("node-1", "runsc", known(at=NOW + 60))
-    assert book.current(NODE, "runsc") == known(at=NOW + 60)
-    assert book.put("node-1", "runsc", known(NOT_PROVEN))
-    assert book.put("node-1", "runsc", known(kernel="another"))
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
+    assert not store.put("node-1", "runsc", known(at=NOW + 60))
+    assert store.current(NODE, "runsc") == known(at=NOW + 60)
+    assert store.put("node-1", "runsc", known(NOT_PROVEN))
+    assert store.put("node-1", "runsc", known(kernel="another"))
 
 
 @pytest.mark.parametrize("answer", [PROVEN, NOT_PROVEN])
 def test_no_answer_takes_no_answers_place(answer: Isolation) -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known(answer))
-    assert not book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW, "no room"))
-    assert book.current(NODE, "runsc") == known(answer)
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known(answer))
+    assert not store.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW, "no room"))
+    assert store.current(NODE, "runsc") == known(answer)
     rebooted = replace(NODE, boot_id=GUEST_BOOT_ID)
-    assert book.put("node-1", "runsc", no_evidence(rebooted, CLASS_UID, NOW, "no room"))
+    assert store.put("node-1", "runsc", no_evidence(rebooted, CLASS_UID, NOW, "no room"))
 
 
 def test_a_later_answer_takes_an_earlier_ones_place() -> None:
-    book = EvidenceStore()
+    store = EvidenceStore()
     for isolation in (UNAVAILABLE, NOT_PROVEN, PROVEN, NOT_PROVEN):
-        assert book.put("node-1", "runsc", known(isolation))
-        assert book.current(NODE, "runsc") == known(isolation)
+        assert store.put("node-1", "runsc", known(isolation))
+        assert store.current(NODE, "runsc") == known(isolation)
 
 
-def test_what_is_forgotten_is_asked_anew() -> None:
-    book = EvidenceStore()
+def test_forgotten_evidence_is_probed_again() -> None:
+    store = EvidenceStore()
     for handler in ("runsc", "kata"):
-        book.put("node-1", handler, known())
-    book.forget("node-1", "runsc", NOW)
-    book.forget("node-9", "runsc", NOW)
-    assert book.current(NODE, "runsc") is None
-    assert book.current(NODE, "kata") is not None
-    book.observe_node("node-1", None, NOW)
-    assert book.current(NODE, "kata") is None
+        store.put("node-1", handler, known())
+    store.forget("node-1", "runsc", NOW)
+    store.forget("node-9", "runsc", NOW)
+    assert store.current(NODE, "runsc") is None
+    assert store.current(NODE, "kata") is not None
+    store.observe_node("node-1", None, NOW)
+    assert store.current(NODE, "kata") is None
 
 
 def test_kinds_of_nodes_are_summed_up_the_worst_first() -> None:
-    book = EvidenceStore()
+    store = EvidenceStore()
     for i in range(5):
-        book.put(f"node-{i}", "runsc", known(at=NOW + i))
-    book.put("node-5", "runsc", known(NOT_PROVEN, kernel="6.1", message="shared"))
-    book.put("node-6", "runsc", known(UNAVAILABLE, kernel=""))
-    book.put("node-7", "kata", known())
-    kinds = book.summaries("runsc")
+        store.put(f"node-{i}", "runsc", known(at=NOW + i))
+    store.put("node-5", "runsc", known(NOT_PROVEN, kernel="6.1", message="shared"))
+    store.put("node-6", "runsc", known(UNAVAILABLE, kernel=""))
+    store.put("node-7", "kata", known())
+    kinds = store.summaries("runsc")
     assert [(k.isolation, k.nodes, k.example) for k in kinds] == [
         (NOT_PROVEN, 1, "node-5"),
         (UNAVAILABLE, 1, "node-6"),
@@ -403,43 +405,43 @@ def test_kinds_of_nodes_are_summed_up_the_worst_first() -> None:
 
 
 def test_however_many_kinds_there_are_the_worst_are_shown() -> None:
-    book = EvidenceStore()
+    store = EvidenceStore()
     for i in range(50):
-        book.put(f"node-{i:02}", "runsc", known(kernel=f"kernel {i}"))
-    book.put("node-99", "runsc", known(NOT_PROVEN))
-    kinds = book.summaries("runsc")
+        store.put(f"node-{i:02}", "runsc", known(kernel=f"kernel {i}"))
+    store.put("node-99", "runsc", known(NOT_PROVEN))
+    kinds = store.summaries("runsc")
     assert len(kinds) == MAX_KINDS
     assert kinds[0].isolation is NOT_PROVEN
 
 
 def test_what_is_written_down_can_be_read_again() -> None:
-    book, other = EvidenceStore(), EvidenceStore()
-    book.put("node-1", "runsc", known())
-    book.put("node-1", "runc", known(NOT_PROVEN))
-    book.put("node-1", "kata", known(UNAVAILABLE))
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
+    store, other = EvidenceStore(), EvidenceStore()
+    store.put("node-1", "runsc", known())
+    store.put("node-1", "runc", known(NOT_PROVEN))
+    store.put("node-1", "kata", known(UNAVAILABLE))
+    other.load("node-1", json.loads(json.dumps(store.dump("node-1"))), {})
     assert other.current(NODE, "runsc") == known()
     assert other.current(NODE, "runc") == known(NOT_PROVEN)
     assert other.current(NODE, "kata") is None, "no answer is not worth keeping"
-    assert json.dumps(other.dump("node-1")) == json.dumps(book.dump("node-1"))
-    assert book.dump("node-9") == {}
+    assert json.dumps(other.dump("node-1")) == json.dumps(store.dump("node-1"))
+    assert store.dump("node-9") == {}
 
 
 def test_a_node_that_cannot_list_handlers_survives_writing() -> None:
     silent = replace(NODE, handlers=None)
-    book, other = EvidenceStore(), EvidenceStore()
-    book.put("node-1", "runsc", known(node=silent))
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
+    store, other = EvidenceStore(), EvidenceStore()
+    store.put("node-1", "runsc", known(node=silent))
+    other.load("node-1", json.loads(json.dumps(store.dump("node-1"))), {})
     assert other.current(silent, "runsc") is not None
     assert other.current(replace(NODE, handlers=frozenset()), "runsc") is None
 
 
 def test_what_was_written_down_takes_nothings_place() -> None:
-    written, book = EvidenceStore(), EvidenceStore()
-    written.put("node-1", "runsc", known())
-    book.put("node-1", "runsc", known(NOT_PROVEN))
-    book.load("node-1", written.dump("node-1"), {})
-    assert book.current(NODE, "runsc") == known(NOT_PROVEN)
+    source, store = EvidenceStore(), EvidenceStore()
+    source.put("node-1", "runsc", known())
+    store.put("node-1", "runsc", known(NOT_PROVEN))
+    store.load("node-1", source.dump("node-1"), {})
+    assert store.current(NODE, "runsc") == known(NOT_PROVEN)
 
 
 # --- Age -----------------------------------------------------------------------------------------
@@ -448,82 +450,82 @@ DAY = MAX_AGE_SECONDS
 
 
 def test_a_proof_is_asked_for_again_in_its_last_quarter_and_is_void_after_its_age() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
-    assert book.expire(NOW + 0.74 * DAY) == []
-    assert not book.is_renewal_due("node-1", "runsc")
-    assert book.expire(NOW + 0.96 * DAY) == [("node-1", "runsc")]
-    assert book.is_renewal_due("node-1", "runsc")
-    assert book.current(NODE, "runsc") == known(), "it still holds"
-    assert book.expire(NOW + DAY - 1) == []
-    assert book.expire(NOW + DAY) == [("node-1", "runsc")]
-    assert book.current(NODE, "runsc") is None
-    assert not book.is_renewal_due("node-1", "runsc")
-    assert book.expire(NOW + 10 * DAY) == []
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
+    assert store.expire(NOW + 0.74 * DAY) == []
+    assert not store.is_renewal_due("node-1", "runsc")
+    assert store.expire(NOW + 0.96 * DAY) == [("node-1", "runsc")]
+    assert store.is_renewal_due("node-1", "runsc")
+    assert store.current(NODE, "runsc") == known(), "it still holds"
+    assert store.expire(NOW + DAY - 1) == []
+    assert store.expire(NOW + DAY) == [("node-1", "runsc")]
+    assert store.current(NODE, "runsc") is None
+    assert not store.is_renewal_due("node-1", "runsc")
+    assert store.expire(NOW + 10 * DAY) == []
 
 
 def test_a_proof_that_nobody_has_looked_at_in_time_is_void_all_the_same() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
-    assert book.expire(NOW + 2 * DAY) == [("node-1", "runsc")]
-    assert book.current(NODE, "runsc") is None
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
+    assert store.expire(NOW + 2 * DAY) == [("node-1", "runsc")]
+    assert store.current(NODE, "runsc") is None
 
 
 @pytest.mark.parametrize("isolation", [NOT_PROVEN, UNAVAILABLE])
 def test_what_is_no_proof_never_ages_away(isolation: Isolation) -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known(isolation))
-    book.expire(NOW + PROBE_UNANSWERED_SECONDS)
-    assert book.expire(NOW + 100 * DAY) == []
-    assert book.current(NODE, "runsc") == known(isolation)
-    assert not book.is_renewal_due("node-1", "runsc")
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known(isolation))
+    store.expire(NOW + PROBE_UNANSWERED_SECONDS)
+    assert store.expire(NOW + 100 * DAY) == []
+    assert store.current(NODE, "runsc") == known(isolation)
+    assert not store.is_renewal_due("node-1", "runsc")
 
 
 def test_a_proof_that_is_refuted_before_its_time_leaves_no_age_behind() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
-    book.expire(NOW + 0.96 * DAY)
-    book.put("node-1", "runsc", known(NOT_PROVEN, at=NOW + 0.97 * DAY))
-    assert not book.is_renewal_due("node-1", "runsc")
-    assert book.expire(NOW + 100 * DAY) == []
-    assert book.current(NODE, "runsc") is not None
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
+    store.expire(NOW + 0.96 * DAY)
+    store.put("node-1", "runsc", known(NOT_PROVEN, at=NOW + 0.97 * DAY))
+    assert not store.is_renewal_due("node-1", "runsc")
+    assert store.expire(NOW + 100 * DAY) == []
+    assert store.current(NODE, "runsc") is not None
 
 
 def test_a_proof_that_is_confirmed_lives_on_and_is_asked_for_again_in_its_own_time() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
     again = NOW + 0.96 * DAY
-    book.expire(again)
-    assert not book.put("node-1", "runsc", known(at=again))
-    assert not book.is_renewal_due("node-1", "runsc")
-    assert book.expire(NOW + DAY) == book.expire(again + 0.74 * DAY) == []
-    assert book.current(NODE, "runsc") == known(at=again)
-    assert book.expire(again + 0.96 * DAY) == [("node-1", "runsc")]
-    assert book.is_renewal_due("node-1", "runsc")
-    assert book.expire(again + DAY) == [("node-1", "runsc")]
-    assert book.current(NODE, "runsc") is None
+    store.expire(again)
+    assert not store.put("node-1", "runsc", known(at=again))
+    assert not store.is_renewal_due("node-1", "runsc")
+    assert store.expire(NOW + DAY) == store.expire(again + 0.74 * DAY) == []
+    assert store.current(NODE, "runsc") == known(at=again)
+    assert store.expire(again + 0.96 * DAY) == [("node-1", "runsc")]
+    assert store.is_renewal_due("node-1", "runsc")
+    assert store.expire(again + DAY) == [("node-1", "runsc")]
+    assert store.current(NODE, "runsc") is None
 
 
 def test_no_answer_to_the_question_asked_again_leaves_the_proof_its_age() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
-    book.expire(NOW + 0.96 * DAY)
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
+    store.expire(NOW + 0.96 * DAY)
     silent = no_evidence(NODE, CLASS_UID, NOW + 0.97 * DAY, "no room")
-    assert not book.put("node-1", "runsc", silent)
-    assert book.is_renewal_due("node-1", "runsc")
-    assert book.expire(NOW + DAY) == [("node-1", "runsc")]
-    assert book.current(NODE, "runsc") is None
+    assert not store.put("node-1", "runsc", silent)
+    assert store.is_renewal_due("node-1", "runsc")
+    assert store.expire(NOW + DAY) == [("node-1", "runsc")]
+    assert store.current(NODE, "runsc") is None
 
 
 def test_each_node_and_handler_is_asked_again_at_its_own_time() -> None:
-    book = EvidenceStore()
+    store = EvidenceStore()
     pairs = [(f"node-{i}", handler) for i in range(100) for handler in ("runsc", "kata")]
     for name, handler in pairs:
-        book.put(name, handler, known())
+        store.put(name, handler, known())
     asked: list[tuple[str, str]] = []
     most = 0
     for step in range(101):
-        found = book.expire(NOW + (0.75 + 0.002 * step) * DAY)
+        found = store.expire(NOW + (0.75 + 0.002 * step) * DAY)
         most = max(most, len(found))
         asked += found
     assert sorted(asked) == sorted(pairs)
@@ -531,35 +533,35 @@ def test_each_node_and_handler_is_asked_again_at_its_own_time() -> None:
 
 
 def test_the_age_is_a_setting() -> None:
-    book = EvidenceStore(max_age=600)
-    book.put("node-1", "runsc", known())
-    assert book.expire(NOW + 449) == []
-    assert book.expire(NOW + 600) == [("node-1", "runsc")]
-    assert book.current(NODE, "runsc") is None
+    store = EvidenceStore(max_age=600)
+    store.put("node-1", "runsc", known())
+    assert store.expire(NOW + 449) == []
+    assert store.expire(NOW + 600) == [("node-1", "runsc")]
+    assert store.current(NODE, "runsc") is None
 
 
 @pytest.mark.parametrize("node", [None, replace(NODE, boot_id=GUEST_BOOT_ID)])
-def test_a_machine_that_goes_takes_the_age_of_its_proofs_along(node: NodeFacts | None) -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
-    book.expire(NOW + 0.96 * DAY)
-    book.observe_node("node-1", node, NOW)
-    assert not book.is_renewal_due("node-1", "runsc")
-    assert book.expire(NOW + 2 * DAY) == []
+def test_a_deleted_machine_takes_the_age_of_its_proofs_along(node: NodeFacts | None) -> None:
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
+    store.expire(NOW + 0.96 * DAY)
+    store.observe_node("node-1", node, NOW)
+    assert not store.is_renewal_due("node-1", "runsc")
+    assert store.expire(NOW + 2 * DAY) == []
 
 
 def test_a_node_that_changes_in_other_things_leaves_a_proof_its_age() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known())
-    book.expire(NOW + 0.96 * DAY)
-    book.observe_node("node-1", replace(NODE, ready=False), NOW)
-    assert book.is_renewal_due("node-1", "runsc")
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known())
+    store.expire(NOW + 0.96 * DAY)
+    store.observe_node("node-1", replace(NODE, ready=False), NOW)
+    assert store.is_renewal_due("node-1", "runsc")
 
 
 def test_a_proof_that_an_earlier_process_wrote_down_goes_on_ageing() -> None:
-    book, other = EvidenceStore(), EvidenceStore()
-    book.put("node-1", "runsc", known())
-    other.load("node-1", json.loads(json.dumps(book.dump("node-1"))), {})
+    store, other = EvidenceStore(), EvidenceStore()
+    store.put("node-1", "runsc", known())
+    other.load("node-1", json.loads(json.dumps(store.dump("node-1"))), {})
     assert other.expire(NOW + 0.74 * DAY) == []
     assert other.expire(NOW + 0.96 * DAY) == [("node-1", "runsc")]
     assert other.expire(NOW + DAY) == [("node-1", "runsc")]
@@ -576,12 +578,12 @@ def test_a_proof_that_an_earlier_process_wrote_down_goes_on_ageing() -> None:
 def test_a_node_is_controlled_where_no_isolation_was_seen_to_read_its_boot_id(
     isolation: Isolation | None, controlled: bool
 ) -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known(NOT_PROVEN))
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known(NOT_PROVEN))
     if isolation is not None:
-        book.put("node-1", CONTROL, known(isolation))
-    assert book.has_positive_control(NODE) == controlled
-    assert not book.has_positive_control(replace(NODE, boot_id=GUEST_BOOT_ID))
+        store.put("node-1", CONTROL, known(isolation))
+    assert store.has_positive_control(NODE) == controlled
+    assert not store.has_positive_control(replace(NODE, boot_id=GUEST_BOOT_ID))
 
 
 # --- Damage --------------------------------------------------------------------------------------
@@ -599,9 +601,9 @@ anything = st.recursive(
     anything,
 )
 def test_damage_is_left_out_and_the_rest_kept(data: dict[str, Any], field: str, value: Any) -> None:
-    book, fresh = EvidenceStore(), EvidenceStore()
-    book.put("node-1", "good", known())
-    good = book.dump("node-1")["good"]
+    store, fresh = EvidenceStore(), EvidenceStore()
+    store.put("node-1", "good", known())
+    good = store.dump("node-1")["good"]
     fresh.load("node-1", {**data, "good": good, "bad": {**good, field: value}}, {})
     assert fresh.current(NODE, "good") == known()
     bad = fresh.current(NODE, "bad")
@@ -617,18 +619,18 @@ OLD, MAYBE, NEW = (ran(at) for at in (LATER - UNSEEN_CHANGE_SECONDS - 1, LATER -
 
 
 def upgraded(isolation: Isolation = PROVEN, *, watched: bool = True) -> EvidenceStore:
-    """A book that saw its node get another kubelet at LATER, or finds it so when it begins."""
-    book = EvidenceStore()
+    """A store that saw its node get another kubelet at LATER, or finds it so when it begins."""
+    store = EvidenceStore()
     if watched:
-        book.observe_node("node-1", NODE, NOW)
-    book.put("node-1", "runsc", known(isolation))
-    book.put("node-1", CONTROL, known(NOT_PROVEN))
-    book.observe_node("node-1", UPGRADED, LATER)
-    return book
+        store.observe_node("node-1", NODE, NOW)
+    store.put("node-1", "runsc", known(isolation))
+    store.put("node-1", CONTROL, known(NOT_PROVEN))
+    store.observe_node("node-1", UPGRADED, LATER)
+    return store
 
 
-def stands(book: EvidenceStore, *pods: Pod, node: NodeFacts = UPGRADED) -> list[Isolation | None]:
-    found = [book.evidence_for(it, node, "runsc") for it in pods]
+def stands(store: EvidenceStore, *pods: Pod, node: NodeFacts = UPGRADED) -> list[Isolation | None]:
+    found = [store.evidence_for(it, node, "runsc") for it in pods]
     return [evidence.isolation if evidence is not None else None for evidence in found]
 
 
@@ -643,105 +645,105 @@ def stands(book: EvidenceStore, *pods: Pod, node: NodeFacts = UPGRADED) -> list[
 def test_what_ran_before_a_change_keeps_its_proof_and_what_is_started_later_has_none(
     change: dict[str, Any],
 ) -> None:
-    book = EvidenceStore()
-    book.observe_node("node-1", NODE, NOW)
-    book.put("node-1", "runsc", known())
+    store = EvidenceStore()
+    store.observe_node("node-1", NODE, NOW)
+    store.put("node-1", "runsc", known())
     changed = replace(NODE, **change)
-    book.observe_node("node-1", changed, LATER)
-    assert stands(book, OLD, MAYBE, NEW, ran(None), node=changed) == [PROVEN, None, None, None]
-    book.put("node-1", "runsc", no_evidence(changed, CLASS_UID, LATER, "no room"))
-    assert stands(book, OLD, MAYBE, NEW, node=changed) == [PROVEN, UNAVAILABLE, UNAVAILABLE]
-    book.put("node-1", "runsc", known(node=changed, at=LATER + 60))
-    assert stands(book, OLD, MAYBE, NEW, ran(None), node=changed) == [PROVEN] * 4
+    store.observe_node("node-1", changed, LATER)
+    assert stands(store, OLD, MAYBE, NEW, ran(None), node=changed) == [PROVEN, None, None, None]
+    store.put("node-1", "runsc", no_evidence(changed, CLASS_UID, LATER, "no room"))
+    assert stands(store, OLD, MAYBE, NEW, node=changed) == [PROVEN, UNAVAILABLE, UNAVAILABLE]
+    store.put("node-1", "runsc", known(node=changed, at=LATER + 60))
+    assert stands(store, OLD, MAYBE, NEW, ran(None), node=changed) == [PROVEN] * 4
 
 
 def test_however_often_it_changes_what_runs_keeps_its_proof() -> None:
-    book, node = upgraded(), UPGRADED
-    book.put("node-1", "runsc", known(node=node, at=LATER + 10))
+    store, node = upgraded(), UPGRADED
+    store.put("node-1", "runsc", known(node=node, at=LATER + 10))
     for i in range(5):
         node = replace(node, kubelet=f"v1.38.{i}")
-        book.observe_node("node-1", node, LATER + 10_000 * (i + 1))
-        assert stands(book, OLD, MAYBE, NEW, node=node) == [PROVEN] * 3
-        assert stands(book, ran(LATER + 10_000 * (i + 1)), node=node) == [None]
-    assert len(book.dump_superseded("node-1")["runsc"]) == 1, "what is kept is bounded"
+        store.observe_node("node-1", node, LATER + 10_000 * (i + 1))
+        assert stands(store, OLD, MAYBE, NEW, node=node) == [PROVEN] * 3
+        assert stands(store, ran(LATER + 10_000 * (i + 1)), node=node) == [None]
+    assert len(store.dump_superseded("node-1")["runsc"]) == 1, "what is kept is bounded"
 
 
 def test_between_two_changes_without_an_answer_nothing_is_proven_that_was_started() -> None:
-    book = upgraded()
+    store = upgraded()
     again = replace(UPGRADED, kubelet="v1.38.0")
-    book.observe_node("node-1", again, LATER + 1000)
-    assert stands(book, OLD, MAYBE, NEW, node=again) == [PROVEN, None, None]
+    store.observe_node("node-1", again, LATER + 1000)
+    assert stands(store, OLD, MAYBE, NEW, node=again) == [PROVEN, None, None]
 
 
 @pytest.mark.parametrize("watched", [True, False])
 def test_a_refutation_speaks_against_whatever_runs_on_the_machine(watched: bool) -> None:
-    book = upgraded(watched=watched)
-    book.put("node-1", "runsc", known(NOT_PROVEN, UPGRADED, at=LATER + 60))
-    assert stands(book, OLD, MAYBE, NEW) == [NOT_PROVEN] * 3
+    store = upgraded(watched=watched)
+    store.put("node-1", "runsc", known(NOT_PROVEN, UPGRADED, at=LATER + 60))
+    assert stands(store, OLD, MAYBE, NEW) == [NOT_PROVEN] * 3
     # What was mended since is proven only if it was started since.
-    book.put("node-1", "runsc", known(PROVEN, UPGRADED, at=LATER + 600))
+    store.put("node-1", "runsc", known(PROVEN, UPGRADED, at=LATER + 600))
     mended = ran(LATER + 601)
-    assert stands(book, OLD, MAYBE, NEW, ran(None), mended) == [*[NOT_PROVEN] * 4, PROVEN]
+    assert stands(store, OLD, MAYBE, NEW, ran(None), mended) == [*[NOT_PROVEN] * 4, PROVEN]
     again = replace(UPGRADED, kubelet="v1.38.0")
-    book.observe_node("node-1", again, LATER + 5000)
-    assert stands(book, OLD, NEW, mended, node=again) == [NOT_PROVEN, NOT_PROVEN, PROVEN]
+    store.observe_node("node-1", again, LATER + 5000)
+    assert stands(store, OLD, NEW, mended, node=again) == [NOT_PROVEN, NOT_PROVEN, PROVEN]
 
 
 def test_what_was_refuted_before_a_change_stays_so() -> None:
-    book = upgraded(NOT_PROVEN)
-    assert stands(book, OLD, MAYBE, NEW) == [NOT_PROVEN, NOT_PROVEN, None]
-    book.put("node-1", "runsc", known(node=UPGRADED, at=LATER + 60))
-    assert stands(book, OLD, MAYBE, NEW, ran(None)) == [NOT_PROVEN, NOT_PROVEN, PROVEN, NOT_PROVEN]
+    store = upgraded(NOT_PROVEN)
+    assert stands(store, OLD, MAYBE, NEW) == [NOT_PROVEN, NOT_PROVEN, None]
+    store.put("node-1", "runsc", known(node=UPGRADED, at=LATER + 60))
+    assert stands(store, OLD, MAYBE, NEW, ran(None)) == [NOT_PROVEN, NOT_PROVEN, PROVEN, NOT_PROVEN]
 
 
 def test_what_was_refuted_before_a_quarantine_stays_so_after_it() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", known(NOT_PROVEN))
-    book.forget("node-1", "runsc", LATER)
-    assert stands(book, OLD, NEW, node=NODE) == [NOT_PROVEN, None]
+    store = EvidenceStore()
+    store.put("node-1", "runsc", known(NOT_PROVEN))
+    store.forget("node-1", "runsc", LATER)
+    assert stands(store, OLD, NEW, node=NODE) == [NOT_PROVEN, None]
 
 
 def test_a_change_that_nobody_watched_may_have_come_right_after_the_proof() -> None:
-    book = upgraded(watched=False)
+    store = upgraded(watched=False)
     before, after = ran(NOW - 1, created=NOW - 5), ran(NOW + 1)
-    assert stands(book, before, after, OLD, NEW) == [PROVEN, None, None, None]
+    assert stands(store, before, after, OLD, NEW) == [PROVEN, None, None, None]
 
 
 def test_a_process_that_has_just_begun_does_not_say_how_long_it_stood_before() -> None:
-    book = EvidenceStore()
-    book.load("node-1", {"runsc": msgspec.to_builtins(known())}, {})
-    book.observe_node("node-1", NODE, LATER - 10)
-    book.observe_node("node-1", UPGRADED, LATER)
-    assert stands(book, ran(NOW - 1, created=NOW - 5), OLD) == [PROVEN, None]
+    store = EvidenceStore()
+    store.load("node-1", {"runsc": msgspec.to_builtins(known())}, {})
+    store.observe_node("node-1", NODE, LATER - 10)
+    store.observe_node("node-1", UPGRADED, LATER)
+    assert stands(store, ran(NOW - 1, created=NOW - 5), OLD) == [PROVEN, None]
 
 
 @pytest.mark.parametrize("change", [{"uid": "another"}, {"boot_id": GUEST_BOOT_ID}])
 def test_another_machine_or_a_reboot_makes_everything_void(change: dict[str, Any]) -> None:
-    book = upgraded()
+    store = upgraded()
     other = replace(UPGRADED, **change)
-    assert stands(book, OLD, node=other) == [None], "even before the book has been told"
-    book.observe_node("node-1", other, LATER + 60)
-    assert stands(book, OLD, node=other) == [None]
-    assert not book.has_superseded("node-1")
-    assert book.dump_superseded("node-1") == {}
-    book = upgraded()
-    book.observe_node("node-1", None, LATER + 60)
-    assert not book.has_superseded("node-1")
+    assert stands(store, OLD, node=other) == [None], "even before the store has been told"
+    store.observe_node("node-1", other, LATER + 60)
+    assert stands(store, OLD, node=other) == [None]
+    assert not store.has_superseded("node-1")
+    assert store.dump_superseded("node-1") == {}
+    store = upgraded()
+    store.observe_node("node-1", None, LATER + 60)
+    assert not store.has_superseded("node-1")
 
 
 def test_the_positive_control_of_a_sandbox_that_runs_holds_too() -> None:
-    book = upgraded()
-    assert not book.has_positive_control(UPGRADED)
-    found = [book.evidence_for(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
+    store = upgraded()
+    assert not store.has_positive_control(UPGRADED)
+    found = [store.evidence_for(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
     assert [e.isolation if e else None for e in found] == [NOT_PROVEN, None]
-    book.put("node-1", CONTROL, known(PROVEN, UPGRADED, at=LATER + 60))
-    found = [book.evidence_for(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
+    store.put("node-1", CONTROL, known(PROVEN, UPGRADED, at=LATER + 60))
+    found = [store.evidence_for(it, UPGRADED, CONTROL) for it in (OLD, NEW)]
     assert [e.isolation if e else None for e in found] == [PROVEN, PROVEN], "it is made up"
 
 
 def test_the_next_process_knows_the_former_proofs() -> None:
-    book, other = upgraded(), EvidenceStore()
-    former = json.loads(json.dumps(book.dump_superseded("node-1")))
+    store, other = upgraded(), EvidenceStore()
+    former = json.loads(json.dumps(store.dump_superseded("node-1")))
     other.load("node-1", {}, {**former, "kata": [{"before": "x"}], "": 1})
     other.observe_node("node-1", UPGRADED, LATER + 60)
     assert stands(other, OLD, MAYBE, NEW) == [PROVEN, None, None]
@@ -751,24 +753,24 @@ def test_the_next_process_knows_the_former_proofs() -> None:
 
 
 def test_a_node_that_gives_no_answer_for_long_is_silent_until_it_gives_one() -> None:
-    book = EvidenceStore()
+    store = EvidenceStore()
     for at in (0.0, 30.0, 200.0):
-        book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW + at, "no room"))
-    assert book.expire(NOW + PROBE_UNANSWERED_SECONDS - 1) == []
-    assert not book.is_unanswered("node-1", "runsc")
-    assert book.expire(NOW + PROBE_UNANSWERED_SECONDS) == [("node-1", "runsc")]
-    assert book.is_unanswered("node-1", "runsc")
-    book.put("node-1", "runsc", known(at=NOW + 400))
-    assert not book.is_unanswered("node-1", "runsc")
-    assert book.expire(NOW + 2 * PROBE_UNANSWERED_SECONDS) == []
+        store.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW + at, "no room"))
+    assert store.expire(NOW + PROBE_UNANSWERED_SECONDS - 1) == []
+    assert not store.is_unanswered("node-1", "runsc")
+    assert store.expire(NOW + PROBE_UNANSWERED_SECONDS) == [("node-1", "runsc")]
+    assert store.is_unanswered("node-1", "runsc")
+    store.put("node-1", "runsc", known(at=NOW + 400))
+    assert not store.is_unanswered("node-1", "runsc")
+    assert store.expire(NOW + 2 * PROBE_UNANSWERED_SECONDS) == []
 
 
 def test_other_software_is_given_time_to_answer() -> None:
-    book = EvidenceStore()
-    book.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW, "no room"))
-    book.expire(NOW + PROBE_UNANSWERED_SECONDS)
-    book.observe_node("node-1", UPGRADED, NOW + 400)
-    assert not book.is_unanswered("node-1", "runsc")
-    book.put("node-1", "runsc", no_evidence(UPGRADED, CLASS_UID, NOW + 410, "no room"))
-    assert book.expire(NOW + 410 + PROBE_UNANSWERED_SECONDS - 1) == []
-    assert book.expire(NOW + 410 + PROBE_UNANSWERED_SECONDS) == [("node-1", "runsc")]
+    store = EvidenceStore()
+    store.put("node-1", "runsc", no_evidence(NODE, CLASS_UID, NOW, "no room"))
+    store.expire(NOW + PROBE_UNANSWERED_SECONDS)
+    store.observe_node("node-1", UPGRADED, NOW + 400)
+    assert not store.is_unanswered("node-1", "runsc")
+    store.put("node-1", "runsc", no_evidence(UPGRADED, CLASS_UID, NOW + 410, "no room"))
+    assert store.expire(NOW + 410 + PROBE_UNANSWERED_SECONDS - 1) == []
+    assert store.expire(NOW + 410 + PROBE_UNANSWERED_SECONDS) == [("node-1", "runsc")]

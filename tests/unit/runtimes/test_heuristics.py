@@ -139,7 +139,7 @@ def test_no_text_is_held_against_the_runtime_that_should_not_be(sample: Sample) 
         "pull access denied: ",
     ],
 )
-def test_whatever_a_plugin_or_a_registry_says_never_blames_the_runtime(outside: str) -> None:
+def test_a_text_of_a_plugin_or_a_registry_never_blames_the_runtime(outside: str) -> None:
     for sample in ALL:
         cause = cause_of(f"{EVENT}{RPC}{outside}{sample.text}")
         assert cause is not None
@@ -221,7 +221,7 @@ def test_what_a_row_proves_stays_proven() -> None:
         ),
     ],
 )
-def test_the_cure_says_who_spoke_and_what_was_lacking(said: str, begins: str) -> None:
+def test_the_cure_names_the_component_and_what_was_missing(said: str, begins: str) -> None:
     cause = cause_of(SHIM_TASK + said)
     assert cause is not None
     assert cause.cure.startswith(begins)

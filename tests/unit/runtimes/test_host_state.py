@@ -1,4 +1,4 @@
-"""What a sandbox stands on, in all combinations: nothing is handed out on doubtful ground."""
+"""The host state of a sandbox, in all combinations: only allocatable hosts count."""
 
 import itertools
 
@@ -22,7 +22,7 @@ NODES = [
 ISOLATIONS = [None, *Isolation]
 
 
-def test_in_every_combination_only_firm_and_proven_ground_will_do() -> None:
+def test_in_every_combination_only_an_allocatable_and_proven_host_qualifies() -> None:
     """Spelt out once more, so that the parts cannot drift apart."""
     good = 0
     for node, quarantined, isolation, wanted in itertools.product(

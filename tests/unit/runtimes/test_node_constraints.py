@@ -145,9 +145,9 @@ def test_tolerations_of_the_class_count() -> None:
 def test_every_taint_must_be_tolerated_and_a_preference_is_none() -> None:
     tolerations = {"tolerations": [{"key": "sandbox", "operator": "Exists"}]}
     second = Taint(key="gpu", effect="NoExecute")
-    wish = Taint(key="other", effect="PreferNoSchedule")
+    preference = Taint(key="other", effect="PreferNoSchedule")
     assert not fits(tolerations, taints=[TAINT, second])
-    assert fits(tolerations, taints=[TAINT, wish])
+    assert fits(tolerations, taints=[TAINT, preference])
 
 
 @pytest.mark.parametrize(

@@ -596,7 +596,7 @@ def test_lines_of_a_rust_error_may_be_real_lines(name: str) -> None:
 
 
 @pytest.mark.parametrize("outside", ["network-containerd", "network-crio", "pause-image"])
-def test_what_a_plugin_or_a_registry_says_never_blames_the_runtime(outside: str) -> None:
+def test_a_text_of_a_plugin_or_a_registry_never_blames_the_runtime(outside: str) -> None:
     said = SAMPLES[outside][0].text.partition(": ")[2]
     for _, sample in every_sample():
         found = match(f"{RPC}{said}: {sample.text}")
@@ -611,7 +611,7 @@ def test_what_no_row_knows_stays_unknown(sample: Sample) -> None:
 
 BROKEN = Cause(Reason.OK, "", blames_runtime=True, proves_broken=True)
 FAILING = Cause(Reason.OK, "", blames_runtime=True)
-PASSING = Cause(Reason.OK, "", self_healing=True)
+SELF_HEALING = Cause(Reason.OK, "", self_healing=True)
 ELSEWHERE = Cause(Reason.OK, "")
 
 # What each row says of the node.
@@ -619,11 +619,11 @@ MEANT: dict[str, tuple[Reason, Cause]] = {
     "network-containerd": (Reason.POD_NETWORK_FAILED, ELSEWHERE),
     "network-crio": (Reason.POD_NETWORK_FAILED, ELSEWHERE),
     "network-dockershim": (Reason.POD_NETWORK_FAILED, ELSEWHERE),
-    "pause-image": (Reason.IMAGE_PULL_FAILED, PASSING),
-    "class-gone": (Reason.RUNTIME_CLASS_NOT_FOUND, PASSING),
+    "pause-image": (Reason.IMAGE_PULL_FAILED, SELF_HEALING),
+    "class-gone": (Reason.RUNTIME_CLASS_NOT_FOUND, SELF_HEALING),
     "handler-unknown-to-kubelet": (Reason.HANDLER_NOT_CONFIGURED, BROKEN),
     "user-namespaces": (Reason.USER_NAMESPACES_UNSUPPORTED, ELSEWHERE),
-    "runtime-away": (Reason.RUNTIME_RESTARTING, PASSING),
+    "runtime-away": (Reason.RUNTIME_RESTARTING, SELF_HEALING),
     "name-reserved-containerd": (Reason.SANDBOX_START_TIMEOUT, ELSEWHERE),
     "name-reserved-crio": (Reason.SANDBOX_START_TIMEOUT, ELSEWHERE),
     "handler-containerd": (Reason.HANDLER_NOT_CONFIGURED, BROKEN),

@@ -252,7 +252,7 @@ def ended(code: int = 143, **terminated: Any) -> Pod:
     return pod(ready=False, phase="Failed", containerStatuses=[{"name": "sandbox", "state": state}])
 
 
-def test_a_container_that_was_ended_for_its_hook_says_so() -> None:
+def test_a_container_that_was_ended_for_its_hook_is_reported() -> None:
     failure = found(ended(), event("FailedPostStartHook", HOOK, container="sandbox"))
     assert failure.reason is Reason.LIFECYCLE_HOOK_FAILED
     for word in ("postStart", "container sandbox", HOOK, "exit code 143"):
@@ -266,7 +266,7 @@ def test_a_container_that_was_ended_for_its_hook_says_so() -> None:
         ("liveness", Reason.LIVENESS_PROBE_FAILING),
     ],
 )
-def test_a_container_that_was_ended_for_a_probe_says_so(kind: str, reason: Reason) -> None:
+def test_a_container_that_was_ended_for_a_probe_is_reported(kind: str, reason: Reason) -> None:
     said = f"{kind.capitalize()} probe failed: HTTP probe failed with statuscode: 500"
     failure = found(
         ended(137),
@@ -294,7 +294,7 @@ def test_a_program_that_ends_by_itself_is_a_pod_that_failed() -> None:
         ("AReasonOfALaterRelease", "Pod was rejected: whatever"),
     ],
 )
-def test_a_pod_that_the_kubelet_does_not_take_says_so(reason: str, message: str) -> None:
+def test_a_pod_that_the_kubelet_rejects_is_reported(reason: str, message: str) -> None:
     failure = found(pod(ready=False, phase="Failed", reason=reason, message=message))
     assert failure.reason is Reason.REJECTED_BY_KUBELET
     assert failure.message == f"{reason}, {message}"
@@ -318,7 +318,7 @@ def test_a_container_that_never_ran_is_told_from_one_that_ended(reason: str) -> 
 # --- Silence -------------------------------------------------------------------------------------
 
 
-def test_silence_says_what_was_looked_at() -> None:
+def test_without_a_failure_the_message_names_what_was_checked() -> None:
     told = read(unmade(), [event("Pulling", 'Pulling image "a"'), event("Scheduled", "s", at=NOW)])
     assert diagnose(unmade(), None, told) is None
     assert no_cause_message(told) == (

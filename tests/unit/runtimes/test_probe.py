@@ -88,7 +88,7 @@ def test_it_ends_even_if_nobody_looks_after_it() -> None:
     assert spec["terminationGracePeriodSeconds"] <= 1
 
 
-def test_it_says_what_it_is_about() -> None:
+def test_its_labels_name_node_and_runtime() -> None:
     metadata = built()["metadata"]
     assert metadata["annotations"] == {
         names.ANNOTATION_RUNTIME_UID: "class-uid",
@@ -251,9 +251,9 @@ def test_a_made_up_boot_id_is_caught_by_the_control(tmp_path: Path) -> None:
     real = facts(boot_id=BOOT_ID)
     for node, controlled in ((fake, False), (real, True)):
         control = judged(node, exit_code(node, tmp_path), control=True)
-        book = EvidenceStore()
-        book.put(node.name, probe.CONTROL, control)
-        assert book.has_positive_control(node) == controlled
+        store = EvidenceStore()
+        store.put(node.name, probe.CONTROL, control)
+        assert store.has_positive_control(node) == controlled
 
 
 @pytest.mark.parametrize("command", [["/bin/sh", "-c", "true"], ["true"]])

@@ -81,7 +81,7 @@ class Fleet:
 # --- Opening and closing -------------------------------------------------------------------------
 
 
-def test_a_failed_probe_opens_and_says_so_once() -> None:
+def test_a_failed_probe_opens_and_is_reported_once() -> None:
     fleet = Fleet()
     assert fleet.quarantines.get("node-1", RUNSC) is None
     assert fleet.record_failure()
@@ -104,7 +104,7 @@ def test_each_node_and_handler_has_one_of_its_own() -> None:
     assert fleet.open == [("node-2", KATA)]
 
 
-def test_a_probe_that_works_closes_and_says_so_once() -> None:
+def test_a_successful_probe_closes_and_is_reported_once() -> None:
     fleet = Fleet()
     assert not fleet.record_success()
     fleet.record_failure()
@@ -202,7 +202,7 @@ def test_after_an_hour_it_is_as_if_it_had_never_been_open() -> None:
     assert (fleet.delay, fleet.get().tries) == (FIRST_DELAY_SECONDS, 1)
 
 
-def test_an_open_one_never_starts_anew_however_long_no_probe_came() -> None:
+def test_an_open_one_never_restarts_however_long_no_probe_ran() -> None:
     fleet = Fleet()
     for _ in range(4):
         fleet.record_failure()
@@ -351,7 +351,7 @@ def test_a_life_that_ends_takes_its_quarantines_along(change: dict[str, Any] | N
 
 
 @pytest.mark.parametrize("change", [REBOOTED, REPLACED])
-def test_a_probe_of_a_new_life_starts_anew(change: dict[str, Any]) -> None:
+def test_a_probe_of_a_changed_node_starts_over(change: dict[str, Any]) -> None:
     fleet = Fleet()
     for _ in range(5):
         fleet.record_failure()

@@ -67,7 +67,7 @@ def found(pod: Pod) -> TerminationCause:
 
 
 @pytest.mark.parametrize(
-    ("pod", "reason", "says"),
+    ("pod", "reason", "in_message"),
     [
         # Kubernetes' own controllers say why before they delete, and the deletion is seen, or not.
         (last(EVICTING, deleting=True), "EvictionByEvictionAPI", "claims.disruption: Protect"),
@@ -128,10 +128,10 @@ def found(pod: Pod) -> TerminationCause:
         ),
     ],
 )
-def test_what_was_seen_last_names_the_cause(pod: Pod, reason: str, says: str) -> None:
+def test_what_was_seen_last_names_the_cause(pod: Pod, reason: str, in_message: str) -> None:
     ending = found(pod)
     assert ending.reason == reason
-    assert says.lower() in ending.message.lower()
+    assert in_message.lower() in ending.message.lower()
     assert ending.message.startswith("pod pod-1 on node node-1: ")
 
 
@@ -157,7 +157,7 @@ def test_of_an_end_that_was_not_seen_no_cause_is_made_up() -> None:
     assert "node-1" in lost.message
 
 
-def test_a_restart_says_how_the_former_container_ended() -> None:
+def test_a_restart_reports_how_the_former_container_ended() -> None:
     former = ContainerState(terminated=Terminated(exitCode=137, reason="OOMKilled"))
     restarted = ContainerStatus("main", restartCount=1, lastState=former)
     assert restart_cause(restarted) == "main (OOMKilled, exit code 137)"

@@ -54,7 +54,7 @@ def test_other_templates_are_served_by_all(spec: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("fleet", [FLEET, FLEET[:1]])
-def test_the_condition_says_what_such_a_node_lacks(fleet: list[NodeFacts]) -> None:
+def test_the_condition_names_what_such_a_node_lacks(fleet: list[NodeFacts]) -> None:
     given = pool_input(verdict=verdict(fleet, OWN_USERS))
     template = given.spec.template.model_copy(update={"spec": OWN_USERS})
     spec = given.spec.model_copy(update={"template": template})

@@ -61,7 +61,7 @@ CLAIMED: dict[str, Any] = {"claim": "c"}
         ({"deleting": True}, WELL, SandboxState.STOPPING, False),
     ],
 )
-def test_the_ground_decides_about_what_is_ready(
+def test_the_host_state_decides_about_ready_sandboxes(
     of_pod: dict[str, Any], host_state: HostState, state: SandboxState, handed_out: bool
 ) -> None:
     assert sorted_(of_pod, host_state).state is state

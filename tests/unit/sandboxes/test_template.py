@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxpool.api import names
+from sandboxpool.api.v1alpha1.pool import DEFAULT_CONFIG_PATH
 from sandboxpool.cluster.pool import revision_of
 from sandboxpool.runtimes.exclusion import hostname_requirements, require_node_affinity
 from sandboxpool.runtimes.node_constraints import is_feasible, node_constraints_of
@@ -265,7 +266,8 @@ def test_a_seed_names_one_pod_for_ever() -> None:
 def test_an_exclusion_is_no_part_of_the_revision(hostnames: tuple[str, ...] | None) -> None:
     template = {"spec": {"containers": CONTAINERS}}
     made = built(template, hostnames)
-    assert made["metadata"]["labels"][names.LABEL_REVISION] == revision_of(template)
+    revision = revision_of(template, config_path=DEFAULT_CONFIG_PATH)
+    assert made["metadata"]["labels"][names.LABEL_REVISION] == revision
 
 
 def test_the_order_of_keys_is_no_part_of_the_revision() -> None:

@@ -1,4 +1,4 @@
-"""A SandboxClaim: which sandbox an application wants, and what it got."""
+"""A SandboxClaim: a request for a sandbox, and its result."""
 
 from typing import Annotated, ClassVar
 
@@ -71,6 +71,28 @@ _CLAIM_KEYS = (
 )
 
 
+# All annotations of a pod may have 256 KiB. As JSON in UTF-8, a character takes at most 6 bytes.
+MAX_CONFIG_FILES = 16
+MAX_CONFIG_CHARACTERS = 32768
+_FILE_NAME = "^[A-Za-z0-9._-]+$"
+
+ClaimConfig = Annotated[
+    dict[str, Annotated[str, Field(max_length=MAX_CONFIG_CHARACTERS)]],
+    Field(max_length=MAX_CONFIG_FILES),
+    each(
+        "key",
+        f"size(key) <= 63 && key.matches({quote(_FILE_NAME)}) && key != '.' && !key.contains('..')",
+        "cannot be a file name of the configuration: use at most 63 letters, digits, '-', '_' and"
+        " '.', without '..'",
+    ),
+    CEL(
+        rule=f"self.map(key, size(key) + size(self[key])).sum() <= {MAX_CONFIG_CHARACTERS}",
+        message=f"has more than {MAX_CONFIG_CHARACTERS} characters in all names and texts together:"
+        " put large data into the sandbox after the binding, or let the sandbox fetch it",
+    ),
+]
+
+
 class ClaimMetadata(Struct, frozen=True, kw_only=True):
     """Labels and annotations that the claim puts on its pod."""
 
@@ -103,7 +125,7 @@ _NEW_CLAIM = (
 
 
 class SandboxClaimSpec(Struct, frozen=True, kw_only=True):
-    """Which sandbox an application wants. Only `ttlSeconds` can be changed after creation."""
+    """The requested sandbox. Only `ttlSeconds` can be changed after creation."""
 
     cel_rules: ClassVar[tuple[CEL, ...]] = (
         *(
@@ -115,6 +137,7 @@ class SandboxClaimSpec(Struct, frozen=True, kw_only=True):
                 "bindTimeoutSeconds",
                 "onEmpty",
                 "metadata",
+                "config",
             )
         ),
     )
@@ -123,29 +146,33 @@ class SandboxClaimSpec(Struct, frozen=True, kw_only=True):
     """The SandboxPool to take a sandbox from, in the claim's own namespace; `kubectl get sbp` lists
     them."""
     runtimeClassName: RuntimeClassName | None = None
-    """An assertion, not a choice: when the pool's RuntimeClass is another, the claim fails rather
-    than be given another runtime. Unset: whatever the pool has."""
+    """An assertion, not a choice: if the pool has another RuntimeClass, the claim fails and is not
+    bound. Unset: any RuntimeClass."""
     isolationProof: AssertedProof | None = None
-    """An assertion, not a choice: when the pool's `isolationProof` is less than this, the claim
-    fails rather than be given a sandbox with less proof. `PerSandbox` is more than `PerNode`, which
-    is more than `None`. Unset: whatever the pool has."""
+    """An assertion, not a choice: if the pool's `isolationProof` is less than this, the claim fails
+    and is not bound. `PerSandbox` is more than `PerNode`, which is more than `None`. Unset: any
+    value."""
     ttlSeconds: LifetimeSeconds | None = None
-    """Seconds from binding after which the sandbox is deleted. May be changed at any time, which
-    counts from binding too, within the pool's `maxTTLSeconds` of that time. Unset: the pool's
+    """Seconds from binding after which the sandbox is deleted. It can be changed at any time; the
+    new value also counts from binding, within the pool's current `maxTTLSeconds`. Unset: the pool's
     `defaultTTLSeconds`."""
     bindTimeoutSeconds: Annotated[int, Field(ge=1, le=DAY_SECONDS)] = 300
     """Seconds from creation after which a claim that is not bound fails, unless a sandbox is warm
-    for it even then. The default equals that of the pool's `startup.timeoutSeconds`: one cold start
-    fits."""
+    at that time. The default equals that of the pool's `startup.timeoutSeconds`, which leaves time
+    for one cold start."""
     onEmpty: OnEmpty = OnEmpty.WAIT
     """When no sandbox is warm: `Wait` for one, `Create` one for this claim, or `Fail` at once."""
     metadata: ClaimMetadata = ClaimMetadata()
     """Labels and annotations for the pod, within the pool's `allowedMetadataPrefixes`. They never
     replace what the pod has already."""
+    config: ClaimConfig = {}
+    """The sandbox's configuration: texts by file name. The sandbox finds them as one JSON object in
+    the file `config.json` of the pool's `claims.configPath`. Not for secrets: it is an annotation
+    of the pod, which whoever may get pods can read."""
 
 
 class ClaimPhase(Word):
-    """Where a claim stands."""
+    """The phase of a claim."""
 
     PENDING = "Pending"
     BOUND = "Bound"
@@ -158,25 +185,25 @@ _FINISHED = frozenset({ClaimPhase.FAILED, ClaimPhase.EXPIRED, ClaimPhase.LOST})
 
 
 class ClaimSource(Word):
-    """Whether the sandbox was waiting or was made for the claim."""
+    """Whether the sandbox was warm or was created for the claim."""
 
     WARM = "Warm"
     COLD = "Cold"
 
 
 class ClaimRuntime(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The runtime that the sandbox was made with."""
+    """The runtime with which the sandbox was created."""
 
     className: str
     """The RuntimeClass of the pod."""
     handler: str
-    """The handler that the class stood for when the pod was made."""
+    """The handler of the class when the pod was created."""
     evidence: Annotated[str, Field(max_length=1024)] | None = None
-    """What proves that the sandbox does not share the node's kernel, where proof was wanted."""
+    """The proof that the sandbox does not share the node's kernel, if the pool requires proof."""
 
 
 class SandboxClaimStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the claim got."""
+    """The observed state of the claim."""
 
     observedGeneration: Count = 0
     """The `metadata.generation` that this status was computed from."""
@@ -185,7 +212,7 @@ class SandboxClaimStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     podName: str | None = None
     """The pod that is the sandbox."""
     podUID: str | None = None
-    """Its uid: a pod of the same name made later is not the sandbox."""
+    """Its uid: a pod of the same name that is created later is not the sandbox."""
     podIP: str | None = None
     """The pod's primary address."""
     podIPs: Annotated[list[str], Field(max_length=8), LIST_ATOMIC] = []
@@ -193,14 +220,14 @@ class SandboxClaimStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
     nodeName: str | None = None
     """The node that the sandbox runs on."""
     runtime: ClaimRuntime | None = None
-    """The runtime that the sandbox was made with."""
+    """The runtime with which the sandbox was created."""
     source: ClaimSource | None = None
-    """`Warm` when the sandbox was waiting, `Cold` when it was made for the claim."""
+    """`Warm` if the sandbox was warm, `Cold` if it was created for the claim."""
     boundAt: Timestamp | None = None
-    """When the claim got its sandbox."""
+    """When the claim was bound."""
     expiresAt: Timestamp | None = None
     """When the sandbox will be deleted; unset for one that lives until its claim is deleted. It is
-    set at the binding, and only a change of the claim's `ttlSeconds` changes it."""
+    set when the claim is bound, and only a change of the claim's `ttlSeconds` changes it."""
     finishedAt: Timestamp | None = None
     """When the claim failed, expired or lost its sandbox."""
     conditions: Conditions = []
@@ -212,7 +239,7 @@ class _Metadata(Metadata, frozen=True):
 
 
 class SandboxClaim(Struct, frozen=True, kw_only=True):
-    """A request for one sandbox of a pool, and the answer."""
+    """A request for one sandbox of a pool, and its result."""
 
     resource: ClassVar[Resource] = Resource(
         kind=names.CLAIM_KIND,
@@ -238,9 +265,9 @@ class SandboxClaim(Struct, frozen=True, kw_only=True):
 
     metadata: Annotated[_Metadata, ShownAs(dict)]
     spec: SandboxClaimSpec
-    """Which sandbox the application wants."""
+    """The requested sandbox."""
     status: SandboxClaimStatus = SandboxClaimStatus()
-    """What the claim got."""
+    """The observed state of the claim."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -259,15 +286,15 @@ class SandboxClaim(Struct, frozen=True, kw_only=True):
 
     @property
     def deleting(self) -> bool:
-        """The claim is on its way out."""
+        """The claim is being deleted."""
         return self.metadata.deletionTimestamp is not None
 
     @property
     def finished(self) -> bool:
-        """Nothing will be handed to this claim any more."""
+        """The claim has ended: it is never bound again."""
         return self.status.phase in _FINISHED
 
     @property
     def bound(self) -> bool:
-        """The claim says which pod it has."""
+        """The claim's status names its pod."""
         return self.status.phase is ClaimPhase.BOUND and self.status.podUID is not None

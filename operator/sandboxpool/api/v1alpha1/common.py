@@ -49,7 +49,7 @@ Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-tim
 
 
 def name_fits(longest: int, why: str) -> CEL:
-    """Refuse names that the pods could not carry."""
+    """Refuse names that are too long for the pods."""
     return CEL(
         rule=f"size(self.metadata.name) <= {longest}",
         # No messageExpression: the API server reckons string(number) as boundlessly long, and the
@@ -60,7 +60,7 @@ def name_fits(longest: int, why: str) -> CEL:
 
 
 class Word(StrEnum):
-    """A word of the API. One of a newer version is kept as it is: the rest can still be read."""
+    """A value of an enum in the API. Unknown values are kept, so that the object stays readable."""
 
     @classmethod
     def _missing_(cls, value: object) -> "Word | None":
@@ -87,9 +87,9 @@ class Condition(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False)
     status: ConditionStatus
     """`True`, `False` or `Unknown`."""
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
-    """Why, as one word from the operator's vocabulary; events, metrics and logs use the same."""
+    """The reason in CamelCase; events, metrics and logs use the same."""
     message: Annotated[str, Field(max_length=32768)]
-    """Why, as a sentence for people, with what to do."""
+    """A message for people, with what to do."""
     lastTransitionTime: Timestamp
     """When `status` last changed."""
     observedGeneration: Count | None = None
@@ -100,7 +100,7 @@ Conditions = Annotated[list[Condition], Field(max_length=16), list_map("type")]
 
 
 class NodeCounts(Status, frozen=True, kw_only=True):
-    """Nodes, by what they say of the handler; what is known better counts instead."""
+    """Nodes, by what they report about the handler; results of probes take precedence."""
 
     eligible: Count
     """Ready, schedulable nodes that the constraints of the class, and of the template, admit."""
@@ -112,11 +112,11 @@ class NodeCounts(Status, frozen=True, kw_only=True):
     """Eligible nodes that do not report their handlers (before Kubernetes 1.31 or containerd
     2.0)."""
     quarantined: Count
-    """Eligible nodes that are kept out because sandboxes failed on them."""
+    """Eligible nodes that are excluded because sandboxes failed on them."""
     notIsolating: Count
-    """Eligible nodes that are kept out because sandboxes were seen to share the node's kernel."""
+    """Eligible nodes that are excluded because sandboxes share the node's kernel there."""
     unproven: Count
-    """Eligible nodes that are kept out because probes get no answer there, while they do on
+    """Eligible nodes that are excluded because probes have no result there, while they have one on
     others."""
 
 
@@ -124,13 +124,13 @@ class StageTiming(Status, frozen=True, kw_only=True):
     """How long a stage of the start-up takes."""
 
     p50Milliseconds: Count
-    """Half of the samples took at most so many milliseconds."""
+    """Half of the samples took at most this many milliseconds."""
     p95Milliseconds: Count
-    """95 % of the samples took at most so many milliseconds."""
+    """95 % of the samples took at most this many milliseconds."""
     p99Milliseconds: Count
-    """99 % of the samples took at most so many milliseconds."""
+    """99 % of the samples took at most this many milliseconds."""
     samples: Count
-    """How many sandboxes were measured. Percentiles of few samples say little."""
+    """How many sandboxes were measured. Percentiles of few samples are inaccurate."""
 
 
 class PoolStartup(Status, frozen=True, kw_only=True):

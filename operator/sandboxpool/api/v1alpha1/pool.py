@@ -1,4 +1,4 @@
-"""A SandboxPool: what its owner wants, and what the operator found and did."""
+"""A SandboxPool: the desired state of a pool, and the observed one."""
 
 import re
 from enum import StrEnum
@@ -136,21 +136,21 @@ PodSpec = Annotated[
     ),
     must_not_set(
         "nodeName",
-        "a template may not name a node, for that bypasses the scheduler: remove the field and use"
-        " nodeSelector or affinity",
+        "a template may not name a node, because that bypasses the scheduler: remove the field and"
+        " use nodeSelector or affinity",
     ),
 ]
 
 
 class PodTemplate(Model):
-    """The pod that every sandbox of the pool is made from."""
+    """The pod from which every sandbox of the pool is created."""
 
     metadata: TemplateMetadata = TemplateMetadata()
     """Labels and annotations of every pod of the pool."""
     spec: PodSpec
     """The pod's spec, as in a Deployment. `runtimeClassName`, `overhead` and `nodeName`
     are refused. The operator submits the finished pod as a server-side dry run, with strict field
-    validation, and reports the verdict as the condition `TemplateAccepted`. Unless set here,
+    validation, and reports the result as the condition `TemplateAccepted`. Unless set here,
     `automountServiceAccountToken` and `enableServiceLinks` are false and `restartPolicy` is Never:
     a sandbox that was restarted has lost its state."""
 
@@ -160,11 +160,11 @@ class Startup(Model):
 
     timeout_seconds: Annotated[int, Field(ge=1, le=DAY_SECONDS)] = 300
     """Seconds that a sandbox may take to become Ready once it is on a node, before it is reported
-    and replaced. While the kubelet says that it waits, such as for an image, the time stands still.
-    The default leaves room for a large image on a new node."""
+    and replaced. The time does not advance while the kubelet reports that it waits, for example for
+    an image. The default leaves room for a large image on a new node."""
     max_starting: Annotated[int, Field(ge=1, le=1000)] = 10
     """How many sandboxes may be starting at once, those for claims with `onEmpty: Create` included.
-    Cold starts slow each other down many times over, so more is rarely faster."""
+    Concurrent cold starts slow each other down, so a higher value is rarely faster."""
 
 
 class UpdateType(StrEnum):
@@ -210,7 +210,7 @@ class Update(Model):
 
     type: UpdateType = UpdateType.ROLLING_UPDATE
     """`RollingUpdate` replaces outdated warm sandboxes a few at a time. `OnClaim` keeps them and
-    hands them out; new sandboxes are of the new revision. `Recreate` deletes all outdated warm
+    allocates them; new sandboxes are of the new revision. `Recreate` deletes all outdated warm
     sandboxes at once. Warm sandboxes of another runtime than the pool's are always replaced."""
     max_unavailable: IntOrPercent = 1
     """How many warm sandboxes may be missing from the target while they are replaced: a number, or
@@ -218,14 +218,14 @@ class Update(Model):
 
 
 class Placement(StrEnum):
-    """Which warm sandbox is handed out first."""
+    """Which warm sandbox is allocated first."""
 
     SPREAD = "Spread"
     PACKED = "Packed"
 
 
 class IsolationProof(StrEnum):
-    """How much proof is wanted that the runtime isolates."""
+    """How much proof is required that the runtime isolates."""
 
     NONE = "None"
     PER_NODE = "PerNode"
@@ -239,8 +239,22 @@ class Disruption(StrEnum):
     PROTECT = "Protect"
 
 
+DEFAULT_CONFIG_PATH = "/run/sandbox"
+_CONFIG_PATH = "^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$"
+
+ConfigPath = Annotated[
+    str,
+    StringConstraints(pattern=_CONFIG_PATH, max_length=253),
+    matches(
+        _CONFIG_PATH,
+        "is not an absolute path of a directory: use a path such as /run/sandbox, without a slash"
+        ' at its end, whose parts do not begin with a dot, or "" to mount nothing',
+    ),
+]
+
+
 class ClaimsPolicy(Model):
-    """What the pool grants to claims."""
+    """What claims of the pool may do."""
 
     cel_rules: ClassVar[tuple[CEL, ...]] = (
         CEL(
@@ -255,13 +269,13 @@ class ClaimsPolicy(Model):
     )
 
     default_ttl_seconds: LifetimeSeconds | None = None
-    """Seconds from binding after which a claim that asks for no `ttlSeconds` expires. Unset: such a
-    claim lives until it is deleted, or for `maxTTLSeconds` where that is set. A change applies to
+    """Seconds from binding after which a claim without `ttlSeconds` expires. Unset: such a
+    claim lives until it is deleted, or for `maxTTLSeconds` if that is set. A change applies to
     claims that are bound later."""
     max_ttl_seconds: LifetimeSeconds | None = None
-    """The longest lifetime of a claim, in seconds from binding; a claim that asks for more is held
-    to it. Unset: no limit. A change applies to claims that are bound later, and to a bound one when
-    its `ttlSeconds` is changed; a lower limit never takes back what a claim was promised."""
+    """The longest lifetime of a claim, in seconds from binding; a longer one is reduced to it.
+    Unset: no limit. A change applies to claims that are bound later, and to a bound one when its
+    `ttlSeconds` is changed; a lower limit never shortens a lifetime that a claim already has."""
     allowed_metadata_prefixes: Annotated[
         tuple[MetadataPrefix, ...],
         Field(max_length=32),
@@ -276,8 +290,8 @@ class ClaimsPolicy(Model):
             rule=f"!self.exists(prefix, {reserved_key_cel('prefix')})",
             message_expression=(
                 "'\"' + self.filter(prefix, " + reserved_key_cel("prefix") + ")[0] + '\" is"
-                f" reserved ({RESERVED_TEXT}), for such keys can reconfigure the runtime: name a"
-                " domain of your own, such as example.com/'"
+                f" reserved ({RESERVED_TEXT}), because such keys can reconfigure the runtime: name"
+                " a domain of your own, such as example.com/'"
             ),
             message=f"a prefix is reserved ({RESERVED_TEXT}): name a domain of your own, such as"
             " example.com/",
@@ -285,27 +299,33 @@ class ClaimsPolicy(Model):
     ] = ()
     """Prefixes of the label and annotation keys that claims may put on their pods, each a whole
     domain with a slash at its end, such as `example.com/`. Empty: none. Keys that the template sets
-    stay as they are there. Domains of Kubernetes, of runtimes and of this operator are never
+    are not changed. Domains of Kubernetes, of runtimes and of this operator are never
     allowed."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=YEAR_SECONDS)] = 3600
     """Seconds for which a finished claim (`Failed`, `Expired`, `Lost`) is kept before the operator
     deletes it. The default leaves time to read what happened; 0 deletes at once."""
+    config_path: ConfigPath = DEFAULT_CONFIG_PATH
+    """The directory in which the containers of a sandbox find what its claim says: `config.json`
+    (the claim's `config`, a JSON object of texts by file name), `claim-name` and `claim-uid`. The
+    files are empty until the sandbox is claimed; without a `config`, `config.json` stays empty. The
+    operator adds the volume `sandboxpool-config` and its mounts to the pods; the template must
+    mount nothing at or below the directory. A change replaces the warm sandboxes, as one of the
+    template does. `""`: nothing is mounted, and claims with a `config` fail."""
     disruption: Disruption = Disruption.ALLOW
     """Whether claimed sandboxes may be evicted, such as by `kubectl drain`. `Allow`: yes, and the
-    claim is `Lost` then. `Protect`: evictions are refused until the claim ends, by a
-    PodDisruptionBudget that the operator keeps over them. A drain waits for so long, which
-    `maxTTLSeconds` bounds."""
+    claim is then `Lost`. `Protect`: a PodDisruptionBudget of the operator refuses evictions until
+    the claim ends. A drain waits that long; `maxTTLSeconds` bounds the wait."""
 
 
 class SandboxPoolSpec(Model):
-    """What the pool's owner wants."""
+    """The desired state of the pool."""
 
     runtime_class_name: RuntimeClassName
     """The RuntimeClass of every sandbox of the pool, one of those that `kubectl get runtimeclass`
     lists. Changing it replaces the warm sandboxes and leaves the claimed ones alone."""
     expected_handler: HandlerName | None = None
     """The handler that the RuntimeClass must resolve to. While it resolves to another, the pool
-    creates nothing and says `HandlerMismatch`. Unset: any handler."""
+    creates nothing and reports `HandlerMismatch`. Unset: any handler."""
     replicas: Annotated[int, Field(ge=0, le=10000)] = 1
     """How many unclaimed sandboxes to keep warm; `kubectl scale` and autoscalers write it. The
     default of 1 lets a new pool show that its runtime works."""
@@ -314,70 +334,69 @@ class SandboxPoolSpec(Model):
     whose containers have ended. `replicas` beyond it is clamped and reported, not refused. Unset:
     no ceiling."""
     template: PodTemplate
-    """The pod that every sandbox of the pool is made from."""
+    """The pod from which every sandbox of the pool is created."""
     startup: Startup = Startup()
     """How sandboxes are started."""
     update: Update = Update()
     """How warm sandboxes follow a change of the template or the runtime."""
     placement: Placement = Placement.SPREAD
-    """Which warm sandbox is handed out first: `Spread` takes it from the node with the fewest
+    """Which warm sandbox is allocated first: `Spread` takes it from the node with the fewest
     claimed ones, `Packed` from the node with the most, so that others empty."""
     max_age_seconds: Annotated[int, Field(ge=60, le=YEAR_SECONDS)] | None = None
     """Age in seconds at which a warm sandbox is replaced, a few at a time. Unset: never."""
     isolation_proof: IsolationProof = IsolationProof.PER_NODE
-    """How much proof is wanted that the runtime isolates. Proof is that a container reads another
-    boot id than its node's, for it runs on a kernel of its own. `PerNode`: a probe pod reads it on
-    each node, and again after a reboot; after a change of the node's software too, for the
-    sandboxes that are started later. `PerSandbox`: an init
-    container that the operator adds reads it in each sandbox. Without the proof a sandbox is not
-    handed out. `None`: nothing is proven, which is for runtimes that share the node's kernel on
-    purpose."""
+    """How much proof is required that the runtime isolates. The proof: a container reads another
+    boot id than its node's, because it runs on a kernel of its own. `PerNode`: a probe pod reads it
+    on each node, and again after a reboot; also after a change of the node's software, for the
+    sandboxes that start later. `PerSandbox`: an init container that the operator adds reads it in
+    each sandbox. A sandbox without the proof is not allocated. `None`: no proof is required; use it
+    for runtimes that share the node's kernel by design."""
     claims: ClaimsPolicy = ClaimsPolicy()
-    """What the pool grants to claims."""
+    """What claims of the pool may do."""
     paused: bool = False
-    """While true the operator creates and deletes no sandboxes of the pool, for claims with
-    `onEmpty: Create` neither; claims are still served from what is warm."""
+    """While true the operator creates and deletes no sandboxes of the pool, also not for claims
+    with `onEmpty: Create`; claims are still bound to warm sandboxes."""
 
 
 # --- Status --------------------------------------------------------------------------------------
 
 
 class PoolIssue(Struct, frozen=True, kw_only=True):
-    """A cause of trouble, with some of the nodes it was seen on."""
+    """A cause of failures, with some of the nodes on which it was observed."""
 
     reason: Annotated[str, Field(max_length=128)]
-    """The cause, as one word from the operator's vocabulary."""
+    """The cause, as a reason in CamelCase."""
     count: Count
     """How many nodes or sandboxes are affected."""
     nodes: Annotated[list[str], Field(max_length=5), LIST_ATOMIC] = []
     """Examples of affected nodes."""
     since: Timestamp | None = None
-    """When the trouble began."""
+    """When the failures began."""
     message: Annotated[str, Field(max_length=1024)] = ""
-    """What was seen, and what to do."""
+    """What was observed, and what to do."""
 
 
 class PoolRuntime(Status, frozen=True, kw_only=True):
-    """The runtime that the pool's RuntimeClass stands for."""
+    """The runtime that the pool's RuntimeClass names."""
 
     className: str
     """The RuntimeClass that was resolved."""
     uid: str
-    """Its uid: a class that was deleted and made again is another one."""
+    """Its uid: a class that was deleted and created again is another one."""
     handler: str
     """The handler that container runtimes know it by."""
     overhead: dict[str, str]
     """What the class adds to each sandbox's resources, by resource name."""
     nodes: NodeCounts
-    """The pool's nodes, by what they say of the handler."""
+    """The pool's nodes, by what they report about the handler."""
     servingOfEligible: str
     """`serving/eligible` nodes, for the column NODES."""
     issues: Annotated[list[PoolIssue], Field(max_length=8), LIST_ATOMIC]
-    """The worst troubles of the runtime and the sandboxes, worst first."""
+    """The most severe issues of the runtime and the sandboxes, most severe first."""
 
 
 class UnfitPoolStatus(Status, frozen=True, kw_only=True):
-    """All that is said of a pool whose spec does not fit the API."""
+    """The status of a pool whose spec does not match the API."""
 
     observedGeneration: Count
     """The `metadata.generation` that this status was computed from."""
@@ -385,7 +404,7 @@ class UnfitPoolStatus(Status, frozen=True, kw_only=True):
 
 
 class SandboxPoolStatus(UnfitPoolStatus, frozen=True, kw_only=True, omit_defaults=True):
-    """What the operator found and did."""
+    """The observed state of the pool."""
 
     replicas: Count
     """How many unclaimed sandboxes exist: the sum of `warm`, `starting`, `unproven`, `unready`,
@@ -393,38 +412,39 @@ class SandboxPoolStatus(UnfitPoolStatus, frozen=True, kw_only=True, omit_default
     selector: str
     """Label selector of the unclaimed sandboxes; read by `/scale`."""
     target: Count
-    """How many warm sandboxes are aimed at: `spec.replicas`, clamped by `spec.maxSandboxes`."""
+    """The desired number of warm sandboxes: `spec.replicas`, clamped by `spec.maxSandboxes`."""
     warm: Count
-    """Unclaimed sandboxes that can be handed out."""
+    """Unclaimed sandboxes that can be allocated."""
     starting: Count
     """Unclaimed sandboxes that are not ready yet."""
     unproven: Count
-    """Ready sandboxes that lack the proof of isolation that the pool wants: not handed out."""
+    """Ready sandboxes without the proof of isolation that the pool requires: not allocated."""
     unready: Count
-    """Unclaimed sandboxes that were ready and are not now: not handed out before they are again."""
+    """Unclaimed sandboxes that were ready and are not: not allocated until they are ready again."""
     stranded: Count
-    """Unclaimed sandboxes that cannot be handed out where they are: their node is lost, cordoned or
+    """Unclaimed sandboxes that cannot be allocated on their node: it is lost, cordoned or
     quarantined, its runtime does not serve or does not isolate, or they are of another runtime than
     the pool's."""
     failed: Count
     """Unclaimed sandboxes that failed and are not yet removed."""
     outdated: Count
-    """Of the unclaimed sandboxes, in whatever state, those of an older template or another
+    """Of the unclaimed sandboxes, in any state, those of an older template or another
     runtime."""
     claimed: Count
     """Sandboxes that belong to a claim, those that are being started for one included."""
     ended: Count
-    """Sandboxes of claims whose containers have ended: they are kept for their logs, and take no
-    room under `spec.maxSandboxes`."""
+    """Sandboxes of claims whose containers have ended: they are kept for their logs, and do not
+    count towards `spec.maxSandboxes`."""
     stopping: Count
     """Sandboxes that are terminating."""
     runtime: PoolRuntime
-    """The runtime that the pool's RuntimeClass stands for."""
+    """The runtime that the pool's RuntimeClass names."""
     startup: PoolStartup | None = None
     """Measured start-up times of the pool's sandboxes."""
     conditions: Conditions
-    """`RuntimeResolved`, `NodesServing`, `TemplateAccepted`, `IsolationProven` (where proof is
-    wanted), `Warm`, `UpToDate` and their summary `Ready`."""
+    """`RuntimeResolved`, `NodesServing`, `TemplateAccepted`, `IsolationProven` (if the pool
+    requires proof), `Warm`, `UpToDate`, `PodsGuarded`, `ClaimsProtected` (with `claims.disruption:
+    Protect`) and the summary `Ready`."""
 
 
 # The operator validates the spec alone: the whole object is built for those who ask for its schema.
@@ -441,15 +461,17 @@ class SandboxPool(Model, defer_build=True):
             Column(
                 "Runtime", ".spec.runtimeClassName", description="RuntimeClass of the sandboxes"
             ),
-            Column("Handler", ".status.runtime.handler", description="What the class resolves to"),
+            Column("Handler", ".status.runtime.handler", description="Handler of the RuntimeClass"),
             Column(
                 "Nodes",
                 ".status.runtime.servingOfEligible",
                 description="Nodes that serve the handler, of those that could take a sandbox",
             ),
             Column("Warm", ".status.warm", type="integer", description="Ready to be claimed"),
-            Column("Target", ".status.target", type="integer", description="Warm ones aimed at"),
-            Column("Claimed", ".status.claimed", type="integer", description="Handed out"),
+            Column(
+                "Target", ".status.target", type="integer", description="Desired warm sandboxes"
+            ),
+            Column("Claimed", ".status.claimed", type="integer", description="Bound to claims"),
             Column("Ready", f"{READY}.status", description="Whether claims can be served"),
             Column("Reason", f"{READY}.reason", description="Why the pool is ready or not"),
             AGE,
@@ -468,6 +490,6 @@ class SandboxPool(Model, defer_build=True):
     )
 
     spec: SandboxPoolSpec
-    """What the pool's owner wants."""
+    """The desired state of the pool."""
     status: SandboxPoolStatus | None = None
-    """What the operator found and did."""
+    """The observed state of the pool."""

@@ -22,10 +22,10 @@ from sandboxpool.api.v1alpha1.common import (
 
 
 class RuntimeIssue(Struct, frozen=True, kw_only=True):
-    """A cause of trouble of the runtime, with some of the nodes it was seen on."""
+    """A cause of failures of the runtime, with some of the nodes on which it was observed."""
 
     reason: Annotated[str, Field(max_length=128)]
-    """The cause, as one word from the operator's vocabulary."""
+    """The cause, as a reason in CamelCase."""
     handler: Annotated[str, Field(max_length=63)]
     """The handler that failed."""
     count: Count
@@ -33,26 +33,27 @@ class RuntimeIssue(Struct, frozen=True, kw_only=True):
     nodes: Annotated[list[str], Field(max_length=5), LIST_ATOMIC] = []
     """Examples of affected nodes."""
     firstSeen: Timestamp
-    """Since when the trouble has stood."""
+    """When the failures began."""
     lastSeen: Timestamp
-    """When it showed last. It is forgotten an hour later, or once a sandbox works there again."""
+    """When it was last observed. The issue ends an hour later, or once a sandbox works there
+    again."""
     message: Annotated[str, Field(max_length=512)] = ""
-    """What Kubernetes said last, in its own words, cut."""
+    """The last message of Kubernetes, truncated."""
 
 
 class SandboxCounts(Status, frozen=True, kw_only=True):
     """The sandboxes of all pools of the class, by state."""
 
     warm: Count
-    """Unclaimed sandboxes that can be handed out."""
+    """Unclaimed sandboxes that can be allocated."""
     starting: Count
     """Unclaimed sandboxes that are not ready yet."""
     unproven: Count
-    """Ready sandboxes that lack the proof of isolation that their pool wants."""
+    """Ready sandboxes that lack the proof of isolation that their pool requires."""
     unready: Count
     """Unclaimed sandboxes that were ready and are not now."""
     stranded: Count
-    """Unclaimed sandboxes that cannot be handed out where they are: their node is lost, cordoned or
+    """Unclaimed sandboxes that cannot be allocated on their node: it is lost, cordoned or
     quarantined, its runtime does not serve or does not isolate, or they are of another runtime than
     their pool's."""
     failed: Count
@@ -66,7 +67,7 @@ class SandboxCounts(Status, frozen=True, kw_only=True):
 
 
 class Isolation(StrEnum):
-    """What a sandbox showed of its kernel."""
+    """What a probe has read about the kernel of sandboxes."""
 
     PROVEN = "Proven"
     NOT_PROVEN = "NotProven"
@@ -74,7 +75,7 @@ class Isolation(StrEnum):
 
 
 class IsolationEvidence(Struct, frozen=True, kw_only=True):
-    """What was seen on nodes that are alike."""
+    """The results on nodes with the same software."""
 
     containerRuntime: Annotated[str, Field(max_length=256)] = ""
     """Name and version of the nodes' container runtime."""
@@ -82,17 +83,17 @@ class IsolationEvidence(Struct, frozen=True, kw_only=True):
     """Version of the nodes' kubelet."""
     isolation: Isolation
     """`Proven`: a sandbox has another kernel than its node. `NotProven`: it has the node's own.
-    `Unavailable`: there is no answer."""
+    `Unavailable`: there is no result."""
     kernel: Annotated[str, Field(max_length=256)] = ""
-    """The kernel that the sandbox sees, where it could say."""
+    """The kernel that the sandbox reads, if known."""
     nodes: Count
-    """How many nodes showed it."""
+    """How many nodes have this result."""
     exampleNode: Annotated[str, Field(max_length=253)] = ""
     """One of them."""
     lastProbed: Timestamp
-    """When it was seen last."""
+    """When it was last observed."""
     message: Annotated[str, Field(max_length=256)] = ""
-    """What was seen on the example, or why there is no answer."""
+    """What was observed on the example, or why there is no result."""
 
 
 class RuntimeAdvice(Struct, frozen=True, kw_only=True):
@@ -104,23 +105,23 @@ class RuntimeAdvice(Struct, frozen=True, kw_only=True):
 
 
 class SandboxRuntimeStatus(Status, frozen=True, kw_only=True, omit_defaults=True):
-    """What the fleet showed of the runtime."""
+    """The observed state of the runtime."""
 
     exists: bool
     """Whether the RuntimeClass exists. False: it is missing, and pools name it."""
     classUID: str
-    """The uid of the RuntimeClass, or of the last there was: one that was deleted and made again is
-    another one."""
+    """The uid of the RuntimeClass, or of the last there was: one that was deleted and created again
+    is another one."""
     handler: str
     """The handler that container runtimes know it by."""
     overhead: dict[str, str]
     """What the class adds to each sandbox's resources, by resource name."""
     nodes: NodeCounts
-    """The nodes that the constraints of the class admit, by what they say of the handler."""
+    """The nodes that the constraints of the class admit, by what they report about the handler."""
     servingOfEligible: str
     """`serving/eligible` nodes, for the column NODES."""
     issues: Annotated[list[RuntimeIssue], Field(max_length=16), LIST_ATOMIC]
-    """What goes wrong with the runtime, by cause, the worst first."""
+    """The issues of the runtime, by cause, most severe first."""
     pools: Annotated[list[str], Field(max_length=20), LIST_ATOMIC]
     """Pools that use the class, as namespace/name, the first by name."""
     poolCount: Count
@@ -130,17 +131,17 @@ class SandboxRuntimeStatus(Status, frozen=True, kw_only=True, omit_defaults=True
     startup: PoolStartup | None = None
     """Measured start-up times of the sandboxes of all pools of the class."""
     evidence: Annotated[list[IsolationEvidence], Field(max_length=8), LIST_ATOMIC]
-    """What sandboxes showed of their isolation, by kind of node, the worst first."""
+    """The evidence about isolation, by kind of node, most severe first."""
     advice: RuntimeAdvice | None = None
     """What to change in the RuntimeClass, if a label separates the nodes that serve it."""
     conditions: Conditions
-    """`Ready`: some node can take a sandbox that may be handed out, with the proof that pools of
-    the class want. `Healthy`: and nothing speaks against the runtime anywhere. `IsolationProven`:
-    sandboxes were seen to have kernels of their own."""
+    """`Ready`: some node can take a sandbox that may be allocated, with the proof that pools of the
+    class require. `Healthy`: in addition, no node has an issue of the runtime. `IsolationProven`:
+    sandboxes were observed to have kernels of their own."""
 
 
 class SandboxRuntime(Struct, frozen=True, kw_only=True):
-    """What the fleet shows of the RuntimeClass of the same name; written by the operator alone."""
+    """The observed state of the RuntimeClass of the same name; only the operator writes it."""
 
     resource: ClassVar[Resource] = Resource(
         kind=names.RUNTIME_KIND,
@@ -177,7 +178,7 @@ class SandboxRuntime(Struct, frozen=True, kw_only=True):
             Column(
                 "Ready",
                 f"{READY}.status",
-                description="Whether some node can take a sandbox that may be handed out",
+                description="Whether some node can take a sandbox that may be allocated",
             ),
             Column("Reason", f"{READY}.reason", description="Why the runtime is ready or not"),
             Column(
@@ -197,4 +198,4 @@ class SandboxRuntime(Struct, frozen=True, kw_only=True):
     metadata: Annotated[Metadata, ShownAs(dict)]
     # Whatever is there: anybody may have damaged it.
     status: Annotated[dict[str, Any], ShownAs(SandboxRuntimeStatus)] = {}
-    """What the fleet showed of the runtime."""
+    """The observed state of the runtime."""

@@ -25,6 +25,22 @@ def test_the_page_has_all_that_the_client_exports() -> None:
         assert expected in page
 
 
+def test_the_page_for_applications_says_what_to_do_about_each_error() -> None:
+    page = (refgen.REPOSITORY / "docs" / "client.md").read_text()
+    rows = {
+        word for line in page.splitlines() if line.startswith("| `") for word in line.split("`")
+    }
+    errors = {
+        item
+        for name in client.__all__
+        if isinstance(item := getattr(client, name), type)
+        and issubclass(item, client.SandboxPoolError)
+    }
+    # What others are derived from is raised as one of these, or says it all by itself.
+    bases = {base for error in errors for base in error.__bases__}
+    assert {error.__name__ for error in errors - bases} <= rows
+
+
 def test_a_page_that_is_not_that_of_the_docstrings_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from support import Api, eventually
 from support.realnodes import GVISOR, pool
-from support.sandboxes import pool_says, pool_status
+from support.sandboxes import pool_status, wait_for_pool_condition
 
 Object = dict[str, Any]
 _RUN = "from sandboxpool.cli.main import main; main()"
@@ -91,7 +91,7 @@ def test_status_names_a_class_that_is_missing(api: Api, plugin: Plugin, tmp_path
     assert plugin("doctor", "--pool", str(file)).returncode == 4
 
     api.create(made)
-    pool_says(api, "Ready", "False", "RuntimeClassNotFound")
+    wait_for_pool_condition(api, "Ready", "False", "RuntimeClassNotFound")
     shown = plugin("status", "pool").stdout
     causes = shown.split("CAUSES\n")[1].splitlines()
     assert causes[1].split()[:3] == ["RuntimeResolved", "False", "RuntimeClassNotFound"]

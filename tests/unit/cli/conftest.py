@@ -29,7 +29,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
         found.namespace = namespace or found.namespace
         return found
 
-    monkeypatch.setattr(cluster.config, "load", load)
+    monkeypatch.setattr(config, "load", load)
     monkeypatch.setattr(cluster, "connect", lambda found, within: Api(made.io, found))
     at = times.moment(NOW)
     monkeypatch.setattr(times, "now", lambda: at)

@@ -1,5 +1,7 @@
 """A CustomResourceDefinition from a model and its `Resource`."""
 
+import tomllib
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -19,6 +21,13 @@ _STANDARD: dict[str, Schema] = {
     "metadata": {"type": "object"},
 }
 
+_PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+
+
+def version() -> str:
+    """Return the version of the project."""
+    return str(tomllib.loads(_PROJECT.read_text())["project"]["version"])
+
 
 def custom_resource_definition(model: Kind) -> dict[str, Any]:
     """Build the CRD of a kind."""
@@ -26,7 +35,10 @@ def custom_resource_definition(model: Kind) -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{resource.plural}.{names.GROUP}"},
+        "metadata": {
+            "name": f"{resource.plural}.{names.GROUP}",
+            "annotations": {names.ANNOTATION_VERSION: version()},
+        },
         "spec": {
             "group": names.GROUP,
             "names": {

@@ -27,6 +27,8 @@ ANNOTATION_SOURCE = f"{GROUP}/source"
 # The configuration of the pod's claim, and the directory in which its containers find it.
 ANNOTATION_CONFIG = f"{GROUP}/config"
 ANNOTATION_CONFIG_PATH = f"{GROUP}/config-path"
+# On CRDs: the version of the operator that they were generated with.
+ANNOTATION_VERSION = f"{GROUP}/version"
 ANNOTATION_SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 ANNOTATION_DO_NOT_DISRUPT = "karpenter.sh/do-not-disrupt"
 

@@ -77,6 +77,19 @@ class Api:
             raise _error(request, exchange.head, body)
         return Watch(exchange)
 
+    async def stream(self, request: Request) -> "Body":
+        """Begin to read an answer that is no object, such as a log, piece by piece.
+
+        Raises:
+            ApiError: The API server refuses the request.
+            ConnectionLost: It cannot be reached.
+        """
+        exchange = await self._send(request)
+        if exchange.head.status != 200:
+            body = await self._read_and_close(exchange)
+            raise _error(request, exchange.head, body)
+        return Body(exchange)
+
     async def websocket(self, request: Request, protocols: tuple[str, ...]) -> "WebSocket":
         """Change a connection to WebSocket.
 
@@ -305,6 +318,25 @@ class Watch:
 
     def close(self) -> None:
         """End the watch."""
+        self._exchange.channel.close()
+
+
+class Body:
+    """The rest of an answer."""
+
+    def __init__(self, exchange: _Exchange) -> None:
+        self._exchange = exchange
+
+    async def next_part(self) -> bytes | None:
+        """Return what comes next, however long it takes; None at the end.
+
+        Raises:
+            ConnectionLost: The connection broke.
+        """
+        return await self._exchange.read_part(None)
+
+    def close(self) -> None:
+        """Read no more."""
         self._exchange.channel.close()
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 DEFAULT_BIND_SECONDS = 300
 
 
-async def bind(api: Api, namespace: str, manifest: Object, *, keep: bool = False) -> Object:
+async def bind(
+    api: Api,
+    namespace: str,
+    manifest: Object,
+    *,
+    keep: bool = False,
+    on_change: Callable[[Object], None] | None = None,
+) -> Object:
     """Create a claim and wait until it has its sandbox.
 
-    Whatever goes wrong, nothing is left behind, unless it is to be kept.
+    Whatever goes wrong, nothing is left behind, unless it is to be kept. `on_change` is called with
+    each state of the claim that is seen meanwhile.
 
     Returns:
         The bound claim.
@@ -44,7 +52,8 @@ async def bind(api: Api, namespace: str, manifest: Object, *, keep: bool = False
     try:
         claim = await _create(api, namespace, manifest)
         _check_config(claim, manifest)
-        return (await _wait(api, namespace, [claim], name=claim["metadata"]["name"]))[0]
+        name = claim["metadata"]["name"]
+        return (await _wait(api, namespace, [claim], name=name, on_change=on_change))[0]
     except BaseException as error:
         if keep:
             raise
@@ -194,12 +203,13 @@ async def _wait(
     name: str = "",
     selector: str = "",
     deadline: float | None = None,
+    on_change: Callable[[Object], None] | None = None,
 ) -> list[Object]:
     """Wait until all claims are bound.
 
     One watch, from the version of the first; only where it breaks are the claims read again.
     """
-    waiting = _Waiting(api.io, made, deadline)
+    waiting = _Waiting(api.io, made, deadline, on_change)
     version = str(made[0]["metadata"]["resourceVersion"])
     pause = _FIRST_PAUSE
     while waiting:
@@ -256,8 +266,15 @@ async def _look_again(
 class _Waiting:
     """Claims that wait to be bound; false when all are."""
 
-    def __init__(self, io: Io, made: list[Object], deadline: float | None) -> None:
+    def __init__(
+        self,
+        io: Io,
+        made: list[Object],
+        deadline: float | None,
+        on_change: Callable[[Object], None] | None = None,
+    ) -> None:
         self._io = io
+        self._on_change = on_change
         self._now = {claim["metadata"]["uid"]: claim for claim in made}
         self._waiting = {uid for uid, claim in self._now.items() if not claims.is_bound(claim)}
         self._seconds = float(made[0]["spec"].get("bindTimeoutSeconds") or DEFAULT_BIND_SECONDS)
@@ -309,6 +326,8 @@ class _Waiting:
             if kind == "DELETED":
                 raise _deleted(claim)
             self._now[uid] = claim
+            if self._on_change is not None:
+                self._on_change(claim)
             if claims.is_bound(claim):
                 self._waiting.discard(uid)
         return str(metadata["resourceVersion"])

@@ -1,6 +1,6 @@
 """What the client with and the client without asyncio have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, TypedDict
 
 from sandboxpool.client import binding, claims, secrets, visible
@@ -37,6 +37,8 @@ class ClaimOptions(TypedDict, total=False):
         container: The container to work in; the pod's default one if unset.
         keep: Leave the sandbox when the `with` block ends: its ttl or whoever deletes the claim
             ends it.
+        on_change: Called with each state of the claim, as the API server has it, that is seen while
+            it waits for its sandbox; `claim_many` does not call it.
     """
 
     namespace: str | None
@@ -55,6 +57,7 @@ class ClaimOptions(TypedDict, total=False):
     annotations: Mapping[str, str] | None
     container: str | None
     keep: bool
+    on_change: Callable[[claims.Object], None] | None
 
 
 _KNOWN = frozenset(ClaimOptions.__annotations__)
@@ -88,7 +91,11 @@ async def claim(api: Api, pool: str, name: str | None, options: ClaimOptions) ->
     _checked(options)
     namespace = options.get("namespace") or api.settings.namespace
     keep = options.get("keep", False)
-    bound = await binding.bind(api, namespace, _manifest(pool, name, options), keep=keep)
+    bound = await binding.bind(
+        *(api, namespace, _manifest(pool, name, options)),
+        keep=keep,
+        on_change=options.get("on_change"),
+    )
     target = Target(api, bound, options.get("container") or "")
     try:
         await _prepare(target, options)

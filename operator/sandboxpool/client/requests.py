@@ -106,6 +106,12 @@ def get_pod(namespace: str, name: str) -> Request:
     return Request("GET", _pod(namespace, name), "get", "pods", namespace)
 
 
+def read_log(namespace: str, pod: str, query: Sequence[tuple[str, str]]) -> Request:
+    """Read what a container of a pod has written, or writes."""
+    path = _pod(namespace, pod, "log")
+    return Request("GET", path, "get", "pods/log", namespace, tuple(query))
+
+
 def execute(
     namespace: str,
     pod: str,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
+import yaml
 from pydantic import BaseModel, Field
 
 from crdgen.__main__ import REPOSITORY, main
@@ -303,6 +304,13 @@ def test_all_of_a_claim_but_its_lifetime_is_immutable() -> None:
     spec = root(SandboxClaim)["properties"]["spec"]
     guarded = {rule["fieldPath"][1:] for rule in spec[VALIDATIONS] if "oldSelf." in rule["rule"]}
     assert guarded == set(spec["properties"]) - {"ttlSeconds"}
+
+
+def test_the_crds_say_the_version_that_the_chart_installs() -> None:
+    chart = yaml.safe_load((REPOSITORY / "charts/sandboxpool/Chart.yaml").read_text())
+    for model in KINDS:
+        annotations = custom_resource_definition(model)["metadata"]["annotations"]
+        assert annotations == {"sandboxpool.io/version": chart["appVersion"]}
 
 
 def test_how_the_kinds_are_listed() -> None:

@@ -14,7 +14,7 @@ from sandboxpool.api.core import Pod, SchedulingGate
 from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes import diagnosis, podevents
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY, Failure, diagnose, truncate
-from sandboxpool.runtimes.heuristics import REASONS
+from sandboxpool.runtimes.fault_causes import REASONS
 from sandboxpool.runtimes.patterns import TABLE
 from support.builders import pod, pod_body
 

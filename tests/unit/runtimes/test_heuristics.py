@@ -22,12 +22,11 @@ from hypothesis import strategies as st
 from sandboxpool.api.reasons import Reason
 from sandboxpool.runtimes import heuristics as structure
 from sandboxpool.runtimes.diagnosis import MAX_TEXT, SEVERITY
+from sandboxpool.runtimes.fault_causes import Component, FaultCategory, cause_for
 from sandboxpool.runtimes.heuristics import (
     EXTERNAL_COMPONENTS,
     FAULT_PATTERNS,
     RUNTIME_COMPONENTS,
-    Component,
-    FaultCategory,
     cause_of,
     infer,
 )
@@ -293,7 +292,7 @@ def test_every_reading_has_a_short_cure_and_a_place_in_the_order_of_severity(
 ) -> None:
     for lacks in (None, *FaultCategory):
         for passes in (False, True):
-            cause = structure._cause(component, "cloud-hypervisor", lacks, passes)
+            cause = cause_for(component, "cloud-hypervisor", lacks, passes)
             assert cause.reason in SEVERITY
             assert 20 < len(cause.cure) <= MAX_TEXT // 2
             assert "\n" not in cause.cure

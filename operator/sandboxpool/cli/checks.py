@@ -1,0 +1,337 @@
+"""The checks of `doctor`: from the objects of a cluster to findings."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sandboxpool.api import names
+from sandboxpool.api.reasons import Reason
+from sandboxpool.cli import reading, times
+from sandboxpool.cli.cluster import Object
+from sandboxpool.cli.findings import Finding, Severity
+from sandboxpool.cli.runtimes import handlers_of
+from sandboxpool.cli.status import causes
+
+OLDEST_KUBERNETES = (1, 30)
+APPLY_CRDS = (
+    "kubectl apply --server-side --force-conflicts -f crds/ with the files of the operator's"
+    " version"
+)
+# The clocks of two machines differ.
+_CLOCK_SECONDS = 60
+_AT_RISK = ("Warm", "NodesServing", "IsolationProven")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """A right that was asked about."""
+
+    verb: str
+    resource: str
+    namespace: str
+    allowed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What was read of a cluster; None for what could not be read."""
+
+    version: Object | None
+    crds: Sequence[Object] | None
+    deployments: Sequence[Object] | None
+    leases: Sequence[Object] | None
+    classes: Sequence[Object] | None
+    runtimes: Sequence[Object] | None
+    nodes: Sequence[Object] | None
+    pools: Sequence[Object] | None
+    access: Sequence[Access]
+    now: datetime
+
+
+def facts(seen: Snapshot) -> list[tuple[str, str]]:
+    """Return the versions, the leader and the handlers by node."""
+    made = [("Kubernetes", reading.text(seen.version, "gitVersion"))]
+    made += [
+        (f"Operator {reading.namespaced_name(one)}", operator_version(one))
+        for one in seen.deployments or ()
+    ]
+    for lease in _held(seen.leases or ()):
+        holder, age = reading.text(lease, "spec", "holderIdentity"), _lease_age(lease, seen.now)
+        renewed = "" if age is None else f", renewed {times.span(age)} ago"
+        made.append((f"Leader {reading.namespaced_name(lease)}", f"{holder}{renewed}"))
+    for node in sorted(seen.nodes or (), key=reading.name):
+        listed = handlers_of(node)
+        known = "not reported" if listed is None else ", ".join(sorted(listed - {""})) or "<none>"
+        made.append((f"Handlers of node {reading.name(node)}", known))
+    return made
+
+
+def check(seen: Snapshot) -> list[Finding]:
+    """Return all findings."""
+    return [
+        *_server(seen),
+        *_crds(seen),
+        *_operators(seen),
+        *_classes(seen),
+        *_quarantines(seen),
+        *_pools(seen),
+        *missing_rights(seen.access),
+    ]
+
+
+def missing_rights(access: Sequence[Access]) -> Iterator[Finding]:
+    """Yield a finding for each right that the caller lacks."""
+    for one in access:
+        if not one.allowed:
+            where = f"namespace/{one.namespace}" if one.namespace else "cluster"
+            yield Finding(
+                Severity.WARNING,
+                "MissingRight",
+                where,
+                f"you may not {one.verb} {one.resource}",
+                f"ask an administrator for a role with {one.verb} on {one.resource}",
+            )
+
+
+def operator_version(deployment: Object) -> str:
+    """Return the version that a Deployment of the chart says it has; empty where it says none."""
+    labels = reading.mapping(deployment, "metadata", "labels")
+    return reading.text(labels, "app.kubernetes.io/version")
+
+
+def _server(seen: Snapshot) -> Iterator[Finding]:
+    version = reading.text(seen.version, "gitVersion")
+    digits = [
+        "".join(filter(str.isdecimal, reading.text(seen.version, key)))
+        for key in ("major", "minor")
+    ]
+    if all(digits) and tuple(map(int, digits)) < OLDEST_KUBERNETES:
+        oldest = ".".join(map(str, OLDEST_KUBERNETES))
+        yield Finding(
+            Severity.ERROR,
+            "KubernetesTooOld",
+            "cluster",
+            f"the API server is {version}, the operator needs {oldest} or newer",
+            f"update Kubernetes to {oldest} or newer",
+        )
+
+
+def _crds(seen: Snapshot) -> Iterator[Finding]:
+    if seen.crds is None:
+        return
+    found = {reading.name(crd): crd for crd in seen.crds}
+    wanted = {operator_version(one) for one in seen.deployments or ()} - {""}
+    for plural in (names.POOLS, names.CLAIMS, names.RUNTIMES):
+        name = f"{plural}.{names.GROUP}"
+        where = f"customresourcedefinition/{name}"
+        if name not in found:
+            yield Finding(
+                Severity.ERROR, "CRDMissing", where, "the CRD is not installed", APPLY_CRDS
+            )
+            continue
+        served = [
+            reading.text(version, "name")
+            for version in reading.objects(found[name], "spec", "versions")
+            if version.get("served") is True
+        ]
+        if names.VERSION not in served:
+            yield Finding(
+                Severity.ERROR,
+                "CRDVersionNotServed",
+                where,
+                f"the CRD serves {', '.join(served) or 'nothing'}, not {names.VERSION}",
+                APPLY_CRDS,
+            )
+        established = reading.condition(found[name], "Established")
+        if established is not None and established.status == "False":
+            yield Finding(
+                Severity.ERROR,
+                "CRDNotEstablished",
+                where,
+                established.message,
+                "kubectl describe crd shows the conflict",
+            )
+        annotations = reading.mapping(found[name], "metadata", "annotations")
+        version = reading.text(annotations, names.ANNOTATION_VERSION)
+        if len(wanted) == 1 and version not in wanted:
+            yield Finding(
+                Severity.WARNING,
+                "CRDVersionDiffers",
+                where,
+                f"the CRD is of version {version or 'unknown'}, the operator of {min(wanted)}",
+                APPLY_CRDS,
+            )
+
+
+def _operators(seen: Snapshot) -> Iterator[Finding]:
+    deployments = seen.deployments
+    if deployments is not None and len(deployments) > 1:
+        yield Finding(
+            Severity.ERROR,
+            "SeveralOperators",
+            "cluster",
+            f"these Deployments run it: {', '.join(map(reading.namespaced_name, deployments))}",
+            "uninstall all but one: helm list -A shows the releases",
+        )
+    for one in deployments or ():
+        wanted = reading.number(one, "spec", "replicas")
+        ready = reading.number(one, "status", "readyReplicas") or 0
+        if wanted is not None and ready < wanted:
+            yield Finding(
+                Severity.WARNING if ready else Severity.ERROR,
+                "OperatorNotReady",
+                f"deployment/{reading.namespaced_name(one)}",
+                f"{ready} of {wanted} replicas are ready",
+                f"kubectl -n {reading.text(one, 'metadata', 'namespace')} logs"
+                f" deployment/{reading.name(one)} shows why",
+            )
+    if seen.leases is None:
+        return
+    held = _held(seen.leases)
+    alive = []
+    for lease in held:
+        age, duration = (
+            _lease_age(lease, seen.now),
+            reading.number(lease, "spec", "leaseDurationSeconds"),
+        )
+        if age is None or duration is None or age <= duration + _CLOCK_SECONDS:
+            alive.append(lease)
+    if len(alive) > 1:
+        yield Finding(
+            Severity.ERROR,
+            "SeveralLeaders",
+            "cluster",
+            f"these Leases are held: {', '.join(map(reading.namespaced_name, alive))}",
+            "uninstall all operators but one: helm list -A shows the releases",
+        )
+    if not alive:
+        last = ", ".join(
+            f"lease/{reading.namespaced_name(lease)} was renewed {times.span(age)} ago"
+            for lease in held
+            if (age := _lease_age(lease, seen.now)) is not None
+        )
+        yield Finding(
+            Severity.ERROR,
+            "NoLeader",
+            "cluster",
+            last or "no Lease of the operator has a holder",
+            "install the operator, or look at its pods:"
+            " kubectl get pods -A -l app.kubernetes.io/name=sandboxpool",
+        )
+
+
+def _classes(seen: Snapshot) -> Iterator[Finding]:
+    known = {reading.name(one): one for one in seen.runtimes or ()}
+    for one in seen.classes or ():
+        name, handler = reading.name(one), reading.text(one, "handler")
+        counts = reading.mapping(known.get(name), "status", "nodes")
+        used = reading.number(known.get(name), "status", "poolCount") or 0
+        serving, unknown, eligible = (
+            reading.number(counts, key) for key in ("serving", "unknown", "eligible")
+        )
+        if serving is None:
+            listed = [handlers_of(node) for node in seen.nodes or ()]
+            if not listed or any(found is None or handler in found for found in listed):
+                continue
+            why = f"no node reports its handler {handler!r}"
+        elif serving or unknown:
+            missing = reading.number(counts, "notServing") or 0
+            if used and missing:
+                yield Finding(
+                    Severity.INFO,
+                    "NodesWithoutHandler",
+                    f"runtimeclass/{name}",
+                    f"{missing} of {eligible} eligible nodes do not have handler {handler!r};"
+                    " its sandboxes run on the others",
+                    f"kubectl sandboxpool runtimes {name} shows the nodes: configure the handler"
+                    " there, or set scheduling.nodeSelector of the class",
+                )
+            continue
+        else:
+            why = f"none of its {eligible} eligible nodes has handler {handler!r}"
+        yield Finding(
+            Severity.ERROR if used else Severity.WARNING,
+            "ClassWithoutNodes",
+            f"runtimeclass/{name}",
+            f"{why}; pools that use the class: {used}",
+            "configure the handler in the container runtime of a node, or correct the class:"
+            " its handler cannot be changed, so delete it and create it again",
+        )
+
+
+def _quarantines(seen: Snapshot) -> Iterator[Finding]:
+    for one in seen.runtimes or ():
+        count = reading.number(one, "status", "nodes", "quarantined")
+        if not count:
+            continue
+        name = reading.name(one)
+        issues = [
+            f"{reading.text(issue, 'reason')} on {', '.join(reading.strings(issue, 'nodes'))}:"
+            f" {reading.text(issue, 'message')}"
+            for issue in reading.objects(one, "status", "issues")
+        ]
+        yield Finding(
+            Severity.WARNING,
+            "NodesQuarantined",
+            f"sandboxruntime/{name}",
+            f"quarantined nodes: {count}; " + ("; ".join(issues) or "the status names no cause"),
+            f"mend the runtime on the nodes that kubectl sandboxpool runtimes {name} shows; the"
+            " quarantine ends when a probe works there",
+        )
+
+
+def _pools(seen: Snapshot) -> Iterator[Finding]:
+    for pool in seen.pools or ():
+        name = reading.name(pool)
+        where = f"sandboxpool/{reading.namespaced_name(pool)}"
+        cure = (
+            f"kubectl sandboxpool status {name} -n {reading.text(pool, 'metadata', 'namespace')}"
+            " shows all causes"
+        )
+        ready = reading.condition(pool, "Ready")
+        if ready is None:
+            yield Finding(
+                Severity.WARNING,
+                "PoolNotSeen",
+                where,
+                "its status has no condition Ready",
+                "start the operator; it answers a new pool within seconds",
+            )
+        elif ready.status != "True" and ready.reason != Reason.SCALED_TO_ZERO:
+            first = next(iter(causes(pool)), ready)
+            yield Finding(
+                Severity.ERROR if ready.status == "False" else Severity.WARNING,
+                "PoolNotReady",
+                where,
+                f"{first.type}={first.status}, {first.reason}: {first.message}",
+                cure,
+            )
+        elif risks := [
+            one
+            for one in causes(pool)
+            # A pool that fills does its ordinary work.
+            if one.type in _AT_RISK and one.reason != Reason.FILLING
+        ]:
+            yield Finding(
+                Severity.WARNING,
+                "PoolAtRisk",
+                where,
+                "; ".join(f"{one.reason}: {one.message}" for one in risks),
+                cure,
+            )
+
+
+def _held(leases: Sequence[Object]) -> list[Object]:
+    return [lease for lease in leases if reading.text(lease, "spec", "holderIdentity")]
+
+
+def _lease_age(lease: Object, now: datetime) -> float | None:
+    renewed = reading.moment(lease, "spec", "renewTime")
+    return None if renewed is None else (now - renewed).total_seconds()
+
+
+def counts_by_severity(found: Sequence[Finding]) -> str:
+    """Return a line that sums findings up."""
+    counts = Counter(one.severity for one in found)
+    return ", ".join(f"{counts[one]} {one.value.lower()}" for one in Severity if counts[one])

@@ -145,7 +145,7 @@ format: $(INSTALLED) ## Format the code and apply automatic fixes
 	@$(BIN)/ruff format --quiet .
 
 .PHONY: generate
-generate: $(INSTALLED) ## Generate crds/ from the models, docs/reference from the docstrings
+generate: $(INSTALLED) ## Generate crds/ from the models, docs/reference from docstrings and help
 	@$(BIN)/python -m crdgen
 	@$(BIN)/python -m refgen
 

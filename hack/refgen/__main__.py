@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from refgen import client
+from refgen import client, plugin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIRECTORY = Path("docs", "reference")
@@ -13,7 +13,10 @@ DIRECTORY = Path("docs", "reference")
 
 def render(root: Path) -> dict[str, str]:
     """Return the pages by their file names."""
-    return {"client.md": client.render(root / "operator")}
+    return {
+        "client.md": client.render(root / "operator"),
+        "kubectl-sandboxpool.md": plugin.render(),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         if options.check:
             sys.stderr.write(
-                f"{DIRECTORY / name} does not match the docstrings: run `make generate` and commit"
+                f"{DIRECTORY / name} does not match the code: run `make generate` and commit"
                 " the result\n"
             )
             stale = 1

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from refgen import __main__ as refgen
+from refgen import plugin
 from sandboxpool import client
+from sandboxpool.cli.main import COMMANDS
 
 
 def test_the_page_has_all_that_the_client_exports() -> None:
-    (page,) = refgen.render(refgen.REPOSITORY).values()
+    page = refgen.render(refgen.REPOSITORY)["client.md"]
     headings = {line[3:] for line in page.splitlines() if line.startswith("## ")}
     rows = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
     assert (headings - {"Errors"}) | rows == set(client.__all__)
@@ -23,6 +25,15 @@ def test_the_page_has_all_that_the_client_exports() -> None:
         "\n- `CommandNotStarted`: The sandbox has no such program, or cannot run it.\n",
     ):
         assert expected in page
+
+
+def test_the_page_of_the_plugin_has_the_help_of_each_command() -> None:
+    page = plugin.render()
+    headings = [line[3:] for line in page.splitlines() if line.startswith("## ")]
+    assert headings == sorted(command.name for command in COMMANDS)
+    assert "Usage: kubectl sandboxpool [OPTIONS]" in page
+    assert "Usage: kubectl sandboxpool claim [OPTIONS]" in page
+    assert max(map(len, page.splitlines())) <= 120
 
 
 def test_the_page_for_applications_says_what_to_do_about_each_error() -> None:

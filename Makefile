@@ -137,6 +137,10 @@ bench-handover: $(INSTALLED) ## How long claims wait when the leader ends; write
 bench-fleet: $(INSTALLED) ## CPU and writes with a fleet of NODES fake nodes; writes docs/benchmarks/fleet.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.fleet --nodes $(NODES)
 
+.PHONY: bench-client
+bench-client: $(INSTALLED) ## The Python client on the local cluster, beside kubectl; writes docs/benchmarks/client.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.client
+
 # --- Generated files -------------------------------------------------------------------------
 
 .PHONY: format

@@ -21,13 +21,20 @@ def describe() -> dict[str, str]:
     apiserver = str(builds.ensure(["kube-apiserver"])["kube-apiserver"])
     etcd = str(builds.ensure(["etcd"])["etcd"])
     return {
+        **here(),
+        "kube-apiserver": _version(apiserver, "--version"),
+        "etcd": _version(etcd, "--version"),
+    }
+
+
+def here() -> dict[str, str]:
+    """Date and machine alone, for a benchmark on a cluster that has its own versions."""
+    return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": process.run(["git", "rev-parse", "--short", "HEAD"], timeout=10).strip(),
         "machine": f"{CORES} CPUs, {_model()}, {_memory_gib():.0f} GiB",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "kube-apiserver": _version(apiserver, "--version"),
-        "etcd": _version(etcd, "--version"),
     }
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from demo.install import NAMESPACE, RELEASE
+from fakekubelet import ApiError
 from localcluster import nodes, process
 from localcluster.kindcluster import kubectl
 from sandboxpool.kube.lease import NAME as LEASE
@@ -63,9 +67,10 @@ class DeployedOperator:
         """Waits until it is ready."""
         eventually(self.ready, message="the deployed operator is ready", timeout=_READY_SECONDS)
 
-    def stop(self) -> None:
+    def stop(self, *, keep: bool = True) -> None:
         """Scales the Deployment to nothing and waits until no pod is left."""
-        self.keep(self.log())
+        if keep:
+            self.keep(self.log())
         self._replicas = self.api.get("Deployment", RELEASE, NAMESPACE)["spec"]["replicas"]
         self.api.scale("Deployment", RELEASE, 0, NAMESPACE)
         eventually(
@@ -76,6 +81,31 @@ class DeployedOperator:
         """Scales the Deployment back to what it was."""
         self.api.scale("Deployment", RELEASE, self._replicas, NAMESPACE)
         self.wait_ready()
+
+    @contextmanager
+    def log_set_aside(self) -> Iterator[list[str]]:
+        """Gives what it logs during a block once that has ended, and starts it anew.
+
+        What goes wrong meanwhile is the block's doing and stands in no log that is read later.
+        """
+        self.keep(self.log())
+        before = set(self.log().splitlines())
+        lines: list[str] = []
+        try:
+            yield lines
+        finally:
+            # Nobody else makes pods of the Deployment: controllers and scheduler work by then.
+            eventually(self.answers, message="the operator answers", timeout=_READY_SECONDS)
+            lines += [line for line in self.log().splitlines() if line not in before]
+            self.stop(keep=False)
+            self.start()
+
+    def answers(self) -> bool:
+        """Whether it is ready, also where the API server may not answer yet."""
+        try:
+            return self.ready()
+        except (ApiError, LookupError, OSError, aiohttp.ClientError):
+            return False
 
     def replace(self) -> None:
         """Deletes the leader's pod and waits until another leads and the Deployment is whole."""

@@ -8,7 +8,7 @@ from typing import Any
 from sandboxpool.api import names
 from sandboxpool.client.config import Endpoint, Settings
 from sandboxpool.client.errors import AccessDenied, ApiError, ConnectionLost, NotInstalled
-from sandboxpool.client.io import Channel, Io
+from sandboxpool.client.io import Channel, Io, Task
 from sandboxpool.client.requests import Request
 from sandboxpool.client.wire import websocket
 from sandboxpool.client.wire.http1 import Head, ProtocolError, ResponseReader, encode_request
@@ -353,8 +353,10 @@ class WebSocket:
         self._frames = FrameReader()
         self._frames.feed(received)
         self._sending = io.lock()
+        self._io = io
         self._control: list[bytes] = []
-        self._busy = False
+        self._flushing = False
+        self._flusher: Task | None = None
 
     async def send(self, *parts: bytes) -> None:
         """Send a message, for as long as the peer takes.
@@ -400,10 +402,11 @@ class WebSocket:
     async def close(self) -> None:
         """Close at once."""
         self._channel.close()
+        if self._flusher is not None:
+            await self._flusher.stop()
 
     async def _send(self, frame: bytes) -> None:
         async with self._sending:
-            self._busy = True
             try:
                 control, self._control = self._control, []
                 await self._channel.send(b"".join([*control, frame]))
@@ -411,17 +414,22 @@ class WebSocket:
                 raise ConnectionLost(
                     f"the connection to the API server broke: {_text(error)}"
                 ) from error
-            finally:
-                self._busy = False
 
     async def _send_control(self, opcode: Opcode, payload: bytes) -> None:
-        frame = websocket.encode_frame(opcode, payload)
-        if self._busy:
-            # Whoever sends may wait for the peer to take it, which it may do only when what it
-            # sends itself is read: whoever receives must not wait for the sender.
-            self._control.append(frame)
-        else:
-            await self._send(frame)
+        # Beside whoever receives: the peer may take it only when its own output is read.
+        self._control.append(websocket.encode_frame(opcode, payload))
+        if not self._flushing:
+            self._flushing = True
+            self._flusher = self._io.start(self._flush())
+
+    async def _flush(self) -> None:
+        try:
+            await self._send(b"")
+        except ConnectionLost:
+            # Whoever receives reports it.
+            return
+        finally:
+            self._flushing = False
 
 
 def _authority(server: Endpoint, *, always_port: bool = False) -> str:

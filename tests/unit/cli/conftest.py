@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sandboxpool.cli import cluster, output, times
+from sandboxpool.client import config
 from sandboxpool.client.api import Api
 from support.scriptedcli import Cli
 from support.scriptedcluster import settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Coroutine, Iterator
@@ -10,9 +11,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from sandboxpool.client.blocking import BlockingIo, run
+from sandboxpool.client.api import WebSocket
+from sandboxpool.client.blocking import BlockingChannel, BlockingIo, run
 from sandboxpool.client.io import Channel, Io
 from sandboxpool.client.nonblocking import AsyncIo
+from sandboxpool.client.wire.remotecommand import V5
+from support.scriptedio import server_frame
 
 T = TypeVar("T")
 LARGE = bytes(range(256)) * 32768
@@ -122,8 +126,6 @@ def test_silence_leaves_a_connection_as_it_was(runner: Runner) -> None:
 
 def test_who_waits_for_a_connection_that_is_closed_hears_of_it() -> None:
     ours, theirs = socket.socketpair()
-    from sandboxpool.client.blocking import BlockingChannel
-
     channel = BlockingChannel(ours)
     ended = threading.Event()
 
@@ -161,3 +163,21 @@ def test_jobs_keep_their_order_and_their_errors(runner: Runner) -> None:
 def test_a_coroutine_that_would_wait_cannot_be_run_without_asyncio() -> None:
     with pytest.raises(RuntimeError, match="suspended"):
         run(asyncio.sleep(0))
+
+
+def test_a_ping_does_not_wait_for_a_peer_that_takes_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    channel = BlockingChannel(ours)
+    for size in (65536, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(size))
+    with theirs:
+        websocket = WebSocket(BlockingIo(), channel, V5, b"")
+        pinging = threading.Thread(target=run, args=(websocket.ping(),), daemon=True)
+        pinging.start()
+        pinging.join(5)
+        assert not pinging.is_alive()
+        theirs.sendall(server_frame(b"output"))
+        assert run(websocket.receive(10)) == b"output"
+        run(websocket.close())

@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-GROUPS := build runtime test lint
+GROUPS := build runtime test lint docs examples
 LOCKS := $(GROUPS:%=requirements/%.txt)
 PYTEST := $(BIN)/python -m pytest
 
@@ -25,7 +25,8 @@ $(INSTALLED): $(LOCKS) pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	  -r requirements/build.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes \
-	  -r requirements/runtime.txt -r requirements/test.txt -r requirements/lint.txt
+	  -r requirements/runtime.txt -r requirements/test.txt -r requirements/lint.txt \
+	  -r requirements/docs.txt -r requirements/examples.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -71,6 +72,7 @@ lint: $(INSTALLED) ## Format, lint, types, import rules, generated files
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m crdgen --check
+	@$(BIN)/python -m refgen --check
 
 .PHONY: test
 test: lint ## Lint, unit, integration (real API server), faults, e2e (kind with real gVisor)
@@ -147,14 +149,15 @@ format: $(INSTALLED) ## Format the code and apply automatic fixes
 	@$(BIN)/ruff format --quiet .
 
 .PHONY: generate
-generate: $(INSTALLED) ## Generate crds/ from the models
+generate: $(INSTALLED) ## Generate crds/ from the models, docs/reference from docstrings and help
 	@$(BIN)/python -m crdgen
+	@$(BIN)/python -m refgen
 
 .PHONY: lock
 lock: $(INSTALLED) ## Lock the dependencies again, with hashes (after a change of pyproject.toml)
 	@lock() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --generate-hashes --no-annotate --no-header "$$@"; }; \
 	lock --extra operator pyproject.toml -o requirements/runtime.txt; \
-	for group in build test lint bench; do \
+	for group in build test lint docs examples bench; do \
 	  lock --group $$group -c requirements/runtime.txt -o requirements/$$group.txt; \
 	done

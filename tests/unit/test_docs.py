@@ -13,6 +13,7 @@ DOCUMENTS = (
     "SECURITY.md",
     "README.md",
     "docs/architecture.md",
+    "docs/client.md",
     "docs/failure-texts.md",
     "docs/glossary.md",
 )

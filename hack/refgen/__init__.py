@@ -1,0 +1,1 @@
+"""Generates docs/reference from docstrings and from the help of commands."""

@@ -1,0 +1,79 @@
+"""The commands and the code of docs/client.md, as they stand there, on the real cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localcluster import builds
+from localcluster.nodeimage import SAMPLE_IMAGE
+from localcluster.paths import REPOSITORY
+from support import Api, eventually
+from support.realnodes import GVISOR
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND_SECONDS = 150
+
+
+@pytest.fixture
+def team(
+    admin: Api, namespace: str, kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The name for the page's namespace; kubectl and the client have a kubeconfig of their own."""
+    own = tmp_path / "kubeconfig"
+    shutil.copy(kubeconfig, own)
+    kubectl = builds.ensure(["kubectl"])["kubectl"]
+    monkeypatch.setenv("KUBECONFIG", str(own))
+    monkeypatch.setenv("PATH", f"{Path(kubectl).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    name = f"{namespace}-docs"
+    yield name
+    for kind in ("SandboxPool", "SandboxClaim"):
+        for obj in admin.list(kind, name):
+            admin.delete(kind, obj["metadata"]["name"], name)
+    admin.delete("Namespace", name)
+    eventually(lambda: not admin.list("Pod", name), message="the pods are gone", timeout=60)
+
+
+def test_every_block_of_the_page_for_applications_does_what_it_says(team: str) -> None:
+    page = (REPOSITORY / "docs" / "client.md").read_text()
+    blocks = _BLOCK.findall(page)
+    assert {language for language, _ in blocks} == {"sh", "python", "none"}
+    # What differs between the page's cluster and this one.
+    here = {"team-a": team, "busybox:1.37": SAMPLE_IMAGE, "gvisor": GVISOR}
+    variables: dict[str, object] = {}
+    printed = ""
+    for language, text in blocks:
+        for there, name in here.items():
+            text = text.replace(there, name)
+        if language == "none":
+            assert printed == text
+        elif language == "python":
+            printed = _run_python(text, variables)
+        else:
+            printed = _run_shell(text)
+
+
+def _run_python(code: str, variables: dict[str, object]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(compile(code, "docs/client.md", "exec"), variables)  # noqa: S102 - our own page
+    return output.getvalue()
+
+
+def _run_shell(script: str) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=_COMMAND_SECONDS,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+    return done.stdout

@@ -53,10 +53,14 @@ def test_the_command_is_told_each_size_of_the_terminal(tty: int) -> None:
 
 def test_the_terminal_is_raw_for_the_command_and_as_before_afterwards(tty: int) -> None:
     before = termios.tcgetattr(tty)
-    with pytest.raises(KeyboardInterrupt), terminal._raw_mode(tty):
+
+    def end() -> None:
         # Ctrl-C is a byte for the command, no signal for this process.
         assert not termios.tcgetattr(tty)[3] & (termios.ISIG | termios.ECHO)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), terminal._raw_mode(tty):
+        end()
     assert termios.tcgetattr(tty) == before
 
 

@@ -27,7 +27,8 @@ from demo import install
 from localcluster import images, kindcluster, nodes, tools
 from localcluster.progress import say
 from sandboxpool.api import names
-from sandboxpool.client import Sandbox, SandboxPools, config
+from sandboxpool.client import Sandbox, SandboxPools, config, visible
+from sandboxpool.client.blocking import run
 from support import Api, eventually, objects
 from support.realnodes import WITH_GVISOR, pool, template
 from support.sandboxes import pool_status
@@ -52,6 +53,7 @@ FIRST = "client: claim to first output"
 SECOND = "client: second command"
 UP, DOWN = "client: 1 MB up", "client: 1 MB down"
 CPU = "client: CPU of a command"
+VISIBLE = "claim bound to its configuration visible in the sandbox"
 BARE_BOUND = "bare: claim bound"
 BARE_EXEC = "bare: command"
 BARE_FIRST = "bare: claim bound, then a command"
@@ -94,6 +96,8 @@ class Bench:
         self._await_warm()
         self._bare_claim()
         self._cold()
+        self._await_warm()
+        self._config()
 
     def imports(self, times: int) -> None:
         """Measure what it costs to import the client, each time in a fresh interpreter."""
@@ -145,6 +149,11 @@ class Bench:
         self._bare.first_output(bound["status"]["podName"], *COMMAND)
         self._note(BARE_FIRST, _since(began))
         self._api.delete("SandboxClaim", claim["metadata"]["name"])
+
+    def _config(self) -> None:
+        # Seen by reading the file again and again, as `wait_for_config` does it.
+        with self._pools.claim(POOL, ttl=600, config={"task": "42"}) as sandbox:
+            self._note(VISIBLE, _took(lambda: run(visible.wait(sandbox._target))))
 
     def _cold(self) -> None:
         name = f"cold-{uuid.uuid4().hex[:8]}"

@@ -163,9 +163,9 @@ class Output:
         shown = _shown(table, self.wide)
         made = RichTable(
             box=None,
-            # Without it rich cuts what does not fit.
-            pad_edge=True,
-            padding=(0, _GAP, 0, 0),
+            pad_edge=False,
+            # At the left: rich cuts text of a last column that is padded at the right.
+            padding=(0, 0, 0, _GAP),
             header_style="bold",
         )
         for at in shown:

@@ -479,9 +479,12 @@ def _error(request: Request, head: Head, body: bytes) -> ApiError:
     if head.status == 403 and (found := _FORBIDDEN.search(message)):
         verb, resource, group = found.groups()
         resource = f"{resource}.{group}" if group else resource
+        where, role = f"namespace {request.namespace!r}", "Role"
+        if not request.namespace:
+            where, role = "the whole cluster", "ClusterRole"
         return AccessDenied(
-            f"no right to {verb} {resource} in namespace {request.namespace!r}: bind a Role with it"
-            f" to the user or service account ({message})",
+            f"no right to {verb} {resource} in {where}: bind a {role} with it to the user or"
+            f" service account ({message})",
             verb=verb,
             resource=resource,
             namespace=request.namespace,

@@ -93,9 +93,18 @@ def test_missing_rights_are_named_in_one_line(cli: Cli) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_missing_rights_in_all_namespaces_want_a_cluster_role(cli: Cli) -> None:
+    refused = failure(403, 'User "app" cannot list resource "sandboxpools" in API group "x"')
+    cli.says("GET /apis/sandboxpool.io/v1alpha1/sandboxpools", refused)
+    said = cli("events", "-A").stderr
+    assert "no right to list sandboxpools.x in the whole cluster: bind a ClusterRole" in said
+
+
 def test_the_namespace_is_taken_before_and_after_the_command(cli: Cli) -> None:
+    cli.has(f"{GROUP}/sandboxpools".replace("/ns/", "/other/"))
+    cli.has(f"{GROUP}/sandboxclaims".replace("/ns/", "/other/"))
     for arguments in (("-n", "other", "events"), ("events", "--namespace=other")):
-        assert "'other'" in cli(*arguments, "nope").stderr or "/other/" in str(cli.asked)
+        assert "in namespace 'other'" in cli(*arguments, "nope").stderr
 
 
 def test_plain_output_has_whole_columns_and_no_colour(

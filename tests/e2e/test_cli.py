@@ -45,6 +45,13 @@ def warm(api: Api) -> None:
     pool_status(api, name="python", warm=1, timeout=90)
 
 
+def take_terminal(file: int) -> None:
+    """Make it this session's terminal: Ctrl-C and changes of its size are signals to it."""
+    fcntl.ioctl(file, termios.TIOCSCTTY, 0)
+    # Processes in the background of a shell ignore SIGINT, and so do those that they start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Plugin:
     """The plugin, in the test's namespace."""
 
@@ -78,9 +85,8 @@ class Plugin:
             stdout=other,
             stderr=other,
             env=self.environment,
-            # A session whose terminal this is: Ctrl-C and changes of size are signals to it.
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(other, termios.TIOCSCTTY, 0),
+            preexec_fn=lambda: take_terminal(other),
         )
         os.close(other)
         terminal.process = process

@@ -64,6 +64,15 @@ def test_the_terminal_is_raw_for_the_command_and_as_before_afterwards(tty: int) 
     assert termios.tcgetattr(tty) == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as in a terminal. Processes in the background of a shell ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["waiting", "running"])
 def test_signals_release_the_claim(cli: Cli, number: signal.Signals, moment: str) -> None:

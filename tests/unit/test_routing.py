@@ -23,7 +23,8 @@ from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.gather import RuntimeStatusGatherer
 from sandboxpool.fleet.health import Health
-from sandboxpool.fleet.prober import Prober, ProbeRequest, ProbeResult
+from sandboxpool.fleet.probe_request import ProbeRequest, ProbeResult
+from sandboxpool.fleet.prober import Prober
 from sandboxpool.fleet.reconcile import RuntimeReconciler
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.kube.events import EventRecorder

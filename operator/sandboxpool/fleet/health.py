@@ -15,8 +15,8 @@ from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.class_usage import ClassUsage, may_run_on
 from sandboxpool.fleet.pending_probes import PendingProbes, evidence_without_control
+from sandboxpool.fleet.probe_request import ProbeRequest, ProbeResult, outcome_of
 from sandboxpool.fleet.probe_room import ProbeRoom
-from sandboxpool.fleet.prober import ProbeRequest, ProbeResult, outcome_of
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.runtimes.diagnosis import diagnose
 from sandboxpool.runtimes.evidence import (

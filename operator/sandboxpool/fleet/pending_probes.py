@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.class_usage import ClassUsage, may_run_on, may_use, wants_proof
-from sandboxpool.fleet.prober import ProbePurpose, ProbeRequest
+from sandboxpool.fleet.probe_request import ProbePurpose, ProbeRequest
 from sandboxpool.runtimes.evidence import Evidence, Isolation, control_failure, no_evidence
 from sandboxpool.runtimes.node_constraints import NodeConstraintsError
 from sandboxpool.runtimes.nodes import NodeFacts

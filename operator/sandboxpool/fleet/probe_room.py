@@ -10,7 +10,7 @@ from sandboxpool.cluster.ownership import claim_uid_of
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.class_usage import wants_proof
-from sandboxpool.fleet.prober import ProbeRequest, ProbeResult
+from sandboxpool.fleet.probe_request import ProbeRequest, ProbeResult
 from sandboxpool.runtimes.evidence import Isolation, software_of
 from sandboxpool.runtimes.nodes import NodeHandler
 

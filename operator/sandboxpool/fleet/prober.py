@@ -12,22 +12,25 @@ import asyncio
 import contextlib
 import logging
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
+from sandboxpool.fleet.probe_backoff import ProbeBackoffs
+from sandboxpool.fleet.probe_request import (
+    DEADLINE_SECONDS,
+    MAX_RUNNING_PROBES,
+    ProbeRequest,
+    ProbeResult,
+    outcome_of,
+)
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError, UnknownOutcomeError
 from sandboxpool.runtimes.diagnosis import Failure, diagnose
 from sandboxpool.runtimes.evidence import (
-    Evidence,
-    Isolation,
-    Software,
     has_run,
     judge_probe,
     no_evidence,
@@ -37,7 +40,6 @@ from sandboxpool.runtimes.nodes import NodeFacts, NodeHandler
 from sandboxpool.runtimes.podevents import PodEvents, no_cause_message
 from sandboxpool.runtimes.probe import (
     ANNOTATION_NODE,
-    CONTROL,
     NO_OPTIONS,
     ProbeImage,
     ProbeOptions,
@@ -50,12 +52,7 @@ from sandboxpool.util.backoff import delay_after
 
 logger = logging.getLogger(__name__)
 
-ProbePurpose = Literal["hint", "scout", "control", "evidence"]
-# How many may run at once for each purpose; beyond that, one for each handler.
-MAX_RUNNING_PROBES: dict[ProbePurpose, int] = {"hint": 4, "scout": 4, "control": 6, "evidence": 10}
 PER_SECOND = 5.0
-# Virtual machines take long to start, above all many at once.
-DEADLINE_SECONDS = 120.0
 # A full node stays full while a probe waits, unless a sandbox is preempted for it.
 UNSCHEDULABLE_SECONDS = 15.0
 # A pod that is Terminating for this long is stuck, which is reported at this interval.
@@ -74,90 +71,8 @@ POLL_SECONDS = 1.0
 # Probes also become due by time alone.
 IDLE_SECONDS = 5.0
 CREATE_ATTEMPTS = 3
-# The backoff after a probe that brought no proof.
-FIRST_PAUSE_SECONDS = 30.0
-LONGEST_PAUSE_SECONDS = 600.0
-LONGEST_PAUSE_OF_MANY_SECONDS = 6 * 3600.0
-MAX_BACKOFFS = 10_000
-
 # The scheduler's messages that a node is full.
 _FULL = re.compile(r"\bInsufficient |\bToo many pods")
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeRequest:
-    """A probe to run.
-
-    Attributes:
-        node: the node as it is now.
-        runtime: the class to start a sandbox of; None for the positive control.
-        purpose: what to find out: whether the runtime caused a sandbox's failure (hint), whether
-            it works again (scout), whether the node's boot id is its kernel's (control), or
-            whether the runtime isolates (evidence).
-        waiting: of a positive control, the handler whose evidence waits for it.
-    """
-
-    node: NodeFacts
-    runtime: Runtime | None
-    purpose: ProbePurpose
-    waiting: str = ""
-
-    @property
-    def group(self) -> tuple[ProbePurpose, str]:
-        """The purpose and handler, by which concurrency is limited."""
-        return self.purpose, self.waiting or self.handler
-
-    @property
-    def handler(self) -> str:
-        """The handler to probe; ``CONTROL`` for the positive control."""
-        return self.runtime.handler if self.runtime is not None else CONTROL
-
-    @property
-    def class_uid(self) -> str:
-        """The class's uid; empty for the positive control."""
-        return self.runtime.uid if self.runtime is not None else ""
-
-    @property
-    def pair(self) -> NodeHandler:
-        """Node and handler."""
-        return self.node.name, self.handler
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """How a probe ended.
-
-    Attributes:
-        evidence: what the probe showed; None if its node or class no longer exists as it was.
-        failure: why no sandbox started, as far as that is known.
-        made_at: when the probe was created, in epoch seconds; it shows nothing of the time before.
-        started: a sandbox started, and a container ran in it.
-    """
-
-    evidence: Evidence | None
-    failure: Failure | None
-    made_at: float
-    started: bool = False
-
-    @property
-    def works(self) -> bool | None:
-        """Whether the runtime starts sandboxes there; None if the probe could not tell."""
-        if self.started:
-            return True
-        return False if self.failure is not None and self.failure.blames_runtime else None
-
-
-OnResult = Callable[[ProbeRequest, ProbeResult], None]
-
-
-def outcome_of(probe_request: ProbeRequest, result: ProbeResult) -> str:
-    """One word for logs and metrics. A positive control passes if it sees the node's kernel."""
-    if result.evidence is None:
-        return "Superseded"
-    isolation = result.evidence.isolation
-    if probe_request.purpose == "control" and isolation is not Isolation.UNAVAILABLE:
-        return "ControlPassed" if isolation is Isolation.NOT_PROVEN else "ControlFailed"
-    return isolation.value
 
 
 @dataclass(slots=True)
@@ -174,17 +89,6 @@ class _RunningProbe:
     # Whether a sandbox is preempted for it; None while that was not asked for.
     has_room: bool | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class _Backoff:
-    """No such probe before ``until``, by the event loop's clock, unless the software changes."""
-
-    software: Software
-    tries: int
-    until: float
-    group: tuple[ProbePurpose, str]
-    unanswered: bool
 
 
 class Prober:
@@ -221,7 +125,7 @@ class Prober:
         sandbox_event: Callable[[Pod], str | None],
         event_reader: PodEventReader,
         on_started: Callable[[ProbeRequest], None],
-        on_result: OnResult,
+        on_result: Callable[[ProbeRequest, ProbeResult], None],
         make_room: Callable[[ProbeRequest], bool] = lambda request: False,
         on_stuck: Callable[[NodeHandler, str | None], None] = lambda pair, name: None,
         wall: Callable[[], float],
@@ -250,7 +154,7 @@ class Prober:
         # Since when pods are Terminating, and when that was last reported, by uid.
         self._terminating_since: dict[str, float] = {}
         self._stuck_reported_at: dict[str, float] = {}
-        self._backoffs: dict[tuple[NodeHandler, ProbePurpose], _Backoff] = {}
+        self._backoffs = ProbeBackoffs(nodes)
 
     def wake(self) -> None:
         """Look for pending probes now."""
@@ -304,6 +208,7 @@ class Prober:
     # --- What to probe ---------------------------------------------------------------------------
 
     def _next_request(self) -> ProbeRequest | None:
+        now = asyncio.get_running_loop().time()
         busy = {running_probe.request.pair for running_probe in self._running_probes.values()}
         busy |= self._occupied()
         running = Counter(
@@ -325,7 +230,7 @@ class Prober:
                 for request in self._pending_probes()
                 if may_start(request)
                 and request.pair not in busy
-                and not self._is_backing_off(request)
+                and not self._backoffs.is_backing_off(request, now)
             ),
             None,
         )
@@ -357,14 +262,6 @@ class Prober:
                 occupied.add(pair)
         return occupied
 
-    def _is_backing_off(self, probe_request: ProbeRequest) -> bool:
-        backoff = self._backoffs.get((probe_request.pair, probe_request.purpose))
-        return (
-            backoff is not None
-            and backoff.software.is_on(probe_request.node)
-            and asyncio.get_running_loop().time() < backoff.until
-        )
-
     def _conclude(self, probe_request: ProbeRequest, result: ProbeResult) -> None:
         what = (
             f"handler {probe_request.handler}"
@@ -374,38 +271,9 @@ class Prober:
         outcome = outcome_of(probe_request, result)
         logger.info("probe of %s on node %s: %s", what, probe_request.node.name, outcome)
         if result.evidence is not None:
-            self._set_backoff(probe_request, result, result.evidence)
+            now = asyncio.get_running_loop().time()
+            self._backoffs.record(probe_request, result, result.evidence, now)
         self._on_result(probe_request, result)
-
-    def _set_backoff(
-        self, probe_request: ProbeRequest, result: ProbeResult, evidence: Evidence
-    ) -> None:
-        key = probe_request.pair, probe_request.purpose
-        # Removed even if it is added again, so that the oldest come first.
-        old = self._backoffs.pop(key, None)
-        if evidence.isolation is Isolation.PROVEN:
-            return
-        if probe_request.purpose != "evidence" and result.works is not None:
-            # Hints and quarantines have a backoff of their own.
-            return
-        again = old is not None and old.software == evidence.software
-        tries = old.tries + 1 if old is not None and again else 1
-        unanswered = self._count_unanswered(probe_request.group) if result.works is None else 0
-        pause = _backoff_seconds(probe_request, tries, unanswered)
-        until = asyncio.get_running_loop().time() + pause
-        self._backoffs[key] = _Backoff(
-            evidence.software, tries, until, probe_request.group, result.works is None
-        )
-        if len(self._backoffs) > MAX_BACKOFFS:
-            del self._backoffs[next(iter(self._backoffs))]
-
-    def _count_unanswered(self, group: tuple[ProbePurpose, str]) -> int:
-        """How many probes of the group got no answer, on nodes that exist."""
-        for key in [key for key in self._backoffs if self._nodes(key[0][0]) is None]:
-            del self._backoffs[key]
-        return sum(
-            backoff.unanswered and backoff.group == group for backoff in self._backoffs.values()
-        )
 
     # --- One probe -------------------------------------------------------------------------------
 
@@ -602,20 +470,6 @@ def _timeout_failure(pod: Pod, node: NodeFacts, events: PodEvents | None) -> Fai
         # A slow image pull is not the runtime's fault; the sandbox is created before any pull.
         blames_runtime=no_sandbox,
     )
-
-
-def _backoff_seconds(probe_request: ProbeRequest, tries: int, unanswered: int) -> float:
-    """Seconds until the next probe, spread by node and handler so that a fleet's are not in step.
-
-    Each unanswered probe runs until its deadline. The backoff grows with their number, so that
-    together they take about half of the concurrency limit.
-    """
-    longest = delay_after(tries - 1, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
-    of_many = 2 * DEADLINE_SECONDS / MAX_RUNNING_PROBES[probe_request.purpose] * unanswered
-    of_many = min(of_many, LONGEST_PAUSE_OF_MANY_SECONDS)
-    longest = max(longest, of_many)
-    share = zlib.crc32(f"{probe_request.pair}{tries}".encode()) / 2**32
-    return longest * (0.5 + share / 2)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

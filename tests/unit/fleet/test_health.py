@@ -27,7 +27,7 @@ from sandboxpool.cluster.nodes import NodeIndex
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet.health import Health, HealthListener
-from sandboxpool.fleet.prober import ProbePurpose, ProbeRequest, ProbeResult
+from sandboxpool.fleet.probe_request import ProbePurpose, ProbeRequest, ProbeResult
 from sandboxpool.fleet.records import NodeRecords
 from sandboxpool.runtimes.diagnosis import Failure
 from sandboxpool.runtimes.evidence import Evidence, Isolation

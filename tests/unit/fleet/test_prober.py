@@ -17,9 +17,10 @@ from sandboxpool.api.reasons import Reason
 from sandboxpool.app.settings import SettingsError, load
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
-from sandboxpool.fleet import prober
+from sandboxpool.fleet import probe_backoff, probe_request, prober
 from sandboxpool.fleet.health import Health
-from sandboxpool.fleet.prober import Prober, ProbeRequest, ProbeResult, outcome_of
+from sandboxpool.fleet.probe_request import ProbeRequest, ProbeResult, outcome_of
+from sandboxpool.fleet.prober import Prober
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.runtimes import probe
 from sandboxpool.runtimes.evidence import Isolation
@@ -120,7 +121,7 @@ class World:
             self._run(path)
 
     def want(
-        self, *nodes: str, why: prober.ProbePurpose = "evidence", of: Runtime | None = None
+        self, *nodes: str, why: probe_request.ProbePurpose = "evidence", of: Runtime | None = None
     ) -> None:
         for name in nodes:
             node = self.nodes.setdefault(name, facts(name))
@@ -310,7 +311,7 @@ async def test_a_failure_of_others_than_the_runtime_is_waited_for_and_blames_nob
         (path,) = world.pods
         world.update(path, phase="Pending", conditions=[SCHEDULED])
         world.breaks(path, NO_NETWORK)
-        await asyncio.sleep(prober.DEADLINE_SECONDS - 5)
+        await asyncio.sleep(probe_request.DEADLINE_SECONDS - 5)
         assert world.results == []
         await asyncio.sleep(8)
     assert world.last.works is None
@@ -355,7 +356,7 @@ async def test_a_probe_without_a_result_ends_at_its_deadline_and_blames_the_caus
         made = {"type": "PodReadyToStartContainers", "status": condition}
         listed = [SCHEDULED, made] if condition is not None else [SCHEDULED]
         world.update(path, spec={"nodeName": "node-1"}, phase="Pending", conditions=listed)
-        await asyncio.sleep(prober.DEADLINE_SECONDS - 2)
+        await asyncio.sleep(probe_request.DEADLINE_SECONDS - 2)
         assert world.results == []
         await asyncio.sleep(3)
         assert world.pods == []
@@ -400,7 +401,7 @@ async def test_the_events_of_a_probe_that_takes_long_are_read_before_a_runtime_i
         world.update(path, spec={"nodeName": "node-1"}, phase="Pending", conditions=listed)
         await asyncio.sleep(prober.EVENT_READ_SECONDS["slow"] - 3)
         assert asks.stages == []
-        await asyncio.sleep(prober.DEADLINE_SECONDS)
+        await asyncio.sleep(probe_request.DEADLINE_SECONDS)
     assert asks.stages == stages
     assert world.last.failure is not None
     assert in_message in world.last.failure.message
@@ -607,7 +608,7 @@ async def test_an_answer_about_what_is_no_more_is_none(change: dict[str, Any] | 
     ],
 )
 def test_a_control_that_sees_the_nodes_kernel_has_passed(
-    why: prober.ProbePurpose, isolation: Isolation, outcome: str
+    why: probe_request.ProbePurpose, isolation: Isolation, outcome: str
 ) -> None:
     request = ProbeRequest(facts(), None if why == "control" else runtime(), why)
     assert outcome_of(request, ProbeResult(evidence(isolation), None, NOW)) == outcome
@@ -667,7 +668,7 @@ async def test_however_many_probes_are_pending_the_limits_hold() -> None:
     async with world.running():
         await asyncio.sleep(600)
         assert len(world.results) == 100
-    assert most == prober.MAX_RUNNING_PROBES["evidence"]
+    assert most == probe_request.MAX_RUNNING_PROBES["evidence"]
     for i, j in itertools.combinations(range(0, 100, 7), 2):
         assert j - i <= (sent[j] - sent[i]) * prober.PER_SECOND + 1e-6
     assert max(Counter(node for node, _, _ in world.results).values()) == 1
@@ -677,10 +678,10 @@ async def test_however_many_probes_are_pending_the_limits_hold() -> None:
 @looptime
 @pytest.mark.parametrize("why", ["hint", "scout", "control", "evidence"])
 async def test_each_purpose_has_places_of_its_own_and_each_handler_one_of_them(
-    why: prober.ProbePurpose,
+    why: probe_request.ProbePurpose,
 ) -> None:
     world = World()
-    places = prober.MAX_RUNNING_PROBES[why]
+    places = probe_request.MAX_RUNNING_PROBES[why]
     world.want(*(f"node-{i:02}" for i in range(30)), why=why)
     async with world.running():
         await asyncio.sleep(20)
@@ -691,7 +692,7 @@ async def test_each_purpose_has_places_of_its_own_and_each_handler_one_of_them(
             await asyncio.sleep(5)
             assert [request.pair for request in world.taken[places:]] == [("node-97", "kata-qemu")]
             places += 1
-        other: prober.ProbePurpose = "scout" if why != "scout" else "hint"
+        other: probe_request.ProbePurpose = "scout" if why != "scout" else "hint"
         world.want("node-99", why=other)
         await asyncio.sleep(5)
         assert [request.pair for request in world.taken[places:]] == [("node-99", "runsc")]
@@ -745,23 +746,23 @@ async def test_without_proof_it_is_asked_again_each_time_later(code: int) -> Non
         await asyncio.sleep(3600)
     made = [result.made_at for _, _, result in world.results]
     pauses = [later - earlier for earlier, later in itertools.pairwise(made)]
-    assert pauses[0] <= prober.FIRST_PAUSE_SECONDS + 10
-    assert max(pauses) <= prober.LONGEST_PAUSE_SECONDS + 10
-    assert pauses[-1] >= prober.LONGEST_PAUSE_SECONDS / 2
+    assert pauses[0] <= probe_backoff.FIRST_BACKOFF_SECONDS + 10
+    assert max(pauses) <= probe_backoff.LONGEST_BACKOFF_SECONDS + 10
+    assert pauses[-1] >= probe_backoff.LONGEST_BACKOFF_SECONDS / 2
     assert 8 <= len(made) <= 25
 
 
 @looptime
 async def test_a_fleet_does_not_ask_all_at_once() -> None:
     pending_probes = (ProbeRequest(facts(f"node-{i}"), runtime(), "evidence") for i in range(100))
-    pauses = {prober._backoff_seconds(request, 5, 0) for request in pending_probes}
+    pauses = {probe_backoff._backoff_seconds(request, 5, 0) for request in pending_probes}
     assert len(pauses) > 90
-    assert max(pauses) - min(pauses) > prober.LONGEST_PAUSE_SECONDS / 4
+    assert max(pauses) - min(pauses) > probe_backoff.LONGEST_BACKOFF_SECONDS / 4
 
 
 @looptime
 @pytest.mark.parametrize("why", ["evidence", "hint", "scout"])
-async def test_quarantines_pace_the_scouts_that_have_told(why: prober.ProbePurpose) -> None:
+async def test_quarantines_pace_the_scouts_that_have_told(why: probe_request.ProbePurpose) -> None:
     world = World()
     world.want("node-1", why=why)
 
@@ -779,7 +780,7 @@ async def test_quarantines_pace_the_scouts_that_have_told(why: prober.ProbePurpo
 @looptime
 @pytest.mark.parametrize("why", ["hint", "scout", "control"])
 async def test_probes_that_could_not_tell_are_held_whatever_they_were_for(
-    why: prober.ProbePurpose,
+    why: probe_request.ProbePurpose,
 ) -> None:
     world = World()
     world.api.fail("POST", "/pods", QUOTA, times=1000)
@@ -800,18 +801,18 @@ async def test_the_more_nodes_give_no_answer_the_longer_each_is_left_alone(nodes
         await asyncio.sleep(1200)
         before = len(world.taken)
         await asyncio.sleep(2400)
-        held = (len(world.taken) - before) * prober.DEADLINE_SECONDS / 2400
-    assert held <= (0.5 if nodes == 1 else 0.75 * prober.MAX_RUNNING_PROBES["evidence"])
+        held = (len(world.taken) - before) * probe_request.DEADLINE_SECONDS / 2400
+    assert held <= (0.5 if nodes == 1 else 0.75 * probe_request.MAX_RUNNING_PROBES["evidence"])
 
 
 @looptime
 async def test_pauses_of_many_silent_nodes_grow_no_longer_than_a_bound() -> None:
     request = ProbeRequest(facts(), runtime(), "evidence")
-    pauses = [prober._backoff_seconds(request, 1, n) for n in (0, 20, 200, 100_000)]
+    pauses = [probe_backoff._backoff_seconds(request, 1, n) for n in (0, 20, 200, 100_000)]
     assert pauses == sorted(pauses)
-    assert pauses[0] <= prober.FIRST_PAUSE_SECONDS
-    assert pauses[2] > prober.LONGEST_PAUSE_SECONDS
-    assert pauses[3] <= prober.LONGEST_PAUSE_OF_MANY_SECONDS
+    assert pauses[0] <= probe_backoff.FIRST_BACKOFF_SECONDS
+    assert pauses[2] > probe_backoff.LONGEST_BACKOFF_SECONDS
+    assert pauses[3] <= probe_backoff.LONGEST_BACKOFF_OF_MANY_SECONDS
 
 
 @looptime
@@ -821,11 +822,11 @@ async def test_nodes_that_answer_again_do_not_make_the_others_wait() -> None:
     world.want(*(f"node-{i:03}" for i in range(100)))
     async with world.running():
         await asyncio.sleep(60)
-        assert len(world.prober._backoffs) == 100
+        assert len(world.prober._backoffs._backoffs) == 100
         world.serve()
         await asyncio.sleep(2 * 3600)
     assert world.wanted == []
-    assert world.prober._backoffs == {}
+    assert world.prober._backoffs._backoffs == {}
 
 
 @looptime
@@ -847,14 +848,14 @@ async def test_silent_nodes_that_are_gone_do_not_make_the_others_wait() -> None:
 
 @looptime
 async def test_the_memory_of_pauses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prober, "MAX_BACKOFFS", 10)
+    monkeypatch.setattr(probe_backoff, "MAX_BACKOFFS", 10)
     world = World()
     world.api.fail("POST", "/pods", REFUSED, times=50)
     world.want(*(f"node-{i}" for i in range(50)))
     async with world.running():
         await asyncio.sleep(15)
     assert len({node for node, _, _ in world.results}) > 10
-    assert len(world.prober._backoffs) == 10
+    assert len(world.prober._backoffs._backoffs) == 10
 
 
 # --- The API server ------------------------------------------------------------------------------
@@ -907,7 +908,7 @@ async def test_a_pod_that_is_never_seen_is_waited_for_no_longer_than_any() -> No
     world.api.fail("POST", "/pods", UNKNOWN, times=prober.CREATE_ATTEMPTS)
     world.want("node-1")
     async with world.running():
-        await asyncio.sleep(prober.DEADLINE_SECONDS + 3)
+        await asyncio.sleep(probe_request.DEADLINE_SECONDS + 3)
     assert world.last.failure is None
     assert "never seen" in world.message
 
@@ -918,7 +919,7 @@ async def test_a_pod_that_is_seen_too_late_is_swept_away() -> None:
     world.want("node-1")
     world.watching = False
     async with world.running():
-        await asyncio.sleep(prober.DEADLINE_SECONDS + 3)
+        await asyncio.sleep(probe_request.DEADLINE_SECONDS + 3)
         world.wanted.clear()
         world.watching = True
         (path,) = world.pods
@@ -1150,7 +1151,7 @@ class Fleet:
         self.cluster.hints.add(namespace, (name, handler), self.wall())
         self.prober.wake()
 
-    def busy(self, why: prober.ProbePurpose) -> int:
+    def busy(self, why: probe_request.ProbePurpose) -> int:
         """How many probes without an answer are under way for a purpose."""
         return sum(
             running_probe.request.purpose == why
@@ -1168,7 +1169,7 @@ class Fleet:
 @pytest.mark.parametrize("victim", ["hint", "scout"])
 @pytest.mark.parametrize("flood", ["evidence", "control", "hint", "scout"])
 async def test_probes_without_an_answer_keep_no_other_runtime_waiting(
-    flood: prober.ProbePurpose, victim: prober.ProbePurpose
+    flood: probe_request.ProbePurpose, victim: probe_request.ProbePurpose
 ) -> None:
     fleet = Fleet(150, control=flood != "control")
     task = asyncio.ensure_future(fleet.prober.run())
@@ -1181,7 +1182,7 @@ async def test_probes_without_an_answer_keep_no_other_runtime_waiting(
                 fleet.record_failure(name, "kata")
         await asyncio.sleep(600)
         gvisor = fleet.sent("gvisor")
-        assert fleet.busy(flood) >= prober.MAX_RUNNING_PROBES[flood], "no place is left"
+        assert fleet.busy(flood) >= probe_request.MAX_RUNNING_PROBES[flood], "no place is left"
         if victim == "hint":
             fleet.hint("honest", "gvisor-1", "runsc")
         else:
@@ -1203,7 +1204,7 @@ async def test_a_node_that_gives_no_answer_does_not_hide_the_next_that_its_names
     task = asyncio.ensure_future(fleet.prober.run())
     try:
         fleet.hint("default", "kata-000", "kata")
-        await asyncio.sleep(prober.DEADLINE_SECONDS + 10)
+        await asyncio.sleep(probe_request.DEADLINE_SECONDS + 10)
         fleet.hint("default", "kata-000", "kata")
         gvisor = fleet.sent("gvisor")
         fleet.hint("default", "gvisor-1", "runsc")

@@ -71,6 +71,7 @@ class World:
         # Of the wall clock, which may be set.
         self.shift = 0.0
         self.woken: list[str] = []
+        self.deleted_claims: set[str] = set()
         self.api = ScriptedApi(self.wall, self._changed)
         self.candidate_tracker = CandidateTracker(
             self.cluster,
@@ -105,7 +106,7 @@ class World:
 
     def _wake_claim(self, uid: str) -> bool:
         self.woken.append(uid)
-        return True
+        return uid not in self.deleted_claims
 
     @property
     def pool(self) -> Pool:
@@ -973,6 +974,14 @@ async def test_a_quota_refuses_a_cold_pod_in_its_own_words() -> None:
     await asyncio.sleep(5)
     assert await cold(world) is None
     assert len(world.pods) == 1
+
+
+async def test_a_claim_that_is_deleted_while_its_cold_pod_is_refused_waits_no_longer() -> None:
+    world = World(replicas=0)
+    world.api.fail("POST", "/pods", QUOTA)
+    world.deleted_claims.add(CLAIM.uid)
+    await cold(world)
+    assert world.allocator.waiting_claims(POOL_UID) == []
 
 
 @pytest.mark.parametrize("error", [UNKNOWN, UNDECIDED])

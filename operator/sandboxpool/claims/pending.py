@@ -145,7 +145,7 @@ class PendingReconciler:
 
     async def _fail_refused(self, claim: SandboxClaim, left: float) -> float | None:
         """Fail a claim that the cached pool never serves, if the live pool refuses it, too."""
-        pool = await self._live_pool(claim)
+        pool = await self.live_pool(claim)
         spec = pool.spec if pool is not None and not pool.deleting else None
         refusal = decide.refusal_for(claim, spec) if spec is not None else None
         if refusal is not None:
@@ -208,7 +208,7 @@ class PendingReconciler:
     async def _time_out(self, claim: SandboxClaim, pool: Pool | None) -> float | None:
         if pool is None or pool.deleting or pool.spec is None:
             # The cache may be stale.
-            pool = await self._live_pool(claim)
+            pool = await self.live_pool(claim)
         message = self._why_waiting(claim, pool)
         await self._status_writer.finish(claim, ClaimPhase.FAILED, Reason.BIND_TIMEOUT, message)
         return None
@@ -353,7 +353,7 @@ class PendingReconciler:
                 return "it has been ready for spec.startup.timeoutSeconds, but must not be bound"
         return None
 
-    async def _live_pool(self, claim: SandboxClaim) -> Pool | None:
+    async def live_pool(self, claim: SandboxClaim) -> Pool | None:
         """The claim's pool, read from the API server: the pool cache may lag the claim cache."""
         return await self._api_reader.pool(claim.metadata.namespace, claim.spec.poolName)
 

@@ -19,7 +19,6 @@ from sandboxpool.claims.requests import ClaimRequests, about
 from sandboxpool.claims.status_writer import ClaimStatusWriter, FinishObserver
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.ownership import claim_uid_of, controller_of
-from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import UNREADABLE, KubeError
@@ -154,7 +153,7 @@ class ClaimReconciler:
         limits = pool
         if decide.is_edited(claim):
             # The owner may rely on a limit of the pool that the cache does not show yet.
-            limits = await self._live_pool(claim)
+            limits = await self._pending.live_pool(claim)
         expires = decide.expiry(claim, limits.spec if limits is not None else None)
         left = None
         if expires is not None:
@@ -230,7 +229,7 @@ class ClaimReconciler:
         until = decide.finalizer_deadline(claim, pool.spec if pool is not None else None)
         left = attempt.expiration.left(until, wall=self._wall(), clock=self._clock())
         if left <= 0:
-            live = await self._live_pool(claim)
+            live = await self._pending.live_pool(claim)
             until = decide.finalizer_deadline(claim, live.spec if live is not None else None)
             left = attempt.expiration.left(until, wall=self._wall(), clock=self._clock())
         if left > 0:
@@ -248,7 +247,7 @@ class ClaimReconciler:
         until = decide.cleanup_time(claim, pool.spec if pool is not None else None)
         left = attempt.retention.left(until, wall=self._wall(), clock=self._clock())
         if left <= 0 and not claim.deleting:
-            live = await self._live_pool(claim)
+            live = await self._pending.live_pool(claim)
             until = decide.cleanup_time(claim, live.spec if live is not None else None)
             left = attempt.retention.left(until, wall=self._wall(), clock=self._clock())
         if claim.status.phase is not ClaimPhase.LOST or left <= 0:
@@ -260,10 +259,6 @@ class ClaimReconciler:
         if not claim.deleting:
             await self._requests.delete_claim(claim)
         return None
-
-    async def _live_pool(self, claim: SandboxClaim) -> Pool | None:
-        """The claim's pool, read from the API server: the pool cache may lag the claim cache."""
-        return await self._api_reader.pool(claim.metadata.namespace, claim.spec.poolName)
 
     async def sweep(self) -> None:
         """Delete pods whose claim no longer exists, where the garbage collector has not done so.

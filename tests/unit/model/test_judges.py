@@ -93,7 +93,7 @@ def test_a_claim_that_fails_for_what_its_pool_was_is_missed(
     async def cached(self: PendingReconciler, claim: SandboxClaim) -> Pool | None:
         return self._pools.get((claim.metadata.namespace, claim.spec.poolName))
 
-    monkeypatch.setattr(PendingReconciler, "_live_pool", cached)
+    monkeypatch.setattr(PendingReconciler, "live_pool", cached)
     with World() as world:
         world.make_class("other")
         world.make_pool(replicas=1)

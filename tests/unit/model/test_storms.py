@@ -13,7 +13,6 @@ from sandboxpool.api import core
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.claims.pending import PendingReconciler
-from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.claims.requests import ClaimRequests
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.kube.client import ApiClient
@@ -96,11 +95,10 @@ def without_expectations(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_reading_the_pool(patch: pytest.MonkeyPatch) -> None:
-    async def cached(self: ClaimReconciler | PendingReconciler, claim: SandboxClaim) -> Pool | None:
+    async def cached(self: PendingReconciler, claim: SandboxClaim) -> Pool | None:
         return self._pools.get((claim.metadata.namespace, claim.spec.poolName))
 
-    for reconciler in (ClaimReconciler, PendingReconciler):
-        patch.setattr(reconciler, "_live_pool", cached)
+    patch.setattr(PendingReconciler, "live_pool", cached)
 
 
 def without_the_last_words_of_pods(patch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 from sandboxpool.client import Sandbox
 
 
-def test_one_test_may_spoil_its_sandbox(sandbox: Sandbox) -> None:
-    """Remove what the next test needs."""
-    sandbox.run(["rm", "-rf", "/etc/passwd"]).check()
-    assert sandbox.run(["test", "-e", "/etc/passwd"]).exit_code == 1
+def test_one_test_leaves_a_file_behind(sandbox: Sandbox) -> None:
+    """Write it."""
+    sandbox.write("/left-behind", b"by the other test")
+    assert sandbox.read("/left-behind") == b"by the other test"
 
 
-def test_the_next_one_finds_a_fresh_one(sandbox: Sandbox) -> None:
-    """Find it there."""
-    assert sandbox.run(["test", "-e", "/etc/passwd"]).exit_code == 0
+def test_the_next_one_finds_none(sandbox: Sandbox) -> None:
+    """Look for it."""
+    assert sandbox.run(["test", "-e", "/left-behind"]).exit_code == 1

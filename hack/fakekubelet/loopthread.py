@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -10,14 +11,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _STOP_SECONDS = 10.0
-_GOODBYE_SECONDS = 0.1
+_GOODBYE_SECONDS = 5.0
+_STEP_SECONDS = 0.01
 
 
 class LoopThread:
     """Runs coroutines in a background thread and hands their results to blocking callers."""
 
     def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -57,6 +60,12 @@ class LoopThread:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        # TLS connections that were closed a moment ago need the loop to say goodbye.
-        self._loop.run_until_complete(asyncio.sleep(_GOODBYE_SECONDS))
+        self._see_connections_off()
         self._loop.close()
+
+    def _see_connections_off(self) -> None:
+        """Waits for TLS connections that were closed: they exchange goodbyes with the server."""
+        deadline = self._loop.time() + _GOODBYE_SECONDS
+        # One file is left that wakes the loop.
+        while len(self._selector.get_map()) > 1 and self._loop.time() < deadline:
+            self._loop.run_until_complete(asyncio.sleep(_STEP_SECONDS))

@@ -62,7 +62,7 @@ def test_the_agent_runs_what_its_model_writes_and_sees_what_came_of_it(
             if not observations:
                 return agent.Step(code="cat numbers")
             if len(observations) == 1:
-                assert "numbers: No such file" in observations[0].output
+                assert "No such file" in observations[0].output
                 assert "exit code 1" in observations[0].output
                 return agent.Step(code="cd /tmp; seq 1 100 > numbers; wc -l < numbers")
             if len(observations) == 2:

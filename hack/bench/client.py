@@ -162,7 +162,12 @@ class Bench:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name},
-            "spec": {**made["spec"], "runtimeClassName": self._namespace},
+            "spec": {
+                **made["spec"],
+                "runtimeClassName": self._namespace,
+                # Nothing else keeps it from nodes without the handler.
+                "nodeSelector": {"kubernetes.io/hostname": WITH_GVISOR},
+            },
         }
         began = time.perf_counter()
         self._bare.create_and_await(_PODS, pod, _is_ready)

@@ -69,3 +69,5 @@ class LoopThread:
         # One file is left that wakes the loop.
         while len(self._selector.get_map()) > 1 and self._loop.time() < deadline:
             self._loop.run_until_complete(asyncio.sleep(_STEP_SECONDS))
+        # What no longer listens is closed by a callback of its own.
+        self._loop.run_until_complete(asyncio.sleep(_STEP_SECONDS))

@@ -77,11 +77,6 @@ def node_names() -> list[str]:
     return [f"{NAME}-{role}" for role in HANDLERS]
 
 
-def all_handlers() -> set[str]:
-    """Return the handlers that `up` adds to any node."""
-    return {handler for handlers in HANDLERS.values() for handler in handlers}
-
-
 def up() -> Path:
     """Make the cluster run, whatever state it is in, and return its kubeconfig's path.
 

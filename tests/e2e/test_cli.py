@@ -171,7 +171,7 @@ def test_a_pool_that_is_not_there_is_125(plugin: Plugin) -> None:
     assert b"kubectl get sandboxpools.sandboxpool.io" in done.stderr
 
 
-def test_a_claim_is_kept_used_and_forwarded_to(api: Api, plugin: Plugin, tmp_path: Path) -> None:
+def test_a_claim_is_kept_and_used(api: Api, plugin: Plugin, tmp_path: Path) -> None:
     kept = plugin("claim", "python", "--keep", "--ttl", "10m", "--name", "mine", "-o", "name")
     assert (kept.returncode, kept.stdout) == (0, b"sandboxclaim.sandboxpool.io/mine\n"), kept.stderr
     assert api.get("SandboxClaim", "mine")["spec"]["ttlSeconds"] == 600
@@ -181,7 +181,8 @@ def test_a_claim_is_kept_used_and_forwarded_to(api: Api, plugin: Plugin, tmp_pat
     assert plugin("exec", "mine", "--", "cat", inside).stdout == b"\x00content"
     back = plugin("cp", "mine:/tmp/a file", str(tmp_path / "back"))
     assert (tmp_path / "back").read_bytes() == b"\x00content", back.stderr
-    assert b"Bound" in plugin("events", "mine").stdout or plugin("events", "mine").returncode == 0
+    events = plugin("events", "mine")
+    assert events.returncode == 0, events.stderr
     assert plugin("exec", "mine", "--", "sh", "-c", "exit 3").returncode == 3
 
 

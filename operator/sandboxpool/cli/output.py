@@ -38,7 +38,6 @@ class Tone(StrEnum):
     GOOD = "green"
     WARNING = "yellow"
     BAD = "red"
-    DIM = "dim"
 
 
 @dataclass(frozen=True, slots=True)

@@ -352,6 +352,14 @@ def test_states_are_those_that_the_pod_says(sandbox: Object, state: str) -> None
     assert status.sandbox_state(sandbox) == state
 
 
+def test_the_claims_that_failed_last_come_first_and_lost_ones_are_among_them() -> None:
+    lost = claim("lost", phase="Lost", finishedAt="2026-01-01T11:59:00Z")
+    older = claim("older", phase="Failed", finishedAt="2026-01-01T11:00:00Z")
+    said = report.lines(status.sections(pool(), [], [older, *CLAIMS, lost], NOW), wide=False)
+    named = [word for line in said for word in line.split() if word.startswith("claim/")]
+    assert named == ["claim/lost", "claim/d", "claim/older"]
+
+
 def test_rates_are_of_claims_that_were_bound() -> None:
     assert (top.hit_rate(CLAIMS), top.latency(CLAIMS)) == ("66%", "1s")
     assert (top.hit_rate(CLAIMS[3:]), top.latency(CLAIMS[3:])) == ("", "")

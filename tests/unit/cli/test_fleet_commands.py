@@ -20,6 +20,8 @@ from sandboxpool.cli.checks import Access, Snapshot
 from sandboxpool.cli.findings import Finding, Outcome, Severity
 from sandboxpool.cli.output import Output
 from sandboxpool.cli.report import Section
+from support.scriptedcli import Cli
+from support.scriptedio import answer, failure
 
 Object = dict[str, Any]
 GOLDEN = Path(__file__).parent / "golden"
@@ -496,3 +498,19 @@ def test_no_damaged_object_raises(
     if not manifest.problem_of([made]):
         manifest.pod_of(made)
         manifest.check_runtime(made, read["classes"], read["nodes"])
+
+
+DENIED = (
+    'sandboxpools.sandboxpool.io is forbidden: User "u" cannot list resource "sandboxpools" in API'
+    ' group "sandboxpool.io" at the cluster scope'
+)
+REVIEWS = "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+
+def test_doctor_looks_at_the_pools_of_a_namespace_where_it_may_not_at_all(cli: Cli) -> None:
+    pools = "/apis/sandboxpool.io/v1alpha1"
+    cli.says(f"GET {pools}/sandboxpools", failure(403, DENIED, "Forbidden"))
+    cli.says(REVIEWS, answer({"status": {"allowed": True}}))
+    cli.has(f"{pools}/namespaces/ns/sandboxpools", BROKEN)
+    done = cli("doctor", "-o", "json")
+    assert "sandboxpool/team/python" in done.stdout, done.stderr

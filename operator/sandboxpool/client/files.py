@@ -28,12 +28,19 @@ RemotePath = str | PurePosixPath
 DEFAULT_READ_LIMIT = 256 * 1024 * 1024
 _IN_MEMORY = 4 * 1024 * 1024
 
-# $1: the file, $2: its mode. A file that is there is replaced when the new one is complete.
+# Scripts read their input to its end when they fail, too: containerd may never end a command that
+# leaves input unread (containerd issue 12734).
+_UNPACK = 'tar -xf - -C "$1" || { code=$?; cat >/dev/null; exit "$code"; }'
+# What a shell says of a program that is not there.
+_NOT_FOUND = 127
+# $1: the file, $2: its mode, $3: its size. A file that is there is replaced when the new one is
+# complete.
 _WRITE = (
-    'd=${1%/*}; [ "$d" = "$1" ] || [ -z "$d" ] || mkdir -p "$d" || exit; '
-    '[ ! -d "$1" ] || { echo "$1: Is a directory" >&2; exit 1; }; '
+    'write() { d=${1%/*}; [ "$d" = "$1" ] || [ -z "$d" ] || mkdir -p "$d" || return; '
+    '[ ! -d "$1" ] || { echo "$1: Is a directory" >&2; return 1; }; '
     't="$1.$$.tmp"; { cat >"$t" && [ "$(wc -c <"$t")" -eq "$3" ] && chmod "$2" "$t"'
-    ' && mv -f "$t" "$1"; } || { rm -f "$t"; exit 1; }'
+    ' && mv -f "$t" "$1"; } || { rm -f "$t"; return 1; }; }; '
+    'write "$@" || { cat >/dev/null; exit 1; }'
 )
 _MAKE = 'mkdir -p "$1" && chmod "$2" "$1"'
 # Prints each file and directory, with a letter in front and a zero byte behind.
@@ -120,31 +127,44 @@ async def _write_file(target: Target, path: str, source: Input | BinaryIO, mode:
             content = _Content(file, size).read
 
         directory, name = archive.place(path)
-        unpack = ["tar", "-xf", "-", "-C", directory]
-        try:
-            done = await _run(target, unpack, _one_member(name, size, mode, content()))
-        except CommandNotStarted:
+        done = await _unpack_there(
+            target, directory, lambda: _one_member(name, size, mode, content()), path
+        )
+        if done is None:
             done = await _shell(target, _WRITE, path, f"{mode:o}", str(size), stdin=content())
         _check(done, path)
 
 
 async def _write_folder(target: Target, path: str, source: Path) -> None:
     directory, name = archive.place(path)
-    try:
-        done = await _run(
-            target, ["tar", "-xf", "-", "-C", directory], _folder_members(name, source)
-        )
-    except CommandNotStarted:
-        _check(await _shell(target, _MAKE, path, f"{_mode(source):o}"), path)
-        for relative, local in _walk(source):
-            there = f"{path.rstrip('/')}/{relative}"
-            if local.is_dir():
-                _check(await _shell(target, _MAKE, there, f"{_mode(local):o}"), there)
-            else:
-                with local.open("rb") as file:
-                    await _write_file(target, there, file, _mode(local))
-    else:
+    done = await _unpack_there(target, directory, lambda: _folder_members(name, source), path)
+    if done is not None:
         _check(done, path)
+        return
+    _check(await _shell(target, _MAKE, path, f"{_mode(source):o}"), path)
+    for relative, local in _walk(source):
+        there = f"{path.rstrip('/')}/{relative}"
+        if local.is_dir():
+            _check(await _shell(target, _MAKE, there, f"{_mode(local):o}"), there)
+        else:
+            with local.open("rb") as file:
+                await _write_file(target, there, file, _mode(local))
+
+
+async def _unpack_there(
+    target: Target, directory: str, members: Callable[[], Iterator[bytes]], path: str
+) -> Result | None:
+    """Unpack an archive in the sandbox; None where a shell is there, but no tar."""
+    try:
+        shell = ["sh", "-c", _UNPACK, "sh", directory]
+        done = await commands.run(target, shell, stdin=members())
+    except CommandNotStarted:
+        try:
+            tar = ["tar", "-xf", "-", "-C", directory]
+            return await commands.run(target, tar, stdin=members())
+        except CommandNotStarted as error:
+            raise _unsupported(path) from error
+    return None if done.exit_code == _NOT_FOUND else done
 
 
 async def _sized(
@@ -362,20 +382,20 @@ async def _run_into(
     return Result(b"", bytes(stderr), running.exit_code)
 
 
-async def _run(target: Target, command: list[str], stdin: Input) -> Result:
-    return await commands.run(target, command, stdin=stdin)
-
-
 async def _shell(
     target: Target, script: str, *arguments: str, stdin: Input | None = None
 ) -> Result:
     try:
         return await commands.run(target, ["sh", "-c", script, "sh", *arguments], stdin=stdin)
     except CommandNotStarted as error:
-        raise FilesUnsupported(
-            f"{arguments[0]}: the image has neither tar nor a shell to move files with; put one in,"
-            " or mount a volume"
-        ) from error
+        raise _unsupported(arguments[0]) from error
+
+
+def _unsupported(path: str) -> FilesUnsupported:
+    return FilesUnsupported(
+        f"{path}: the image has neither tar nor a shell to move files with; put one in, or mount a"
+        " volume"
+    )
 
 
 def _check(result: Result, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io as iolib
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,26 @@ import pytest
 from sandboxpool.client import files, secrets
 from sandboxpool.client.blocking import run
 from sandboxpool.client.commands import Target
-from sandboxpool.client.errors import FileError, SecretsUnsupported
+from sandboxpool.client.errors import FileError, FilesUnsupported, SecretsUnsupported
 from sandboxpool.client.wire.remotecommand import V5
 from support.scriptedcluster import api_of, claim, pod
 from support.scriptedio import Asked, ScriptedIo, Step, answer, server_frame, upgraded
 
 SUCCESS = server_frame(b'\x03{"status":"Success"}')
 ABSENT = server_frame(b'\x03{"status":"Failure","reason":"InternalError","message":"no such file"}')
+NOT_FOUND = server_frame(
+    b'\x03{"status":"Failure","reason":"NonZeroExitCode",'
+    b'"details":{"causes":[{"reason":"ExitCode","message":"127"}]}}'
+)
 
 
 class Image:
     """A sandbox whose programs answer with bytes; those it has not are not found."""
 
-    def __init__(self, **programs: bytes) -> None:
+    def __init__(self, *, without: tuple[str, ...] = (), **programs: bytes) -> None:
+        """Create one; scripts do not find the programs that it is `without`."""
         self.programs = programs
+        self.without = without
         self.ran: list[list[str]] = []
 
     def __call__(self, asked: Asked) -> list[Step]:
@@ -35,6 +42,8 @@ class Image:
         self.ran.append(command)
         if command[0] not in self.programs:
             return upgraded(asked, V5, ABSENT)
+        if command[0] == "sh" and command[2].split()[0] in self.without:
+            return upgraded(asked, V5, NOT_FOUND)
         return upgraded(asked, V5, server_frame(b"\x01" + self.programs[command[0]]), SUCCESS)
 
     def target(self) -> tuple[Target, ScriptedIo]:
@@ -128,12 +137,65 @@ def test_a_pipe_is_written_with_its_length() -> None:
         def seekable(self) -> bool:
             return False
 
-    image = Image(tar=b"")
+    image = Image(sh=b"")
     target, io = image.target()
     run(files.write(target, "/d/x", Pipe(b"content")))
     sent = b"".join(message[1:] for message in io.channels[0].messages if message[0] == 0)
     with tarfile.open(fileobj=iolib.BytesIO(sent)) as archive:
         assert [(member.name, member.size) for member in archive] == [("d/x", 7)]
+
+
+def programs_of(image: Image) -> list[str]:
+    return [command[2].split()[0] if command[0] == "sh" else command[0] for command in image.ran]
+
+
+def test_a_file_is_written_with_what_the_image_has() -> None:
+    full, no_tar, no_shell = Image(sh=b""), Image(sh=b"", without=("tar",)), Image(tar=b"")
+    for image in (full, no_tar, no_shell):
+        run(files.write(image.target()[0], "/d/x", b"content"))
+    assert programs_of(full) == ["tar"]
+    assert programs_of(no_tar) == ["tar", "write()"]
+    assert programs_of(no_shell) == ["tar", "tar"]
+    assert [command[0] for command in no_shell.ran] == ["sh", "tar"]
+    with pytest.raises(FilesUnsupported, match="neither tar nor a shell"):
+        run(files.write(Image().target()[0], "/d/x", b"content"))
+
+
+def run_script(text: str, *arguments: str, stdin: bytes) -> tuple[int, bytes]:
+    """Run a script as a sandbox would and return its exit code and what it says.
+
+    Raises:
+        BrokenPipeError: It left input unread.
+    """
+    command = ["sh", "-c", text, "sh", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        assert running.stderr is not None
+        running.stdin.write(stdin)
+        running.stdin.close()
+        stderr = running.stderr.read()
+    return running.returncode, stderr
+
+
+def test_a_script_that_fails_reads_its_input_to_the_end(tmp_path: Path) -> None:
+    much = bytes(4 << 20)
+    (tmp_path / "file").write_bytes(b"")
+    members = packed(("x", "file", much), ("y", "file", much))
+    size = str(len(much))
+    for arguments, stdin in (
+        ((files._UNPACK, str(tmp_path / "absent")), members),
+        ((files._WRITE, str(tmp_path / "file/x"), "644", size), much),
+        ((files._WRITE, str(tmp_path), "644", size), much),
+        ((files._WRITE, f"{tmp_path}/{'n' * 300}", "644", size), much),
+        ((files._WRITE, str(tmp_path / "x"), "rubbish", size), much),
+    ):
+        code, stderr = run_script(*arguments, stdin=stdin)
+        assert code not in (0, 127)
+        assert stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert run_script(files._WRITE, f"{tmp_path}/new/ x", "640", size, stdin=much) == (0, b"")
+    assert (tmp_path / "new/ x").read_bytes() == much
+    assert (tmp_path / "new/ x").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("source", ["text", 5, None])

@@ -10,11 +10,14 @@ import argparse
 import importlib.metadata
 import json
 import statistics
+import re
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +27,7 @@ from bench.bareexec import Bare, Object
 from bench.report import Goal
 from bench.stats import percentile, ratios
 from demo import install
-from localcluster import images, kindcluster, nodes, tools
+from localcluster import images, kindcluster, tools
 from localcluster.progress import say
 from sandboxpool.api import names
 from sandboxpool.client import Sandbox, SandboxPools, config, visible
@@ -41,6 +44,9 @@ WARM = 4
 COMMAND = ("echo", "hello")
 MEGABYTE = bytes(range(256)) * 4096
 COMMANDS_FOR_CPU = 50
+# Claims at once, of a pool of their own.
+MANY_POOL = "bench-many"
+MANY = 50
 IMPORTS = ("pass", "import kubernetes", "import sandboxpool.client")
 _PODS = "/api/v1"
 _CLAIMS = f"/apis/{names.API_VERSION}"
@@ -54,9 +60,11 @@ SECOND = "client: second command"
 UP, DOWN = "client: 1 MB up", "client: 1 MB down"
 CPU = "client: CPU of a command"
 VISIBLE = "claim bound to its configuration visible in the sandbox"
+MANY_BOUND = f"{MANY} at once: claim bound"
+MANY_VISIBLE = f"{MANY} at once: claim bound to its configuration visible"
 BARE_BOUND = "bare: claim bound"
-BARE_EXEC = "bare: command"
-BARE_FIRST = "bare: claim bound, then a command"
+BARE_FIRST = "bare: claim to first output"
+BARE_SECOND = "bare: second command"
 KUBECTL = "`kubectl exec`: command in a pod that runs"
 KUBECTL_UP, KUBECTL_DOWN = "`kubectl exec`: 1 MB up", "`kubectl exec`: 1 MB down"
 COLD = "pod made from nothing to first output"
@@ -73,6 +81,7 @@ class Bench:
 
     def __init__(self, kubeconfig: Path, api: Api, namespace: str) -> None:
         self.figures: Figures = {}
+        self._rounds = 0
         self._kubeconfig = kubeconfig
         self._api = api.within(namespace)
         self._namespace = namespace
@@ -87,17 +96,33 @@ class Bench:
         self._await_warm()
 
     def round(self) -> None:
-        """Measure everything once."""
-        self._await_warm()
-        with self._claimed() as sandbox:
-            self._commands(sandbox)
-            self._files(sandbox)
-            self._beside(sandbox.info.pod)
-        self._await_warm()
-        self._bare_claim()
+        """Measure everything once; the client and bare requests take turns at being first."""
+        sides = [self._own_claim, self._bare_claim]
+        self._rounds += 1
+        for side in sides if self._rounds % 2 else reversed(sides):
+            self._await_warm()
+            side()
         self._cold()
         self._await_warm()
         self._config()
+
+    def many(self) -> None:
+        """Claim as many at once as there are sandboxes, each with its own configuration."""
+        self._api.create(pool(MANY_POOL, self._namespace, MANY, pod=_template()))
+        pool_status(self._api, name=MANY_POOL, warm=MANY, timeout=900)
+        all_here = threading.Barrier(MANY)
+
+        def one(number: int) -> tuple[float, float]:
+            all_here.wait(60)
+            began = time.perf_counter()
+            with self._pools.claim(MANY_POOL, ttl=600, config={"task": str(number)}) as sandbox:
+                bound = _since(began)
+                return bound, _took(lambda: run(visible.wait(sandbox._target)))
+
+        with ThreadPoolExecutor(MANY) as threads:
+            for bound, shown in threads.map(one, range(MANY)):
+                self._note(MANY_BOUND, bound)
+                self._note(MANY_VISIBLE, shown)
 
     def imports(self, times: int) -> None:
         """Measure what it costs to import the client, each time in a fresh interpreter."""
@@ -108,17 +133,18 @@ class Bench:
             self._note(IMPORT_OFFICIAL, official - empty)
             self._note(IMPORT, own - empty)
 
-    @contextmanager
-    def _claimed(self) -> Iterator[Sandbox]:
+    def _own_claim(self) -> None:
         began = time.perf_counter()
         with self._pools.claim(POOL, ttl=600) as sandbox:
             self._note(BOUND, _since(began))
             _first_output(sandbox)
             self._note(FIRST, _since(began))
-            yield sandbox
+            self._note(SECOND, _took(lambda: _first_output(sandbox)))
+            self._commands(sandbox)
+            self._files(sandbox)
+            self._beside(sandbox.info.pod)
 
     def _commands(self, sandbox: Sandbox) -> None:
-        self._note(SECOND, _took(lambda: _first_output(sandbox)))
         began = time.process_time()
         for _ in range(COMMANDS_FOR_CPU):
             sandbox.run(COMMAND).check()
@@ -130,7 +156,6 @@ class Bench:
         assert sandbox.read("/data/file") == MEGABYTE
 
     def _beside(self, pod: str) -> None:
-        self._note(BARE_EXEC, _took(lambda: self._bare.first_output(pod, *COMMAND)))
         self._note(KUBECTL, _took(lambda: self._kubectl_exec(pod, *COMMAND)))
         write = ("sh", "-c", "cat > /data/other")
         self._note(KUBECTL_UP, _took(lambda: self._kubectl_exec(pod, *write, stdin=MEGABYTE)))
@@ -146,8 +171,10 @@ class Bench:
         began = time.perf_counter()
         bound = self._bare.create_and_await(_CLAIMS, claim, _is_bound)
         self._note(BARE_BOUND, _since(began))
-        self._bare.first_output(bound["status"]["podName"], *COMMAND)
+        pod = bound["status"]["podName"]
+        self._bare.first_output(pod, *COMMAND)
         self._note(BARE_FIRST, _since(began))
+        self._note(BARE_SECOND, _took(lambda: self._bare.first_output(pod, *COMMAND)))
         self._api.delete("SandboxClaim", claim["metadata"]["name"])
 
     def _config(self) -> None:
@@ -237,10 +264,11 @@ def prepared() -> Iterator[Bench]:
             yield bench
         finally:
             bench.close()
-            api.delete("SandboxPool", POOL, namespace)
+            for name in (POOL, MANY_POOL):
+                api.delete("SandboxPool", name, namespace)
             api.delete("Namespace", namespace)
             eventually(
-                lambda: not api.list("Pod", namespace), message="the pods are gone", timeout=120
+                lambda: not api.list("Pod", namespace), message="the pods are gone", timeout=300
             )
             api.delete("RuntimeClass", namespace)
 
@@ -251,26 +279,31 @@ def about(rounds: int) -> dict[str, str]:
     return {
         **machine.here(),
         "Kubernetes": f"{node['kubeletVersion']}, {node['containerRuntimeVersion']}",
-        "gVisor": nodes.exec_on(WITH_GVISOR, "runsc", "--version").splitlines()[0],
+        "gVisor": _gvisor_version(),
         "kubernetes (Python)": importlib.metadata.version("kubernetes"),
         "websocket-client": importlib.metadata.version("websocket-client"),
         "rounds": str(rounds),
     }
 
 
+def _gvisor_version() -> str:
+    """The module's version: a build without Bazel gives `runsc --version` none to say."""
+    text = (ROOT / "hack/localcluster/components/gvisor/go.mod").read_text()
+    found = re.search(r"gvisor\.dev/gvisor (\S+)", text)
+    assert found is not None
+    return found[1]
+
+
 def goals(figures: Mapping[str, Sequence[float]]) -> list[Goal]:
     """The goals; ratios are taken within each round."""
-    floor = [
-        bound + one for bound, one in zip(figures[BARE_BOUND], figures[BARE_EXEC], strict=True)
-    ]
     beyond = [
         own - official
         for own, official in zip(figures[IMPORT], figures[IMPORT_OFFICIAL], strict=True)
     ]
     return [
         Goal(
-            "claim to first output, to (claim bound + one bare command)",
-            ratios(figures[FIRST], floor),
+            "claim to first output, to that of bare requests",
+            ratios(figures[FIRST], figures[BARE_FIRST]),
             1.15,
         ),
         Goal(
@@ -279,7 +312,7 @@ def goals(figures: Mapping[str, Sequence[float]]) -> list[Goal]:
             0.25,
         ),
         Goal("client's CPU of a command", figures[CPU], 10, unit="ms"),
-        Goal("import of the client, beyond that of `kubernetes`", beyond, 50, unit="ms"),
+        Goal("import of the client, less that of `kubernetes`", beyond, 50, unit="ms"),
     ]
 
 
@@ -291,9 +324,11 @@ def report(versions: Mapping[str, str], figures: Mapping[str, Sequence[float]]) 
         "By `make bench-client`, on the local cluster: real kubelets and gVisor. **First output**",
         "is the first byte that `echo hello` writes. **Bare** is the same requests by hand, with",
         "`http.client` and `websocket-client`: a POST, a watch and a WebSocket (v5), each on a new",
-        "TLS connection. `kubectl exec` includes the start of kubectl. The pod made from nothing",
-        "has the pool's template; its image is on the node. Everything takes turns in each round,",
-        "and all of it shares the machine below.",
+        "TLS connection; they have a sandbox of their own in each round, as the first commands in a",
+        "sandbox take longer than later ones. `kubectl exec` includes the start of kubectl, and its",
+        "commands are not the sandbox's first. The pod made from nothing has the pool's template;",
+        "its image is on the node. Everything takes turns in each round, and all of it shares the",
+        "machine below.",
         "",
         *(f"- {key}: {value}" for key, value in versions.items()),
         "",
@@ -322,6 +357,7 @@ def main() -> None:
         for number in range(given.rounds):
             say(f"round {number + 1} of {given.rounds}")
             bench.round()
+        bench.many()
         bench.imports(given.rounds)
         versions = about(given.rounds)
     page = report(versions, bench.figures)

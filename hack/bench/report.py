@@ -49,6 +49,9 @@ class Goal:
         sign = "<=" if self.at_most else ">="
         apart = 100 * abs(self.measured - self.goal) / self.goal
         verdict = f"met, {apart:.0f} % to spare" if self.met else f"**missed by {apart:.0f} %**"
+        if self.met and apart > 100:
+            # A rate, or a difference below zero: per cent say nothing of it.
+            verdict = "met"
         spread = ""
         if len(self.rounds) > 1:
             spread = f" ({min(self.rounds):.2f} to {max(self.rounds):.2f})"

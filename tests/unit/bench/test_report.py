@@ -89,6 +89,9 @@ def test_a_goal_shows_by_how_much() -> None:
     assert Goal("rate", [0.7, 0.9, 1.0], 0.8, at_most=False).line() == (
         "| rate | >= 0.8 x | 0.90 x (0.70 to 1.00) | met, 12 % to spare |"
     )
+    assert Goal("difference", [-900], 50, unit="ms").line() == (
+        "| difference | <= 50 ms | -900.00 ms | met |"
+    )
 
 
 def test_rounds_are_compared_with_themselves() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import statistics
 import re
+import statistics
 import subprocess
 import sys
 import threading
@@ -324,8 +324,8 @@ def report(versions: Mapping[str, str], figures: Mapping[str, Sequence[float]]) 
         "By `make bench-client`, on the local cluster: real kubelets and gVisor. **First output**",
         "is the first byte that `echo hello` writes. **Bare** is the same requests by hand, with",
         "`http.client` and `websocket-client`: a POST, a watch and a WebSocket (v5), each on a new",
-        "TLS connection; they have a sandbox of their own in each round, as the first commands in a",
-        "sandbox take longer than later ones. `kubectl exec` includes the start of kubectl, and its",
+        "TLS connection. They have a sandbox of their own in each round: the first commands in a",
+        "sandbox take longer than later ones. `kubectl exec` includes the start of kubectl; its",
         "commands are not the sandbox's first. The pod made from nothing has the pool's template;",
         "its image is on the node. Everything takes turns in each round, and all of it shares the",
         "machine below.",

@@ -6,10 +6,17 @@ from typing import Any
 from sandboxpool.api.config_files import CLAIM_UID_FILE, VOLUME
 from sandboxpool.client import commands, requests
 from sandboxpool.client.commands import Target
-from sandboxpool.client.errors import ConfigNotVisible
+from sandboxpool.client.errors import CommandTimeout, ConfigNotVisible
 
 WITHIN_SECONDS = 30.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
+# Of a command to start and to report its end.
+_COMMAND_SECONDS = 15.0
+# One command that looks again and again costs less than a command for each look.
+# $1: the file, $2: what it is to say, $3: tenths of a second.
+_AWAIT = (
+    'n=0; until [ "$(cat "$1" 2>/dev/null)" = "$2" ]; do [ "$n" -lt "$3" ] || exit 1; '
+    "n=$((n + 1)); sleep 0.1 2>/dev/null || { sleep 1; n=$((n + 9)); }; done"
+)
 
 
 async def wait(target: Target, within: float = WITHIN_SECONDS) -> None:
@@ -17,7 +24,7 @@ async def wait(target: Target, within: float = WITHIN_SECONDS) -> None:
 
     Raises:
         ConfigNotVisible: The container does not mount them, or they did not come in time.
-        CommandNotStarted: The image has no `cat`.
+        CommandNotStarted: The image has no shell.
     """
     pod = await target.api.call(requests.get_pod(target.namespace, target.pod))
     directory = mount_path(pod, target.container)
@@ -27,21 +34,18 @@ async def wait(target: Target, within: float = WITHIN_SECONDS) -> None:
             " spec.claims.configPath of the pool was empty; set it, and claim another sandbox"
         )
     path = f"{directory}/{CLAIM_UID_FILE}"
-    io = target.api.io
-    deadline, pause = io.monotonic() + within, _FIRST_PAUSE
-    expected = target.claim["metadata"]["uid"].encode()
-    while True:
-        left = max(1.0, deadline - io.monotonic())
-        result = await commands.run(target, ["cat", path], within=left)
-        if result.exit_code == 0 and result.stdout == expected:
-            return
-        if io.monotonic() + pause > deadline:
-            raise ConfigNotVisible(
-                f"{path} of pod {target.pod} does not name the claim within {within:g} s: see that"
-                " the kubelet of its node answers (`kubectl describe pod`)"
-            )
-        await io.sleep(pause)
-        pause = min(_LONGEST_PAUSE, 2 * pause)
+    arguments = (path, target.claim["metadata"]["uid"], f"{10 * within:.0f}")
+    try:
+        result = await commands.run(
+            target, ["sh", "-c", _AWAIT, "sh", *arguments], within=within + _COMMAND_SECONDS
+        )
+    except CommandTimeout:
+        result = None
+    if result is None or result.exit_code != 0:
+        raise ConfigNotVisible(
+            f"{path} of pod {target.pod} does not name the claim within {within:g} s: see that"
+            " the kubelet of its node answers (`kubectl describe pod`)"
+        )
 
 
 def mount_path(pod: Mapping[str, Any], container: str = "") -> str:

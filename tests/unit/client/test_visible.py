@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +17,17 @@ from support.scriptedcluster import api_of, claim, pod
 from support.scriptedio import Asked, ScriptedIo, Step, answer, server_frame, upgraded
 
 SUCCESS = server_frame(b'\x03{"status":"Success"}')
+FAILURE = server_frame(
+    b'\x03{"status":"Failure","reason":"NonZeroExitCode",'
+    b'"details":{"causes":[{"reason":"ExitCode","message":"1"}]}}'
+)
 
 
 class Sandbox:
-    """A sandbox whose files say something else at each look; the last stays."""
+    """A sandbox in which a command ends as given, or never."""
 
-    def __init__(self, *said: bytes, mount: str = "/etc/claim") -> None:
-        self.said = list(said)
+    def __init__(self, ending: bytes | None = SUCCESS, mount: str = "/etc/claim") -> None:
+        self.ending = ending
         self.mount = mount
         self.ran: list[list[str]] = []
 
@@ -31,10 +37,9 @@ class Sandbox:
             mounted = {"name": "sandboxpool-config", "mountPath": self.mount}
             mounts = [mounted] if self.mount else []
             made["spec"] = {"containers": [{"name": "main", "volumeMounts": mounts}]}
-            return answer(made)
+            return answer(made if asked.path.endswith("/pods/pod") else claim("Bound"))
         self.ran.append([value for key, value in asked.query if key == "command"])
-        said = self.said.pop(0) if len(self.said) > 1 else self.said[0]
-        return upgraded(asked, V5, server_frame(b"\x01" + said), SUCCESS)
+        return upgraded(asked, V5, *([self.ending] if self.ending else []))
 
     def wait(self) -> ScriptedIo:
         api, io = api_of(self)
@@ -42,17 +47,33 @@ class Sandbox:
         return io
 
 
-def test_it_returns_once_the_file_names_the_claim() -> None:
-    sandbox = Sandbox(b"", b"", b"c-uid")
+def test_one_command_waits_for_the_file_to_name_the_claim() -> None:
+    sandbox = Sandbox()
     sandbox.wait()
-    assert sandbox.ran == [["cat", "/etc/claim/claim-uid"]] * 3
+    (command,) = sandbox.ran
+    assert command == ["sh", "-c", visible._AWAIT, "sh", "/etc/claim/claim-uid", "c-uid", "300"]
 
 
-def test_what_does_not_come_is_an_error_after_a_while() -> None:
-    sandbox = Sandbox(b"other-uid")
+@pytest.mark.parametrize("ending", [FAILURE, None])
+def test_what_does_not_come_is_an_error_after_a_while(ending: bytes | None) -> None:
+    sandbox = Sandbox(ending)
     with pytest.raises(ConfigNotVisible, match=r"/etc/claim/claim-uid .* within 30 s"):
         sandbox.wait()
-    assert len(sandbox.ran) < 100
+    assert len(sandbox.ran) == 1
+
+
+def test_the_script_ends_when_the_file_says_it_or_its_time_is_over(tmp_path: Path) -> None:
+    def script(tenths: int) -> subprocess.Popen[bytes]:
+        command = ["sh", "-c", visible._AWAIT, "sh", str(tmp_path / "file"), "uid", str(tenths)]
+        return subprocess.Popen(command)
+
+    with script(1) as short:
+        assert short.wait(30) == 1
+    with script(600) as waiting:
+        (tmp_path / "file").write_text("another")
+        (tmp_path / "new").write_text("uid")
+        (tmp_path / "new").replace(tmp_path / "file")
+        assert waiting.wait(30) == 0
 
 
 def test_a_sandbox_without_the_volume_is_not_waited_for() -> None:

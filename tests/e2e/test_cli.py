@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,15 @@ class Plugin:
             timeout=_SECONDS,
             check=False,
         )
+
+    @contextmanager
+    def started(self, name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        command = self.command(name, *arguments)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=self.environment) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     @contextmanager
     def in_terminal(self, name: str, *arguments: str, columns: int = 80) -> Iterator[Terminal]:
@@ -184,6 +194,22 @@ def test_a_claim_is_kept_and_used(api: Api, plugin: Plugin, tmp_path: Path) -> N
     events = plugin("events", "mine")
     assert events.returncode == 0, events.stderr
     assert plugin("exec", "mine", "--", "sh", "-c", "exit 3").returncode == 3
+
+
+def test_a_port_is_forwarded_until_a_signal(api: Api, plugin: Plugin) -> None:
+    assert plugin("claim", "python", "--keep", "--name", "web").returncode == 0
+    serve = "mkdir -p /tmp/www; echo hello >/tmp/www/index.html; httpd -p 8080 -h /tmp/www"
+    assert plugin("exec", "web", "--", "sh", "-c", serve).returncode == 0
+    with plugin.started("port-forward", "web", ":8080") as forward:
+        assert forward.stdout is not None
+        line = forward.stdout.readline().decode()
+        found = re.fullmatch(r"Forwarding from 127\.0\.0\.1:(\d+) -> 8080\n", line)
+        assert found is not None, line
+        for _ in range(3):
+            with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/", timeout=20) as answer:
+                assert answer.read() == b"hello\n"
+        forward.send_signal(signal.SIGTERM)
+        assert forward.wait(_SECONDS) == 128 + signal.SIGTERM
 
 
 def test_a_shell_in_a_terminal_follows_its_size_and_gets_ctrl_c(api: Api, plugin: Plugin) -> None:

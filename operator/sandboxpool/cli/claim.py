@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sandboxpool.cli import terminal, times
+from sandboxpool.cli import completion, terminal, times
 from sandboxpool.cli.cluster import CLAIMS, Object
 from sandboxpool.cli.command import Invocation, command, duration
 from sandboxpool.cli.errors import CommandFailure, ExitCode, in_flags
@@ -71,7 +71,10 @@ def whole_seconds(text: str) -> int:
 )
 def claim(
     run: Invocation,
-    pool: Annotated[str, typer.Argument(metavar="POOL", help="The SandboxPool.")],
+    pool: Annotated[
+        str,
+        typer.Argument(metavar="POOL", help="The SandboxPool.", autocompletion=completion.pools),
+    ],
     words: Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND [ARGS...]")] = None,
     stdin: Stdin = False,
     tty: Tty = False,

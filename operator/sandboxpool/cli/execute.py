@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sandboxpool.cli import terminal
+from sandboxpool.cli import completion, terminal
 from sandboxpool.cli.claim import Container, Quiet, Stdin, Tty
 from sandboxpool.cli.cluster import Cluster
 from sandboxpool.cli.command import Invocation, command
@@ -14,7 +14,10 @@ from sandboxpool.client.blocking import run as finish
 from sandboxpool.client.commands import Target
 from sandboxpool.client.sync import Sandbox
 
-ClaimName = Annotated[str, typer.Argument(metavar="CLAIM", help="The SandboxClaim.")]
+ClaimName = Annotated[
+    str,
+    typer.Argument(metavar="CLAIM", help="The SandboxClaim.", autocompletion=completion.claims),
+]
 
 
 def sandbox_of(cluster: Cluster, claim: str, container: str | None) -> Sandbox:

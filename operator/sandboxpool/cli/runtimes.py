@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sandboxpool.cli import reading, report
+from sandboxpool.cli import completion, reading, report
 from sandboxpool.cli.cluster import NODES, RUNTIMES, Object
 from sandboxpool.cli.command import Invocation, command
 from sandboxpool.cli.output import Cell, Column, Table, Tone
@@ -30,7 +30,12 @@ _NODES = ("eligible", "serving", "notServing", "unknown", "quarantined", "notIso
 def runtimes(
     run: Invocation,
     runtime_class: Annotated[
-        str | None, typer.Argument(metavar="CLASS", help="A RuntimeClass; all if unset.")
+        str | None,
+        typer.Argument(
+            metavar="CLASS",
+            autocompletion=completion.runtimes,
+            help="A RuntimeClass; all if unset.",
+        ),
     ] = None,
 ) -> None:
     """Show the RuntimeClasses and the nodes that serve them."""

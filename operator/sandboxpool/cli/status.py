@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sandboxpool.api import names
-from sandboxpool.cli import reading, report, times
+from sandboxpool.cli import completion, reading, report, times
 from sandboxpool.cli.cluster import CLAIMS, PODS, POOLS, Object
 from sandboxpool.cli.command import Invocation, command
 from sandboxpool.cli.output import NONE, Cell, Column, Table, Tone
@@ -50,7 +50,9 @@ _FAILURES = 5
 )
 def status(
     run: Invocation,
-    pool: Annotated[str | None, typer.Argument(help="A pool; all if unset.")] = None,
+    pool: Annotated[
+        str | None, typer.Argument(help="A pool; all if unset.", autocompletion=completion.pools)
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Show changes as they come.")
     ] = False,

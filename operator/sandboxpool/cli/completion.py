@@ -1,0 +1,42 @@
+"""Completes the names of objects on the command line."""
+
+import contextlib
+from collections.abc import Callable
+
+import typer
+
+from sandboxpool.cli.cluster import CLAIMS, POOLS, RUNTIMES, Resource
+from sandboxpool.cli.command import Connection, Invocation
+from sandboxpool.cli.output import Output
+from sandboxpool.client.errors import SandboxPoolError
+
+# Nobody waits longer than that for the shell.
+_REQUEST_SECONDS = 2.0
+
+
+def names_of(resource: Resource) -> Callable[[typer.Context, str], list[str]]:
+    """Return what completes the name of an object of a kind, as typer's `autocompletion`."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        # A shell that completes has no place for errors.
+        with contextlib.suppress(SandboxPoolError, OSError):
+            cluster = Invocation(_connection(ctx), Output(None), all_namespaces=False).cluster
+            found = (item["metadata"]["name"] for item in cluster.list(resource, cluster.namespace))
+            return sorted(name for name in found if name.startswith(incomplete))
+        return []
+
+    return complete
+
+
+pools = names_of(POOLS)
+claims = names_of(CLAIMS)
+runtimes = names_of(RUNTIMES)
+
+
+def _connection(ctx: typer.Context) -> Connection:
+    # kubectl takes the options before and after the command.
+    before = ctx.parent.params if ctx.parent is not None else {}
+    given = {**before, **{key: value for key, value in ctx.params.items() if value is not None}}
+    return Connection(
+        given.get("namespace"), given.get("context"), given.get("kubeconfig"), _REQUEST_SECONDS
+    )

@@ -70,6 +70,14 @@ class Bare:
         with self.command(pod, *command) as chunks:
             return next(chunks)
 
+    def first_log_line(self, pod: str) -> str:
+        """Return the first line that a pod writes to its log, with its time, once it is there."""
+        query = urlencode({"follow": "true", "timestamps": "true"})
+        path = f"/api/v1/namespaces/{self._namespace}/pods/{pod}/log?{query}"
+        with closing(self._connection()) as connection:
+            connection.request("GET", path, headers=self._headers)
+            return connection.getresponse().readline().decode()
+
     @contextmanager
     def command(self, pod: str, *command: str) -> Iterator[Iterator[bytes]]:
         """Run a command, for its output."""

@@ -1,4 +1,4 @@
-"""The commands and the code of docs/client.md, as they stand there, on the real cluster."""
+"""The commands and the code of pages, as they stand there, on the real cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def team(
     shutil.copy(kubeconfig, own)
     kubectl = builds.ensure(["kubectl"])["kubectl"]
     monkeypatch.setenv("KUBECONFIG", str(own))
-    monkeypatch.setenv("PATH", f"{Path(kubectl).parent}{os.pathsep}{os.environ['PATH']}")
+    # kubectl finds its plugins on the path.
+    programs = [str(Path(kubectl).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(programs))
     monkeypatch.chdir(tmp_path)
     name = f"{namespace}-docs"
     yield name
@@ -43,10 +46,20 @@ def team(
     eventually(lambda: not admin.list("Pod", name), message="the pods are gone", timeout=60)
 
 
-def test_every_block_of_the_page_for_applications_does_what_it_says(team: str) -> None:
-    page = (REPOSITORY / "docs" / "client.md").read_text()
+@pytest.mark.parametrize(
+    ("name", "languages"),
+    [
+        ("client.md", {"sh", "python", "none"}),
+        # A `text` is output that is not the same in another cluster.
+        ("kubectl-sandboxpool.md", {"sh", "none", "text"}),
+    ],
+)
+def test_every_block_of_the_page_does_what_it_says(
+    team: str, name: str, languages: set[str]
+) -> None:
+    page = (REPOSITORY / "docs" / name).read_text()
     blocks = _BLOCK.findall(page)
-    assert {language for language, _ in blocks} == {"sh", "python", "none"}
+    assert {language for language, _ in blocks} == languages
     # What differs between the page's cluster and this one.
     here = {"team-a": team, "busybox:1.37": SAMPLE_IMAGE, "gvisor": GVISOR}
     variables: dict[str, object] = {}
@@ -58,13 +71,13 @@ def test_every_block_of_the_page_for_applications_does_what_it_says(team: str) -
             assert printed == text
         elif language == "python":
             printed = _run_python(text, variables)
-        else:
+        elif language == "sh":
             printed = _run_shell(text)
 
 
 def _run_python(code: str, variables: dict[str, object]) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        exec(compile(code, "docs/client.md", "exec"), variables)  # noqa: S102 - our own page
+        exec(compile(code, "<page>", "exec"), variables)  # noqa: S102 - our own page
     return output.getvalue()
 
 

@@ -334,4 +334,10 @@ def _lease_age(lease: Object, now: datetime) -> float | None:
 def counts_by_severity(found: Sequence[Finding]) -> str:
     """Return a line that sums findings up."""
     counts = Counter(one.severity for one in found)
-    return ", ".join(f"{counts[one]} {one.value.lower()}" for one in Severity if counts[one])
+    return ", ".join(_counted(counts[one], one) for one in Severity if counts[one])
+
+
+def _counted(count: int, severity: Severity) -> str:
+    # One cannot count infos.
+    plural = "s" if count != 1 and severity is not Severity.INFO else ""
+    return f"{count} {severity.value.lower()}{plural}"

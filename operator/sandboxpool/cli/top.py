@@ -111,5 +111,7 @@ def latency(claims: Sequence[Object]) -> str:
         created = reading.moment(claim, "metadata", "creationTimestamp")
         if bound is not None and created is not None:
             waited.append(bound - created)
-    waited.sort()
-    return times.span(waited[(len(waited) - 1) // 2].total_seconds()) if waited else ""
+    if not waited:
+        return ""
+    median = sorted(waited)[(len(waited) - 1) // 2].total_seconds()
+    return times.span(median) if median >= 1 else "<1s"

@@ -85,7 +85,7 @@ class PodWriter:
         errors: list[KubeError] = []
         failed: list[Deletion] = []
         for start in range(0, len(deletions), DELETE_BATCH):
-            batch = deletions[start : start + DELETE_BATCH]
+            batch = await self._confirmed(state, deletions[start : start + DELETE_BATCH])
             done = await asyncio.gather(*(self._delete_one(pool, state, d) for d in batch))
             errors += [e for e in done if e is not None and not (e.conflict or e.not_found)]
             # A pod that was not deleted counts as a failure once it is.
@@ -116,6 +116,34 @@ class PodWriter:
             )
             self._events.warning(pool.reference, str(Reason.NODE_AVOIDED), text)
 
+    async def _confirmed(self, state: PoolState, batch: Sequence[Deletion]) -> list[Deletion]:
+        """Leave out the pods of lost nodes that exist: the cache of nodes may lag behind."""
+        names = sorted({d.member.node_name for d in batch if d.reason is Reason.NODE_LOST})
+        gone = await asyncio.gather(*(self._is_node_gone(name) for name in names))
+        existing = {name for name, is_gone in zip(names, gone, strict=True) if not is_gone}
+        confirmed: list[Deletion] = []
+        for deletion in batch:
+            if deletion.reason is Reason.NODE_LOST and deletion.member.node_name in existing:
+                self._keep(state, deletion)
+            else:
+                confirmed.append(deletion)
+        return confirmed
+
+    async def _is_node_gone(self, name: str) -> bool:
+        try:
+            return await self._client.find(resource_path("v1", "nodes", name=name)) is None
+        except KubeError as error:
+            logger.warning("node %s cannot be read: %s", name, error)
+            return False
+
+    def _keep(self, state: PoolState, deletion: Deletion) -> None:
+        """Let a pod that is not deleted be a candidate until the next decision."""
+        uid = deletion.member.uid
+        state.expectations.deletion_observed(uid)
+        pod = self._cluster.pods.get(uid)
+        if pod is not None:
+            self._candidate_tracker.refresh([pod])
+
     async def _delete_one(
         self, pool: Pool, state: PoolState, deletion: Deletion
     ) -> ApiError | None:
@@ -144,11 +172,8 @@ class PodWriter:
                 if attempt > 1 and (error.conflict or error.not_found):
                     # Deleted by an attempt whose response was lost.
                     return None
-                state.expectations.deletion_observed(member.uid)
-                pod = self._cluster.pods.get(member.uid)
-                if pod is not None:
-                    # The pod has changed since the decision: it stays a candidate until the next.
-                    self._candidate_tracker.refresh([pod])
+                # The pod has changed since the decision.
+                self._keep(state, deletion)
                 return error
             except UnknownOutcomeError as error:
                 # The pod may be terminating: it is no candidate until the watch or a live read

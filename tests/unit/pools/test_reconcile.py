@@ -461,6 +461,23 @@ async def test_a_pod_that_changed_since_the_decision_is_not_deleted_and_is_a_can
     assert world.allocator.free(POOL_UID) == 1
 
 
+async def test_a_node_is_lost_only_when_the_api_server_has_none() -> None:
+    world = World(replicas=1)
+    world.put_pod("pod-1", node="unseen")
+    # Pods and nodes have watches of their own, and that of nodes may be silent for long.
+    world.api.objects["/api/v1/nodes/unseen"] = {"metadata": {"name": "unseen"}}
+    await world.reconcile()
+    await asyncio.sleep(120)
+    await world.reconcile()
+    world.api.fail("GET", "/nodes/unseen", BROKEN)
+    await world.reconcile()
+    assert len(world.api.sent("GET", "/nodes/unseen")) == 2
+    assert f"{PODS}/pod-1" in world.pods
+    del world.api.objects["/api/v1/nodes/unseen"]
+    await world.reconcile()
+    assert f"{PODS}/pod-1" not in world.pods
+
+
 async def test_a_failure_counts_once_however_often_its_pod_changes_before_its_deletion() -> None:
     world = World()
     world.put_pod("pod-1", phase="Failed", ready=False)

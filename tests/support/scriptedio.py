@@ -82,6 +82,15 @@ def server_frame(payload: bytes, opcode: Opcode = Opcode.BINARY) -> bytes:
     return bytes((0x80 | opcode, 127)) + size.to_bytes(8, "big") + payload
 
 
+def exited(code: int) -> bytes:
+    """How the API server says that a command has ended."""
+    ended: dict[str, Any] = {"status": "Success"}
+    if code:
+        causes = [{"reason": "ExitCode", "message": str(code)}]
+        ended = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
+    return server_frame(b"\x03" + json.dumps(ended).encode())
+
+
 def upgraded(asked: Asked, protocol: str, *steps: Step) -> list[Step]:
     """The change to WebSocket, and what comes then."""
     head = (

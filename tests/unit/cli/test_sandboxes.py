@@ -20,6 +20,7 @@ from support.scriptedio import (
     Step,
     answer,
     event,
+    exited,
     failure,
     server_frame,
     stream,
@@ -32,17 +33,8 @@ LOG = "GET /api/v1/namespaces/ns/pods/pod/log"
 WAITING = "no sandbox is warm: 2 are starting"
 
 
-def status(code: int) -> bytes:
-    """How the API server says that a command has ended."""
-    ended: Object = {"status": "Success"}
-    if code:
-        causes = [{"reason": "ExitCode", "message": str(code)}]
-        ended = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
-    return server_frame(b"\x03" + json.dumps(ended).encode())
-
-
 def command(*steps: bytes, code: int = 0) -> Callable[[Asked], Sequence[Step]]:
-    return lambda asked: upgraded(asked, V5, *map(server_frame, steps), status(code))
+    return lambda asked: upgraded(asked, V5, *map(server_frame, steps), exited(code))
 
 
 @pytest.fixture(autouse=True)

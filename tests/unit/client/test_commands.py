@@ -31,19 +31,14 @@ from support.scriptedio import (
     Step,
     answer,
     event,
+    exited,
     failure,
     server_frame,
     stream,
     upgraded,
 )
 
-SUCCESS = server_frame(b'\x03{"status":"Success"}')
-
-
-def exited(code: int) -> bytes:
-    cause = {"reason": "ExitCode", "message": str(code)}
-    status = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": [cause]}}
-    return server_frame(b"\x03" + json.dumps(status).encode())
+SUCCESS = exited(0)
 
 
 class Node:

@@ -16,14 +16,9 @@ from sandboxpool.client.commands import Target
 from sandboxpool.client.errors import FileError, FilesUnsupported, SecretsUnsupported
 from sandboxpool.client.wire.remotecommand import V5
 from support.scriptedcluster import api_of, claim, pod
-from support.scriptedio import Asked, ScriptedIo, Step, answer, server_frame, upgraded
+from support.scriptedio import Asked, ScriptedIo, Step, answer, exited, server_frame, upgraded
 
-SUCCESS = server_frame(b'\x03{"status":"Success"}')
 ABSENT = server_frame(b'\x03{"status":"Failure","reason":"InternalError","message":"no such file"}')
-NOT_FOUND = server_frame(
-    b'\x03{"status":"Failure","reason":"NonZeroExitCode",'
-    b'"details":{"causes":[{"reason":"ExitCode","message":"127"}]}}'
-)
 
 
 class Image:
@@ -43,8 +38,8 @@ class Image:
         if command[0] not in self.programs:
             return upgraded(asked, V5, ABSENT)
         if command[0] == "sh" and command[2].split()[0] in self.without:
-            return upgraded(asked, V5, NOT_FOUND)
-        return upgraded(asked, V5, server_frame(b"\x01" + self.programs[command[0]]), SUCCESS)
+            return upgraded(asked, V5, exited(127))
+        return upgraded(asked, V5, server_frame(b"\x01" + self.programs[command[0]]), exited(0))
 
     def target(self) -> tuple[Target, ScriptedIo]:
         api, io = api_of(self)

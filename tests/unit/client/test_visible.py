@@ -14,19 +14,13 @@ from sandboxpool.client.commands import Target
 from sandboxpool.client.errors import ConfigNotVisible
 from sandboxpool.client.wire.remotecommand import V5
 from support.scriptedcluster import api_of, claim, pod
-from support.scriptedio import Asked, ScriptedIo, Step, answer, server_frame, upgraded
-
-SUCCESS = server_frame(b'\x03{"status":"Success"}')
-FAILURE = server_frame(
-    b'\x03{"status":"Failure","reason":"NonZeroExitCode",'
-    b'"details":{"causes":[{"reason":"ExitCode","message":"1"}]}}'
-)
+from support.scriptedio import Asked, ScriptedIo, Step, answer, exited, upgraded
 
 
 class Sandbox:
     """A sandbox in which a command ends as given, or never."""
 
-    def __init__(self, ending: bytes | None = SUCCESS, mount: str = "/etc/claim") -> None:
+    def __init__(self, ending: bytes | None = exited(0), mount: str = "/etc/claim") -> None:
         self.ending = ending
         self.mount = mount
         self.ran: list[list[str]] = []
@@ -54,7 +48,7 @@ def test_one_command_waits_for_the_file_to_name_the_claim() -> None:
     assert command == ["sh", "-c", visible._AWAIT, "sh", "/etc/claim/claim-uid", "c-uid", "300"]
 
 
-@pytest.mark.parametrize("ending", [FAILURE, None])
+@pytest.mark.parametrize("ending", [exited(1), None])
 def test_what_does_not_come_is_an_error_after_a_while(ending: bytes | None) -> None:
     sandbox = Sandbox(ending)
     with pytest.raises(ConfigNotVisible, match=r"/etc/claim/claim-uid .* within 30 s"):

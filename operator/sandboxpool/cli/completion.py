@@ -1,7 +1,8 @@
 """Completes the names of objects on the command line."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import typer
 
@@ -35,8 +36,11 @@ runtimes = names_of(RUNTIMES)
 
 def _connection(ctx: typer.Context) -> Connection:
     # kubectl takes the options before and after the command.
-    before = ctx.parent.params if ctx.parent is not None else {}
-    given = {**before, **{key: value for key, value in ctx.params.items() if value is not None}}
+    before = _options(ctx.parent.params) if ctx.parent is not None else Connection()
+    return _options(ctx.params).over(before)
+
+
+def _options(params: Mapping[str, Any]) -> Connection:
     return Connection(
-        given.get("namespace"), given.get("context"), given.get("kubeconfig"), _REQUEST_SECONDS
+        params.get("namespace"), params.get("context"), params.get("kubeconfig"), _REQUEST_SECONDS
     )

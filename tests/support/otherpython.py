@@ -13,6 +13,7 @@ from localcluster import cache
 from localcluster.paths import cache_dir
 
 _INSTALL_SECONDS = 600
+_CHECK_SECONDS = 30
 
 
 def find_python(least: tuple[int, int]) -> Path | None:
@@ -20,7 +21,8 @@ def find_python(least: tuple[int, int]) -> Path | None:
     check = f"import sys; sys.exit(sys.version_info < {least})"
     for candidate in _candidates(least):
         # A shim of pyenv is there for each version, and fails for those that are not selected.
-        if subprocess.run([candidate, "-c", check], capture_output=True).returncode == 0:
+        done = subprocess.run([candidate, "-c", check], capture_output=True, timeout=_CHECK_SECONDS)
+        if done.returncode == 0:
             return Path(candidate)
     return None
 
@@ -36,13 +38,17 @@ def _candidates(least: tuple[int, int]) -> Iterator[str]:
 
 def environment(python: Path, requirements: Path) -> Path:
     """Return the programs of a virtual environment with just these requirements, from the cache."""
-    version = subprocess.run([python, "-VV"], check=True, capture_output=True, text=True).stdout
+    version = subprocess.run(
+        [python, "-VV"], check=True, capture_output=True, text=True, timeout=_CHECK_SECONDS
+    ).stdout
     name = cache.digest(version, str(python), requirements.read_bytes())
     place = cache_dir() / "environments" / name
     complete = place / "complete"
     with cache.lock(place.with_suffix(".lock"), timeout=_INSTALL_SECONDS):
         if not complete.exists():
-            subprocess.run([python, "-m", "venv", "--clear", place], check=True)
+            subprocess.run(
+                [python, "-m", "venv", "--clear", place], check=True, timeout=_INSTALL_SECONDS
+            )
             subprocess.run(
                 [
                     *(sys.executable, "-m", "uv", "pip", "install", "--quiet"),

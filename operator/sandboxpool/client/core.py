@@ -27,7 +27,7 @@ class ClaimOptions(TypedDict, total=False):
             place for secrets: whoever may read pods reads it.
         wait_for_config: Return only when the sandbox sees its configuration, and raise
             ConfigNotVisible if that takes longer than 30 seconds. The kubelet brings it a moment
-            after the binding. The image needs `cat`.
+            after the binding. The image needs a shell and `cat`.
         secrets: Contents by file name, written into a memory volume of the sandbox.
         secrets_path: The directory for them; the one memory volume of the container if unset.
         pod_labels: Labels for the pod, as far as the pool allows them.

@@ -150,7 +150,7 @@ class Sandbox:
             command: Program and arguments. They are part of a URL and may stand in audit logs;
                 what is secret goes by stdin.
             stdin: What the command reads: bytes, a binary file, or an iterable of bytes.
-                A command that leaves more than a pipe holds (64 KiB) unread may never be seen to
+                A command that leaves more unread than a pipe holds may never be seen to
                 end, with kubectl as well: give a timeout where that may be.
             timeout: Seconds; the command itself is not ended by it, as Kubernetes has no way to.
             limit: The most bytes of output to keep.

@@ -15,15 +15,15 @@ from sandboxpool.client.errors import SandboxPoolError
 _REQUEST_SECONDS = 2.0
 
 
-def names_of(resource: Resource) -> Callable[[typer.Context, str], list[str]]:
-    """Return what completes the name of an object of a kind, as typer's `autocompletion`."""
+def names_of(resource: Resource) -> Callable[[typer.Context], list[str]]:
+    """Return what names all objects of a kind; typer's `autocompletion` offers what fits."""
 
-    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    def complete(ctx: typer.Context) -> list[str]:
         # A shell that completes has no place for errors.
         with contextlib.suppress(SandboxPoolError, OSError):
             cluster = Invocation(_connection(ctx), Output(None), all_namespaces=False).cluster
-            found = (item["metadata"]["name"] for item in cluster.list(resource, cluster.namespace))
-            return sorted(name for name in found if name.startswith(incomplete))
+            found = cluster.list(resource, cluster.namespace)
+            return sorted(item["metadata"]["name"] for item in found)
         return []
 
     return complete

@@ -23,7 +23,11 @@ def offered(*words: str) -> list[str]:
         "COMP_CWORD": str(len(line) - 1),
     }
     done = CliRunner().invoke(
-        main.build(), env=environment, prog_name="kubectl-sandboxpool", complete_var=VARIABLE
+        main.build(),
+        env=environment,
+        prog_name="kubectl-sandboxpool",
+        complete_var=VARIABLE,
+        catch_exceptions=False,
     )
     assert done.stderr == ""
     return done.stdout.split()

@@ -849,7 +849,7 @@ happenings = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(happenings, max_size=30))
 def test_no_claim_ever_gets_a_sandbox_of_another_class(
     changes: list[tuple[Any, ...]],

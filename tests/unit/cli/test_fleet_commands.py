@@ -468,7 +468,7 @@ def damaged(draw: st.DrawFn, whole: Object) -> Object:
     return made
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.fixed_dictionaries(
         {

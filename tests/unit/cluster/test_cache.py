@@ -180,7 +180,7 @@ a_change = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(a_change, max_size=25))
 def test_a_cached_verdict_equals_one_computed_from_scratch_and_changes_are_reported(
     changes: list[tuple[Any, ...]],

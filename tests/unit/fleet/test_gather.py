@@ -220,7 +220,7 @@ junk: st.SearchStrategy[Any] = (
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(st.sampled_from(sorted(COUNTED)), junk) | junk)
 def test_a_damaged_status_of_a_pool_counts_for_nothing(status: Any) -> None:
     world = World()

@@ -1241,7 +1241,7 @@ saved = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(["node-1", "node-2", ""]), saved, max_size=3))
 def test_no_damage_to_what_was_kept_keeps_the_operator_from_starting(kept: Any) -> None:
     world = World(nodes=(), kept=kept)
@@ -1459,7 +1459,7 @@ def fresh_verdict(world: World, *, wanted: bool) -> Any:
     return index.verdict("runsc", NodeConstraints(), proof_wanted=wanted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(steps, max_size=14))
 def test_whatever_is_observed_verdicts_follow_records_hold_it_and_each_change_is_told(
     changes: list[tuple[str, Any, str]],

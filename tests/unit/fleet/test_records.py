@@ -465,7 +465,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps)
 def test_in_the_end_the_objects_hold_what_was_put_last(told: list[tuple[Any, ...]]) -> None:
     loop = looptime.new_event_loop()

@@ -114,7 +114,7 @@ def hostile(draw: st.DrawFn, resource: str) -> bytes:
 RESOURCES = st.sampled_from(sorted(GOOD))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), print_blob=True)
 @given(data=st.data(), seed=st.integers(0, 3))
 def test_the_operator_goes_on_with_all_others(data: st.DataObject, seed: int) -> None:
     listed = data.draw(st.dictionaries(RESOURCES, st.none(), min_size=1, max_size=3))

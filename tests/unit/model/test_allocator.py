@@ -241,6 +241,6 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 AllocatorMachine.TestCase.settings = settings(
-    max_examples=4 * SIMULATIONS, stateful_step_count=40, deadline=None
+    max_examples=4 * SIMULATIONS, stateful_step_count=40
 )
 TestAllocator = AllocatorMachine.TestCase

@@ -268,7 +268,6 @@ class ClusterMachine(RuleBasedStateMachine):
 ClusterMachine.TestCase.settings = settings(
     max_examples=SIMULATIONS,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 TestCluster = ClusterMachine.TestCase

@@ -453,6 +453,6 @@ class DecideMachine(RuleBasedStateMachine):
 
 
 DecideMachine.TestCase.settings = settings(
-    max_examples=2 * SIMULATIONS, stateful_step_count=30, deadline=None
+    max_examples=2 * SIMULATIONS, stateful_step_count=30
 )
 TestDecide = DecideMachine.TestCase

@@ -199,6 +199,6 @@ class QuarantineMachine(RuleBasedStateMachine):
 
 
 QuarantineMachine.TestCase.settings = settings(
-    max_examples=8 * SIMULATIONS, stateful_step_count=40, deadline=None
+    max_examples=8 * SIMULATIONS, stateful_step_count=40
 )
 TestQuarantines = QuarantineMachine.TestCase

@@ -385,7 +385,7 @@ def test_issues_are_bounded() -> None:
     assert len(issues(pool_input(stock, replicas=99))) == 8
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(Reason)), max_size=6),
     st.lists(st.sampled_from(SEVERITY), max_size=5),

@@ -459,7 +459,7 @@ def any_input(draw: st.DrawFn) -> PoolInput:
     )
 
 
-several = settings(max_examples=40, deadline=None)
+several = settings(max_examples=40)
 DOUBTED = (Reason.NODE_QUARANTINED, Reason.ISOLATION_NOT_PROVEN)
 
 
@@ -601,7 +601,7 @@ def test_a_plan_applied_again_and_again_comes_to_rest(pool: PoolInput) -> None:
         assert not [m for m in pool.members if m.state is W and outdated(m, pool)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(any_input())
 def test_whatever_time_alone_will_change_a_pool_is_woken_for(pool: PoolInput) -> None:
     """Follow the times to look again: whatever happens in a day must happen on the way."""

@@ -246,7 +246,7 @@ junk = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(["spec", "status", "spec.template", "spec.startup", "metadata.generation"]),
     junk,

@@ -326,7 +326,7 @@ def half_broken(draw: st.DrawFn) -> PoolInput:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(half_broken())
 def test_every_move_comes_to_its_end_within_its_budget(given: PoolInput) -> None:
     fleet = Fleet(given)
@@ -349,7 +349,7 @@ def test_every_move_comes_to_its_end_within_its_budget(given: PoolInput) -> None
     assert gone <= len(given.members)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(half_broken())
 def test_while_no_successor_becomes_warm_only_what_may_be_missing_is_given_up(
     given: PoolInput,

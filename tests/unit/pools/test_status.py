@@ -346,7 +346,7 @@ damaged = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(damaged, st.sampled_from(sorted(INPUTS)))
 def test_a_damaged_status_never_raises_and_is_mended(before: Any, name: str) -> None:
     check_written(SandboxPoolStatus, computed(INPUTS[name], before))

@@ -91,7 +91,7 @@ def test_the_label_that_will_last_is_preferred(
 _LABELS = st.dictionaries(st.sampled_from(["a", "b", "runtime", "c/d"]), st.sampled_from("xy"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(_LABELS, max_size=4), st.lists(_LABELS, max_size=4), st.randoms())
 def test_the_advice_holds_whatever_the_order(
     with_it: list[dict[str, str]], without: list[dict[str, str]], shuffled: random.Random

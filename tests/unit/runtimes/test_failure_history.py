@@ -125,7 +125,7 @@ _RECORDS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(_RECORDS, st.floats(0, 4 * WINDOW_SECONDS))
 def test_rows_tell_only_of_the_window_and_of_real_nodes(
     records: list[tuple[str, str, Reason, float]], now: float

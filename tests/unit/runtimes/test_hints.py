@@ -363,7 +363,7 @@ steps = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(steps, max_size=30))
 def test_whatever_happens_each_place_is_named_once_and_each_hint_gets_its_answer(
     history: list[tuple[str, str, int, bool | None]],

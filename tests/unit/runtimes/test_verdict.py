@@ -24,7 +24,7 @@ from sandboxpool.runtimes.verdict import (
 )
 from support.builders import facts, node, runtime
 
-moderate = settings(max_examples=30, deadline=None)
+moderate = settings(max_examples=30)
 HANDLERS = ["", "runc", "runsc", "kata-qemu"]
 HOSTNAME = "kubernetes.io/hostname"
 PLACEMENT = node_constraints_of({"nodeSelector": {"zone": "a"}}, runtime())

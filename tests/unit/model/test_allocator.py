@@ -240,7 +240,5 @@ class AllocatorMachine(RuleBasedStateMachine):
         assert not self.told_held
 
 
-AllocatorMachine.TestCase.settings = settings(
-    max_examples=4 * SIMULATIONS, stateful_step_count=40
-)
+AllocatorMachine.TestCase.settings = settings(max_examples=4 * SIMULATIONS, stateful_step_count=40)
 TestAllocator = AllocatorMachine.TestCase

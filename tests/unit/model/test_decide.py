@@ -452,7 +452,5 @@ class DecideMachine(RuleBasedStateMachine):
         assert not world.problems()
 
 
-DecideMachine.TestCase.settings = settings(
-    max_examples=2 * SIMULATIONS, stateful_step_count=30
-)
+DecideMachine.TestCase.settings = settings(max_examples=2 * SIMULATIONS, stateful_step_count=30)
 TestDecide = DecideMachine.TestCase

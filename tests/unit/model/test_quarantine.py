@@ -198,7 +198,5 @@ class QuarantineMachine(RuleBasedStateMachine):
         assert not any(len(self.real.witnessed(handler)) for handler in HANDLERS)
 
 
-QuarantineMachine.TestCase.settings = settings(
-    max_examples=8 * SIMULATIONS, stateful_step_count=40
-)
+QuarantineMachine.TestCase.settings = settings(max_examples=8 * SIMULATIONS, stateful_step_count=40)
 TestQuarantines = QuarantineMachine.TestCase

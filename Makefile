@@ -13,6 +13,8 @@ INSTALLED := $(VENV)/.installed
 GROUPS := build runtime test lint docs examples
 LOCKS := $(GROUPS:%=requirements/%.txt)
 PYTEST := $(BIN)/python -m pytest
+# Two processes for the tests that share nothing; the others share a cluster.
+UNIT := $(PYTEST) -n 2 tests/unit
 
 .PHONY: help
 help: ## Show this list
@@ -76,11 +78,12 @@ lint: $(INSTALLED) ## Format, lint, types, import rules, generated files
 
 .PHONY: test
 test: lint ## Lint, unit, integration (real API server), faults, e2e (kind with real gVisor)
-	@$(PYTEST) tests/unit tests/integration tests/chaos tests/e2e
+	@$(UNIT)
+	@$(PYTEST) tests/integration tests/chaos tests/e2e
 
 .PHONY: unit
 unit: $(INSTALLED) ## Unit tests only: pure and fast
-	@$(PYTEST) tests/unit
+	@$(UNIT)
 
 SIMULATIONS ?= 500
 

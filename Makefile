@@ -95,6 +95,12 @@ model: $(INSTALLED) ## Simulated clusters with random faults: SIMULATIONS=500 of
 integration: $(INSTALLED) ## Integration tests only: a real API server, fake nodes
 	@$(PYTEST) tests/integration
 
+VERSIONS ?=
+
+.PHONY: compat
+compat: $(INSTALLED) ## Integration tests on each VERSIONS=1.30,1.37 of Kubernetes; writes docs/compatibility.md
+	@$(BIN)/python -m compat $(if $(VERSIONS),--versions $(VERSIONS))
+
 .PHONY: e2e
 e2e: $(INSTALLED) ## End-to-end tests only: real kubelets and gVisor
 	@$(PYTEST) tests/e2e

@@ -34,6 +34,16 @@ class Binary:
     package: str
 
 
+# Versions of Kubernetes, beside the local cluster's, that have an API server to test against. The
+# first is the oldest that the chart takes.
+OTHER_VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.37")
+
+
+def apiserver(version: str) -> str:
+    """Return the name of the API server's binary of one of `OTHER_VERSIONS`."""
+    return f"kube-apiserver-{version}"
+
+
 _KUBERNETES = "k8s.io/kubernetes/cmd"
 _CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 _CNI = "github.com/containernetworking/plugins/plugins"
@@ -53,8 +63,10 @@ BINARIES = {
                 "kubeadm",
             )
         ),
-        # The oldest version that the chart takes, for what must hold there too.
-        Binary("kube-apiserver-oldest", "kubernetes-oldest", f"{_KUBERNETES}/kube-apiserver"),
+        *(
+            Binary(apiserver(version), f"kubernetes-{version}", f"{_KUBERNETES}/kube-apiserver")
+            for version in OTHER_VERSIONS
+        ),
         Binary("pause", "pause", "."),
         # No parts of a cluster: what others' schedulers say of our pods.
         Binary("karpenter-check", "karpenter-check", "."),

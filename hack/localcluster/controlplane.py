@@ -10,6 +10,7 @@ the kernel when this process ends, however it ends.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -36,6 +37,8 @@ POLL_SECONDS = 0.05
 # Between choosing a free port and listening on it, another process may take it.
 START_ATTEMPTS = 3
 ADMIN = "admin"
+# Has all tests run against the API server of another version of Kubernetes.
+APISERVER_VARIABLE = "SANDBOXPOOL_APISERVER"
 # Services have addresses of the API server's own family; by whether that is IPv6.
 SERVICES = {False: "10.96.0.0/16", True: "fd00:10:96::/112"}
 
@@ -64,7 +67,7 @@ class ControlPlane:
         apiserver_args: Sequence[str] = (),
         etcd_args: Sequence[str] = (),
         ready_seconds: float = READY_SECONDS,
-        apiserver: str = "kube-apiserver",
+        apiserver: str | None = None,
         address: str = "127.0.0.1",
     ) -> None:
         """Prepare a control plane; nothing runs before `start`.
@@ -74,7 +77,8 @@ class ControlPlane:
             apiserver_args: Further flags of kube-apiserver; a later flag wins.
             etcd_args: Further flags of etcd.
             ready_seconds: How long the start may take.
-            apiserver: Which binary: `kube-apiserver`, or `kube-apiserver-oldest`.
+            apiserver: Which binary of `builds.BINARIES`; by default what the environment variable
+                SANDBOXPOOL_APISERVER names, otherwise that of the local cluster's version.
             address: Loopback address of the API server; "::1" makes it one of IPv6 only.
         """
         self.url = ""
@@ -88,7 +92,7 @@ class ControlPlane:
         self._apiserver_args = list(apiserver_args)
         self._etcd_args = list(etcd_args)
         self._ready_seconds = ready_seconds
-        self._binary = apiserver
+        self._binary = apiserver or os.environ.get(APISERVER_VARIABLE) or "kube-apiserver"
         self._address = address
         self._etcd: subprocess.Popen[bytes] | None = None
         self._apiserver: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-module localcluster/components/kubernetes-oldest
+module localcluster/components/kubernetes-1.30
 
 go 1.26.0
 

@@ -1,0 +1,1 @@
+"""Integration tests against the API servers of other versions of Kubernetes."""

@@ -28,7 +28,8 @@ def installed(
 ) -> Iterator[ControlPlane]:
     """Install the chart in a namespace that admits restricted pods only."""
     home = tmp_path_factory.mktemp("helm")
-    with chart.installed(control_plane, home, NAMESPACE, "apiPriority.enabled=true"):
+    values = ("apiPriority.enabled=true", f"sandboxNetworkPolicy.namespaces={{{SOMEWHERE}}}")
+    with chart.installed(control_plane, home, NAMESPACE, *values):
         yield control_plane
 
 
@@ -64,6 +65,13 @@ OPERATOR: dict[str, Any] = {
     "groups": ["system:serviceaccounts", "system:authenticated"],
 }
 GROUP = names.GROUP
+
+
+def test_the_api_server_takes_the_policy_for_sandboxes(installed: ControlPlane) -> None:
+    policies = f"/apis/networking.k8s.io/v1/namespaces/{SOMEWHERE}/networkpolicies"
+    spec = installed.request("GET", f"{policies}/{RELEASE}-sandboxes")["spec"]
+    assert spec["podSelector"]["matchExpressions"][0]["key"] == names.LABEL_POOL_UID
+    assert [rule["to"][0]["ipBlock"]["cidr"] for rule in spec["egress"]] == ["0.0.0.0/0"]
 
 
 @pytest.mark.parametrize(

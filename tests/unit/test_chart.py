@@ -1,5 +1,6 @@
 """The chart: lint, what it renders, and what the operator may do."""
 
+import ipaddress
 import json
 import os
 import shutil
@@ -200,6 +201,18 @@ def test_applications_cannot_edit_pools(render: Render) -> None:
         | grant(f"{pools}/scale", "update patch"),
     )
     assert role("sandboxpool-viewer") == ({"view"}, set())
+
+
+def test_the_roles_of_users_can_be_bound_by_hand(render: Render) -> None:
+    def roles(*arguments: str) -> dict[str, Manifest]:
+        found = [m for m in render(*arguments) if m["kind"] == "ClusterRole"]
+        return {m["metadata"]["name"]: m for m in found}
+
+    aggregated, alone = roles(), roles("--set", "rbac.aggregate=false")
+    assert alone.keys() == aggregated.keys()
+    for name, role in alone.items():
+        assert role["rules"] == aggregated[name]["rules"]
+        assert not [label for label in role["metadata"]["labels"] if "aggregate-to" in label], name
 
 
 def test_a_back_end_may_what_the_client_does_and_is_added_to_no_role(render: Render) -> None:
@@ -460,6 +473,42 @@ def test_only_who_is_named_may_scrape(render: Render, tmp_path: Path) -> None:
     ]
 
 
+def test_sandboxes_reach_the_internet_and_nothing_of_the_cluster(
+    render: Render, tmp_path: Path
+) -> None:
+    wanted = "sandboxNetworkPolicy.namespaces={team-a,team-b}"
+    policies = [m for m in render("--set", wanted) if m["metadata"]["name"].endswith("-sandboxes")]
+    assert [policy["metadata"]["namespace"] for policy in policies] == ["team-a", "team-b"]
+    spec = policies[0]["spec"]
+    selector = {"key": names.LABEL_POOL_UID, "operator": "Exists"}
+    assert spec["podSelector"] == {"matchExpressions": [selector]}
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in spec, "nobody reaches a sandbox over the pod network"
+    (rule,) = spec["egress"]
+    refused: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+    for peer, everything in zip(rule["to"], ("0.0.0.0/0", "::/0"), strict=True):
+        assert peer["ipBlock"]["cidr"] == everything
+        whole = ipaddress.ip_network(everything)
+        ranges = [ipaddress.ip_network(text) for text in peer["ipBlock"]["except"]]
+        # The API server refuses an exception outside of the range.
+        assert {network.version for network in ranges} == {whole.version}
+        refused += ranges
+    for address in ("10.96.0.1", "169.254.169.254", "192.168.1.1", "fd00:10:96::1", "fe80::1"):
+        assert any(ipaddress.ip_address(address) in network for network in refused), address
+
+    dns = [{"podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}, "namespaceSelector": {}}]
+    gateway = [{"podSelector": {"matchLabels": {"app": "gateway"}}}]
+    path = tmp_path / "values.yaml"
+    chosen = {"namespaces": ["team-a"], "ingressFrom": gateway, "egressTo": dns, "egressExcept": []}
+    path.write_text(yaml.safe_dump({"sandboxNetworkPolicy": chosen}))
+    spec = only(render("--values", str(path)), "NetworkPolicy", "sandboxpool-sandboxes")["spec"]
+    assert spec["ingress"] == [{"from": gateway}]
+    assert spec["egress"] == [
+        {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]},
+        {"to": dns},
+    ]
+
+
 def test_the_service_selects_the_pod(render: Render) -> None:
     manifests = render()
     spec = only(manifests, "Deployment")["spec"]
@@ -521,7 +570,7 @@ def test_the_lease_lasts_as_long_as_the_values_say(render: Render) -> None:
 def test_optional_parts_can_be_left_out(render: Render) -> None:
     manifests = render(
         *("--set", "replicas=1"),
-        *("--set", "rbac.create=false", "--set", "rbac.aggregate=false"),
+        *("--set", "rbac.create=false", "--set", "rbac.userRoles=false"),
         *("--set", "serviceAccount.create=false", "--set", "serviceAccount.name=mine"),
         *("--set", "metrics.service.enabled=false", "--set", "networkPolicy.enabled=false"),
     )
@@ -530,7 +579,7 @@ def test_optional_parts_can_be_left_out(render: Render) -> None:
 
 
 def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
-    values = {
+    values: dict[str, Any] = {
         "imagePullSecrets": [{"name": "registry"}],
         "serviceAccount": {"annotations": {"a": "b"}},
         "metrics": {"service": {"annotations": {"prometheus.io/scrape": "true"}}},
@@ -541,6 +590,9 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
         "tolerations": [{"operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
         "resources": {"limits": {"memory": "1Gi"}},
+        "commonLabels": {"cost-centre": "42"},
+        "deploymentAnnotations": {"reloader": "true"},
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.test:3128"}],
     }
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -554,6 +606,10 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
     assert pod["nodeSelector"]["role"] == "system"
     assert pod["containers"][0]["resources"]["limits"] == {"memory": "1Gi"}
     assert only(manifests, "ServiceAccount")["metadata"]["annotations"] == {"a": "b"}
+    assert only(manifests, "Deployment")["metadata"]["annotations"] == {"reloader": "true"}
+    assert values["extraEnv"][0] in pod["containers"][0]["env"]
+    for manifest in manifests:
+        assert manifest["metadata"]["labels"]["cost-centre"] == "42", manifest["kind"]
 
 
 # --- Admission policies --------------------------------------------------------------------------
@@ -711,6 +767,9 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
         ("networkPolicy.from=", "from"),
         ("networkPolicy.metricsFrom[0].namespace=monitoring", "namespace"),
         ("resource.limits=1", "resource"),
+        ("sandboxNetworkPolicy.egressExcept[0]=everything", "egressExcept"),
+        ("sandboxNetworkPolicy.namespace=team-a", "namespace"),
+        ("extraEnv[0].nane=A", "extraEnv"),
     ],
 )
 def test_wrong_values_are_refused(helm: Helm, setting: str, in_message: str) -> None:

@@ -260,7 +260,9 @@ class TemplateChecker:
         if altered:
             result = TemplateCheckResult(TemplateState.REJECTED, Reason.POD_ALTERED, altered)
             return result, FIRST_REFUSED_SECONDS
-        return replace(ACCEPTED, node_constraints=node_constraints), 0.0
+        # Admission may still know the class as it was before its last change.
+        selector = node_constraints.selector | frozenset(runtime.node_selector)
+        return replace(ACCEPTED, node_constraints=replace(node_constraints, selector=selector)), 0.0
 
 
 def _unanswered(cause: str) -> _DryRunOutcome:

@@ -174,3 +174,21 @@ def test_a_namespaces_node_selector_counts_as_admission_adds_it() -> None:
         world.server.admission.plugins[:] = [selects("a")]
         world.run(1000)
         assert serving(world) == "HandlerServed: 1 of 1 eligible nodes serve 'runsc'"
+
+
+def test_a_class_that_changes_counts_before_admission_knows_it() -> None:
+    """Admission caches classes: the dry run after a change may not have its node selector yet."""
+    with World(seed=1) as world:
+        first, *_ = world.controllers.nodes
+        relabel(world, first, team="a")
+        world.make_pool("pool", 1)
+        world.run(60)
+        assert serving(world) == "HandlerServed: 3 of 3 eligible nodes serve 'runsc'"
+        pool = world.pool()
+        assert pool is not None
+        changed = world.server.find("runtimeclasses", pool["spec"]["runtimeClassName"])
+        assert changed is not None
+        scheduling = {"nodeSelector": {"team": "a"}}
+        world.server.update("runtimeclasses", changed, "user", scheduling=scheduling)
+        world.run(60)
+        assert serving(world) == "HandlerServed: 1 of 1 eligible nodes serve 'runsc'"

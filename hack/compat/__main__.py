@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
@@ -29,8 +30,8 @@ PAGE = DOCS / "compatibility.md"
 
 def tested(version: str, arguments: Sequence[str]) -> Result:
     """Run the tests against one version and return what came of them."""
-    family = f"kubernetes-{version}" if version in builds.OTHER_VERSIONS else "kubernetes"
-    apiserver = builds.apiserver(version) if family != "kubernetes" else "kube-apiserver"
+    other = version in builds.OTHER_VERSIONS
+    apiserver = builds.apiserver(version) if other else "kube-apiserver"
     with tempfile.TemporaryDirectory(prefix="compat-") as directory:
         report = Path(directory) / "report.xml"
         subprocess.run(
@@ -48,7 +49,7 @@ def tested(version: str, arguments: Sequence[str]) -> Result:
     )
     skipped = sum(case.find("skipped") is not None for case in cases)
     return Result(
-        version=builds.kubernetes_version(family),
+        version=builds.kubernetes_version(builds.BINARIES[apiserver].family),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
         commit=process.run(["git", "rev-parse", "--short", "HEAD"], timeout=10).strip(),
         tests=" ".join(arguments or [TESTS]),
@@ -69,7 +70,7 @@ def main() -> int:
         parser.error(f"--versions: no API server of {', '.join(unknown)}; use {', '.join(known)}")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for version in wanted:
-        results[version] = tested(version, arguments).__dict__
+        results[version] = asdict(tested(version, arguments))
         # After each version: a run that is cut short keeps what it has found.
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
         PAGE.write_text(page([Result(**results[version]) for version in sorted(results)]))

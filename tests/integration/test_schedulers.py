@@ -168,7 +168,7 @@ def test_the_admitted_pod_is_judged_as_kube_scheduler_judges_it() -> None:
         body = dice.node()
         for key in [key for key in body["metadata"]["labels"] if key.startswith(PREFIX)]:
             del body["metadata"]["labels"][key]
-        placement = admitted_node_constraints(json.dumps(made).encode())
+        placement = admitted_node_constraints(json.dumps(made).encode(), runtime())
         ours.append(is_feasible(placement, node_facts(msgspec.convert(body, Node)), now=True))
         questions.append({"pod": {"spec": made["spec"]}, "node": body})
     theirs = ask("scheduler-check", questions)

@@ -154,7 +154,8 @@ class TemplateChecker:
         check = self._checks.get(pool_uid)
         if check is None or check.result.node_constraints is None:
             return
-        if admitted_node_constraints(answer) != check.result.node_constraints:
+        _, runtime = check.checked
+        if admitted_node_constraints(answer, runtime) != check.result.node_constraints:
             soon = max(self._clock(), check.answered_at + MIN_RECHECK_SECONDS)
             check.recheck_at = min(soon, check.recheck_at or soon)
 
@@ -247,7 +248,7 @@ class TemplateChecker:
             async with self._limiter.acquire(pool.uid), asyncio.timeout(DRY_RUN_TIMEOUT_SECONDS):
                 answer = await self._client.create(path, body, how)
             altered = forbidden_mutation(body, answer)
-            node_constraints = admitted_node_constraints(answer)
+            node_constraints = admitted_node_constraints(answer, runtime)
         except ApiError as error:
             return result_of(error), _first_pause(error)
         except TimeoutError:
@@ -260,9 +261,7 @@ class TemplateChecker:
         if altered:
             result = TemplateCheckResult(TemplateState.REJECTED, Reason.POD_ALTERED, altered)
             return result, FIRST_REFUSED_SECONDS
-        # Admission may still know the class as it was before its last change.
-        selector = node_constraints.selector | frozenset(runtime.node_selector)
-        return replace(ACCEPTED, node_constraints=replace(node_constraints, selector=selector)), 0.0
+        return replace(ACCEPTED, node_constraints=node_constraints), 0.0
 
 
 def _unanswered(cause: str) -> _DryRunOutcome:

@@ -64,14 +64,17 @@ def node_constraints_of(pod_spec: Mapping[str, Any], runtime: Runtime) -> NodeCo
         raise NodeConstraintsError(str(error)) from error
 
 
-def admitted_node_constraints(answer: bytes) -> NodeConstraints:
+def admitted_node_constraints(answer: bytes, runtime: Runtime) -> NodeConstraints:
     """The node constraints of a pod after admission.
 
-    They include those of the namespace's node selector, of webhooks and of the class. The
-    operator's own exclusions are left out, so that excluded nodes still count as the pool's nodes.
+    They include those of the namespace's node selector, of webhooks and of the class. Those of the
+    class are added once more: right after a change of the class, admission may still apply the
+    former ones. The operator's own exclusions are left out, so that excluded nodes still count as
+    the pool's nodes.
 
     Args:
         answer: the pod as the API server's dry run returned it.
+        runtime: the pod's class.
 
     Raises:
         msgspec.DecodeError: the answer is not a pod. Also the other errors of unreadable bytes.
@@ -84,9 +87,9 @@ def admitted_node_constraints(answer: bytes) -> NodeConstraints:
         # A term with nothing but exclusions admits every node.
         terms = None
     return NodeConstraints(
-        selector=frozenset(spec.nodeSelector.items()),
+        selector=frozenset(spec.nodeSelector.items()) | frozenset(runtime.node_selector),
         terms=None if terms is None else tuple(map(_without_exclusions, terms)),
-        tolerations=_relevant(spec.tolerations),
+        tolerations=_relevant([*spec.tolerations, *runtime.tolerations]),
         user_namespaces=spec.hostUsers is False,
     )
 

@@ -177,18 +177,25 @@ def test_a_namespaces_node_selector_counts_as_admission_adds_it() -> None:
 
 
 def test_a_class_that_changes_counts_before_admission_knows_it() -> None:
-    """Admission caches classes: the dry run after a change may not have its node selector yet."""
+    """Admission caches classes: the dry run after a change may not have its scheduling yet."""
     with World(seed=1) as world:
         first, *_ = world.controllers.nodes
         relabel(world, first, team="a")
+        node = world.server.find("nodes", first)
+        assert node is not None
+        taint = {"key": "team", "value": "a", "effect": "NoSchedule"}
+        world.change("nodes", node, spec={**node["spec"], "taints": [taint]})
         world.make_pool("pool", 1)
         world.run(60)
-        assert serving(world) == "HandlerServed: 3 of 3 eligible nodes serve 'runsc'"
+        assert serving(world) == "HandlerServed: 2 of 2 eligible nodes serve 'runsc'"
         pool = world.pool()
         assert pool is not None
         changed = world.server.find("runtimeclasses", pool["spec"]["runtimeClassName"])
         assert changed is not None
-        scheduling = {"nodeSelector": {"team": "a"}}
+        scheduling = {
+            "nodeSelector": {"team": "a"},
+            "tolerations": [{"key": "team", "operator": "Exists"}],
+        }
         world.server.update("runtimeclasses", changed, "user", scheduling=scheduling)
         world.run(60)
         assert serving(world) == "HandlerServed: 1 of 1 eligible nodes serve 'runsc'"

@@ -150,6 +150,12 @@ bench-fleet: $(INSTALLED) ## CPU and writes with a fleet of NODES fake nodes; wr
 bench-client: $(INSTALLED) ## The Python client on the local cluster, beside kubectl; writes docs/benchmarks/client.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.client
 
+# --- Documentation ---------------------------------------------------------------------------
+
+.PHONY: site
+site: $(INSTALLED) ## The documentation as a site in build/site; fails for broken links
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 # --- Generated files -------------------------------------------------------------------------
 
 .PHONY: format

@@ -1,0 +1,1 @@
+"""The documentation as a site: what mkdocs.yml needs beside MkDocs and its theme."""

@@ -48,7 +48,8 @@ class Queues:
 
     pools: WorkQueue[Key]
     claims: WorkQueue[Key]
-    runtimes: WorkQueue[str]
+    # None if the operator does not manage SandboxRuntimes.
+    runtimes: WorkQueue[str] | None
     # None if nodes are neither labelled nor published on.
     nodes: WorkQueue[str] | None
 
@@ -150,7 +151,7 @@ class EventRouter:
         changed = not _same_usability(before, after)
         if changed:
             for class_name in self._to.cluster.classes:
-                self._to.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
+                self._enqueue_runtime(class_name)
         if changed or verdicts_changed:
             self._request_probes()
         for pool_uid in self._to.cluster.pools_avoiding(name):
@@ -210,9 +211,7 @@ class EventRouter:
         changed = gone or old is None or new is None or old.generation != new.generation
         for state in (old, new):
             if state is not None and state.spec is not None:
-                self._to.queues.runtimes.add_after(
-                    state.spec.runtime_class_name, NODE_BURST_SECONDS
-                )
+                self._enqueue_runtime(state.spec.runtime_class_name)
         if new is not None:
             if changed:
                 self._to.candidate_tracker.refresh_pool(new)
@@ -230,7 +229,7 @@ class EventRouter:
         for pool in list(self._to.pools.by_class(name).pools.values()):
             self._to.candidate_tracker.refresh_pool(pool)
             self._to.queues.pools.add(pool.key)
-        self._to.queues.runtimes.add(name)
+        self._enqueue_runtime(name, at_once=True)
         for node in self._to.cluster.nodes:
             self.enqueue_node(node.name)
         self._request_probes()
@@ -250,7 +249,7 @@ class EventRouter:
     def runtime_changed(self, old: SandboxRuntime | None, new: SandboxRuntime | None) -> None:
         """A SandboxRuntime has changed; the operator's own writes are not enqueued."""
         if self._to.runtime_reconciler.observe(old, new):
-            self._to.queues.runtimes.add((new or old).metadata.name)  # type: ignore[union-attr]
+            self._enqueue_runtime((new or old).metadata.name, at_once=True)  # type: ignore[union-attr]
 
     def startup_measured(self, pool: Pool, stage: str, seconds: float) -> None:
         """A sandbox of the pool reached a start-up stage this many seconds after its creation."""
@@ -268,7 +267,7 @@ class EventRouter:
         self._enqueue_readers()
         for runtime in self._to.cluster.classes.values():
             if runtime.handler == handler:
-                self._to.queues.runtimes.add_after(runtime.class_name, NODE_BURST_SECONDS)
+                self._enqueue_runtime(runtime.class_name)
         self.enqueue_node(node)
         self._request_probes()
 
@@ -314,7 +313,7 @@ class EventRouter:
         readers = self._to.cluster.nodes.drain_changed()
         for kind, name in readers:
             if kind == "class":
-                self._to.queues.runtimes.add_after(name, NODE_BURST_SECONDS)
+                self._enqueue_runtime(name)
                 continue
             pool = self._to.pools.by_uid(name)
             if pool is not None:
@@ -327,6 +326,15 @@ class EventRouter:
     def _request_probes(self) -> None:
         self._to.health.invalidate()
         self._to.prober.wake()
+
+    def _enqueue_runtime(self, class_name: str, *, at_once: bool = False) -> None:
+        """The SandboxRuntime of a class may be stale."""
+        if self._to.queues.runtimes is None:
+            return
+        if at_once:
+            self._to.queues.runtimes.add(class_name)
+        else:
+            self._to.queues.runtimes.add_after(class_name, NODE_BURST_SECONDS)
 
     def enqueue_node(self, node: str) -> None:
         """The labels or conditions that the operator keeps on a node may be stale."""

@@ -12,7 +12,6 @@ import pytest
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
 from sandboxpool.app.settings import load
-from sandboxpool.kube import lease
 from sandboxpool.runtimes.probe import build_probe
 from support import chart
 from support.builders import facts
@@ -128,14 +127,14 @@ def test_the_operator_may_not(
 @pytest.mark.parametrize(
     ("verb", "namespace", "called", "expected"),
     [
-        ("get", NAMESPACE, lease.NAME, True),
-        ("watch", NAMESPACE, lease.NAME, True),
-        ("patch", NAMESPACE, lease.NAME, True),
+        ("get", NAMESPACE, names.DEFAULT_RELEASE, True),
+        ("watch", NAMESPACE, names.DEFAULT_RELEASE, True),
+        ("patch", NAMESPACE, names.DEFAULT_RELEASE, True),
         ("create", NAMESPACE, "", True),
         ("get", NAMESPACE, "another", False),
         ("patch", NAMESPACE, "another", False),
-        ("delete", NAMESPACE, lease.NAME, False),
-        ("patch", "kube-system", lease.NAME, False),
+        ("delete", NAMESPACE, names.DEFAULT_RELEASE, False),
+        ("patch", "kube-system", names.DEFAULT_RELEASE, False),
         ("create", "kube-system", "", False),
     ],
 )
@@ -175,7 +174,7 @@ def as_the_operator(plane: ControlPlane, method: str, path: str) -> tuple[int, s
 def test_the_lease_can_be_watched_by_its_name(installed: ControlPlane) -> None:
     """A watch of one object is one of the collection, with a selector that RBAC understands."""
     leases = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases?watch=1&timeoutSeconds=1"
-    named = f"{leases}&fieldSelector=metadata.name%3D{lease.NAME}"
+    named = f"{leases}&fieldSelector=metadata.name%3D{names.DEFAULT_RELEASE}"
     assert as_the_operator(installed, "GET", named)[0] == 200
     assert as_the_operator(installed, "GET", leases)[0] == 403
 

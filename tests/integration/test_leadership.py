@@ -13,9 +13,9 @@ import pytest
 
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
+from sandboxpool.api import names
 from sandboxpool.app.operator import LEASE_LOST_EXIT_CODE
 from sandboxpool.cluster.sandbox_state import SandboxState
-from sandboxpool.kube import lease
 from support import Api, consistently, eventually, objects
 from support.faultproxy import FaultProxy
 from support.history import PodHistory
@@ -94,11 +94,12 @@ def bind_all(api: Api, number: int, at_half: Callable[[], object]) -> None:
 
 
 def holder(api: Api, namespace: str) -> str:
-    return str(api.get("Lease", lease.NAME, f"{namespace}-system")["spec"]["holderIdentity"])
+    found = api.get("Lease", names.DEFAULT_RELEASE, f"{namespace}-system")
+    return str(found["spec"]["holderIdentity"])
 
 
 def transitions(api: Api, namespace: str) -> int:
-    found = api.get("Lease", lease.NAME, f"{namespace}-system")
+    found = api.get("Lease", names.DEFAULT_RELEASE, f"{namespace}-system")
     return int(found["spec"]["leaseTransitions"])
 
 
@@ -243,7 +244,7 @@ def test_who_cannot_renew_has_ended_when_the_next_begins(api: Api, pair: Pair) -
 
 def test_who_is_overthrown_ends(api: Api, namespace: str, pair: Pair) -> None:
     usurped = {"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 5}}
-    api.patch("Lease", lease.NAME, usurped, f"{namespace}-system")
+    api.patch("Lease", names.DEFAULT_RELEASE, usurped, f"{namespace}-system")
     eventually(lambda: not pair.leader.running, message="it has ended")
     assert pair.leader.terminate() == LEASE_LOST_EXIT_CODE
     await_leader(pair.standby)

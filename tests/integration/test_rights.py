@@ -17,9 +17,9 @@ import pytest
 
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
+from sandboxpool.api import names
 from sandboxpool.app.permissions import Permission
 from sandboxpool.cluster.pools import parse
-from sandboxpool.kube import lease
 from sandboxpool.pools.disruption_budget import budget_of
 from support import Api, chart, eventually, objects
 from support.controllers import Controllers
@@ -50,7 +50,7 @@ class Sent:
         """Whether this right is enough for it."""
         return (
             (self.group, self.resource, self.verb) == (right.group, right.resource, right.verb)
-            and (not right.own or self.namespace == NAMESPACE)
+            and right.namespace in ("", self.namespace)
             and (not right.names or self.name in right.names)
         )
 
@@ -257,7 +257,7 @@ def change_leaders(drive: Drive, first: Operator, second: Operator) -> None:
     """One stands by, watches the lease, and takes over."""
 
     def holder() -> str:
-        found = drive.api.get("Lease", lease.NAME, NAMESPACE)
+        found = drive.api.get("Lease", names.DEFAULT_RELEASE, NAMESPACE)
         return str(found["spec"].get("holderIdentity") or "")
 
     former = holder()
@@ -285,15 +285,11 @@ def test_what_is_sent_is_granted_and_what_is_granted_is_sent(drive: Drive) -> No
     assert forbidden == []
 
     request = drive.plane.request
-    roles = {
-        False: f"{RBAC}/clusterroles/{chart.RELEASE}",
-        True: f"{RBAC}/namespaces/{NAMESPACE}/roles/{chart.RELEASE}",
-    }
-    granted = {
-        right
-        for own, path in roles.items()
-        for right in chart.granted(request("GET", path)["rules"], own=own)
-    }
+    roles = (
+        f"{RBAC}/clusterroles/{chart.RELEASE}",
+        f"{RBAC}/namespaces/{NAMESPACE}/roles/{chart.RELEASE}",
+    )
+    granted = {right for path in roles for right in chart.granted(request("GET", path))}
     # A dry run asks for the same right, but what asks for a right just to see it does not need it.
     did = [s for seen in drive.proxy.requests() if (s := sent(seen)) is not None]
     real = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,12 @@ def _helm(plane: ControlPlane, home: Path, *arguments: str) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
-def granted(rules: Iterable[dict[str, Any]], *, own: bool) -> set[Permission]:
+def granted(role: Mapping[str, Any]) -> set[Permission]:
     """The rules of a role as the operator's own code knows them."""
+    where = role["metadata"].get("namespace", "")
     return {
-        Permission(group, resource, verb, own=own, names=tuple(rule.get("resourceNames", ())))
-        for rule in rules
+        Permission(group, resource, verb, where, tuple(rule.get("resourceNames", ())))
+        for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]

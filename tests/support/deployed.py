@@ -15,7 +15,7 @@ from demo.install import NAMESPACE, RELEASE
 from fakekubelet import ApiError
 from localcluster import nodes, process
 from localcluster.kindcluster import kubectl
-from sandboxpool.kube.lease import NAME as LEASE
+from sandboxpool.api.names import DEFAULT_RELEASE as LEASE
 from support.api import Api, is_true
 from support.waiting import eventually
 

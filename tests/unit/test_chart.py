@@ -20,7 +20,7 @@ from crdgen.__main__ import REPOSITORY
 from localcluster import builds, tools
 from sandboxpool.api import names
 from sandboxpool.app import preflight
-from sandboxpool.app.permissions import PERMISSIONS
+from sandboxpool.app.permissions import Permission, required_permissions
 from sandboxpool.app.settings import Settings, load
 from sandboxpool.kube import lease
 from sandboxpool.observability import web
@@ -100,6 +100,12 @@ def rights(role: Manifest) -> set[tuple[str, str]]:
     }
 
 
+def account_of(manifests: list[Manifest]) -> Manifest:
+    """The account of the rendered pod, as the subject of a binding."""
+    pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    return {"kind": "ServiceAccount", "name": pod["serviceAccountName"], "namespace": NAMESPACE}
+
+
 def grant(resource: str, verbs: str) -> set[tuple[str, str]]:
     return {(resource, verb) for verb in verbs.split()}
 
@@ -124,22 +130,41 @@ def test_the_package_holds_the_crds(helm: Helm, tmp_path: Path) -> None:
     assert sorted(shown, key=key) == sorted(checked_in, key=key)
 
 
-@pytest.mark.parametrize("purpose", ["", "exclusion_labels", "publish_on_nodes", "metrics_auth"])
+def granted_to(manifests: list[Manifest], account: Manifest) -> list[Permission]:
+    """What the rendered roles grant an account by their bindings, with what is granted twice."""
+    found: list[Permission] = []
+    for binding in manifests:
+        if not binding["kind"].endswith("RoleBinding"):
+            continue
+        assert binding["subjects"] == [account]
+        reference = binding["roleRef"]
+        (role,) = [
+            manifest
+            for manifest in manifests
+            if (manifest["kind"], manifest["metadata"]["name"])
+            == (reference["kind"], reference["name"])
+            and manifest["metadata"].get("namespace") == binding["metadata"].get("namespace")
+        ]
+        found += granted(role)
+    return found
+
+
+@pytest.mark.parametrize("published", ["false", "true"])
+@pytest.mark.parametrize("labelled", ["false", "true"])
+@pytest.mark.parametrize("authenticated", ["false", "true"])
 def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(
-    render: Render, purpose: str
+    render: Render, published: str, labelled: str, authenticated: str
 ) -> None:
     """What it asks for is compared with what it sends on a real API server."""
-    values = {
-        "": (),
-        "exclusion_labels": ("--set", "nodes.exclusionLabels=true"),
-        "publish_on_nodes": ("--set", "publishOnNodes=true"),
-        "metrics_auth": ("--set", "metrics.authentication=true"),
-    }[purpose]
-    wanted = {replace(r, purpose="") for r in PERMISSIONS if r.purpose in ("", purpose)}
-    manifests = render("--set", "nodes.exclusionLabels=false", *values)
-    found = granted(only(manifests, "ClusterRole", RELEASE)["rules"], own=False)
-    found |= granted(only(manifests, "Role")["rules"], own=True)
-    assert (found - wanted, wanted - found) == (set(), set())
+    manifests = render(
+        *("--set", f"publishOnNodes={published}"),
+        *("--set", f"nodes.exclusionLabels={labelled}"),
+        *("--set", f"metrics.authentication={authenticated}"),
+    )
+    asked = {replace(r, is_optional=False) for r in required_permissions(settings_of(manifests))}
+    found = granted_to(manifests, account_of(manifests))
+    assert (set(found) - asked, asked - set(found)) == (set(), set())
+    assert len(found) == len(set(found)), "granted twice"
 
 
 def test_nodes_are_written_only_where_that_is_wanted(render: Render) -> None:

@@ -21,6 +21,11 @@ LABEL_REVISION = f"{GROUP}/revision"
 LABEL_CLAIM = f"{GROUP}/claim"
 LABEL_CLAIM_UID = f"{GROUP}/claim-uid"
 
+# On the probe pods of a release that does not have the default name.
+LABEL_RELEASE = f"{GROUP}/release"
+# The name of the Lease and of the records of nodes, unless a release has its own.
+DEFAULT_RELEASE = "sandboxpool"
+
 ANNOTATION_RUNTIME_UID = f"{GROUP}/runtime-class-uid"
 ANNOTATION_HANDLER = f"{GROUP}/handler"
 ANNOTATION_SOURCE = f"{GROUP}/source"

@@ -44,7 +44,7 @@ from sandboxpool.pools.state import PoolStates
 from sandboxpool.routing import Destinations, EventRouter, Queues
 from sandboxpool.runtimes.diagnosis import FAILED_CREATE_SANDBOX
 from sandboxpool.runtimes.failure_history import FailureHistory
-from sandboxpool.runtimes.probe import LABEL_PROBE
+from sandboxpool.runtimes.probe import probe_selector
 from sandboxpool.sandboxes.event_reader import PodEventReader
 from sandboxpool.util.references import ObjectReference
 
@@ -123,12 +123,13 @@ def build(
     cluster.nodes.set_by_hostname(not settings.exclusion_labels)
     classes = RuntimeClassStore(cluster.classes, _logging_errors(router.runtime_class_changed))
     issues = FailureHistory()
-    records = NodeRecords(client, settings.namespace, clock)
+    records = NodeRecords(client, settings.namespace, clock, settings.release)
     events = EventRecorder(
         client,
         "sandboxpool",
         socket.gethostname(),
         rank=_rank,
+        cluster_scoped=settings.manage_runtimes,
         on_drop=metrics.dropped_events.inc,
         wall=wall,
     )
@@ -176,18 +177,19 @@ def build(
         Pod,
         prober.observe,
         namespace=settings.namespace,
-        label_selector=LABEL_PROBE,
+        label_selector=probe_selector(settings.release),
     )
     claims = watch(
         "sandboxclaims", names.API_VERSION, names.CLAIMS, SandboxClaim, router.claim_changed
     )
-    watch(
-        "sandboxruntimes",
-        names.API_VERSION,
-        names.RUNTIMES,
-        SandboxRuntime,
-        router.runtime_changed,
-    )
+    if settings.manage_runtimes:
+        watch(
+            "sandboxruntimes",
+            names.API_VERSION,
+            names.RUNTIMES,
+            SandboxRuntime,
+            router.runtime_changed,
+        )
 
     queues = _queues(settings, metrics, claims)
     allocator = Allocator(router.pod_hold_changed)
@@ -308,6 +310,7 @@ def _connect(
     elector = LeaderElector(
         lease_client,
         settings.namespace,
+        name=settings.release,
         # Unique to this process: a restarted container keeps its host name.
         identity=f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}",
         times=settings.lease,
@@ -372,7 +375,9 @@ def _queues(settings: Settings, metrics: Metrics, claims: Informer[SandboxClaim]
         claims=WorkQueue(
             "claims", metrics.queue("claims"), partial(_lane_of, claims), settings.claim_workers
         ),
-        runtimes=WorkQueue("runtimes", metrics.queue("runtimes"), max_concurrent=1),
+        runtimes=WorkQueue("runtimes", metrics.queue("runtimes"), max_concurrent=1)
+        if settings.manage_runtimes
+        else None,
         nodes=WorkQueue("nodes", metrics.queue("nodes"), max_concurrent=NODE_WORKERS)
         if labels_nodes
         else None,

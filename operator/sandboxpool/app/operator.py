@@ -193,13 +193,14 @@ class Operator:
         running: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "claims": lambda: queues.claims.run(self.components.claim_reconciler.reconcile),
             "pools": lambda: queues.pools.run(self.components.pool_reconciler.reconcile),
-            "runtimes": lambda: queues.runtimes.run(self.components.runtime_reconciler.reconcile),
             "prober": self.components.prober.run,
             "event reader": self.components.event_reader.run,
             "records": self.components.records.run,
             "sweep": self._sweep,
             "kopf": self._kopf,
         }
+        if (runtimes := queues.runtimes) is not None:
+            running["runtimes"] = lambda: runtimes.run(self.components.runtime_reconciler.reconcile)
         if (nodes := queues.nodes) is not None:
             running["nodes"] = lambda: self._publish_on_nodes(nodes)
         async with asyncio.TaskGroup() as tasks:

@@ -3,15 +3,12 @@
 A unit test compares them with the chart's rules, an integration test with the requests sent.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from sandboxpool.api import names
-from sandboxpool.fleet import records
-from sandboxpool.kube import lease
-
-# The setting for which a permission is needed; empty if every installation needs it.
-Purpose = Literal["", "exclusion_labels", "publish_on_nodes", "metrics_auth"]
+from sandboxpool.app.settings import Settings
+from sandboxpool.fleet.records import record_names
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -22,62 +19,73 @@ class Permission:
         group: the API group; empty for the core group.
         resource: the plural name, with a subresource after a slash.
         verb: the verb in RBAC.
-        own: whether the permission is for the operator's own namespace only.
+        namespace: the namespace that it is for; empty for the whole cluster.
         names: the names of the objects that it is for; empty for all.
-        purpose: the setting that must be on for the permission to be needed.
+        is_optional: whether the operator works without it; conditions of pools report the
+            limitations.
     """
 
     group: str
     resource: str
     verb: str
-    own: bool = False
+    namespace: str = ""
     names: tuple[str, ...] = ()
-    purpose: Purpose = ""
-
-    @property
-    def is_optional(self) -> bool:
-        """Whether the operator works without it; conditions of pools report the limitations."""
-        return self.purpose == "exclusion_labels"
+    is_optional: bool = False
 
     def __str__(self) -> str:
         resource = f"{self.resource}.{self.group}" if self.group else self.resource
-        where = " in the operator's own namespace" if self.own else ""
+        where = f" in namespace {self.namespace}" if self.namespace else ""
         return f"{self.verb} {resource}{where}"
 
 
-def _permissions(
-    group: str, resource: str, verbs: str, *, purpose: Purpose = ""
-) -> list[Permission]:
-    return [Permission(group, resource, verb, purpose=purpose) for verb in verbs.split()]
+def required_permissions(settings: Settings) -> tuple[Permission, ...]:
+    """The permissions that an operator with these settings needs."""
+    found = [*_of_cluster(settings), *_of_own_namespace(settings)]
+    return (*found, *permissions_in(""))
 
 
-def _own_permissions(
-    group: str, resource: str, verbs: str, object_names: tuple[str, ...]
-) -> list[Permission]:
-    """Permissions on objects of these names; RBAC cannot restrict a create to a name."""
-    return [
-        Permission(group, resource, verb, own=True, names=() if verb == "create" else object_names)
-        for verb in verbs.split()
-    ]
+def permissions_in(namespace: str) -> tuple[Permission, ...]:
+    """The permissions on pools, claims and their pods in a namespace; empty for all namespaces."""
+    rules = (
+        (names.GROUP, names.POOLS, "get list watch"),
+        (names.GROUP, f"{names.POOLS}/status", "patch"),
+        (names.GROUP, names.CLAIMS, "get list watch delete"),
+        (names.GROUP, f"{names.CLAIMS}/status", "patch"),
+        ("", "pods", "get list watch create patch delete"),
+        ("policy", "poddisruptionbudgets", "get create patch delete"),
+        ("", "events", "list watch create"),
+    )
+    return tuple(_in(namespace, rules))
 
 
-PERMISSIONS: tuple[Permission, ...] = (
-    *_permissions(names.GROUP, names.POOLS, "get list watch"),
-    *_permissions(names.GROUP, f"{names.POOLS}/status", "patch"),
-    *_permissions(names.GROUP, names.CLAIMS, "get list watch delete"),
-    *_permissions(names.GROUP, f"{names.CLAIMS}/status", "patch"),
-    *_permissions(names.GROUP, names.RUNTIMES, "get list watch create delete"),
-    *_permissions(names.GROUP, f"{names.RUNTIMES}/status", "patch"),
-    *_permissions("", "pods", "get list watch create patch delete"),
-    *_permissions("policy", "poddisruptionbudgets", "get create patch delete"),
-    *_permissions("", "nodes", "get list watch"),
-    *_permissions("", "events", "list watch create"),
-    *_permissions("node.k8s.io", "runtimeclasses", "get list watch"),
-    *_own_permissions("", "configmaps", "get create patch", records.NAMES),
-    *_own_permissions("coordination.k8s.io", "leases", "get watch create patch", (lease.NAME,)),
-    *_permissions("", "nodes", "patch", purpose="exclusion_labels"),
-    *_permissions("", "nodes", "patch", purpose="publish_on_nodes"),
-    *_permissions("", "nodes/status", "patch", purpose="publish_on_nodes"),
-    *_permissions("authentication.k8s.io", "tokenreviews", "create", purpose="metrics_auth"),
-    *_permissions("authorization.k8s.io", "subjectaccessreviews", "create", purpose="metrics_auth"),
-)
+def _of_cluster(settings: Settings) -> Iterator[Permission]:
+    yield from _in("", (("", "nodes", "get list watch"),))
+    yield from _in("", (("node.k8s.io", "runtimeclasses", "get list watch"),))
+    if settings.manage_runtimes:
+        yield from _in("", ((names.GROUP, names.RUNTIMES, "get list watch create delete"),))
+        yield from _in("", ((names.GROUP, f"{names.RUNTIMES}/status", "patch"),))
+    if settings.publish_on_nodes:
+        yield from _in("", (("", "nodes", "patch"), ("", "nodes/status", "patch")))
+    elif settings.exclusion_labels:
+        yield Permission("", "nodes", "patch", is_optional=True)
+    if settings.metrics_auth:
+        yield from _in("", (("authentication.k8s.io", "tokenreviews", "create"),))
+        yield from _in("", (("authorization.k8s.io", "subjectaccessreviews", "create"),))
+
+
+def _of_own_namespace(settings: Settings) -> Iterator[Permission]:
+    own = settings.namespace
+    named = (
+        ("", "configmaps", "get create patch", record_names(settings.release)),
+        ("coordination.k8s.io", "leases", "get watch create patch", (settings.release,)),
+    )
+    for group, resource, verbs, objects in named:
+        for right in _in(own, ((group, resource, verbs),)):
+            # RBAC cannot restrict a create to a name.
+            yield right if right.verb == "create" else replace(right, names=objects)
+
+
+def _in(namespace: str, rules: Iterable[tuple[str, str, str]]) -> Iterator[Permission]:
+    for group, resource, verbs in rules:
+        for verb in verbs.split():
+            yield Permission(group, resource, verb, namespace)

@@ -17,7 +17,7 @@ from sandboxpool.api import names
 from sandboxpool.api.markers import Model, wire_name
 from sandboxpool.api.structs import ShownAs, Struct
 from sandboxpool.api.v1alpha1 import KINDS
-from sandboxpool.app.permissions import PERMISSIONS, Permission
+from sandboxpool.app.permissions import Permission, required_permissions
 from sandboxpool.app.settings import Settings
 from sandboxpool.kube import lease
 from sandboxpool.kube.client import ApiClient, resource_path
@@ -86,7 +86,7 @@ async def find_problem(client: ApiClient, settings: Settings) -> str | None:
         await _check_version(client)
         or await _check_kinds(client)
         or await _check_permissions(client, settings)
-        or await _check_namespace(client, settings.namespace)
+        or await _check_namespace(client, settings)
     )
 
 
@@ -237,13 +237,8 @@ class _Review(msgspec.Struct):
 
 
 async def _check_permissions(client: ApiClient, settings: Settings) -> str | None:
-    required = [
-        permission
-        for permission in PERMISSIONS
-        if not permission.purpose
-        or (getattr(settings, permission.purpose) and not permission.is_optional)
-    ]
-    answers = await asyncio.gather(*(_is_allowed(client, p, settings.namespace) for p in required))
+    required = [right for right in required_permissions(settings) if not right.is_optional]
+    answers = await asyncio.gather(*(_is_allowed(client, right) for right in required))
     missing = [str(p) for p, allowed in zip(required, answers, strict=True) if not allowed]
     if not missing:
         return None
@@ -254,14 +249,14 @@ async def _check_permissions(client: ApiClient, settings: Settings) -> str | Non
     )
 
 
-async def _is_allowed(client: ApiClient, permission: Permission, own_namespace: str) -> bool:
+async def _is_allowed(client: ApiClient, permission: Permission) -> bool:
     resource, _, subresource = permission.resource.partition("/")
     attributes = {
         "group": permission.group,
         "resource": resource,
         "subresource": subresource,
         "verb": permission.verb,
-        "namespace": own_namespace if permission.own else "",
+        "namespace": permission.namespace,
         # One of the names is enough: they are granted together.
         "name": next(iter(permission.names), ""),
     }
@@ -281,11 +276,12 @@ async def _is_allowed(client: ApiClient, permission: Permission, own_namespace: 
 # --- The namespace -------------------------------------------------------------------------------
 
 
-async def _check_namespace(client: ApiClient, namespace: str) -> str | None:
+async def _check_namespace(client: ApiClient, settings: Settings) -> str | None:
     """Check the namespace by a dry run of the Lease's creation, which needs no other permission."""
+    namespace = settings.namespace
     path = resource_path(lease.API_VERSION, "leases", namespace)
     try:
-        await client.create(path, {"metadata": {"name": lease.NAME}}, {"dryRun": "All"})
+        await client.create(path, {"metadata": {"name": settings.release}}, {"dryRun": "All"})
     except ApiError as error:
         if error.not_found or error.namespace_terminating:
             why = "does not exist" if error.not_found else "is being deleted"

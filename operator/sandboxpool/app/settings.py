@@ -24,6 +24,7 @@ from sandboxpool.runtimes.probe import (
     TOLERATIONS,
     ProbeImage,
     ProbeOptions,
+    release_labels,
 )
 
 PREFIX = "SANDBOXPOOL_"
@@ -95,6 +96,15 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in map(str.strip, text.split(",")) if name)
 
 
+def _label(otherwise: str) -> BeforeValidator:
+    def parse(text: str) -> str:
+        if not re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
+            raise ValueError(f"{otherwise}: lower case letters, digits and hyphens, at most 63")
+        return text
+
+    return _parsed(parse)
+
+
 def _address(text: str) -> Address:
     found = re.fullmatch(r"(?:(?:\[(.*)\]|([^:]*)):)?([0-9]{1,5})", text)
     if not found or int(found[3]) > 65535:
@@ -128,6 +138,15 @@ class Settings(BaseModel):
         _name("name the namespace that the operator runs in, with its Lease and its probe pods"),
     ] = "sandboxpool-system"
     """Namespace that the operator runs in."""
+
+    release: Annotated[str, _label("name the release as a Lease may be named")] = (
+        names.DEFAULT_RELEASE
+    )
+    """Name of the Lease, and of the records and probe pods, of all replicas: operators with
+    different ones do not meet."""
+
+    manage_runtimes: Annotated[bool, _parsed(_flag)] = True
+    """Whether this operator writes SandboxRuntimes and events about nodes: one in a cluster."""
 
     listen: Annotated[Address, _parsed(_address)] = Address(None, 8080)
     """Address of the metrics server: host:port, :port or port."""
@@ -195,7 +214,7 @@ class Settings(BaseModel):
     def to_probe_options(self) -> ProbeOptions:
         """What else probe pods have."""
         return ProbeOptions(
-            labels=self.probe.labels,
+            labels={**self.probe.labels, **release_labels(self.release)},
             annotations=self.probe.annotations,
             resources=self.probe.resources,
             tolerations=self.probe.tolerations,
@@ -216,6 +235,11 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     except ValidationError as error:
         lines = [_line(detail, variables) for detail in error.errors(include_url=False)]
         raise SettingsError("\n".join(lines)) from error
+    if not found.manage_runtimes and (found.exclusion_labels or found.publish_on_nodes):
+        raise SettingsError(
+            f"{PREFIX}MANAGE_RUNTIMES=false: the operator then writes nothing on nodes either; set "
+            f"{PREFIX}EXCLUSION_LABELS and {PREFIX}PUBLISH_ON_NODES to false"
+        )
     listen, health = found.listen, found.health_listen
     if listen.port == health.port != 0 and (
         listen.host == health.host or None in (listen.host, health.host)

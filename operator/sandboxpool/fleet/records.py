@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from sandboxpool.api import names
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import UNREADABLE, ApiError, KubeError
 from sandboxpool.util.backoff import delay_after
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 # With this many, each is just over half full if 5,000 nodes have four broken handlers each. They
 # are created when needed.
 SHARDS = 64
-NAMES = tuple(f"sandboxpool-nodes-{i}" for i in range(SHARDS))
 LABELS = {"app.kubernetes.io/managed-by": "sandboxpool"}
 WRITE_SECONDS = 1.0
 FIRST_RETRY_SECONDS = 1.0
@@ -35,6 +35,11 @@ MAX_SHARD_BYTES = 1_000_000
 SEND_ATTEMPTS = 3
 
 _encode = msgspec.json.Encoder().encode
+
+
+def record_names(release: str) -> tuple[str, ...]:
+    """The names of a release's ConfigMaps."""
+    return tuple(f"{release}-nodes-{i}" for i in range(SHARDS))
 
 
 class _Metadata(msgspec.Struct):
@@ -103,13 +108,20 @@ class NodeRecords:
         client: for the ConfigMaps.
         namespace: the operator's namespace.
         clock: a monotonic clock, in seconds.
+        release: the operator's release, of which a namespace may have several.
     """
 
-    def __init__(self, client: ApiClient, namespace: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        namespace: str,
+        clock: Callable[[], float],
+        release: str = names.DEFAULT_RELEASE,
+    ) -> None:
         self._client = client
         self._namespace = namespace
         self._clock = clock
-        self._shards = [_Shard(name) for name in NAMES]
+        self._shards = [_Shard(name) for name in record_names(release)]
         self._wake = asyncio.Event()
         self._next_write = clock()
 

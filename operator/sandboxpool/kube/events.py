@@ -108,6 +108,7 @@ class EventRecorder:
         component: the reporting component.
         instance: the reporting instance.
         rank: returns the rank of events about an object; the lowest are posted first.
+        cluster_scoped: whether to post events about cluster-scoped objects.
         on_drop: called for each event that is dropped.
         wall: seconds since the epoch.
     """
@@ -119,6 +120,7 @@ class EventRecorder:
         instance: str,
         *,
         rank: Callable[[ObjectReference], int] = lambda regarding: 0,
+        cluster_scoped: bool = True,
         on_drop: Callable[[], None] = lambda: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -126,6 +128,7 @@ class EventRecorder:
         self._component = component
         self._instance = instance
         self._rank = rank
+        self._cluster_scoped = cluster_scoped
         self._on_drop = on_drop
         self._wall = wall
         self._queue = _Queue()
@@ -140,6 +143,8 @@ class EventRecorder:
         self._record(regarding, "Warning", reason, message)
 
     def _record(self, regarding: ObjectReference, type_: str, reason: str, message: str) -> None:
+        if not (regarding.namespace or self._cluster_scoped):
+            return
         now = asyncio.get_running_loop().time()
         at = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC)
         event = _Pending(regarding, type_, reason, message[:MAX_MESSAGE], at, self._rank(regarding))

@@ -29,7 +29,6 @@ from sandboxpool.kube.errors import (
 logger = logging.getLogger(__name__)
 
 API_VERSION = "coordination.k8s.io/v1"
-NAME = "sandboxpool"
 RELEASE_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -84,6 +83,7 @@ class LeaderElector:
     Args:
         client: a client for the lease alone, so that renewals do not wait for other requests.
         namespace: the operator's namespace.
+        name: the Lease's name; replicas of one release have the same.
         identity: unique to this process.
         times: the durations of the lease.
         clock: see ``boot_clock``.
@@ -99,6 +99,7 @@ class LeaderElector:
         client: ApiClient,
         namespace: str,
         *,
+        name: str,
         identity: str,
         times: LeaderElectionTimes,
         clock: Callable[[], float],
@@ -108,6 +109,7 @@ class LeaderElector:
         self.leading = asyncio.Event()
         self._client = client
         self._namespace = namespace
+        self._name = name
         self._identity = identity
         self._times = times
         self._clock = clock
@@ -211,7 +213,7 @@ class LeaderElector:
 
     async def _read(self) -> None:
         try:
-            self._observe(await self._client.get(self._path(NAME)))
+            self._observe(await self._client.get(self._path(self._name)))
         except ApiError as error:
             if not error.not_found:
                 raise
@@ -221,7 +223,7 @@ class LeaderElector:
         """Watch the lease until it may be acquired, or the watch ends."""
         if self._seconds_until_free() <= 0:
             return
-        params = {"fieldSelector": f"metadata.name={NAME}", "resourceVersion": self._version}
+        params = {"fieldSelector": f"metadata.name={self._name}", "resourceVersion": self._version}
         async with self._client.watch(self._path(), params) as lines:
             while (left := self._seconds_until_free()) > 0:
                 line = await _next(lines, left)
@@ -268,9 +270,9 @@ class LeaderElector:
                 if self._version:
                     metadata = {"resourceVersion": self._version}
                     body = {"metadata": metadata, "spec": fields}
-                    answer = await self._client.merge_patch(self._path(NAME), body)
+                    answer = await self._client.merge_patch(self._path(self._name), body)
                 else:
-                    answer = await self._client.create(self._path(), _new(self._namespace, fields))
+                    answer = await self._client.create(self._path(), self._new(fields))
         except ApiError as error:
             if error.not_found or error.conflict or error.already_exists:
                 return False
@@ -280,21 +282,20 @@ class LeaderElector:
         self._observe(answer)
         return True
 
+    def _new(self, spec: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "apiVersion": API_VERSION,
+            "kind": "Lease",
+            "metadata": {"name": self._name, "namespace": self._namespace},
+            "spec": spec,
+        }
+
     def _now(self) -> str:
         now = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC)
         return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def _path(self, name: str | None = None) -> str:
         return resource_path(API_VERSION, "leases", self._namespace, name)
-
-
-def _new(namespace: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "Lease",
-        "metadata": {"name": NAME, "namespace": namespace},
-        "spec": spec,
-    }
 
 
 def _decoded(body: bytes | msgspec.Raw, type_: type[T]) -> T:

@@ -110,6 +110,19 @@ class ProbeOptions:
 NO_OPTIONS: Final = ProbeOptions()
 
 
+def release_labels(release: str) -> dict[str, str]:
+    """The labels that distinguish the probe pods of a release from others in its namespace."""
+    return {names.LABEL_RELEASE: release} if release != names.DEFAULT_RELEASE else {}
+
+
+def probe_selector(release: str) -> str:
+    """The label selector of the probe pods of a release."""
+    of_release = release_labels(release)
+    if not of_release:
+        return f"{LABEL_PROBE},!{names.LABEL_RELEASE}"
+    return ",".join((LABEL_PROBE, *(f"{key}={value}" for key, value in of_release.items())))
+
+
 def probe_name(seed: str) -> str:
     """Derive the name of a probe pod from a seed, so that a repeated create makes no second pod."""
     return f"sandboxpool-probe-{_hash(seed)}"

@@ -104,6 +104,9 @@ def test_variables() -> None:
             "SANDBOXPOOL_POOL_WORKERS": "3",
             "SANDBOXPOOL_NAMESPACE": "ours",
             "SANDBOXPOOL_LEASE": "30/20/5",
+            "SANDBOXPOOL_RELEASE": "team-a",
+            "SANDBOXPOOL_MANAGE_RUNTIMES": "false",
+            "SANDBOXPOOL_EXCLUSION_LABELS": "false",
         }
     )
     assert found.lease == LeaderElectionTimes(lease_duration=30, renew_deadline=20, retry_period=5)
@@ -111,7 +114,16 @@ def test_variables() -> None:
     assert found.health_listen == ("::1", 9001)
     assert found.metrics_auth
     assert found.log_level == "DEBUG"
+    assert (found.release, found.manage_runtimes) == ("team-a", False)
     assert (found.claim_workers, found.pool_workers, found.namespace) == (7, 3, "ours")
+
+
+@pytest.mark.parametrize("writes", ["EXCLUSION_LABELS", "PUBLISH_ON_NODES"])
+def test_nodes_are_written_by_the_operator_that_manages_runtimes_only(writes: str) -> None:
+    given = dict.fromkeys(("EXCLUSION_LABELS", "PUBLISH_ON_NODES"), "false")
+    given |= {"MANAGE_RUNTIMES": "false", writes: "true"}
+    with pytest.raises(SettingsError, match="MANAGE_RUNTIMES=false"):
+        load({**IMAGE, **{f"SANDBOXPOOL_{name}": value for name, value in given.items()}})
 
 
 @pytest.mark.parametrize("listen", [":9000", "9000"])
@@ -152,6 +164,9 @@ def test_one_port_is_not_used_twice(metrics: str, health: str, works: bool) -> N
         ("LISTEN", "::1:9000", "an IPv6 address in brackets"),
         ("HEALTH_LISTEN", "somewhere", "use host:port"),
         ("NAMESPACE", "", "name the namespace"),
+        ("RELEASE", "", "as a Lease may be named"),
+        ("RELEASE", "a.b", "as a Lease may be named"),
+        ("RELEASE", "x" * 64, "at most 63"),
         ("METRICS_AUTH", "yes", "use true or false"),
         ("METRICS_AUTH", "", "use true or false"),
         ("LOG_LEVEL", "loud", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),

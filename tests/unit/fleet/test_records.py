@@ -593,3 +593,16 @@ async def test_what_has_no_room_is_left_out_and_the_rest_is_written(
     records.put(names[4], {})
     await records.flush(5)
     assert stored(server) == {names[2]: {"text": "x" * 20}, names[4]: {}}
+
+
+@pytest.mark.looptime
+async def test_releases_in_one_namespace_do_not_read_each_others_records() -> None:
+    server = api()
+    loop = asyncio.get_running_loop()
+    ours = NodeRecords(server, "system", loop.time, "team-a")
+    async with running(ours):
+        ours.put("node-1", {"a": 1})
+        await asyncio.sleep(0.1)
+    assert await NodeRecords(server, "system", loop.time, "team-a").load() == {"node-1": {"a": 1}}
+    assert await NodeRecords(server, "system", loop.time, "team-b").load() == {}
+    assert await records_of(server).load() == {}

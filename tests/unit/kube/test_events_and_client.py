@@ -289,3 +289,11 @@ async def test_a_cut_connection_is_an_unknown_outcome_and_not_repeated(serve: Se
     with pytest.raises(UnknownOutcomeError):
         await client.create("/things", {})
     assert seen == ["POST"]
+
+
+@pytest.mark.looptime
+async def test_an_operator_that_does_not_manage_runtimes_tells_of_no_node() -> None:
+    events_, api = recorder(cluster_scoped=False)
+    events_.warning(ObjectReference("v1", "Node", "", "node", "node-uid"), "NodeQuarantined", "x")
+    events_.warning(ABOUT, "QuotaExceeded", "x")
+    assert [body["reason"] for body in await posted(events_, api)] == ["QuotaExceeded"]

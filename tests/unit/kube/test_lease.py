@@ -13,10 +13,11 @@ from aiohttp import web
 from sandboxpool.kube import client as client_module
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import ApiError, NotLeaderError, UnknownOutcomeError
-from sandboxpool.kube.lease import NAME, LeaderElectionTimes, LeaderElector
+from sandboxpool.kube.lease import LeaderElectionTimes, LeaderElector
 from support.scriptedapi import BROKEN, UNKNOWN, Object, ScriptedApi
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/system/leases"
+NAME = "team-a"
 PATH = f"{LEASES}/{NAME}"
 TIMES = LeaderElectionTimes(lease_duration=15, renew_deadline=10, retry_period=2)
 
@@ -89,6 +90,7 @@ class Replica:
         self.elector = LeaderElector(
             server,
             "system",
+            name=NAME,
             identity=name,
             times=TIMES,
             clock=lambda: loop.time() + self.asleep,

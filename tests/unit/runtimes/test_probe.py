@@ -23,6 +23,7 @@ from sandboxpool.runtimes.probe import (
     sandbox_probe_container,
 )
 from support.builders import NOW, facts, runtime
+from support.simulation.patches import selector
 
 IMAGE = ProbeImage("registry.example/probe:1", "Never", ("one", "two"))
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -260,3 +261,12 @@ def test_a_made_up_boot_id_is_caught_by_the_control(tmp_path: Path) -> None:
 def test_what_does_nothing_proves_nothing(command: list[str]) -> None:
     code = subprocess.run(command, timeout=10, check=False).returncode
     assert judged(facts(boot_id=BOOT_ID), code).isolation is Isolation.UNAVAILABLE
+
+
+@pytest.mark.parametrize("ours", ["sandboxpool", "team-a"])
+@pytest.mark.parametrize("theirs", ["sandboxpool", "team-a"])
+def test_a_release_watches_its_own_probes_only(ours: str, theirs: str) -> None:
+    options = ProbeOptions(labels=probe.release_labels(theirs))
+    made = build_probe("probe-1", "ours", facts(), None, IMAGE, options)
+    selects = selector("ours", {"labelSelector": probe.probe_selector(ours)})
+    assert selects(made) is (ours == theirs)

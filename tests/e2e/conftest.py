@@ -14,7 +14,7 @@ from demo import install
 from localcluster import images, kindcluster, nodes, process
 from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
-from support import Api, eventually, objects
+from support import Api, eventually, objects, prometheus
 from support.deployed import DeployedOperator
 from support.history import PodHistory
 from support.operator_process import Operator
@@ -25,9 +25,11 @@ HERE = Path(__file__).resolve().parent
 _TEST_SECONDS = 180
 # OpenShift's restricted-v2 gives each namespace a range of users, which no image knows.
 _ANYBODY = {"runAsUser": 1_000_680_000, "runAsGroup": 0, "fsGroup": 1_000_680_000}
-AS_ANYBODY = {
+VALUES = {
     "podSecurityContext": _ANYBODY,
     "probe": {"image": images.PROBE_IMAGE, "podSecurityContext": _ANYBODY},
+    # For network plugins that enforce policies.
+    "networkPolicy": {"metricsFrom": prometheus.METRICS_FROM},
 }
 _EMPTY_SECONDS = 60.0
 _LAST = "test_rights.py"
@@ -83,7 +85,7 @@ def kubeconfig() -> Iterator[Path]:
     """A cluster with the operator in it; it goes on running for the next session."""
     path = kindcluster.up()
     images.load_sample_image()
-    install.install_operator(path, AS_ANYBODY)
+    install.install_operator(path, VALUES)
     yield path
     if os.environ.get(_DOWN):
         kindcluster.down()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from crdgen.output import DIRECTORIES, render, stale, write
+from crdgen.output import render, stale, write
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -30,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         return 1 if problems else 0
     write(options.root, files)
-    for directory in DIRECTORIES:
-        sys.stdout.write(f"wrote {', '.join(sorted(files))} in {directory}/\n")
+    sys.stdout.writelines(f"wrote {path}\n" for path in files)
     return 0
 
 

@@ -52,23 +52,20 @@ def install_operator(kubeconfig: Path, values: Mapping[str, Any] | None = None) 
             # Helm refuses to touch a release whose installation was interrupted.
             _helm(step, kubeconfig, "uninstall", RELEASE, "--wait")
             state = ""
-        if state:
-            # Helm installs CRDs with the first release and never updates them.
-            _kubectl(step, kubeconfig, *_APPLY, str(CHART / "crds"))
         file = Path(folder) / "values.yaml"
         file.write_text(yaml.safe_dump(chart_values))
         _helm(
             step,
             kubeconfig,
             *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace"),
-            *("--values", str(file)),
+            *("--values", str(file), *_ADOPT),
         )
     with progress.step("wait for the operator's rollout") as step:
         await_rollout(kubeconfig, step)
 
 
-# Helm has written these fields before, and what it wrote is older than the chart at hand.
-_APPLY = ("apply", "--server-side", "--force-conflicts", "-f")
+# The cluster may have CRDs that another checkout of the chart, or kubectl, has installed.
+_ADOPT = ("--take-ownership", "--force-conflicts")
 
 
 def await_rollout(kubeconfig: Path, step: progress.Step) -> None:
@@ -91,7 +88,7 @@ def await_rollout(kubeconfig: Path, step: progress.Step) -> None:
 
 
 def uninstall_operator(kubeconfig: Path) -> None:
-    """Remove the release; CRDs, and with them pools and claims, stay, as Helm has it."""
+    """Remove the release; CRDs, and with them pools and claims, stay, as the chart has it."""
     with progress.step("uninstall the chart") as step:
         if _release_state(step, kubeconfig):
             _helm(step, kubeconfig, "uninstall", RELEASE, "--wait")

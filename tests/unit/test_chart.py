@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from crdgen.__main__ import REPOSITORY
+from crdgen.output import template
 from localcluster import builds, tools
 from sandboxpool.api import names
 from sandboxpool.app import preflight
@@ -115,19 +116,44 @@ def test_lint_is_clean(helm: Helm) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
-def test_the_package_holds_the_crds(helm: Helm, tmp_path: Path) -> None:
+CRD = "CustomResourceDefinition"
+
+
+def test_the_package_installs_the_crds_and_never_deletes_them(helm: Helm, tmp_path: Path) -> None:
     answer = helm("package", str(CHART), "--destination", str(tmp_path))
     assert answer.returncode == 0, answer.stderr
     (package,) = tmp_path.glob("*.tgz")
-    answer = helm("show", "crds", str(package))
+    answer = helm("template", RELEASE, str(package))
     assert answer.returncode == 0, answer.stderr
-    shown = [document for document in yaml.safe_load_all(answer.stdout) if document]
-    checked_in = [yaml.safe_load(path.read_text()) for path in (REPOSITORY / "crds").glob("*.yaml")]
+    rendered = {
+        m["metadata"]["name"]: m for m in yaml.safe_load_all(answer.stdout) if m["kind"] == CRD
+    }
+    plain = [yaml.safe_load(path.read_text()) for path in (REPOSITORY / "crds").glob("*.yaml")]
+    assert rendered.keys() == {crd["metadata"]["name"] for crd in plain}
+    for crd in plain:
+        metadata = rendered[crd["metadata"]["name"]].pop("metadata")
+        expected = crd.pop("metadata")["annotations"]
+        assert metadata["annotations"] == {**expected, "helm.sh/resource-policy": "keep"}
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+        assert rendered[f"{crd['spec']['names']['plural']}.{names.GROUP}"] == crd
 
-    def key(crd: Manifest) -> str:
-        return str(crd["metadata"]["name"])
 
-    assert sorted(shown, key=key) == sorted(checked_in, key=key)
+def test_the_crds_can_be_left_to_others(render: Render) -> None:
+    manifests = render("--set", "crds.install=false")
+    assert CRD not in {manifest["kind"] for manifest in manifests}
+
+
+def test_helm_renders_the_braces_of_a_crd_as_they_are(helm: Helm, tmp_path: Path) -> None:
+    crd = yaml.safe_load((REPOSITORY / "crds" / "sandboxpool.io_sandboxpools.yaml").read_text())
+    text = "{{ .Values }} and self.matches('^a{{1}}$')"
+    crd["spec"]["versions"][0]["additionalPrinterColumns"][0]["description"] = text
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    (chart / "templates" / "crds" / "sandboxpool.io_sandboxpools.yaml").write_text(template(crd))
+    answer = helm("template", RELEASE, str(chart))
+    assert answer.returncode == 0, answer.stderr
+    manifests = [document for document in yaml.safe_load_all(answer.stdout) if document]
+    assert only(manifests, CRD, crd["metadata"]["name"])["spec"] == crd["spec"]
 
 
 def granted_to(manifests: list[Manifest], account: Manifest) -> list[Permission]:
@@ -594,7 +620,7 @@ def test_the_lease_lasts_as_long_as_the_values_say(render: Render) -> None:
 
 def test_optional_parts_can_be_left_out(render: Render) -> None:
     manifests = render(
-        *("--set", "replicas=1"),
+        *("--set", "replicas=1", "--set", "crds.install=false"),
         *("--set", "rbac.create=false", "--set", "rbac.userRoles=false"),
         *("--set", "serviceAccount.create=false", "--set", "serviceAccount.name=mine"),
         *("--set", "metrics.service.enabled=false", "--set", "networkPolicy.enabled=false"),
@@ -772,6 +798,8 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
     ("setting", "in_message"),
     [
         ("replicas=two", "replicas"),
+        ("crds.keep=true", "keep"),
+        ("crds.install=maybe", "install"),
         ("admission.enabled=maybe", "enabled"),
         ("admission.templates.allowHostpath=true", "allowHostpath"),
         ("lease.durationSeconds=1", "durationSeconds"),

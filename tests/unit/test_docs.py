@@ -17,6 +17,7 @@ DOCUMENTS = (
     "docs/kubectl-sandboxpool.md",
     "docs/failure-texts.md",
     "docs/glossary.md",
+    "docs/upgrading.md",
 )
 # A link to a file, and a path in code: of directories that the repository has, or of a module.
 _LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")

@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 # The validation rules of CRDs and admission policies need it. The chart and README say the same.
 OLDEST_KUBERNETES = (1, 30)
 APPLY_CRDS = (
-    "run `kubectl apply --server-side --force-conflicts -f crds/` with the files of this version "
-    "(Helm installs CRDs once and never updates them)"
+    "upgrade the chart's release that installs the CRDs to this version, or, with "
+    "`crds.install: false`, run `kubectl apply --server-side --force-conflicts -f crds/` with the "
+    "files of this version"
 )
 ATTEMPTS = 3
 PAUSE_SECONDS = 2.0

@@ -15,8 +15,8 @@ from sandboxpool.cli.status import causes
 
 OLDEST_KUBERNETES = (1, 30)
 APPLY_CRDS = (
-    "kubectl apply --server-side --force-conflicts -f crds/ with the files of the operator's"
-    " version"
+    "upgrade the chart's release that installs the CRDs, or, with crds.install=false, run kubectl"
+    " apply --server-side --force-conflicts -f crds/ with the files of the operator's version"
 )
 # The clocks of two machines differ.
 _CLOCK_SECONDS = 60

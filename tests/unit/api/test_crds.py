@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from crdgen.__main__ import REPOSITORY, main
 from crdgen.crd import custom_resource_definition
-from crdgen.output import DIRECTORIES, render, stale, write
+from crdgen.output import CHART, PLAIN, render, stale, write
 from crdgen.structural import VALIDATIONS, Schema, UnsupportedSchemaError, structural
 from sandboxpool.api.markers import CEL, LIST_SET, Model, immutable
 from sandboxpool.api.v1alpha1 import KINDS, SandboxClaim, SandboxPool, SandboxRuntime
@@ -49,23 +49,25 @@ def test_check_tells_what_is_stale(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "run `python -m crdgen`" in capsys.readouterr().err
     assert main(arguments) == 0
     assert main([*arguments, "--check"]) == 0
-    name = next(iter(render()))
-    (tmp_path / DIRECTORIES[0] / name).write_text("other")
-    (tmp_path / DIRECTORIES[1] / name).unlink()
-    (tmp_path / DIRECTORIES[1] / "old.yaml").write_text("")
+    plain, templated, *_ = render()
+    (tmp_path / plain).write_text("other")
+    (tmp_path / templated).unlink()
+    (tmp_path / CHART / "old.yaml").write_text("")
     assert stale(tmp_path, render()) == [
-        f"{DIRECTORIES[0] / name}: differs from the models",
-        f"{DIRECTORIES[1] / name}: missing",
-        f"{DIRECTORIES[1] / 'old.yaml'}: no model makes it",
+        f"{plain}: differs from the models",
+        f"{templated}: missing",
+        f"{CHART / 'old.yaml'}: no model makes it",
     ]
+    assert main(arguments) == 0
+    assert stale(tmp_path, render()) == []
 
 
 def test_writing_removes_what_no_model_makes(tmp_path: Path) -> None:
-    write(tmp_path, {"a.yaml": "1", "b.yaml": "2"})
-    write(tmp_path, {"a.yaml": "3"})
-    for directory in DIRECTORIES:
-        assert [path.name for path in (tmp_path / directory).iterdir()] == ["a.yaml"]
-        assert (tmp_path / directory / "a.yaml").read_text() == "3"
+    write(tmp_path, {CHART / "a.yaml": "1", CHART / "b.yaml": "2", PLAIN / "a.yaml": "1"})
+    write(tmp_path, {CHART / "a.yaml": "3"})
+    assert [path.name for path in (tmp_path / CHART).iterdir()] == ["a.yaml"]
+    assert (tmp_path / CHART / "a.yaml").read_text() == "3"
+    assert list((tmp_path / PLAIN).iterdir()) == []
 
 
 def test_optional_types_are_flattened_and_integers_sized() -> None:

@@ -262,6 +262,7 @@ def change_leaders(drive: Drive, first: Operator, second: Operator) -> None:
 
     former = holder()
     second.start()
+    drive.seen("GET", r"/leases\?.*watch=")
     assert first.terminate() == 0
     eventually(holder, until=lambda now: now not in ("", former), message="the other leads")
 

@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-GROUPS := build runtime test lint docs examples
+GROUPS := build runtime test lint docs dashboards examples
 LOCKS := $(GROUPS:%=requirements/%.txt)
 PYTEST := $(BIN)/python -m pytest
 # Two processes for the tests that share nothing; the others share a cluster.
@@ -28,7 +28,7 @@ $(INSTALLED): $(LOCKS) pyproject.toml
 	  -r requirements/build.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes \
 	  -r requirements/runtime.txt -r requirements/test.txt -r requirements/lint.txt \
-	  -r requirements/docs.txt -r requirements/examples.txt
+	  -r requirements/docs.txt -r requirements/dashboards.txt -r requirements/examples.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -75,6 +75,7 @@ lint: $(INSTALLED) ## Format, lint, types, import rules, generated files
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m crdgen --check
 	@$(BIN)/python -m refgen --check
+	@$(BIN)/python -m dashboards --check
 
 .PHONY: test
 test: lint ## Lint, unit, integration (real API server), faults, e2e (kind with real gVisor)
@@ -164,15 +165,16 @@ format: $(INSTALLED) ## Format the code and apply automatic fixes
 	@$(BIN)/ruff format --quiet .
 
 .PHONY: generate
-generate: $(INSTALLED) ## Generate crds/ from the models, docs/reference from docstrings and help
+generate: $(INSTALLED) ## Generate the CRDs, docs/reference and the dashboards from the code
 	@$(BIN)/python -m crdgen
 	@$(BIN)/python -m refgen
+	@$(BIN)/python -m dashboards
 
 .PHONY: lock
 lock: $(INSTALLED) ## Lock the dependencies again, with hashes (after a change of pyproject.toml)
 	@lock() { $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	    --generate-hashes --no-annotate --no-header "$$@"; }; \
 	lock --extra operator pyproject.toml -o requirements/runtime.txt; \
-	for group in build test lint docs examples bench; do \
+	for group in build test lint docs dashboards examples bench; do \
 	  lock --group $$group -c requirements/runtime.txt -o requirements/$$group.txt; \
 	done

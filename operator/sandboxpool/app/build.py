@@ -7,7 +7,7 @@ the router is connected last.
 import logging
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -182,8 +182,9 @@ def build(
     claims = watch(
         "sandboxclaims", names.API_VERSION, names.CLAIMS, SandboxClaim, router.claim_changed
     )
+    runtimes: Iterable[SandboxRuntime] = ()
     if settings.manage_runtimes:
-        watch(
+        runtimes = watch(
             "sandboxruntimes",
             names.API_VERSION,
             names.RUNTIMES,
@@ -262,7 +263,9 @@ def build(
             queues=queues,
         )
     )
-    collector = ClusterCollector(cluster, pools, allocator, candidate_tracker, wall)
+    collector = ClusterCollector(
+        cluster, pools, allocator, candidate_tracker, wall, runtimes=runtimes
+    )
     metrics.registry.register(collector)
     return Components(
         connection=connection,

@@ -19,10 +19,12 @@ from prometheus_client.registry import Collector
 from sandboxpool.allocation.allocator import Allocator
 from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.times import epoch
+from sandboxpool.api.v1alpha1 import SandboxRuntime
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pool import Pool
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.cluster.sandbox_state import SandboxState
+from sandboxpool.observability.runtime_gauges import UNKNOWN, VALUE_OF_STATUS, runtime_gauges
 from sandboxpool.pools.member_index import MemberFacts, MemberIndex
 from sandboxpool.pools.status import former_runtime
 from sandboxpool.runtimes.verdict import HandlerState
@@ -313,7 +315,9 @@ class ClusterCollector(Collector):
         candidate_tracker: CandidateTracker,
         wall: Callable[[], float],
         clock: Callable[[], float] = time.perf_counter,
+        runtimes: Iterable[SandboxRuntime] = (),
     ) -> None:
+        self._runtimes = runtimes
         self._wall = wall
         self._clock = clock
         self._cluster = cluster
@@ -346,7 +350,11 @@ class ClusterCollector(Collector):
         self._member_indexes = {
             uid: index for uid, index in self._member_indexes.items() if uid in existing
         }
-        self._families = (*families.all(), self._quarantined())
+        self._families = (
+            *families.all(),
+            self._quarantined(),
+            *runtime_gauges(self._runtimes),
+        )
 
     async def _count(self, pool: Pool, families: _Families, cooperative: CooperativeYield) -> None:
         resolution = self._cluster.resolution(pool)
@@ -365,7 +373,7 @@ class ClusterCollector(Collector):
             families.nodes.add_metric([*of, answer.value], float(counts.get(answer.value, 0)))
         families.lag.add_metric(at, self._lag(pool))
         for condition in pool.conditions:
-            holds = {"True": 1.0, "False": 0.0}.get(condition.status, -1.0)
+            holds = VALUE_OF_STATUS.get(condition.status, UNKNOWN)
             families.ready.add_metric([*at, condition.type, condition.reason], holds)
 
     def _quarantined(self) -> Metric:

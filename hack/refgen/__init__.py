@@ -1,1 +1,1 @@
-"""Generates docs/reference from docstrings and from the help of commands."""
+"""Generates docs/reference from docstrings, schemas, metrics, and the help of commands."""

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from refgen import client, plugin
+from refgen import client, kinds, metrics, plugin, reasons, values
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DIRECTORY = Path("docs", "reference")
@@ -14,8 +14,12 @@ DIRECTORY = Path("docs", "reference")
 def render(root: Path) -> dict[str, str]:
     """Return the pages by their file names."""
     return {
+        **kinds.render(),
+        "chart-values.md": values.render(root / values.CHART),
         "client.md": client.render(root / "operator"),
         "kubectl-sandboxpool.md": plugin.render(),
+        "metrics.md": metrics.render(),
+        "reasons.md": reasons.render((root / reasons.SOURCE).read_text()),
     }
 
 

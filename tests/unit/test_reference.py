@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from refgen import __main__ as refgen
-from refgen import plugin
+from refgen import kinds, metrics, plugin, reasons, text, values
 from sandboxpool import client
+from sandboxpool.api.reasons import Reason
 from sandboxpool.cli.main import COMMANDS
 
 
@@ -61,6 +62,8 @@ def test_a_page_that_is_not_that_of_the_docstrings_is_reported(
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     at = ["--root", str(tmp_path)]
+    chart = tmp_path / values.CHART
+    shutil.copytree(refgen.REPOSITORY / values.CHART, chart)
     page = tmp_path / refgen.DIRECTORY / "client.md"
     assert refgen.main([*at, "--check"]) == 1
     assert not page.exists()
@@ -69,3 +72,82 @@ def test_a_page_that_is_not_that_of_the_docstrings_is_reported(
     page.write_text(page.read_text() + "By hand.\n")
     assert refgen.main([*at, "--check"]) == 1
     assert "docs/reference/client.md does not match" in capsys.readouterr().err
+    defaults = (chart / "values.yaml").read_text()
+    (chart / "values.yaml").write_text(defaults.replace("logLevel: INFO", "logLevel: DEBUG"))
+    assert refgen.main([*at, "--check"]) == 1
+    assert "docs/reference/chart-values.md does not match" in capsys.readouterr().err
+
+
+def test_the_page_of_reasons_has_each_with_its_meaning_and_cure() -> None:
+    page = refgen.render(refgen.REPOSITORY)["reasons.md"]
+    headings = [line[4:] for line in page.splitlines() if line.startswith("### ")]
+    assert headings == [str(reason) for reason in Reason]
+    assert (
+        "\n### RuntimeClassNotFound\n\nThe RuntimeClass does not exist.\n\n"
+        "**What to do:** Create the class, or correct `spec.runtimeClassName`."
+    ) in page
+    assert "\n## The nodes (condition NodesServing)\n\n### HandlerServed\n" in page
+
+
+def test_a_reason_without_docstring_is_refused() -> None:
+    source = """
+class Reason(StrEnum):
+    # The first.
+    FINE = "Fine"
+    \"\"\"Nothing is wrong.\"\"\"
+    BARE = "Bare"
+    LAST = "Last"
+"""
+    with pytest.raises(reasons.UndocumentedReasonError, match="Bare has no docstring"):
+        reasons.render(source)
+
+
+def test_the_pages_of_kinds_have_every_field_that_people_write() -> None:
+    pages = kinds.render()
+    assert sorted(pages) == ["sandboxclaim.md", "sandboxpool.md", "sandboxruntime.md"]
+    pool = pages["sandboxpool.md"]
+    for expected in (
+        "| `replicas` | integer, default `1` | How many unclaimed sandboxes to keep warm;",
+        "| `template` | object, required |",
+        "\n### spec.template.spec\n",
+        "One of `None`, `PerNode`, `PerSandbox`. |",
+        "\n### status.runtime.issues[]\n",
+        "\n### status.startup.stages.*\n",
+        "| `conditions` | list of objects |",
+        "| `allowedMetadataPrefixes` | list of strings |",
+        "| HANDLER | `status.runtime.handler` | Handler of the RuntimeClass |",
+        "- `nodeName`: a template may not name a node",
+    ):
+        assert expected in pool
+    assert 'Else refused: "must be a number, such as 5, or a percentage' in pool
+
+
+def test_the_page_of_metrics_has_all_that_a_scrape_can_show() -> None:
+    page = metrics.render()
+    for expected in (
+        "| `sandboxpool_claims_total` | Counter | `namespace`, `pool`, `result`, `source` |",
+        "| `sandboxpool_quarantined_nodes` | Gauge | `handler` |",
+        "| `sandboxpool_leader` | Gauge |  | 1 in the leader",
+        "| `workqueue_depth` | Gauge | `name` |",
+        "- `sandboxpool_claim_duration_seconds`: 0.005, 0.01,",
+    ):
+        assert expected in page
+
+
+def test_the_page_of_values_has_each_value_of_the_chart() -> None:
+    page = values.render(refgen.REPOSITORY / values.CHART)
+    for expected in (
+        "\n### probe.image\n\nThe operator's own image when empty;",
+        '\nOne of `"DEBUG"`, `"INFO"`, `"WARNING"`, `"ERROR"`; default `"INFO"`.\n',
+        "\nInteger from 0 to 9; default `2`.\n",
+        "all apply:\n\n```yaml\n- names: [team-a, team-b]\n  runtimeClasses: [gvisor]\n",
+        "\nMapping; default:\n\n```yaml\nrunAsNonRoot: true\n",
+        "excluded.sandboxpool.io/&lt;handler>",
+        "([docs/admission.md](../admission.md))",
+    ):
+        assert expected in page
+
+
+def test_text_stays_text() -> None:
+    assert text.paragraph("a <b> *c*,\n`<d> *e*`") == r"a &lt;b> \*c\*, `<d> *e*`"
+    assert text.cell("one | two") == r"one \| two"

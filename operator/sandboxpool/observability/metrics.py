@@ -304,6 +304,19 @@ class _Families:
         return self.pods, self.target, self.lag, self.waiting, self.nodes, self.ready
 
 
+def _quarantined_nodes() -> GaugeMetricFamily:
+    return GaugeMetricFamily(
+        "sandboxpool_quarantined_nodes",
+        "Nodes that are quarantined for a handler, because sandboxes failed there.",
+        labels=("handler",),
+    )
+
+
+def cluster_families() -> tuple[Metric, ...]:
+    """Return what `ClusterCollector` shows, without values, for the reference of metrics."""
+    return (*_Families().all(), _quarantined_nodes())
+
+
 class ClusterCollector(Collector):
     """Gauges that ``refresh`` counts from the caches; a scrape shows the last count."""
 
@@ -377,11 +390,7 @@ class ClusterCollector(Collector):
             families.ready.add_metric([*at, condition.type, condition.reason], holds)
 
     def _quarantined(self) -> Metric:
-        quarantined = GaugeMetricFamily(
-            "sandboxpool_quarantined_nodes",
-            "Nodes that are quarantined for a handler, because sandboxes failed there.",
-            labels=("handler",),
-        )
+        quarantined = _quarantined_nodes()
         open_by_handler = Tally(handler for (_, handler), _ in self._cluster.quarantines.open())
         for handler in {r.handler for r in self._cluster.classes.values()} | set(open_by_handler):
             quarantined.add_metric([handler], open_by_handler[handler])

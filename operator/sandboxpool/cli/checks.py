@@ -266,10 +266,11 @@ def _quarantines(seen: Snapshot) -> Iterator[Finding]:
         if not count:
             continue
         name = reading.name(one)
+        found = reading.objects(one, "status", "issues")
         issues = [
             f"{reading.text(issue, 'reason')} on {', '.join(reading.strings(issue, 'nodes'))}:"
             f" {reading.text(issue, 'message')}"
-            for issue in reading.objects(one, "status", "issues")
+            for issue in found
         ]
         yield Finding(
             Severity.WARNING,
@@ -278,6 +279,7 @@ def _quarantines(seen: Snapshot) -> Iterator[Finding]:
             f"quarantined nodes: {count}; " + ("; ".join(issues) or "the status names no cause"),
             f"mend the runtime on the nodes that kubectl sandboxpool runtimes {name} shows; the"
             " quarantine ends when a probe works there",
+            min((reading.text(one, "firstSeen") for one in found), default=""),
         )
 
 
@@ -306,6 +308,7 @@ def _pools(seen: Snapshot) -> Iterator[Finding]:
                 where,
                 f"{first.type}={first.status}, {first.reason}: {first.message}",
                 cure,
+                first.since,
             )
         elif risks := [
             one
@@ -319,6 +322,7 @@ def _pools(seen: Snapshot) -> Iterator[Finding]:
                 where,
                 "; ".join(f"{one.reason}: {one.message}" for one in risks),
                 cure,
+                min(one.since for one in risks),
             )
 
 

@@ -36,6 +36,7 @@ class Finding:
         where: The object, as kubectl names it.
         why: What the API says.
         cure: What to do.
+        since: When it began, as the API has it; empty where it does not say.
     """
 
     severity: Severity
@@ -43,6 +44,7 @@ class Finding:
     where: str
     why: str
     cure: str
+    since: str = ""
 
 
 def outcome(found: Sequence[Finding]) -> Outcome:

@@ -18,6 +18,7 @@ from sandboxpool.cli import (
     status,
     top,
 )
+from sandboxpool.cli.dashboard import command as dashboard
 from sandboxpool.cli.command import (
     Connection,
     Context,
@@ -32,6 +33,7 @@ COMMANDS = (
     status.status,
     runtimes.runtimes,
     top.top,
+    dashboard.dashboard,
     claim.claim,
     execute.execute,
     copy.copy,

@@ -9,15 +9,18 @@ from sandboxpool.cli import times
 
 Object = dict[str, Any]
 
+_CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
+
 
 @dataclass(frozen=True, slots=True)
 class ConditionText:
-    """A condition as the status has it."""
+    """A condition as the status has it; `since` is when its status last changed."""
 
     type: str
     status: str
     reason: str
     message: str
+    since: str = ""
 
 
 def mapping(value: Any, *path: str) -> Object:
@@ -68,7 +71,7 @@ def moment(value: Any, *path: str) -> datetime | None:
 def conditions(obj: Object) -> list[ConditionText]:
     """Return the conditions of a status, in its order."""
     return [
-        ConditionText(*(text(item, key) for key in ("type", "status", "reason", "message")))
+        ConditionText(*(text(item, key) for key in _CONDITION))
         for item in objects(obj, "status", "conditions")
     ]
 

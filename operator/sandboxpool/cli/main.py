@@ -18,7 +18,6 @@ from sandboxpool.cli import (
     status,
     top,
 )
-from sandboxpool.cli.dashboard import command as dashboard
 from sandboxpool.cli.command import (
     Connection,
     Context,
@@ -26,6 +25,7 @@ from sandboxpool.cli.command import (
     Namespace,
     RequestTimeout,
 )
+from sandboxpool.cli.dashboard import command as dashboard
 
 # In the order of `--help`.
 COMMANDS = (

@@ -30,9 +30,7 @@ def dashboard(
     run: Invocation,
     port: Annotated[
         int,
-        typer.Option(
-            "--port", min=0, max=65535, help="The port on 127.0.0.1; 0 for any free one."
-        ),
+        typer.Option("--port", min=0, max=65535, help="The port on 127.0.0.1; 0 for any free one."),
     ] = 0,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     group_by: Annotated[

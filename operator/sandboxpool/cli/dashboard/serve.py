@@ -22,15 +22,16 @@ class Served:
 
     Attributes:
         url: Where the page is.
+        server: It ends when its `should_exit` is set, or by a signal.
     """
 
     url: str
-    _server: uvicorn.Server
+    server: uvicorn.Server
     _listener: socket.socket
 
     def run(self) -> None:
-        """Serve until a signal comes."""
-        self._server.run(sockets=[self._listener])
+        """Serve until the server is to end."""
+        self.server.run(sockets=[self._listener])
 
 
 def prepare(settings: Settings, label: str | None, listener: socket.socket) -> Served:

@@ -105,7 +105,7 @@ class Site:
         """Return the application for a server on this port."""
 
         @contextlib.asynccontextmanager
-        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async def lifespan(_: Starlette) -> AsyncIterator[None]:
             watching = asyncio.create_task(self._watcher.run())
             try:
                 yield
@@ -126,7 +126,7 @@ class Site:
         query = urlencode([*request.query_params.multi_items(), ("page", "overview")])
         return HTMLResponse(self._pages.layout("overview", query, parts))
 
-    async def _stream(self, request: Request) -> Response:
+    async def _stream(self, _: Request) -> Response:
         if self._streams >= MAX_STREAMS:
             return PlainTextResponse("Too many pages are open.\n", 503, {"Retry-After": "30"})
         headers = {"X-Accel-Buffering": "no"}

@@ -92,10 +92,15 @@ class Watcher:
         }
 
     async def run(self) -> None:
-        """List and watch until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for feed in self.feeds.values():
-                tasks.create_task(self._keep(feed))
+        """List and watch until cancelled; then close the connections."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for feed in self.feeds.values():
+                    tasks.create_task(self._keep(feed))
+        finally:
+            self._api.close()
+            # A connection that is aborted is closed by the loop's next round.
+            await asyncio.sleep(0)
 
     async def wait_newer(self, version: int, within: float) -> None:
         """Return when something differs from a version, or after so many seconds."""
@@ -252,7 +257,7 @@ class Watcher:
 
 
 def _backoff(failures: int) -> float:
-    longest = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(failures, 10))
+    longest = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2.0 ** min(failures, 10))
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 

@@ -96,6 +96,7 @@ class Behaviour:
     _messages: list[_Rule[bool]] = field(default_factory=list, init=False)
     _missing_images: set[str] = field(default_factory=set, init=False)
     _programs: dict[str, Program] = field(default_factory=dict, init=False)
+    _network: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.random = random.Random(_SEED)  # noqa: S311  # not a secret: it must be repeatable
@@ -170,6 +171,14 @@ class Behaviour:
         """
         self._programs[image] = program
 
+    def addresses_from(self, network: str) -> None:
+        """Gives pods the addresses `NETWORK.1` to `NETWORK.250`, where a test may listen.
+
+        Args:
+            network: The first three numbers of an address.
+        """
+        self._network = network
+
     def reset(self) -> None:
         """Forgets every rule."""
         for rules in (
@@ -183,6 +192,7 @@ class Behaviour:
             rules.clear()
         self._missing_images.clear()
         self._programs.clear()
+        self._network = None
         self.random.seed(_SEED)
 
     def failure(self, node: str, handler: str, images: Collection[str] = ()) -> str | None:
@@ -212,6 +222,12 @@ class Behaviour:
     def missing_image(self, images: Iterable[str]) -> str | None:
         """The first of some images that cannot be pulled."""
         return next((image for image in images if image in self._missing_images), None)
+
+    def address(self, count: int) -> str:
+        """The address of the pod that is the `count`th to start, from 1."""
+        if self._network is not None:
+            return f"{self._network}.{(count - 1) % 250 + 1}"
+        return f"10.{100 + (count >> 16) % 100}.{(count >> 8) & 255}.{count & 255}"
 
     def run(self, run: ContainerRun, *, default: Exit | None) -> Exit | None:
         """How one start of a container ends."""

@@ -217,8 +217,7 @@ class Startup:
 
     def _address(self) -> str:
         self._addresses += 1
-        count = self._addresses
-        return f"10.{100 + (count >> 16) % 100}.{(count >> 8) & 255}.{count & 255}"
+        return self.behaviour.address(self._addresses)
 
 
 async def alive(node: FakeNode) -> None:

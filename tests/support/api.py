@@ -40,6 +40,7 @@ class Kind:
 
 _RBAC = "rbac.authorization.k8s.io/v1"
 _ADMISSION = "admissionregistration.k8s.io/v1"
+_OPENSANDBOX = "sandbox.opensandbox.io/v1alpha1"
 
 # Tests that need another kind add it here: a table is easier to follow than discovery.
 KINDS = {
@@ -70,6 +71,9 @@ KINDS = {
     "SandboxPool": Kind("sandboxpool.io/v1alpha1", "sandboxpools"),
     "SandboxClaim": Kind("sandboxpool.io/v1alpha1", "sandboxclaims"),
     "SandboxRuntime": Kind("sandboxpool.io/v1alpha1", "sandboxruntimes", namespaced=False),
+    "BatchSandbox": Kind(_OPENSANDBOX, "batchsandboxes"),
+    "Pool": Kind(_OPENSANDBOX, "pools"),
+    "SandboxSnapshot": Kind(_OPENSANDBOX, "sandboxsnapshots"),
 }
 
 

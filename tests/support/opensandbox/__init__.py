@@ -1,0 +1,1 @@
+"""What tests of the OpenSandbox bridge need: OpenSandbox's kinds, stand-ins for its parts."""

@@ -560,6 +560,51 @@ def test_sandboxes_reach_the_internet_and_nothing_of_the_cluster(
     ]
 
 
+def dashboards(manifests: list[Manifest]) -> list[Manifest]:
+    return [m for m in manifests if "-dashboard-" in m["metadata"]["name"]]
+
+
+def test_dashboards_are_there_where_they_are_wanted(render: Render) -> None:
+    assert dashboards(render()) == []
+    found = dashboards(render("--set", "dashboards.enabled=true"))
+    checked_in = sorted((CHART / "dashboards").glob("*.json"))
+    assert len(found) == len(checked_in) == 3
+    for manifest, path in zip(found, checked_in, strict=True):
+        assert manifest["kind"] == "ConfigMap"
+        metadata = manifest["metadata"]
+        assert metadata["name"] == f"{RELEASE}-dashboard-{path.stem}"
+        assert metadata["namespace"] == NAMESPACE
+        assert metadata["labels"]["grafana_dashboard"] == "1"
+        assert "annotations" not in metadata
+        # Helm must not take the names of series for templates of its own.
+        ((name, text),) = manifest["data"].items()
+        assert name == f"sandboxpool-{path.name}"
+        assert json.loads(text) == json.loads(path.read_text())
+
+
+def test_dashboards_can_be_put_where_grafanas_sidecar_looks(render: Render, tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    values = {
+        "enabled": True,
+        "namespace": "monitoring",
+        "labels": {"grafana_dashboard": None, "dashboards": "yes"},
+        "folder": "Sandboxes",
+        "folderAnnotation": "k8s-sidecar-target-directory",
+        "annotations": {"team": "platform"},
+    }
+    path.write_text(yaml.safe_dump({"dashboards": values, "fullnameOverride": "n" * 63}))
+    for manifest in dashboards(render("--values", str(path))):
+        metadata = manifest["metadata"]
+        assert metadata["namespace"] == "monitoring"
+        assert metadata["labels"]["dashboards"] == "yes"
+        assert "grafana_dashboard" not in metadata["labels"]
+        assert metadata["annotations"] == {
+            "k8s-sidecar-target-directory": "Sandboxes",
+            "team": "platform",
+        }
+        assert len(metadata["name"]) <= 63
+
+
 def test_the_service_selects_the_pod(render: Render) -> None:
     manifests = render()
     spec = only(manifests, "Deployment")["spec"]
@@ -822,6 +867,9 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
         ("resource.limits=1", "resource"),
         ("sandboxNetworkPolicy.egressExcept[0]=everything", "egressExcept"),
         ("sandboxNetworkPolicy.namespace=team-a", "namespace"),
+        ("dashboards.enable=true", "enable"),
+        ("dashboards.folderAnnotation=", "folderAnnotation"),
+        ("dashboards.labels.grafana_dashboard=1", "grafana_dashboard"),
         ("extraEnv[0].nane=A", "extraEnv"),
     ],
 )

@@ -14,6 +14,7 @@ DOCUMENTS = (
     "README.md",
     "docs/architecture.md",
     "docs/client.md",
+    "docs/dashboards.md",
     "docs/kubectl-sandboxpool.md",
     "docs/failure-texts.md",
     "docs/glossary.md",

@@ -6,11 +6,13 @@ import logging
 import sys
 
 try:
-    from sandboxpool.app import logs, settings
     from sandboxpool.app import operator as app
+    from sandboxpool.app import settings
     from sandboxpool.app.preflight import StartError
     from sandboxpool.kube.credentials import CredentialsError
+    from sandboxpool.observability import logs
     from sandboxpool.observability.web import ListenError
+    from sandboxpool.util.environment import SettingsError
 except ModuleNotFoundError as error:
     # `pip install sandboxpool` brings the client and the kubectl plugin only.
     if (error.name or "").partition(".")[0] == "sandboxpool":
@@ -30,7 +32,7 @@ def main() -> int:
     """Run the operator; return the process's exit code."""
     try:
         configured = settings.load()
-    except settings.SettingsError as error:
+    except SettingsError as error:
         for line in str(error).splitlines():
             print(f"sandboxpool: {line}", file=sys.stderr)
         return 2

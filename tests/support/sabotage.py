@@ -31,7 +31,6 @@ from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
 from sandboxpool.app import build
 from sandboxpool.app import operator as app
-from sandboxpool.app.watches import Watches
 from sandboxpool.claims.attempt import Attempt
 from sandboxpool.claims.pending import PendingReconciler
 from sandboxpool.claims.requests import ClaimRequests
@@ -40,6 +39,7 @@ from sandboxpool.kube import client
 from sandboxpool.kube.errors import KubeError, NotLeaderError
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import LeaderElector
+from sandboxpool.kube.watches import Watches
 from sandboxpool.pools import cold_starter
 from sandboxpool.pools import decide as decisions
 from sandboxpool.pools import reconcile as pools

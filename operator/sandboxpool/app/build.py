@@ -20,7 +20,6 @@ from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
 from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxRuntime
 from sandboxpool.app.settings import Settings
-from sandboxpool.app.watches import Watches
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.classes import RuntimeClassStore
@@ -36,6 +35,7 @@ from sandboxpool.kube.clock import ServerClock
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import Informer
 from sandboxpool.kube.lease import LeaderElector
+from sandboxpool.kube.watches import Watches
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.observability.exposition import Exposition
 from sandboxpool.observability.metrics import ClusterCollector, Metrics

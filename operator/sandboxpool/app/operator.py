@@ -23,6 +23,7 @@ from sandboxpool.kube.listing import list_into
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.observability import web
 from sandboxpool.observability.webauth import Reviewer
+from sandboxpool.util.supervision import supervise
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,6 @@ LAG_PROBE_SECONDS = 0.5
 LAG_WINDOW = 20
 FLUSH_SECONDS = 1.0
 LEASE_LOST_EXIT_CODE = 3
-# A component that fails is restarted with a backoff, which is reset after it has run for a while.
-FIRST_RESTART_SECONDS = 1.0
-LONGEST_RESTART_SECONDS = 60.0
-RESTART_RESET_SECONDS = 300.0
 
 POOLS_PATH = resource_path(names.API_VERSION, names.POOLS)
 CLASSES_PATH = resource_path("node.k8s.io/v1", "runtimeclasses")
@@ -79,27 +76,13 @@ class Operator:
     async def _supervise(
         self, name: str, component: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
-        """Run a component until cancelled; restart it whenever it ends or fails.
-
-        No response of the API server, and no object of a tenant, may end the process.
-        """
-        loop = asyncio.get_running_loop()
-        pause = FIRST_RESTART_SECONDS
-        while True:
-            began, cause = loop.time(), "it has ended"
-            try:
-                await component()
-            except handlers.KopfEndedError as error:
-                cause = str(error)
-            except Exception as error:
-                logger.exception("%s failed", name)
-                cause = repr(error)
-            if loop.time() - began >= RESTART_RESET_SECONDS:
-                pause = FIRST_RESTART_SECONDS
-            logger.warning("%s: %s; it is restarted in %.0f s", name, cause, pause)
-            self._metrics.restarts.labels(name).inc()
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_RESTART_SECONDS)
+        """Run a component until cancelled; restart it whenever it ends or fails."""
+        await supervise(
+            name,
+            component,
+            on_restart=lambda part: self._metrics.restarts.labels(part).inc(),
+            expected=(handlers.KopfEndedError,),
+        )
 
     async def _relist_kopf_resources(self) -> None:
         """List pools and classes every minute: kopf misses what is deleted while it is down."""

@@ -1,13 +1,11 @@
 """The operator's own settings, from environment variables that begin with SANDBOXPOOL_."""
 
 import os
-import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     InstanceOf,
     Json,
@@ -26,19 +24,19 @@ from sandboxpool.runtimes.probe import (
     ProbeOptions,
     release_labels,
 )
-
-PREFIX = "SANDBOXPOOL_"
-
-
-class SettingsError(Exception):
-    """Settings are wrong; the message has a line for each: variable, value, what it may be."""
-
-
-class Address(NamedTuple):
-    """Where a server listens; without a host on all addresses of all families."""
-
-    host: str | None
-    port: int
+from sandboxpool.util.environment import (
+    PREFIX,
+    Address,
+    Flag,
+    Listen,
+    LogLevel,
+    Names,
+    SettingsError,
+    label,
+    name,
+    number,
+    parsed,
+)
 
 
 class ProbeExtras(BaseModel):
@@ -63,69 +61,6 @@ class ProbeExtras(BaseModel):
         return given
 
 
-def _parsed(parse: Callable[[str], object]) -> BeforeValidator:
-    """Parse the text of a variable; what code passes as a value needs no parsing."""
-    return BeforeValidator(lambda given: parse(given) if isinstance(given, str) else given)
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError("use true or false")
-    return text.lower() == "true"
-
-
-def _number(least: int, most: int) -> BeforeValidator:
-    def parse(text: str) -> int:
-        if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
-            raise ValueError(f"use a whole number from {least} to {most}")
-        return int(text)
-
-    return _parsed(parse)
-
-
-def _name(otherwise: str) -> BeforeValidator:
-    def parse(text: str) -> str:
-        if not text.strip():
-            raise ValueError(otherwise)
-        return text.strip()
-
-    return _parsed(parse)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in map(str.strip, text.split(",")) if name)
-
-
-def _label(otherwise: str) -> BeforeValidator:
-    def parse(text: str) -> str:
-        if not re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
-            raise ValueError(f"{otherwise}: lower case letters, digits and hyphens, at most 63")
-        return text
-
-    return _parsed(parse)
-
-
-def _address(text: str) -> Address:
-    found = re.fullmatch(r"(?:(?:\[(.*)\]|([^:]*)):)?([0-9]{1,5})", text)
-    if not found or int(found[3]) > 65535:
-        raise ValueError(
-            "use host:port, :port or port, with a port from 0 to 65535 and an IPv6 address in "
-            "brackets, such as [::1]:8080"
-        )
-    return Address(found[1] or found[2] or None, int(found[3]))
-
-
-def _lease(text: str) -> LeaderElectionTimes:
-    if re.fullmatch("[0-9]{1,9}(/[0-9]{1,9}){2}", text):
-        times = LeaderElectionTimes(*map(int, text.split("/")))
-        if times.lease_duration > times.renew_deadline > times.retry_period > 0:
-            return times
-    raise ValueError(
-        "use three whole numbers of seconds such as 15/10/2, the lease's duration, the renew "
-        "deadline and the pause between tries, each less than the one before"
-    )
-
-
 class Settings(BaseModel):
     """How the operator runs; the variable of a field is SANDBOXPOOL_ and its name in capitals."""
 
@@ -135,49 +70,49 @@ class Settings(BaseModel):
 
     namespace: Annotated[
         str,
-        _name("name the namespace that the operator runs in, with its Lease and its probe pods"),
+        name("name the namespace that the operator runs in, with its Lease and its probe pods"),
     ] = "sandboxpool-system"
     """Namespace that the operator runs in."""
 
-    release: Annotated[str, _label("name the release as a Lease may be named")] = (
+    release: Annotated[str, label("name the release as a Lease may be named")] = (
         names.DEFAULT_RELEASE
     )
     """Name of the Lease, and of the records and probe pods, of all replicas: operators with
     different ones do not meet."""
 
-    manage_runtimes: Annotated[bool, _parsed(_flag)] = True
+    manage_runtimes: Flag = True
     """Whether this operator writes SandboxRuntimes and events about nodes: one in a cluster."""
 
-    listen: Annotated[Address, _parsed(_address)] = Address(None, 8080)
+    listen: Listen = Address(None, 8080)
     """Address of the metrics server: host:port, :port or port."""
 
-    health_listen: Annotated[Address, _parsed(_address)] = Address(None, 8081)
+    health_listen: Listen = Address(None, 8081)
     """Address of the server that answers the kubelet's probes."""
 
-    metrics_auth: Annotated[bool, _parsed(_flag)] = False
+    metrics_auth: Flag = False
     """Whether clients need a token that the API server accepts and allows to get /metrics."""
 
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], _parsed(str.upper)] = "INFO"
+    log_level: LogLevel = "INFO"
     """Least severity of the messages that are logged."""
 
-    claim_workers: Annotated[int, _number(1, 1000)] = 16
+    claim_workers: Annotated[int, number(1, 1000)] = 16
     """Claims reconciled at once, without slow ones. A claim mostly waits for the API server: more
     workers would only make each wait longer."""
 
-    pool_workers: Annotated[int, _number(1, 1000)] = 8
+    pool_workers: Annotated[int, number(1, 1000)] = 8
     """Pools reconciled at once, without slow ones; fewer than claims, so that refill never crowds
     claims out."""
 
-    publish_on_nodes: Annotated[bool, _parsed(_flag)] = False
+    publish_on_nodes: Flag = False
     """Whether nodes get labels and conditions that show the state of their runtimes."""
 
-    exclusion_labels: Annotated[bool, _parsed(_flag)] = True
+    exclusion_labels: Flag = True
     """Whether nodes that sandboxes must avoid get a label; otherwise sandboxes list the hostnames
     of these nodes."""
 
     probe_image: Annotated[
         str,
-        _name(
+        name(
             "name an image with /bin/sh, such as the operator's own (Helm: probe.image): without "
             "probes no isolation is proven and no node comes out of quarantine"
         ),
@@ -187,19 +122,21 @@ class Settings(BaseModel):
     probe_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of the probe image."""
 
-    probe_pull_secrets: Annotated[tuple[str, ...], _parsed(_names)] = ()
+    probe_pull_secrets: Names = ()
     """Pull secrets of the probe image, in the operator's namespace; separated by commas."""
 
     probe: Json[ProbeExtras] = ProbeExtras()
     """What else probe pods have; a JSON object."""
 
-    proof_max_age: Annotated[int, _number(600, 366 * 86_400)] = 86_400
+    proof_max_age: Annotated[int, number(600, 366 * 86_400)] = 86_400
     """Seconds after which a proof of isolation expires; the operator renews it before that."""
 
-    admission_policy: Annotated[bool, _parsed(_flag)] = False
+    admission_policy: Flag = False
     """Whether the chart's admission policy for pods is installed with the operator."""
 
-    lease: Annotated[InstanceOf[LeaderElectionTimes], _parsed(_lease)] = LeaderElectionTimes()
+    lease: Annotated[InstanceOf[LeaderElectionTimes], parsed(LeaderElectionTimes.parse)] = (
+        LeaderElectionTimes()
+    )
     """Seconds of the leader's lease: duration, renew deadline and retry, such as 15/10/2."""
 
     def to_probe_image(self) -> ProbeImage:

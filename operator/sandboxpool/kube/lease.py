@@ -10,6 +10,7 @@ import asyncio
 import datetime
 import logging
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -49,6 +50,22 @@ class LeaderElectionTimes:
     renew_deadline: int = 10
     retry_period: int = 2
 
+    @classmethod
+    def parse(cls, text: str) -> "LeaderElectionTimes":
+        """Parse three whole numbers of seconds such as 15/10/2.
+
+        Raises:
+            ValueError: they are not, or are not each less than the one before.
+        """
+        if re.fullmatch("[0-9]{1,9}(/[0-9]{1,9}){2}", text):
+            times = cls(*map(int, text.split("/")))
+            if times.lease_duration > times.renew_deadline > times.retry_period > 0:
+                return times
+        raise ValueError(
+            "use three whole numbers of seconds such as 15/10/2, the lease's duration, the renew "
+            "deadline and the pause between tries, each less than the one before"
+        )
+
 
 class _Spec(msgspec.Struct, frozen=True):
     holderIdentity: str | None = None
@@ -82,8 +99,8 @@ class LeaderElector:
 
     Args:
         client: a client for the lease alone, so that renewals do not wait for other requests.
-        namespace: the operator's namespace.
-        name: the Lease's name; replicas of one release have the same.
+        namespace: the namespace of the lease.
+        name: the lease's name; replicas of one release have the same.
         identity: unique to this process.
         times: the durations of the lease.
         clock: see ``boot_clock``.

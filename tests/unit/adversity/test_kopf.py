@@ -100,7 +100,7 @@ async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiServer]:
         return kopf.ConnectionInfo(server=str(server.make_url("")), token="always the same")
 
     monkeypatch.setattr("sandboxpool.app.operator.connection_info", connection)
-    monkeypatch.setattr("sandboxpool.app.operator.FIRST_RESTART_SECONDS", 0.05)
+    monkeypatch.setattr("sandboxpool.util.supervision.FIRST_RESTART_SECONDS", 0.05)
     yield api
     await server.close()
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from sandboxpool.__main__ import main
 from sandboxpool.app import handlers
-from sandboxpool.app.logs import JsonFormatter
-from sandboxpool.app.settings import Settings, SettingsError, load
+from sandboxpool.app.settings import Settings, load
 from sandboxpool.kube.lease import LeaderElectionTimes
+from sandboxpool.observability.logs import JsonFormatter
 from sandboxpool.runtimes.probe import ProbeOptions
+from sandboxpool.util.environment import SettingsError
 
 
 def test_the_delays_between_attempts_grow_are_capped_and_never_end() -> None:

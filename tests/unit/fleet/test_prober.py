@@ -14,7 +14,7 @@ import pytest
 from sandboxpool.api import names
 from sandboxpool.api.core import Pod
 from sandboxpool.api.reasons import Reason
-from sandboxpool.app.settings import SettingsError, load
+from sandboxpool.app.settings import load
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.fleet import probe_backoff, probe_request, prober
@@ -30,6 +30,7 @@ from sandboxpool.runtimes.podevents import PodEvent, PodEvents
 from sandboxpool.runtimes.probe import ProbeImage, build_probe
 from sandboxpool.runtimes.resolve import Runtime
 from sandboxpool.sandboxes.event_reader import PodEventReader
+from sandboxpool.util.environment import SettingsError
 from support.builders import NOW, evidence, facts, node, pod, pool_body, runtime
 from support.inquiries import NoInquiry, ScriptedInquiry
 from support.scriptedapi import BROKEN, QUOTA, REFUSED, UNKNOWN, Call, ScriptedApi

@@ -124,7 +124,7 @@ class View:
         if names.ANNOTATION_SERVED in sandbox.metadata.annotations or self.has_claim:
             return True
         offered = pool is not None and pool.mode is not None and self.mirrored
-        return offered and sandbox.spec.template is None
+        return offered and not sandbox.has_template
 
 
 def next_step(view: View) -> Step:

@@ -97,9 +97,12 @@ class Process(msgspec.Struct, frozen=True):
     env: list[_EnvVar] = []
 
 
+_ABSENT = msgspec.Raw(b"")
+_NOTHING = (b"", b"null")
+
+
 class _TaskSpec(msgspec.Struct, frozen=True):
-    process: msgspec.Raw | None = None
-    timeoutSeconds: int | None = None
+    process: msgspec.Raw = _ABSENT
 
 
 class _TaskTemplate(msgspec.Struct, frozen=True):
@@ -109,7 +112,7 @@ class _TaskTemplate(msgspec.Struct, frozen=True):
 class _BatchSandboxSpec(msgspec.Struct, frozen=True):
     replicas: int | None = None
     poolRef: str = ""
-    template: msgspec.Raw | None = None
+    template: msgspec.Raw = _ABSENT
     taskTemplate: _TaskTemplate | None = None
     expireTime: str | None = None
     pause: bool | None = None
@@ -188,11 +191,22 @@ class BatchSandbox(msgspec.Struct, frozen=True):
         return self.failed or self.published
 
     @property
+    def has_template(self) -> bool:
+        """It describes its pods itself, so it is not for a pool."""
+        return bytes(self.spec.template) not in _NOTHING
+
+    @property
+    def task(self) -> msgspec.Raw | None:
+        """The process of the task, as it was received; None if there is no task."""
+        template = self.spec.taskTemplate
+        raw = template.spec.process if template is not None else _ABSENT
+        return raw if bytes(raw) not in _NOTHING else None
+
+    @property
     def process(self) -> Process | None:
-        """The task's process; None if there is no task.
+        """The process of the task, as far as it matters; None if there is no task.
 
         Raises:
             msgspec.ValidationError: it is not a process.
         """
-        raw = self.spec.taskTemplate and self.spec.taskTemplate.spec.process
-        return msgspec.json.decode(raw, type=Process) if raw else None
+        return msgspec.json.decode(self.task, type=Process) if self.task is not None else None

@@ -334,14 +334,11 @@ class SandboxReconciler:
 
     async def _serve(self, sandbox: BatchSandbox, claim: SandboxClaim) -> float | None:
         address = claim.status.podIP or ""
-        template = sandbox.spec.taskTemplate
-        process = template.spec.process if template is not None else None
-        delivers = claim.metadata.labels.get(names.LABEL_OPT_IN) != OptIn.PRESTARTED
-        with_task = delivers and process is not None
-        if with_task:
-            assert process is not None, "a task has a process"
+        prestarted = claim.metadata.labels.get(names.LABEL_OPT_IN) == OptIn.PRESTARTED
+        task = None if prestarted else sandbox.task
+        if task is not None:
             try:
-                await self._start_task(address, f"{sandbox.metadata.name}-0", process)
+                await self._start_task(address, f"{sandbox.metadata.name}-0", task)
             except (DeliveryError, TaskEndedError) as error:
                 return await self._task_failed(sandbox, error)
         began = self._clock()
@@ -349,7 +346,7 @@ class SandboxReconciler:
         if published is None:
             return None
         written = await self._write_status(
-            published, status.running(published, with_task=with_task, now=self._wall())
+            published, status.running(published, with_task=task is not None, now=self._wall())
         )
         if written:
             self._metrics.step("publish", self._clock() - began)

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -10,16 +10,17 @@ import pytest
 from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.opensandbox import decide, names
 from sandboxpool.opensandbox.decide import View, next_step
-from sandboxpool.opensandbox.kinds import BatchSandbox, SandboxPool
+from sandboxpool.opensandbox.kinds import BatchSandbox, OptIn, SandboxPool
 from sandboxpool.opensandbox.outlook import DEFECTS, outlook_of
 
 NOW = 1_800_000_000.0
 PAST, FUTURE = "2027-01-15T07:59:59.433726+00:00", "2027-01-15T08:00:01.5+00:00"
+T = TypeVar("T")
 SANDBOX_UID = "uid-of-sandbox"
 ENTRYPOINT = ["/bin/sh", "-c", "exec /opt/opensandbox/bootstrap.sh tail -f /dev/null"]
 
 
-def read(type_: Any, body: dict[str, Any]) -> Any:
+def read(type_: type[T], body: dict[str, Any]) -> T:
     return msgspec.json.decode(json.dumps(body).encode(), type=type_)
 
 
@@ -105,10 +106,8 @@ FAILED = {"phase": "Failed"}
 
 
 def test_a_request_for_an_open_pool_gets_a_claim_that_says_what_runs_there() -> None:
-    assert next_step(view(sandbox(), pool())) == decide.CreateClaim(decide.OptIn.EXECUTOR)
-    assert next_step(view(sandbox(), pool("Prestarted"))) == decide.CreateClaim(
-        decide.OptIn.PRESTARTED
-    )
+    assert next_step(view(sandbox(), pool())) == decide.CreateClaim(OptIn.EXECUTOR)
+    assert next_step(view(sandbox(), pool("Prestarted"))) == decide.CreateClaim(OptIn.PRESTARTED)
 
 
 @pytest.mark.parametrize("label", ["", "executor", "Off"])

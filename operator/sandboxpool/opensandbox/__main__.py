@@ -4,11 +4,20 @@ import asyncio
 import logging
 import sys
 
-from sandboxpool.kube.credentials import CredentialsError
-from sandboxpool.observability import logs
-from sandboxpool.observability.web import ListenError
-from sandboxpool.opensandbox import bridge, settings
-from sandboxpool.util.environment import SettingsError
+try:
+    from sandboxpool.kube.credentials import CredentialsError
+    from sandboxpool.observability import logs
+    from sandboxpool.observability.web import ListenError
+    from sandboxpool.opensandbox import bridge, settings
+    from sandboxpool.util.environment import SettingsError
+except ModuleNotFoundError as error:
+    # `pip install sandboxpool` brings the client and the kubectl plugin only.
+    if (error.name or "").partition(".")[0] == "sandboxpool":
+        raise
+    sys.exit(
+        f"sandboxpool.opensandbox: the Python package {error.name!r} is missing, which the bridge"
+        " needs: pip install 'sandboxpool[operator]'"
+    )
 
 
 def main() -> int:

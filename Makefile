@@ -179,4 +179,5 @@ lock: $(INSTALLED) ## Lock the dependencies again, with hashes (after a change o
 	lock --extra dashboard -c requirements/runtime.txt pyproject.toml -o requirements/dashboard.txt; \
 	for group in build test lint docs dashboards examples bench; do \
 	  lock --group $$group -c requirements/runtime.txt -o requirements/$$group.txt; \
-	done
+	done; \
+	lock --group opensandbox -o requirements/opensandbox.txt

@@ -71,6 +71,7 @@ BINARIES = {
         # No parts of a cluster: what others' schedulers say of our pods.
         Binary("karpenter-check", "karpenter-check", "."),
         Binary("scheduler-check", "scheduler-check", "."),
+        Binary("opensandbox-standin", "opensandbox-standin", "."),
         Binary("kind", "kind", "sigs.k8s.io/kind"),
         Binary("runsc", "gvisor", "gvisor.dev/gvisor/runsc"),
         Binary("containerd-shim-runsc-v1", "gvisor", "gvisor.dev/gvisor/shim"),

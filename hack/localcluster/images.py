@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +25,12 @@ BASE_PYTHON = "3.11"
 BASE_GLIBC_MINOR = 36
 
 
-def _engine() -> Engine:
+def current_engine() -> Engine:
+    """Return the engine of the cluster that is up.
+
+    Raises:
+        StepError: None is up.
+    """
     engine = engines.current()
     if engine is None:
         raise progress.StepError("images", "no cluster is up: `python -m localcluster up`")
@@ -36,7 +43,7 @@ def load_image(tag: str) -> None:
     Raises:
         StepError: The engine has no such image, or a node did not take it.
     """
-    engine = _engine()
+    engine = current_engine()
     if not engine.has_image(tag):
         raise progress.StepError("load image", f"the engine has no image {tag}")
     wanted = engine.docker("image", "inspect", "-f", "{{.Id}}", tag).strip()
@@ -73,7 +80,7 @@ def load_sample_image() -> str:
 
     A node image made here has it already; for the stock one it is built from a public image.
     """
-    engine, tag = _engine(), nodeimage.SAMPLE_IMAGE
+    engine, tag = current_engine(), nodeimage.SAMPLE_IMAGE
     if engine.owned:
         return tag
     if not engine.has_image(tag):
@@ -93,12 +100,12 @@ def build_operator_image() -> str:
 
     Nothing is built when the inputs have not changed, and nothing loaded where it is already.
     """
-    engine = _engine()
+    engine = current_engine()
     inputs = [paths.REPOSITORY / name for name in ("Dockerfile", "requirements/runtime.txt")]
     inputs.append(paths.REPOSITORY / "operator")
     base = nodeimage.base_image(engine) if engine.owned else ""
     key = cache.digest(cache.tree_digest(inputs, base=paths.REPOSITORY), base)
-    if any(_content_of(engine, image) != key for image in (OPERATOR_IMAGE, PROBE_IMAGE)):
+    if any(content_of(engine, image) != key for image in (OPERATOR_IMAGE, PROBE_IMAGE)):
         with cache.lock(paths.state_dir() / "image.lock", timeout=BUILD_SECONDS):
             _build(engine, base, key)
     load_image(OPERATOR_IMAGE)
@@ -106,13 +113,14 @@ def build_operator_image() -> str:
     return OPERATOR_IMAGE
 
 
-def _content_of(engine: Engine, tag: str) -> str:
+def content_of(engine: Engine, tag: str) -> str:
+    """Return what was noted of an image's inputs when it was built; empty if there is none."""
     form = f'{{{{index .Config.Labels "{CONTENT_LABEL}"}}}}'
     return engine.docker("image", "inspect", "-f", form, tag, check=False).strip()
 
 
 def _build(engine: Engine, base: str, key: str) -> None:
-    wheels = _wheels() if base else None
+    requirements = paths.REPOSITORY / "requirements/runtime.txt"
     with (
         progress.step("build the operator's images") as step,
         tempfile.TemporaryDirectory(prefix="localcluster-image-") as scratch,
@@ -121,45 +129,70 @@ def _build(engine: Engine, base: str, key: str) -> None:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copy(paths.REPOSITORY / "Dockerfile", context)
         (context / "requirements").mkdir()
-        shutil.copy(paths.REPOSITORY / "requirements/runtime.txt", context / "requirements")
+        shutil.copy(requirements, context / "requirements")
         shutil.copytree(paths.REPOSITORY / "operator", context / "operator", ignore=ignored)
-        options = []
-        if wheels is not None:
-            shutil.copytree(wheels, context / "wheels")
-            options = ["--network=none", "--build-arg", f"BASE={base}"]
-            options += ["--build-arg", "PIP_NO_INDEX=1"]
-        label = f"{CONTENT_LABEL}={key}"
-        for image, target in ((OPERATOR_IMAGE, ()), (PROBE_IMAGE, ("--target", "probe"))):
-            engine.docker(
-                *("build", "-t", image, "--label", label, *target, *options, str(context)),
-                timeout=BUILD_SECONDS,
-                log=step.log,
-            )
+        targets = {"": OPERATOR_IMAGE, "probe": PROBE_IMAGE}
+        build_targets(engine, step, context, base, requirements, key, targets)
 
 
-def _wheels() -> Path:
-    """Return a directory of the wheels that the image needs, fetched as this machine fetches.
+def build_targets(
+    engine: Engine,
+    step: progress.Step,
+    context: Path,
+    base: str,
+    requirements: Path,
+    key: str,
+    targets: Mapping[str, str],
+) -> None:
+    """Build images of a Dockerfile whose first stage installs locked requirements.
+
+    Args:
+        engine: Where.
+        step: What this belongs to.
+        context: The directory of the Dockerfile; wheels are put there where nothing can be pulled.
+        base: The base image made here; empty for the Dockerfile's own.
+        requirements: What the wheels are of.
+        key: What is noted of the inputs, for `content_of`.
+        targets: The tags by the Dockerfile's stages; empty for the last.
+    """
+    options = ["--label", f"{CONTENT_LABEL}={key}"]
+    if base:
+        shutil.copytree(_wheels(step, requirements), context / "wheels")
+        options += ["--network=none", "--build-arg", f"BASE={base}"]
+        options += ["--build-arg", "PIP_NO_INDEX=1"]
+    for target, tag in targets.items():
+        chosen = ("--target", target) if target else ()
+        engine.docker(
+            *("build", "-t", tag, *chosen, *options, str(context)),
+            timeout=BUILD_SECONDS,
+            log=step.log,
+        )
+
+
+def _wheels(step: progress.Step, requirements: Path) -> Path:
+    """Return a directory of the wheels that an image needs, fetched as this machine fetches.
 
     A build has neither the machine's certificates nor its index settings; pip out here has both.
     """
-    requirements = paths.REPOSITORY / "requirements/runtime.txt"
-    key = cache.digest(requirements.read_bytes(), BASE_PYTHON, str(BASE_GLIBC_MINOR))
+    # pip judges markers by the Python that it runs with, and the base's may be an older 3.11. One
+    # wheel too many does no harm.
+    text = re.sub(r" ; python_full_version < '3\.\d+\.\d+'", "", requirements.read_text())
+    key = cache.digest(text, BASE_PYTHON, str(BASE_GLIBC_MINOR))
     target = paths.cache_dir() / "wheels" / key
     if target.exists():
         return target
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(BASE_GLIBC_MINOR, 16, -1)]
     platforms += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        progress.step("download wheels") as step,
-        tempfile.TemporaryDirectory(dir=target.parent) as scratch,
-    ):
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        wanted = Path(scratch) / "requirements.txt"
+        wanted.write_text(text)
         step.run(
             [
                 *(sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"),
                 *("--require-hashes", "--python-version", BASE_PYTHON, "--implementation", "cp"),
                 *(word for name in platforms for word in ("--platform", name)),
-                *("--dest", f"{scratch}/wheels", "-r", str(requirements)),
+                *("--dest", f"{scratch}/wheels", "-r", str(wanted)),
             ],
             timeout=DOWNLOAD_SECONDS,
         )

@@ -1,0 +1,3 @@
+module localcluster/components/opensandbox-standin
+
+go 1.26.0

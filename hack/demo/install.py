@@ -35,14 +35,7 @@ def install_operator(kubeconfig: Path, values: Mapping[str, Any] | None = None) 
     Raises:
         StepError: A step failed; the text has the command's last words.
     """
-    image = images.build_operator_image()
-    repository, _, tag = image.rpartition(":")
-    chart_values = {
-        "image": {"repository": repository, "tag": tag},
-        "probe": {"image": images.PROBE_IMAGE},
-        "podAnnotations": {IMAGE_ANNOTATION: _content(image)},
-        **(values or {}),
-    }
+    chart_values = values_for(images.build_operator_image(), values)
     with (
         progress.step("install the chart with Helm") as step,
         tempfile.TemporaryDirectory(prefix="sandboxpool-values-") as folder,
@@ -51,7 +44,6 @@ def install_operator(kubeconfig: Path, values: Mapping[str, Any] | None = None) 
         if state.startswith("pending"):
             # Helm refuses to touch a release whose installation was interrupted.
             _helm(step, kubeconfig, "uninstall", RELEASE, "--wait")
-            state = ""
         file = Path(folder) / "values.yaml"
         file.write_text(yaml.safe_dump(chart_values))
         _helm(
@@ -62,6 +54,17 @@ def install_operator(kubeconfig: Path, values: Mapping[str, Any] | None = None) 
         )
     with progress.step("wait for the operator's rollout") as step:
         await_rollout(kubeconfig, step)
+
+
+def values_for(image: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the values of the chart for an image of the engine."""
+    repository, _, tag = image.rpartition(":")
+    return {
+        "image": {"repository": repository, "tag": tag},
+        "probe": {"image": images.PROBE_IMAGE},
+        "podAnnotations": {IMAGE_ANNOTATION: _content(image)},
+        **(values or {}),
+    }
 
 
 # The cluster may have CRDs that another checkout of the chart, or kubectl, has installed.

@@ -14,23 +14,16 @@ from demo import install
 from localcluster import images, kindcluster, nodes, process
 from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
-from support import Api, eventually, objects, prometheus
+from support import Api, eventually, objects
 from support.deployed import DeployedOperator
 from support.history import PodHistory
 from support.operator_process import Operator
 from support.realnodes import CLASSES, WITH_BROKEN_KATA, remove_samples, restore_nodes
+from support.releases import VALUES
 
 HERE = Path(__file__).resolve().parent
 
 _TEST_SECONDS = 180
-# OpenShift's restricted-v2 gives each namespace a range of users, which no image knows.
-_ANYBODY = {"runAsUser": 1_000_680_000, "runAsGroup": 0, "fsGroup": 1_000_680_000}
-VALUES = {
-    "podSecurityContext": _ANYBODY,
-    "probe": {"image": images.PROBE_IMAGE, "podSecurityContext": _ANYBODY},
-    # For network plugins that enforce policies.
-    "networkPolicy": {"metricsFrom": prometheus.METRICS_FROM},
-}
 _EMPTY_SECONDS = 60.0
 _LAST = "test_rights.py"
 # Set it to have the cluster removed when the tests are over.

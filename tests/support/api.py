@@ -53,6 +53,7 @@ KINDS = {
     "LimitRange": Kind("v1", "limitranges"),
     "Node": Kind("v1", "nodes", namespaced=False),
     "Namespace": Kind("v1", "namespaces", namespaced=False),
+    "Service": Kind("v1", "services"),
     "Deployment": Kind("apps/v1", "deployments"),
     "Lease": Kind("coordination.k8s.io/v1", "leases"),
     "RuntimeClass": Kind("node.k8s.io/v1", "runtimeclasses", namespaced=False),
@@ -68,6 +69,8 @@ KINDS = {
     "CustomResourceDefinition": Kind(
         "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False
     ),
+    "HorizontalPodAutoscaler": Kind("autoscaling/v2", "horizontalpodautoscalers"),
+    "APIService": Kind("apiregistration.k8s.io/v1", "apiservices", namespaced=False),
     "SandboxPool": Kind("sandboxpool.io/v1alpha1", "sandboxpools"),
     "SandboxClaim": Kind("sandboxpool.io/v1alpha1", "sandboxclaims"),
     "SandboxRuntime": Kind("sandboxpool.io/v1alpha1", "sandboxruntimes", namespaced=False),

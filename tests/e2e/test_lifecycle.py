@@ -132,3 +132,19 @@ def test_a_drain_of_the_leaders_node_delays_claims_and_costs_none(
     assert node not in {pod["spec"]["nodeName"] for pod in deployed.pods()}
     assert max(application.waits) < TAKE_OVER_SECONDS, application.waits
     survivor.check()
+
+
+def test_helm_test_tells_an_operator_that_works_from_one_that_does_not(
+    release: Release, deployed: DeployedOperator
+) -> None:
+    release.test()
+    deployed.stop()
+    try:
+        with pytest.raises(process.CommandError) as failed:
+            release.test()
+        assert "sandboxpool-test" in failed.value.output
+        said = kindcluster.kubectl("-n", install.NAMESPACE, "logs", "sandboxpool-test")
+    finally:
+        deployed.start()
+        deployed.api.delete("Pod", "sandboxpool-test", install.NAMESPACE)
+    assert said.strip().startswith("no replica leads")

@@ -64,6 +64,14 @@ class Release:
         """Goes back to a revision and waits until it is ready."""
         self._helm("rollback", install.RELEASE, str(revision), "--wait")
 
+    def test(self) -> None:
+        """Runs `helm test`.
+
+        Raises:
+            CommandError: The test fails.
+        """
+        self._helm("test", install.RELEASE)
+
     def uninstall(self) -> None:
         """Removes the release and waits until its objects are gone."""
         self._helm("uninstall", install.RELEASE, "--wait")

@@ -20,7 +20,7 @@ from crdgen.__main__ import REPOSITORY
 from crdgen.output import template
 from localcluster import builds, tools
 from sandboxpool.api import names
-from sandboxpool.app import preflight
+from sandboxpool.app import preflight, selftest
 from sandboxpool.app.permissions import Permission, required_permissions
 from sandboxpool.app.settings import Settings, load
 from sandboxpool.kube import lease
@@ -628,6 +628,37 @@ def test_the_image_and_the_log_level_come_from_the_values(render: Render) -> Non
     }
 
 
+def test_helm_test_looks_at_this_release_and_is_no_replica_of_it(
+    render: Render, tmp_path: Path
+) -> None:
+    common = {"nodeSelector": {"role": "system"}, "tolerations": [{"operator": "Exists"}]}
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({**common, "imagePullSecrets": [{"name": "registry"}]}))
+    manifests = render("--values", str(path))
+    pod = only(manifests, "Pod")
+    operator = only(manifests, "Deployment")["spec"]["template"]
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    for key in (
+        *("serviceAccountName", "imagePullSecrets", "securityContext", "nodeSelector"),
+        *("tolerations", "enableServiceLinks"),
+    ):
+        assert pod["spec"][key] == operator["spec"][key], key
+    (container,), (operators,) = pod["spec"]["containers"], operator["spec"]["containers"]
+    for key in ("image", "imagePullPolicy", "securityContext", "resources"):
+        assert container[key] == operators[key], key
+    assert container["command"] == ["python3", "-m", selftest.__name__]
+    assert container["args"] == [f"--namespace={NAMESPACE}", f"--lease={names.DEFAULT_RELEASE}"]
+    selectors = [
+        only(manifests, "Service")["spec"]["selector"],
+        *(
+            only(manifests, kind)["spec"]["selector"]["matchLabels"]
+            for kind in ("Deployment", "PodDisruptionBudget")
+        ),
+    ]
+    for selector in selectors:
+        assert not selector.items() <= pod["metadata"]["labels"].items()
+
+
 def settings_of(manifests: list[Manifest]) -> Settings:
     """Read what the operator would read."""
     (container,) = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
@@ -669,6 +700,7 @@ def test_optional_parts_can_be_left_out(render: Render) -> None:
         *("--set", "rbac.create=false", "--set", "rbac.userRoles=false"),
         *("--set", "serviceAccount.create=false", "--set", "serviceAccount.name=mine"),
         *("--set", "metrics.service.enabled=false", "--set", "networkPolicy.enabled=false"),
+        "--skip-tests",
     )
     assert [manifest["kind"] for manifest in manifests] == ["Deployment"]
     assert manifests[0]["spec"]["template"]["spec"]["serviceAccountName"] == "mine"

@@ -19,6 +19,7 @@ from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api import names
 from sandboxpool.api.core import Event, Node, Pod
 from sandboxpool.api.v1alpha1 import SandboxClaim, SandboxRuntime
+from sandboxpool.app.namespaces import WatchedNamespaces
 from sandboxpool.app.settings import Settings
 from sandboxpool.claims.reconcile import ClaimReconciler
 from sandboxpool.cluster.cache import ClusterCache
@@ -34,6 +35,7 @@ from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.clock import ServerClock
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.kube.informer import Informer
+from sandboxpool.kube.informers import InformerGroup, ObjectCache
 from sandboxpool.kube.lease import LeaderElector
 from sandboxpool.kube.watches import Watches
 from sandboxpool.kube.workqueue import WorkQueue
@@ -81,8 +83,9 @@ class Components:
     cluster: ClusterCache
     pools: PoolStore
     classes: RuntimeClassStore
-    pods: Informer[Pod]
-    claims: Informer[SandboxClaim]
+    namespaces: WatchedNamespaces
+    pods: ObjectCache[Pod]
+    claims: ObjectCache[SandboxClaim]
     nodes: Informer[Node]
     queues: Queues
     events: EventRecorder
@@ -159,17 +162,22 @@ def build(
     )
 
     # In the order in which a new leader processes their objects.
-    watch = _Watcher(connection)
+    namespaces = WatchedNamespaces(settings.watch_namespaces, pools.forget_namespace)
+    watch = _Watcher(connection, namespaces)
     nodes = watch("nodes", "v1", "nodes", Node, router.node_changed)
-    watch(
+    watch.in_namespaces(
         "events",
         "v1",
         "events",
         Event,
         router.sandbox_event,
+        # Of the probes.
+        besides=settings.namespace,
         field_selector=f"reason={FAILED_CREATE_SANDBOX},involvedObject.kind=Pod",
     )
-    pods = watch("pods", "v1", "pods", Pod, router.pod_changed, label_selector=names.LABEL_POOL_UID)
+    pods = watch.in_namespaces(
+        "pods", "v1", "pods", Pod, router.pod_changed, label_selector=names.LABEL_POOL_UID
+    )
     watch(
         "probe pods",
         "v1",
@@ -179,7 +187,7 @@ def build(
         namespace=settings.namespace,
         label_selector=probe_selector(settings.release),
     )
-    claims = watch(
+    claims = watch.in_namespaces(
         "sandboxclaims", names.API_VERSION, names.CLAIMS, SandboxClaim, router.claim_changed
     )
     runtimes: Iterable[SandboxRuntime] = ()
@@ -272,6 +280,7 @@ def build(
         cluster=cluster,
         pools=pools,
         classes=classes,
+        namespaces=namespaces,
         pods=pods,
         claims=claims,
         nodes=nodes,
@@ -341,8 +350,9 @@ def _connect(
 class _Watcher:
     """Creates informers, and adds each of them to the watches and to the metrics."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, namespaces: WatchedNamespaces) -> None:
         self._connection = connection
+        self._namespaces = namespaces
 
     def __call__(
         self,
@@ -354,16 +364,67 @@ class _Watcher:
         namespace: str | None = None,
         **selectors: str,
     ) -> Informer[Any]:
-        metrics = self._connection.metrics
+        """Create an informer of a collection that must be available."""
+        path = resource_path(api_version, resource, namespace)
+        informer = self._create(name, path, resource, type_, on_change, **selectors)
+        self._connection.metrics.watch_age.labels(name).set_function(informer.staleness)
+        return informer
+
+    def in_namespaces(
+        self,
+        name: str,
+        api_version: str,
+        resource: str,
+        type_: type[Any],
+        on_change: Callable[[Any, Any], None],
+        *,
+        besides: str = "",
+        **selectors: str,
+    ) -> ObjectCache[Any]:
+        """Create an informer of all namespaces, or one for each that the operator is limited to.
+
+        The namespace ``besides`` is watched in any case, and must be available.
+        """
+        watched = self._namespaces.names
+        if not watched:
+            return self(name, api_version, resource, type_, on_change, **selectors)
+        informers = {}
+        for namespace in dict.fromkeys((*watched, *filter(None, (besides,)))):
+            path = resource_path(api_version, resource, namespace)
+            update = partial(self._namespaces.update, namespace) if namespace in watched else None
+            informer = self._create(
+                f"{name} of {namespace}",
+                path,
+                resource,
+                type_,
+                on_change,
+                on_availability=update,
+                **selectors,
+            )
+            informers[namespace] = informer
+            if update is not None:
+                self._namespaces.add(namespace, informer)
+        group = InformerGroup(informers)
+        self._connection.metrics.watch_age.labels(name).set_function(group.staleness)
+        return group
+
+    def _create(
+        self,
+        name: str,
+        path: str,
+        resource: str,
+        type_: type[Any],
+        on_change: Callable[[Any, Any], None],
+        **more: Any,
+    ) -> Informer[Any]:
         informer = Informer(
             self._connection.client,
-            resource_path(api_version, resource, namespace),
+            path,
             type_,
             on_change,
-            on_restart=lambda cause: metrics.watch_restarted(resource, cause),
-            **selectors,
+            on_restart=partial(self._connection.metrics.watch_restarted, resource),
+            **more,
         )
-        metrics.watch_age.labels(name).set_function(informer.staleness)
         # A standby keeps its caches warm, but delivers no change to the other components: they
         # start from scratch when the process acquires the lease.
         informer.hold_notifications()
@@ -371,7 +432,7 @@ class _Watcher:
         return informer
 
 
-def _queues(settings: Settings, metrics: Metrics, claims: Informer[SandboxClaim]) -> Queues:
+def _queues(settings: Settings, metrics: Metrics, claims: ObjectCache[SandboxClaim]) -> Queues:
     labels_nodes = settings.publish_on_nodes or settings.exclusion_labels
     return Queues(
         pools=WorkQueue("pools", metrics.queue("pools"), max_concurrent=settings.pool_workers),
@@ -387,7 +448,7 @@ def _queues(settings: Settings, metrics: Metrics, claims: Informer[SandboxClaim]
     )
 
 
-def _lane_of(claims: Informer[SandboxClaim], key: tuple[str, str]) -> tuple[str, str]:
+def _lane_of(claims: ObjectCache[SandboxClaim], key: tuple[str, str]) -> tuple[str, str]:
     """The queue's lane of a claim: its pool, so that a burst on one pool delays no other pool."""
     claim = claims.get(*key)
     return key if claim is None else (key[0], claim.spec.poolName)

@@ -11,7 +11,7 @@ for ever. The tasks of the operator must not be among them, and nothing may wait
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -120,7 +120,11 @@ def register(
 
 
 async def watch(
-    *, connection: Callable[[], kopf.ConnectionInfo], on_pool: Observe, on_class: Observe
+    *,
+    connection: Callable[[], kopf.ConnectionInfo],
+    on_pool: Observe,
+    on_class: Observe,
+    namespaces: Sequence[str] = (),
 ) -> None:
     """Run kopf until it ends, or until cancelled.
 
@@ -129,6 +133,8 @@ async def watch(
             when a credential is refused.
         on_pool: called in the caller's event loop with each pool, and whether it was deleted.
         on_class: called in the same way with each RuntimeClass.
+        namespaces: those whose pools are watched; empty for all. kopf tries again, without end,
+            where it is refused.
 
     Raises:
         KopfEndedError: kopf has ended by itself.
@@ -152,7 +158,7 @@ async def watch(
         on_pool=lambda body, deleted: pass_on(on_pool, body, deleted),
         on_class=lambda body, deleted: pass_on(on_class, body, deleted),
     )
-    thread = _Thread(registry, lambda cause: pass_on(end, cause))
+    thread = _Thread(registry, namespaces, lambda cause: pass_on(end, cause))
     thread.start_with_stack()
     try:
         cause = await ended
@@ -165,10 +171,14 @@ class _Thread(threading.Thread):
     """Runs kopf; a daemon, so that the process can exit while it still runs."""
 
     def __init__(
-        self, registry: kopf.OperatorRegistry, on_end: Callable[[BaseException | None], None]
+        self,
+        registry: kopf.OperatorRegistry,
+        namespaces: Sequence[str],
+        on_end: Callable[[BaseException | None], None],
     ) -> None:
         super().__init__(name="kopf", daemon=True)
         self._registry = registry
+        self._namespaces = namespaces
         self._on_end = on_end
         self._lock = threading.Lock()
         self._stopped = False
@@ -201,7 +211,8 @@ class _Thread(threading.Thread):
         tasks = await kopf.spawn_tasks(
             registry=self._registry,
             settings=settings(),
-            clusterwide=True,
+            clusterwide=not self._namespaces,
+            namespaces=self._namespaces,
             standalone=True,
             # By default kopf looks up the user's name, and the uid of a container may have none.
             identity=socket.gethostname(),  # type: ignore[arg-type]  # kopf has a NewType of str

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.credentials import connection_info
 from sandboxpool.kube.errors import UNREADABLE, KubeError, NotLeaderError
 from sandboxpool.kube.lease import boot_clock
-from sandboxpool.kube.listing import list_into
+from sandboxpool.kube.listing import list_into, list_namespaces_into
 from sandboxpool.kube.workqueue import WorkQueue
 from sandboxpool.observability import web
 from sandboxpool.observability.webauth import Reviewer
@@ -69,6 +69,7 @@ class Operator:
         self._metrics = self.components.connection.metrics
         self._elector = self.components.connection.elector
         self._watches = self.components.connection.watches
+        self._namespaces = self.components.namespaces
         self._main: asyncio.Task[Any] | None = None
         # Set when the pools and classes were listed for the first time.
         self._listed = asyncio.Event()
@@ -85,11 +86,14 @@ class Operator:
         )
 
     async def _relist_kopf_resources(self) -> None:
-        """List pools and classes every minute: kopf misses what is deleted while it is down."""
+        """List pools and classes every minute: kopf misses what is deleted while it is down.
+
+        The pools of a namespace that is opened are listed at once.
+        """
         while True:
             try:
                 await list_into(self._client, CLASSES_PATH, self.components.classes)
-                await list_into(self._client, POOLS_PATH, self.components.pools)
+                await self._list_pools()
                 self._listed.set()
                 wait = LIST_SECONDS
             except (KubeError, *UNREADABLE) as error:
@@ -98,7 +102,17 @@ class Operator:
                 logger.warning(
                     "pools and classes cannot be listed: %r; retried in %.0f s", error, wait
                 )
-            await asyncio.sleep(wait)
+            await self._namespaces.wait_until_opened(wait)
+
+    async def _list_pools(self) -> None:
+        if not self._namespaces.names:
+            await list_into(self._client, POOLS_PATH, self.components.pools)
+            return
+        paths = {
+            namespace: resource_path(names.API_VERSION, names.POOLS, namespace)
+            for namespace in self._namespaces.open()
+        }
+        await list_namespaces_into(self._client, paths, self.components.pools)
 
     async def _sweep(self) -> None:
         while True:
@@ -299,9 +313,14 @@ class Operator:
         await handlers.watch(
             # Read again at each start: a refused token is often an expired one.
             connection=connection_info,
-            on_pool=lambda body, deleted: self.components.pools.observe(body, deleted=deleted),
+            on_pool=self._observe_pool,
+            namespaces=self._namespaces.names,
             on_class=lambda body, deleted: self.components.classes.observe(body, deleted=deleted),
         )
+
+    def _observe_pool(self, body: Mapping[str, Any], deleted: bool) -> None:
+        if self._namespaces.is_open(body.get("metadata", {}).get("namespace", "")):
+            self.components.pools.observe(body, deleted=deleted)
 
 
 async def run(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from sandboxpool.api import names
 from sandboxpool.app.settings import Settings
 from sandboxpool.fleet.records import record_names
+from sandboxpool.kube.events import NAMESPACE_OF_CLUSTER_SCOPED
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,7 +42,9 @@ class Permission:
 def required_permissions(settings: Settings) -> tuple[Permission, ...]:
     """The permissions that an operator with these settings needs."""
     found = [*_of_cluster(settings), *_of_own_namespace(settings)]
-    return (*found, *permissions_in(""))
+    for namespace in settings.watch_namespaces or ("",):
+        found += permissions_in(namespace)
+    return tuple(found)
 
 
 def permissions_in(namespace: str) -> tuple[Permission, ...]:
@@ -83,6 +86,14 @@ def _of_own_namespace(settings: Settings) -> Iterator[Permission]:
         for right in _in(own, ((group, resource, verbs),)):
             # RBAC cannot restrict a create to a name.
             yield right if right.verb == "create" else replace(right, names=objects)
+    if not settings.watch_namespaces:
+        return
+    if own not in settings.watch_namespaces:
+        # For probes; otherwise the permissions for sandboxes include these.
+        yield from _in(own, (("", "pods", "list watch create delete"),))
+        yield from _in(own, (("", "events", "list watch"),))
+    if settings.manage_runtimes and NAMESPACE_OF_CLUSTER_SCOPED not in settings.watch_namespaces:
+        yield from _in(NAMESPACE_OF_CLUSTER_SCOPED, (("", "events", "create"),))
 
 
 def _in(namespace: str, rules: Iterable[tuple[str, str, str]]) -> Iterator[Permission]:

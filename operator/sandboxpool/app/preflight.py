@@ -8,7 +8,7 @@ import asyncio
 import logging
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from sandboxpool.api import names
 from sandboxpool.api.markers import Model, wire_name
 from sandboxpool.api.structs import ShownAs, Struct
 from sandboxpool.api.v1alpha1 import KINDS
-from sandboxpool.app.permissions import Permission, required_permissions
+from sandboxpool.app.permissions import Permission, permissions_in, required_permissions
 from sandboxpool.app.settings import Settings
 from sandboxpool.kube import lease
 from sandboxpool.kube.client import ApiClient, resource_path
@@ -68,6 +68,7 @@ async def check(client: ApiClient, settings: Settings) -> None:
             )
         else:
             if problem is None:
+                await _warn_of_namespaces(client, settings)
                 return
             failed_checks += 1
             if failed_checks == ATTEMPTS:
@@ -238,9 +239,15 @@ class _Review(msgspec.Struct):
 
 
 async def _check_permissions(client: ApiClient, settings: Settings) -> str | None:
-    required = [right for right in required_permissions(settings) if not right.is_optional]
-    answers = await asyncio.gather(*(_is_allowed(client, right) for right in required))
-    missing = [str(p) for p, allowed in zip(required, answers, strict=True) if not allowed]
+    elsewhere = {*settings.watch_namespaces} - {settings.namespace}
+    missing = await _missing(
+        client,
+        [
+            right
+            for right in required_permissions(settings)
+            if not right.is_optional and right.namespace not in elsewhere
+        ],
+    )
     if not missing:
         return None
     return (
@@ -248,6 +255,27 @@ async def _check_permissions(client: ApiClient, settings: Settings) -> str | Non
         "chart's ClusterRole and Role with their bindings (Helm: rbac.create), or grant the same "
         "permissions"
     )
+
+
+async def _warn_of_namespaces(client: ApiClient, settings: Settings) -> None:
+    """Log what the operator may not do in each watched namespace; the others are not concerned."""
+    for namespace in settings.watch_namespaces:
+        try:
+            missing = await _missing(client, permissions_in(namespace))
+        except (KubeError, *UNREADABLE) as error:
+            logger.warning("the permissions in %s cannot be checked: %s", namespace, error)
+            continue
+        if missing:
+            logger.warning(
+                "the operator's service account has no permission to %s; install the chart's Role "
+                "and RoleBinding there (Helm: watchNamespaces)",
+                _listed(missing),
+            )
+
+
+async def _missing(client: ApiClient, required: Sequence[Permission]) -> list[str]:
+    answers = await asyncio.gather(*(_is_allowed(client, right) for right in required))
+    return [str(right) for right, allowed in zip(required, answers, strict=True) if not allowed]
 
 
 async def _is_allowed(client: ApiClient, permission: Permission) -> bool:

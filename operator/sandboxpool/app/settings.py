@@ -31,6 +31,7 @@ from sandboxpool.util.environment import (
     Listen,
     LogLevel,
     Names,
+    Namespaces,
     SettingsError,
     label,
     name,
@@ -79,6 +80,9 @@ class Settings(BaseModel):
     )
     """Name of the Lease, and of the records and probe pods, of all replicas: operators with
     different ones do not meet."""
+
+    watch_namespaces: Namespaces = ()
+    """Namespaces whose pools the operator processes, separated by commas; empty for all."""
 
     manage_runtimes: Flag = True
     """Whether this operator writes SandboxRuntimes and events about nodes: one in a cluster."""

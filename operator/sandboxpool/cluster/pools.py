@@ -173,6 +173,17 @@ class PoolStore:
             ):
                 self._put(key, None)
 
+    # --- Namespaces ------------------------------------------------------------------------------
+
+    def keep_namespace(self, namespace: str) -> None:
+        """Mark all pools of a namespace as listed, because their list cannot be read now."""
+        self._listed.update(key for key in self._pools if key[0] == namespace)
+
+    def forget_namespace(self, namespace: str) -> None:
+        """Remove all pools of a namespace, until they are listed again."""
+        for key in [key for key in self._pools if key[0] == namespace]:
+            self._put(key, None)
+
     # --- Internals -------------------------------------------------------------------------------
 
     def _has(self, key: tuple[str, str], uid: str, version: int) -> bool:

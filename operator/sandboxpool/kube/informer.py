@@ -4,6 +4,9 @@ A relist replaces the cache: objects that the list does not contain are reported
 no watch reports if they were deleted while it was down. Lists are consistent reads (without a
 resourceVersion), in pages. Objects are decoded into the caller's projection; one that does not fit
 is logged by name and skipped, so that it does not block the others.
+
+A collection that the operator may be without, such as that of a namespace that does not exist yet,
+is *unavailable* while the API server refuses to list it. Its cache is empty then.
 """
 
 import asyncio
@@ -34,6 +37,11 @@ HEALTHY_WATCH_SECONDS = 4.0
 # A watch without progress for this long is broken, as each ends by itself before: its cache may
 # be stale.
 MAX_STALENESS_SECONDS = 120.0
+# The operator tries again after this time at most where a collection may be refused.
+REFUSED_RETRY_SECONDS = 10.0
+# A cache is emptied if its watch has been refused for this long: permissions may be missing for
+# a moment while they are replaced. It must end before the cache would be stale.
+FORGET_SECONDS = 60.0
 # After this many events other tasks run: a burst must not block the event loop.
 EVENTS_PER_YIELD = 50
 
@@ -111,6 +119,12 @@ class Informer(Generic[T]):
         label_selector: server-side filter.
         field_selector: server-side filter.
         on_restart: called with the cause each time the watch has to start again.
+        on_availability: called when ``available`` changes; if None, the collection must be
+            available, and a refusal is an error like any other.
+
+    Attributes:
+        available: whether the collection could be listed; None before the first response.
+        synced: set when the collection was listed, or is unavailable.
     """
 
     def __init__(
@@ -123,6 +137,7 @@ class Informer(Generic[T]):
         label_selector: str | None = None,
         field_selector: str | None = None,
         on_restart: Callable[[str], None] = lambda cause: None,
+        on_availability: Callable[[], None] | None = None,
     ) -> None:
         self.path = path
         self._client = client
@@ -130,6 +145,7 @@ class Informer(Generic[T]):
         self._decode_event = msgspec.json.Decoder(_WatchEvent).decode
         self._on_change = on_change
         self._on_restart = on_restart
+        self._on_availability = on_availability
         self._params = {}
         if label_selector:
             self._params["labelSelector"] = label_selector
@@ -145,6 +161,8 @@ class Informer(Generic[T]):
         self._unnotified: dict[tuple[str, str], T] = {}
         self._relist_timeout: asyncio.Timeout | None = None
         self._listed = asyncio.Event()
+        self._refused_since: float | None = None
+        self.available: bool | None = None
         self.synced = asyncio.Event()
 
     def __iter__(self) -> Iterator[T]:
@@ -160,13 +178,17 @@ class Informer(Generic[T]):
     def staleness(self) -> float:
         """Seconds since the API server last confirmed that the cache is current; infinite at first.
 
-        Without changes this is at most the duration of a watch, as each ends by itself.
+        Without changes this is at most the duration of a watch, as each ends by itself. A cache
+        that is empty because its collection is unavailable is never stale.
         """
+        if self.available is False:
+            return 0.0
         return self._clock() - self._progress_at
 
     def _progressed(self) -> None:
         self._progress += 1
         self._progress_at = self._clock()
+        self._refused_since = None
 
     def hold_notifications(self) -> None:
         """Keep the cache up to date without callbacks until ``release_notifications``."""
@@ -216,6 +238,7 @@ class Informer(Generic[T]):
                 if not self._version:
                     listed = self._listed
                     await self._list()
+                    self._set_available(True)
                     self.synced.set()
                     listed.set()
                 lasted = await self._watch(lifetime)
@@ -235,7 +258,11 @@ class Informer(Generic[T]):
                 cause = "gone" if error.gone else str(error.status)
                 wait = error.retry_after or 0.0
                 backoff = max(backoff, min(wait, LONGEST_BACKOFF_SECONDS))
-                log = logger.info if error.gone else logger.warning
+                refused = error.status == 403 and self._on_availability is not None
+                if refused:
+                    self._refuse()
+                    backoff = min(backoff, REFUSED_RETRY_SECONDS)
+                log = logger.info if error.gone or refused else logger.warning
                 log("watch of %s: %s", self.path, error)
             except KubeError as error:
                 cause = "connection"
@@ -255,6 +282,29 @@ class Informer(Generic[T]):
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             if not progressed:
                 backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
+
+    def _refuse(self) -> None:
+        """The API server does not let us read the collection."""
+        now = self._clock()
+        if self._refused_since is None:
+            self._refused_since = now
+        if self.available and not self._held and now - self._refused_since < FORGET_SECONDS:
+            return
+        # Before the objects are reported as deleted: they only are out of sight.
+        self._set_available(False)
+        self._version = ""
+        self._unnotified.clear()
+        for key in list(self._objects):
+            self._put(key, None)
+        self._listed.set()
+        self.synced.set()
+
+    def _set_available(self, available: bool) -> None:
+        if self.available is available:
+            return
+        self.available = available
+        if self._on_availability is not None:
+            self._on_availability()
 
     async def _list(self) -> None:
         fresh: dict[tuple[str, str], T] = {}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from sandboxpool.kube.client import ApiClient
-from sandboxpool.kube.errors import UNREADABLE
+from sandboxpool.kube.errors import UNREADABLE, ApiError
 from sandboxpool.util.cooperative import CooperativeYield
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,13 @@ class ListTarget(Protocol):
 
     def end_list(self, version: str) -> None:
         """The list is complete, as of this resourceVersion."""
+
+
+class NamespacedListTarget(ListTarget, Protocol):
+    """Receives the lists of several namespaces as one."""
+
+    def keep_namespace(self, namespace: str) -> None:
+        """Mark all known objects of a namespace as listed."""
 
 
 class _PageMetadata(msgspec.Struct):
@@ -66,6 +73,41 @@ async def list_into(client: ApiClient, path: str, store: ListTarget) -> None:
         UNREADABLE: the response is not a list; a proxy may have sent it.
     """
     store.begin_list()
+    store.end_list(await _list_pages(client, path, store))
+
+
+async def list_namespaces_into(
+    client: ApiClient, paths: Mapping[str, str], store: NamespacedListTarget
+) -> None:
+    """List a kind in several namespaces into a store, and remove what none of the lists contains.
+
+    A namespace that the API server refuses to list keeps what the store has of it.
+
+    Args:
+        client: the API client.
+        paths: by namespace.
+        store: all its objects are in these namespaces.
+
+    Raises:
+        KubeError: as of ``list_into``.
+        UNREADABLE: as of ``list_into``.
+    """
+    store.begin_list()
+    versions = []
+    for namespace, path in paths.items():
+        try:
+            versions.append(await _list_pages(client, path, store))
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            logger.info("%s", error)
+            store.keep_namespace(namespace)
+    # The first list is the oldest.
+    store.end_list(versions[0] if versions else "")
+
+
+async def _list_pages(client: ApiClient, path: str, store: ListTarget) -> str:
+    """Store the objects of all pages; return the list's resourceVersion."""
     params = {"limit": str(PAGE_SIZE)}
     turns = CooperativeYield()
     while True:
@@ -74,9 +116,8 @@ async def list_into(client: ApiClient, path: str, store: ListTarget) -> None:
             _take(store, raw)
             await turns.maybe_yield()
         if not page.metadata.cont:
-            break
+            return page.metadata.resourceVersion
         params["continue"] = page.metadata.cont
-    store.end_list(page.metadata.resourceVersion)
 
 
 def _take(store: ListTarget, raw: msgspec.Raw) -> None:

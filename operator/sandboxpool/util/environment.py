@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BeforeValidator
 
 PREFIX = "SANDBOXPOOL_"
+_LABEL = re.compile("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 class SettingsError(Exception):
@@ -58,7 +59,7 @@ def label(otherwise: str) -> BeforeValidator:
     """A name that a label or a Lease may have; otherwise the message says what to set."""
 
     def parse(text: str) -> str:
-        if not re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
+        if not _LABEL.fullmatch(text):
             raise ValueError(f"{otherwise}: lower case letters, digits and hyphens, at most 63")
         return text
 
@@ -68,6 +69,15 @@ def label(otherwise: str) -> BeforeValidator:
 def names(text: str) -> tuple[str, ...]:
     """Parse names that are separated by commas."""
     return tuple(part for part in map(str.strip, text.split(",")) if part)
+
+
+def namespaces(text: str) -> tuple[str, ...]:
+    """Parse names of namespaces that are separated by commas, each once."""
+    found = tuple(dict.fromkeys(names(text)))
+    for given in found:
+        if not _LABEL.fullmatch(given):
+            raise ValueError(f"{given!r:.100} cannot be the name of a namespace")
+    return found
 
 
 def address(text: str) -> Address:
@@ -83,5 +93,6 @@ def address(text: str) -> Address:
 
 Flag = Annotated[bool, parsed(flag)]
 Names = Annotated[tuple[str, ...], parsed(names)]
+Namespaces = Annotated[tuple[str, ...], parsed(namespaces)]
 Listen = Annotated[Address, parsed(address)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], parsed(str.upper)]

@@ -13,7 +13,8 @@ import pytest
 
 from sandboxpool.kube.client import ApiClient
 from sandboxpool.kube.errors import ApiError, KubeError, UnknownOutcomeError
-from sandboxpool.kube.informer import Informer
+from sandboxpool.kube.informer import MAX_STALENESS_SECONDS, Informer
+from sandboxpool.kube.informers import InformerGroup
 
 pytestmark = pytest.mark.looptime
 
@@ -408,3 +409,135 @@ async def test_a_list_on_request_does_not_wait_for_the_end_of_a_pause() -> None:
             await run.informer.relist()
         assert asyncio.get_running_loop().time() - began < 1
     assert run.names == ["a"]
+
+
+# --- Collections that may be refused -------------------------------------------------------------
+
+
+def refusals(count: int) -> list[Any]:
+    return [ApiError(403, "Forbidden", "no") for _ in range(count)]
+
+
+class Refusable(Run):
+    """An informer of a collection that may be refused, and what it said of that."""
+
+    def __init__(self, lists: list[Any], watches: list[Any] | None = None) -> None:
+        self.said: list[bool | None] = []
+        super().__init__(
+            lists, watches, on_availability=lambda: self.said.append(self.informer.available)
+        )
+
+
+async def test_a_refused_collection_is_empty_and_nobody_waits_for_it() -> None:
+    run = Refusable(refusals(1000))
+    async with run.running():
+        async with asyncio.timeout(1):
+            await run.informer.synced.wait()
+            await run.informer.relist()
+        await asyncio.sleep(600)
+        assert run.informer.staleness() == 0, "what is not there cannot be stale"
+    assert (run.said, run.names, run.told) == ([False], [], [])
+    assert len(run.server.asked) < 130, "it is asked again now and then"
+
+
+async def test_a_refused_collection_is_read_soon_after_it_is_allowed() -> None:
+    run = Refusable([*refusals(20), listed(thing("a"))])
+    async with run.running():
+        while run.informer.available is not True:
+            waited = asyncio.get_running_loop().time()
+            await asyncio.sleep(0.1)
+        assert run.told == [(None, "a@1")]
+        assert run.said == [False, True]
+    assert waited < 200
+
+
+async def test_a_refusal_of_a_moment_changes_nothing() -> None:
+    run = Refusable(
+        [listed(thing("a"))], [refusals(1), refusals(1), [event("ADDED", thing("b", 11))]]
+    )
+    await run.go(30)
+    assert run.said == [True]
+    assert run.told == [(None, "a@1"), (None, "b@11")]
+    assert [kind for kind, _ in run.server.asked].count("list") == 1
+
+
+async def test_a_collection_that_stays_refused_is_forgotten_and_comes_back_whole() -> None:
+    watches: list[Any] = [refusals(1) for _ in range(100)]
+    run = Refusable([listed(thing("a"), thing("b")), *refusals(5), listed(thing("a"))], watches)
+    left: list[bool | None] = []
+    async with run.running():
+        while run.informer.available is not False:
+            await asyncio.sleep(1)
+            left.append(run.informer.available)
+            assert run.informer.staleness() < MAX_STALENESS_SECONDS
+        run.server.watches.clear()
+        await asyncio.sleep(100)
+    assert len(left) > 55, "not before a minute has passed"
+    assert run.said == [True, False, True]
+    assert run.told[2:] == [("a@1", None), ("b@1", None), (None, "a@1")]
+
+
+async def test_it_is_said_to_be_unavailable_before_its_objects_are_reported_deleted() -> None:
+    run = Refusable([listed(thing("a")), *refusals(9)], [refusals(1) for _ in range(100)])
+    known: list[list[str]] = []
+    run.informer._on_availability = lambda: known.append(run.names)
+    await run.go(100)
+    assert known == [["a"], ["a"]]
+    assert run.names == []
+
+
+async def test_a_standby_that_is_refused_does_not_keep_the_next_leader_waiting() -> None:
+    run = Refusable([listed(thing("a")), *refusals(9)])
+    run.informer.hold_notifications()
+    async with run.running():
+        await asyncio.sleep(1)
+        async with asyncio.timeout(5):
+            await run.informer.relist()
+        await run.informer.release_notifications()
+    assert (run.said, run.told, run.names) == ([True, False], [], [])
+
+
+async def test_a_collection_that_must_be_there_is_waited_for() -> None:
+    run = Run([*refusals(3), listed(thing("a"))])
+    async with run.running():
+        await asyncio.sleep(0.1)
+        assert not run.informer.synced.is_set()
+        await asyncio.sleep(100)
+        assert run.names == ["a"]
+
+
+# --- Several namespaces --------------------------------------------------------------------------
+
+
+async def test_a_relist_of_one_namespace_leaves_the_others_alone() -> None:
+    def of(namespace: str, *names: str) -> bytes:
+        things = [thing(name) for name in names]
+        for one in things:
+            one["metadata"]["namespace"] = namespace
+        return listed(*things)
+
+    one = Run([of("one", "a", "b"), of("one", "b")], [[GONE_EVENT]])
+    two = Run([of("two", "a")])
+    group = InformerGroup({"one": one.informer, "two": two.informer})
+    assert group.staleness() == math.inf
+    async with one.running(), two.running():
+        await asyncio.sleep(10)
+        assert [(x.metadata.namespace, x.metadata.name) for x in group] == [
+            ("one", "b"),
+            ("two", "a"),
+        ]
+        assert len(group) == 2
+        assert group.get("one", "a") is None
+        assert group.get("two", "a") is two.informer.get("two", "a") is not None
+        assert group.get("three", "a") is None
+        assert group.staleness() == 10
+    assert two.told == [(None, "a@1")]
+
+
+async def test_a_list_on_request_covers_all_namespaces() -> None:
+    runs = {name: Run([listed(), listed(thing(name), version=30)]) for name in ("one", "two")}
+    group = InformerGroup({name: run.informer for name, run in runs.items()})
+    async with runs["one"].running(), runs["two"].running():
+        await asyncio.sleep(1)
+        await group.relist()
+        assert sorted(one.metadata.name for one in group) == ["one", "two"]

@@ -58,15 +58,22 @@ class ApiServer:
     """Answers discovery, lists and watches; the first watch of pools meets a fault."""
 
     def __init__(self) -> None:
+        self.url = ""
         self.fault = ""
         self.logins = 0
         self.watches = 0
+        self.refused: set[str] = set()
+        self.asked: list[str] = []
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path.rstrip("/")
         found = discovery(path)
         if found is not None:
             return web.json_response(found)
+        self.asked.append(path)
+        if any(f"/namespaces/{namespace}/" in path for namespace in self.refused):
+            refusal = {"kind": "Status", "code": 403, "reason": "Forbidden", "message": "no"}
+            return web.json_response(refusal, status=403)
         if not request.query.get("watch"):
             items = [POOL] if "sandboxpools" in path else []
             return web.json_response({"metadata": {"resourceVersion": "10"}, "items": items})
@@ -94,10 +101,11 @@ async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiServer]:
     app.router.add_route("*", "/{path:.*}", api.answer)
     server = TestServer(app)
     await server.start_server()
+    api.url = str(server.make_url(""))
 
     def connection() -> kopf.ConnectionInfo:
         api.logins += 1
-        return kopf.ConnectionInfo(server=str(server.make_url("")), token="always the same")
+        return kopf.ConnectionInfo(server=api.url, token="always the same")
 
     monkeypatch.setattr("sandboxpool.app.operator.connection_info", connection)
     monkeypatch.setattr("sandboxpool.util.supervision.FIRST_RESTART_SECONDS", 0.05)
@@ -185,3 +193,29 @@ async def test_credentials_that_cannot_be_found_end_only_kopf(
     await asyncio.sleep(0.3)
     assert not kept.done()
     await ended(kept)
+
+
+async def test_a_namespace_that_is_refused_keeps_no_other_from_being_watched(
+    api: ApiServer,
+) -> None:
+    """And kopf asks for pools of no other namespace, nor of all."""
+    pools: list[Any] = []
+    api.refused = {"later"}
+    watching = asyncio.create_task(
+        handlers.watch(
+            connection=lambda: kopf.ConnectionInfo(server=api.url, token="always the same"),
+            on_pool=lambda body, deleted: pools.append(body),
+            on_class=lambda body, deleted: None,
+            namespaces=("team", "later"),
+        )
+    )
+    collection = "/apis/sandboxpool.io/v1alpha1/namespaces/{}/sandboxpools"
+    await soon(lambda: len(pools) == 1)
+    await soon(lambda: api.asked.count(collection.format("later")) >= 2)
+    assert not watching.done()
+    api.refused.clear()
+    await soon(lambda: len(pools) == 2)
+    asked = {path for path in api.asked if path.endswith("sandboxpools")}
+    assert asked == {collection.format("team"), collection.format("later")}
+    assert "/apis/node.k8s.io/v1/runtimeclasses" in api.asked
+    await ended(watching)

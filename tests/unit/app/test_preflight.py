@@ -202,3 +202,35 @@ async def test_failed_requests_and_failing_authorizers_are_retried(
     await check(server, SETTINGS)  # type: ignore[arg-type]
     assert server.asked == 6
     assert len([r for r in caplog.records if "retried in" in r.getMessage()]) == 5
+
+
+@looptime
+async def test_a_watched_namespace_without_permissions_is_named_and_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Server()
+    asked: list[Mapping[str, str]] = []
+
+    def denied(attributes: Mapping[str, str]) -> bool:
+        asked.append(attributes)
+        return attributes["namespace"] == "two"
+
+    server.denied = denied
+    settings = Settings(probe_image="image", namespace="ours", watch_namespaces=("one", "two"))
+    await check(server, settings)  # type: ignore[arg-type]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "in namespace two" in said
+    assert "in namespace one" not in said
+    everywhere = {a["resource"] for a in asked if not a["namespace"]}
+    assert everywhere == {"nodes", "runtimeclasses", "sandboxruntimes"}
+
+
+@looptime
+async def test_permissions_in_its_own_namespace_are_needed_whether_it_is_watched_or_not() -> None:
+    for watched in (("one",), ("one", "ours")):
+        server = Server()
+        server.denied = lambda asked: (asked["namespace"], asked["resource"]) == ("ours", "pods")
+        settings = Settings(probe_image="image", namespace="ours", watch_namespaces=watched)
+        fault = await preflight.find_problem(server, settings)  # type: ignore[arg-type]
+        assert fault is not None
+        assert "create pods in namespace ours" in fault

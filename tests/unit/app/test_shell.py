@@ -106,6 +106,7 @@ def test_variables() -> None:
             "SANDBOXPOOL_NAMESPACE": "ours",
             "SANDBOXPOOL_LEASE": "30/20/5",
             "SANDBOXPOOL_RELEASE": "team-a",
+            "SANDBOXPOOL_WATCH_NAMESPACES": " one,two,,one ",
             "SANDBOXPOOL_MANAGE_RUNTIMES": "false",
             "SANDBOXPOOL_EXCLUSION_LABELS": "false",
         }
@@ -115,6 +116,7 @@ def test_variables() -> None:
     assert found.health_listen == ("::1", 9001)
     assert found.metrics_auth
     assert found.log_level == "DEBUG"
+    assert found.watch_namespaces == ("one", "two")
     assert (found.release, found.manage_runtimes) == ("team-a", False)
     assert (found.claim_workers, found.pool_workers, found.namespace) == (7, 3, "ours")
 
@@ -165,6 +167,7 @@ def test_one_port_is_not_used_twice(metrics: str, health: str, works: bool) -> N
         ("LISTEN", "::1:9000", "an IPv6 address in brackets"),
         ("HEALTH_LISTEN", "somewhere", "use host:port"),
         ("NAMESPACE", "", "name the namespace"),
+        ("WATCH_NAMESPACES", "one,Two", "'Two' cannot be the name of a namespace"),
         ("RELEASE", "", "as a Lease may be named"),
         ("RELEASE", "a.b", "as a Lease may be named"),
         ("RELEASE", "x" * 64, "at most 63"),

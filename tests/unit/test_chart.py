@@ -101,6 +101,9 @@ def rights(role: Manifest) -> set[tuple[str, str]]:
     }
 
 
+USER_ROLES = {f"sandboxpool-{name}" for name in ("pool-editor", "claim-editor", "viewer", "client")}
+
+
 def account_of(manifests: list[Manifest]) -> Manifest:
     """The account of the rendered pod, as the subject of a binding."""
     pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
@@ -159,6 +162,7 @@ def test_helm_renders_the_braces_of_a_crd_as_they_are(helm: Helm, tmp_path: Path
 def granted_to(manifests: list[Manifest], account: Manifest) -> list[Permission]:
     """What the rendered roles grant an account by their bindings, with what is granted twice."""
     found: list[Permission] = []
+    bound = set()
     for binding in manifests:
         if not binding["kind"].endswith("RoleBinding"):
             continue
@@ -172,21 +176,31 @@ def granted_to(manifests: list[Manifest], account: Manifest) -> list[Permission]
             and manifest["metadata"].get("namespace") == binding["metadata"].get("namespace")
         ]
         found += granted(role)
+        bound.add((role["kind"], role["metadata"]["name"], role["metadata"].get("namespace")))
+    roles = [m for m in manifests if m["kind"].endswith("Role")]
+    for_users = {m["metadata"]["name"] for m in roles} & USER_ROLES
+    assert len(bound) + len(for_users) == len(roles), "no role is left without its binding"
     return found
 
 
-@pytest.mark.parametrize("published", ["false", "true"])
-@pytest.mark.parametrize("labelled", ["false", "true"])
-@pytest.mark.parametrize("authenticated", ["false", "true"])
+@pytest.mark.parametrize(
+    "watched", [(), ("one", "two"), ("one", NAMESPACE), ("default", "one")], ids=",".join
+)
+@pytest.mark.parametrize(
+    "values",
+    [
+        "publishOnNodes=false,nodes.exclusionLabels=false",
+        "publishOnNodes=false,nodes.exclusionLabels=true",
+        "publishOnNodes=true,nodes.exclusionLabels=false",
+        "publishOnNodes=true,metrics.authentication=true",
+        "sandboxRuntimes.manage=false",
+    ],
+)
 def test_the_chart_grants_what_the_operator_asks_for_and_nothing_else(
-    render: Render, published: str, labelled: str, authenticated: str
+    render: Render, watched: tuple[str, ...], values: str
 ) -> None:
     """What it asks for is compared with what it sends on a real API server."""
-    manifests = render(
-        *("--set", f"publishOnNodes={published}"),
-        *("--set", f"nodes.exclusionLabels={labelled}"),
-        *("--set", f"metrics.authentication={authenticated}"),
-    )
+    manifests = render("--set", values, *watching(*watched))
     asked = {replace(r, is_optional=False) for r in required_permissions(settings_of(manifests))}
     found = granted_to(manifests, account_of(manifests))
     assert (set(found) - asked, asked - set(found)) == (set(), set())
@@ -740,6 +754,130 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
         assert manifest["metadata"]["labels"]["cost-centre"] == "42", manifest["kind"]
 
 
+# --- Several releases ----------------------------------------------------------------------------
+
+MANAGES = ("--set", "sandboxRuntimes.manage=true")
+ONLY_WATCHES = ("--set", "sandboxRuntimes.manage=false")
+
+
+def watching(*namespaces: str) -> tuple[str, str]:
+    return "--set-json", f"watchNamespaces={json.dumps(namespaces)}"
+
+
+def identities(helm: Helm, release: str, namespace: str, *arguments: str) -> set[tuple[str, ...]]:
+    """What tells the objects of a release from all others in the cluster."""
+    everything = ("--set", "apiPriority.enabled=true", "--set", "admission.enabled=true")
+    answer = helm(
+        "template", release, str(CHART), "--namespace", namespace, *everything, *arguments
+    )
+    assert answer.returncode == 0, answer.stderr
+    found = [
+        (m["kind"], m["metadata"].get("namespace", ""), m["metadata"]["name"])
+        for m in yaml.safe_load_all(answer.stdout)
+        if m
+    ]
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+@pytest.mark.parametrize(
+    ("release", "namespace"), [("other", "system"), (RELEASE, "other-system"), ("other", "other")]
+)
+def test_releases_with_namespaces_of_their_own_share_no_object(
+    helm: Helm, release: str, namespace: str
+) -> None:
+    ours = identities(helm, RELEASE, "system", *watching("a", "b"), *MANAGES)
+    theirs = identities(helm, release, namespace, *watching("c", "d"), *ONLY_WATCHES)
+    assert ours & theirs == set()
+
+
+def test_helm_refuses_a_second_release_where_one_is_enough(helm: Helm) -> None:
+    """It installs no object that belongs to another release, so these have fixed names."""
+    ours = identities(helm, RELEASE, "system", *watching("a", "b"), *MANAGES)
+    second_watcher = identities(helm, "other", "system", *watching("b", "c"), *ONLY_WATCHES)
+    assert ours & second_watcher == {
+        ("Role", "b", "sandboxpool-operator"),
+        ("RoleBinding", "b", "sandboxpool-operator"),
+    }
+    second_manager = identities(helm, "other", "system", *watching("c"), *MANAGES)
+    assert ours & second_manager >= {
+        ("ClusterRole", "", "sandboxpool-runtimes"),
+        ("ClusterRoleBinding", "", "sandboxpool-runtimes"),
+    }
+
+
+def test_a_release_with_namespaces_has_a_lease_and_records_of_its_own(helm: Helm) -> None:
+    def of(release: str, *arguments: str) -> Settings:
+        answer = helm("template", release, str(CHART), "--namespace", NAMESPACE, *arguments)
+        return settings_of([document for document in yaml.safe_load_all(answer.stdout) if document])
+
+    ours = of("team", *watching("a", "b"), *ONLY_WATCHES)
+    assert (ours.release, ours.watch_namespaces) == ("team-sandboxpool", ("a", "b"))
+    assert (ours.manage_runtimes, ours.exclusion_labels) == (False, False)
+    # With all namespaces the name has always been this: during an upgrade one process leads.
+    assert of("team").release == names.DEFAULT_RELEASE
+    assert of("team").watch_namespaces == ()
+
+
+def test_only_the_release_that_manages_runtimes_has_roles_for_users(render: Render) -> None:
+    def roles(*arguments: str) -> set[str]:
+        return {m["metadata"]["name"] for m in render(*arguments) if m["kind"] == "ClusterRole"}
+
+    assert roles(*watching("a")) >= USER_ROLES
+    assert roles(*watching("a"), *ONLY_WATCHES) & USER_ROLES == set()
+
+
+def test_who_does_not_manage_runtimes_cannot_publish_on_nodes(helm: Helm) -> None:
+    answer = helm("template", RELEASE, str(CHART), *ONLY_WATCHES, "--set", "publishOnNodes=true")
+    assert answer.returncode != 0
+    assert "publishOnNodes: only the release that manages SandboxRuntimes" in answer.stderr
+
+
+def test_nothing_on_nodes_is_written_without_managing_runtimes(render: Render) -> None:
+    manifests = render(*watching("a"), *ONLY_WATCHES, *ADMISSION)
+    roles = [m for m in manifests if m["kind"].endswith("Role")]
+    assert not [r for role in roles for r in granted(role) if r.resource.startswith("nodes/")]
+    assert not [
+        r for role in roles for r in granted(role) if (r.resource, r.verb) == ("nodes", "patch")
+    ]
+    assert not [name for name in policies(manifests) if name.endswith("-nodes")]
+
+
+def test_policies_of_a_release_hold_in_its_namespaces_only(render: Render, tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    rules = [
+        {"names": ["a", "x"], "runtimeClasses": ["gvisor"]},
+        {"namespaceSelector": {"matchLabels": {"t": "x"}}, "runtimeClasses": ["gvisor"]},
+    ]
+    path.write_text(yaml.safe_dump({"admission": {"namespaces": rules}}))
+    manifests = render(*watching("a", "b"), *ADMISSION, "--values", str(path))
+    name = f"{RELEASE}.{NAMESPACE}"
+
+    def bound(policy: str) -> Manifest:
+        binding = only(manifests, f"{POLICY}Binding", f"{name}-{policy}")
+        return dict(binding["spec"]["matchResources"]["namespaceSelector"])
+
+    def within(*values: str) -> Manifest:
+        return {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(values)}
+
+    assert policies(manifests) == {
+        f"{name}-{policy}"
+        for policy in ("nodes", "pods", "templates", "namespaces-0", "namespaces-1")
+    }
+    assert bound("pods") == {"matchExpressions": [within("a", "b", NAMESPACE)]}
+    assert bound("templates") == {"matchExpressions": [within("a", "b")]}
+    assert bound("namespaces-0") == {"matchExpressions": [within("a", "x"), within("a", "b")]}
+    assert bound("namespaces-1") == {
+        "matchLabels": {"t": "x"},
+        "matchExpressions": [within("a", "b")],
+    }
+    conditions = only(manifests, POLICY, f"{name}-pods")["spec"]["matchConditions"]
+    assert conditions[-1]["name"] == "not-of-another-release-in-this-namespace"
+    # In a namespace of sandboxes, no label may be a way around the policy.
+    manifests = render(*watching("a", NAMESPACE), *ADMISSION)
+    assert len(only(manifests, POLICY, f"{name}-pods")["spec"]["matchConditions"]) == 2
+
+
 # --- Admission policies --------------------------------------------------------------------------
 
 POLICY = "ValidatingAdmissionPolicy"
@@ -877,6 +1015,11 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
         ("replicas=two", "replicas"),
         ("crds.keep=true", "keep"),
         ("crds.install=maybe", "install"),
+        ("watchNamespaces={a,a}", "watchNamespaces"),
+        ("watchNamespaces={A}", "watchNamespaces"),
+        ("watchNamespaces=a", "watchNamespaces"),
+        ("sandboxRuntimes.manage=maybe", "manage"),
+        ("sandboxRuntimes.manage=null", "manage"),
         ("admission.enabled=maybe", "enabled"),
         ("admission.templates.allowHostpath=true", "allowHostpath"),
         ("lease.durationSeconds=1", "durationSeconds"),

@@ -15,6 +15,42 @@
 {{- end -}}
 {{- end -}}
 
+{{/* The name of cluster-scoped objects. Releases with watchNamespaces may have the same name. */}}
+{{- define "sandboxpool.clusterName" -}}
+{{- $fullname := include "sandboxpool.fullname" . -}}
+{{- if .Values.watchNamespaces -}}
+{{- printf "%s.%s" $fullname .Release.Namespace -}}
+{{- else -}}
+{{- $fullname -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The name of the operator's Lease, and the beginning of the names of its records. */}}
+{{- define "sandboxpool.leaseName" -}}
+{{- if .Values.watchNamespaces -}}
+{{- include "sandboxpool.fullname" . -}}
+{{- else -}}
+sandboxpool
+{{- end -}}
+{{- end -}}
+
+{{/* Whether the operator writes exclusion labels on nodes: "true" or nothing. */}}
+{{- define "sandboxpool.exclusionLabels" -}}
+{{- if and .Values.sandboxRuntimes.manage .Values.nodes.exclusionLabels -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Whether the operator publishes on nodes: "true" or nothing. */}}
+{{- define "sandboxpool.publishOnNodes" -}}
+{{- if .Values.publishOnNodes -}}
+{{- if not .Values.sandboxRuntimes.manage -}}
+{{- fail "publishOnNodes: only the release that manages SandboxRuntimes may publish on nodes: set it there, or set sandboxRuntimes.manage to true here" -}}
+{{- end -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{- define "sandboxpool.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "sandboxpool.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

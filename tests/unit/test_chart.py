@@ -757,7 +757,7 @@ def test_every_value_can_be_set(render: Render, tmp_path: Path) -> None:
 # --- Several releases ----------------------------------------------------------------------------
 
 MANAGES = ("--set", "sandboxRuntimes.manage=true")
-ONLY_WATCHES = ("--set", "sandboxRuntimes.manage=false")
+ONLY_WATCHES = ("--set", "sandboxRuntimes.manage=false,crds.install=false")
 
 
 def watching(*namespaces: str) -> tuple[str, str]:

@@ -54,6 +54,7 @@ class Bridge:
         settings: the bridge's settings.
         info: the address and credentials of the API server.
         executor: delivers tasks.
+        client: the client to use; created from ``info`` if None.
         wall: this machine's clock, in seconds since the epoch.
         clock: a monotonic clock, in seconds, that includes the time of a suspension.
     """
@@ -64,6 +65,7 @@ class Bridge:
         info: kopf.ConnectionInfo,
         *,
         executor: Executor | None = None,
+        client: ApiClient | None = None,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
@@ -72,7 +74,7 @@ class Bridge:
         self._main: asyncio.Task[Any] | None = None
         # Kinds whose lists were answered with 404.
         self._missing: dict[str, str] = {}
-        server_clock = ServerClock(wall, clock)
+        self._server_clock = server_clock = ServerClock(wall, clock)
         self._watches = Watches()
         self.metrics = BridgeMetrics()
         connect = partial(
@@ -82,7 +84,7 @@ class Bridge:
             observe=self.metrics.request,
             on_date=server_clock.observe,
         )
-        self._lease_client = connect()
+        self._lease_client = client or connect()
         self._elector = LeaderElector(
             self._lease_client,
             settings.namespace,
@@ -93,7 +95,7 @@ class Bridge:
             wall=server_clock,
             not_ready_reason=lambda: "; ".join(self.not_ready()),
         )
-        self._client = connect(before_write=self._elector.require_leadership)
+        self._client = client or connect(before_write=self._elector.require_leadership)
         self._events = EventRecorder(
             self._client, "sandboxpool-opensandbox", socket.gethostname(), wall=server_clock
         )

@@ -167,6 +167,8 @@ def _served(view: View) -> Step:
         return with_foreign_claim(sandbox, claim)
     match claim.status.phase:
         case ClaimPhase.BOUND:
+            if sandbox.endpoints not in ("", endpoints_of(claim)):
+                return Lose(Reason.POD_LOST, "its SandboxClaim was replaced", verify=False)
             if not sandbox.published:
                 return Serve(claim)
             return AnswerPause() if pause_is_unanswered(sandbox) else Nothing()
@@ -192,7 +194,8 @@ def with_foreign_claim(sandbox: BatchSandbox, claim: SandboxClaim) -> Step:
 
 
 def _without_claim(view: View) -> Step:
-    if view.sandbox.published:
+    # The server may have given the address away before the status was written.
+    if view.sandbox.published or view.sandbox.endpoints:
         return Lose(Reason.POD_LOST, "its SandboxClaim was deleted", verify=True)
     if view.claim_requested:
         return _waiting(view)
@@ -249,6 +252,14 @@ def _unsupported(sandbox: BatchSandbox, pool: SandboxPool | None) -> Fail | None
         f"the request has {what}, which SandboxPool {pool.metadata.name!r} cannot take: its"
         f" sandboxes are started before the request ({names.LABEL_OPT_IN}: {OptIn.PRESTARTED})",
     )
+
+
+def endpoints_of(claim: SandboxClaim) -> str:
+    """The address of a claim's sandbox, as the server reads it: a JSON list of hosts."""
+    address = claim.status.podIP or ""
+    # The server appends the port.
+    host = f"[{address}]" if ":" in address else address
+    return msgspec.json.encode([host]).decode()
 
 
 def expiry(sandbox: BatchSandbox) -> float | None:

@@ -186,6 +186,12 @@ class BatchSandbox(msgspec.Struct, frozen=True):
         return self.status.phase == Phase.SUCCEED
 
     @property
+    def endpoints(self) -> str:
+        """The addresses that the server gives to the application; empty if there are none."""
+        listed = self.metadata.annotations.get(names.ANNOTATION_ENDPOINTS, "")
+        return "" if listed == "[]" else listed
+
+    @property
     def settled(self) -> bool:
         """The application has its answer."""
         return self.failed or self.published

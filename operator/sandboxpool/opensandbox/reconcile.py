@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -11,7 +11,7 @@ from sandboxpool.api import names as own_names
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import ClaimPhase, SandboxClaim
 from sandboxpool.kube.client import ApiClient, resource_path
-from sandboxpool.kube.errors import ApiError
+from sandboxpool.kube.errors import ApiError, KubeError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.opensandbox import decide, names, status
 from sandboxpool.opensandbox.collection import Collection
@@ -59,6 +59,10 @@ class _Request:
     first_seen: float
     claim_requested_at: float | None = None
     bound: bool = False
+
+
+class _ChangedError(KubeError):
+    """A write was refused, as the BatchSandbox has changed since it was looked at."""
 
 
 class SandboxReconciler:
@@ -291,16 +295,24 @@ class SandboxReconciler:
 
     async def _claim_exists(self, sandbox: BatchSandbox) -> float | None:
         """A claim of this name exists that the cache does not show."""
-        body = await self._client.find(_path(own_names.API_VERSION, own_names.CLAIMS, *sandbox.key))
-        if body is None:
+        claim = await self._find_claim(sandbox)
+        if claim is None:
             # It was deleted meanwhile.
             return RECHECK_SECONDS
-        claim = msgspec.json.decode(body, type=SandboxClaim)
-        owner = claim.metadata.controller
-        if owner is not None and owner.uid == sandbox.uid:
-            self._note_claim(sandbox)
-            return GRACE_SECONDS
-        return await self._carry_out(decide.with_foreign_claim(sandbox, claim), sandbox)
+        if _owner_uid(claim) != sandbox.uid:
+            return await self._carry_out(decide.with_foreign_claim(sandbox, claim), sandbox)
+        self._note_claim(sandbox)
+        return await self._with_unseen_claim(sandbox, claim)
+
+    async def _find_claim(self, sandbox: BatchSandbox) -> SandboxClaim | None:
+        body = await self._client.find(_path(own_names.API_VERSION, own_names.CLAIMS, *sandbox.key))
+        return msgspec.json.decode(body, type=SandboxClaim) if body is not None else None
+
+    async def _with_unseen_claim(self, sandbox: BatchSandbox, claim: SandboxClaim) -> float:
+        """Go on with a claim that the cache does not show: not yet, or as it lost its labels."""
+        step = decide.next_step(replace(self._view(sandbox), claim=claim))
+        seconds = await self._carry_out(step, sandbox)
+        return CLAIM_UNSEEN_SECONDS if seconds is None else min(seconds, CLAIM_UNSEEN_SECONDS)
 
     async def _delete_claim(self, claim: SandboxClaim) -> None:
         try:
@@ -384,15 +396,9 @@ class SandboxReconciler:
         self, sandbox: BatchSandbox, reason: str, message: str, *, verify: bool
     ) -> float | None:
         if verify:
-            path = _path(own_names.API_VERSION, own_names.CLAIMS, *sandbox.key)
-            if await self._client.find(path) is not None:
-                return RECHECK_SECONDS
-        # First the address: it may soon be that of another sandbox.
-        if sandbox.metadata.annotations.get(names.ANNOTATION_ENDPOINTS, "[]") != "[]":
-            annotated = await self._annotate(sandbox, {names.ANNOTATION_ENDPOINTS: "[]"})
-            if annotated is None:
-                return None
-            sandbox = annotated
+            claim = await self._find_claim(sandbox)
+            if claim is not None and _owner_uid(claim) == sandbox.uid:
+                return await self._with_unseen_claim(sandbox, claim)
         await self._fail(sandbox, reason, message)
         return None
 
@@ -420,6 +426,12 @@ class SandboxReconciler:
             )
 
     async def _fail(self, sandbox: BatchSandbox, reason: str, message: str) -> None:
+        if sandbox.endpoints:
+            # First the address: it may soon be that of another sandbox.
+            annotated = await self._annotate(sandbox, {names.ANNOTATION_ENDPOINTS: "[]"})
+            if annotated is None:
+                return
+            sandbox = annotated
         wanted = status.failed(sandbox, reason, message, self._wall())
         if await self._write_status(sandbox, wanted):
             self._metrics.answered(sandbox.pool_key, reason)
@@ -428,29 +440,48 @@ class SandboxReconciler:
         self, sandbox: BatchSandbox, annotations: dict[str, str | None]
     ) -> BatchSandbox | None:
         """Patch annotations; return the object, or None if it does not exist any more."""
-        body = {"metadata": {"uid": sandbox.uid, "annotations": annotations}}
+        metadata = {"uid": sandbox.uid, "resourceVersion": sandbox.metadata.resourceVersion}
+        body = {"metadata": {**metadata, "annotations": annotations}}
         try:
             answer = await self._client.merge_patch(_path_of(sandbox), body)
         except ApiError as error:
             if error.not_found:
                 return None
+            if error.conflict:
+                await self._raise_if_changed(sandbox)
             raise
         return self._remember(answer)
 
     async def _write_status(self, sandbox: BatchSandbox, wanted: BatchSandboxStatus) -> bool:
-        """Replace the status if it differs; return whether it was written."""
+        """Replace the status if it differs; return whether it was written.
+
+        On condition of the version: what a former leader sent may arrive late.
+        """
         if wanted == sandbox.status:
             return False
         try:
             answer = await self._client.replace_status(
-                _path_of(sandbox), sandbox.uid, wanted.to_wire()
+                _path_of(sandbox),
+                sandbox.uid,
+                wanted.to_wire(),
+                version=sandbox.metadata.resourceVersion,
             )
         except ApiError as error:
             if error.not_found:
                 return False
+            if error.status == 422:
+                # A failed test of the version and an invalid status both give a 422.
+                await self._raise_if_changed(sandbox)
             raise
         self._remember(answer)
         return True
+
+    async def _raise_if_changed(self, sandbox: BatchSandbox) -> None:
+        """Read a BatchSandbox whose write was refused, so that the next try knows its state."""
+        body = await self._client.find(_path_of(sandbox))
+        found = self._remember(body) if body is not None else None
+        if found is None or _is_newer(found, sandbox):
+            raise _ChangedError(f"BatchSandbox {sandbox.metadata.name!r} has changed meanwhile")
 
     def _remember(self, answer: bytes) -> BatchSandbox:
         written = msgspec.json.decode(answer, type=BatchSandbox)
@@ -525,11 +556,13 @@ def _claim_of(sandbox: BatchSandbox, mode: OptIn) -> dict[str, object]:
     }
 
 
+def _owner_uid(claim: SandboxClaim) -> str:
+    owner = claim.metadata.controller
+    return owner.uid if owner is not None else ""
+
+
 def _published(sandbox: BatchSandbox, claim: SandboxClaim) -> dict[str, str | None]:
     """The annotations that tell the server, and the application, of the sandbox."""
-    address = claim.status.podIP or ""
-    # The server appends the port.
-    host = f"[{address}]" if ":" in address else address
     allocated = {
         "pods": [claim.status.podName],
         "poolRef": sandbox.spec.poolRef,
@@ -538,7 +571,7 @@ def _published(sandbox: BatchSandbox, claim: SandboxClaim) -> dict[str, str | No
     runtime = claim.status.runtime
     return {
         names.ANNOTATION_SERVED: "served",
-        names.ANNOTATION_ENDPOINTS: _json([host]),
+        names.ANNOTATION_ENDPOINTS: decide.endpoints_of(claim),
         names.ANNOTATION_ALLOC_STATUS: _json(allocated),
         names.ANNOTATION_RUNTIME_CLASS: runtime.className if runtime else None,
         names.ANNOTATION_RUNTIME_HANDLER: runtime.handler if runtime else None,

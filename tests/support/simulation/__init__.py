@@ -11,4 +11,7 @@ them together. `storm` and `faults` draw from a seed what goes wrong.
 `watchdog` judges each change; with it `deletions` why ready sandboxes go, by the list in `reasons`,
 and `patience` how long claims wait and in which order they are served. `neighbours` compares a
 tenant with what he is alone, and `footprint` what is remembered.
+
+`bridgeworld` adds OpenSandbox: its server and CRDs (`opensandbox`), lives of the bridge, and what
+runs in the sandboxes (`executors`); `bridgejudge` judges each change, `bridgestorm` makes trouble.
 """

@@ -3,7 +3,7 @@
 It is as strict as the real one where the operator relies on it: uids, resource versions that grow
 with every change, 404, 409, 410, 422 and 403, writes that change nothing and make no version,
 deletion with a grace period, lists in pages of one moment, watches by selector that go on from a
-version or say that it is too old. It knows nothing of schemas.
+version or say that it is too old. It knows no schemas but those that it is given.
 
 Objects are never changed in place, so a reader may keep what it got.
 """
@@ -136,6 +136,8 @@ class ApiServer:
         self.listeners: list[Callable[[Change], None]] = []
         self.watches: list[Watch] = []
         self.admission = Admission()
+        # Of kinds whose status is a subresource: raise ApiError where an object does not fit.
+        self.schemas: dict[str, Callable[[Object], None]] = {}
         self.wall = wall
         self._objects: defaultdict[str, dict[Key, Object]] = defaultdict(dict)
         self._history: defaultdict[str, list[Change]] = defaultdict(list)
@@ -196,14 +198,14 @@ class ApiServer:
 
     # --- For the operator ------------------------------------------------------------------------
 
-    def handle(self, request: Request, *, late: bool = False) -> bytes:
+    def handle(self, request: Request, *, by: str = "operator", late: bool = False) -> bytes:
         """Carry out one request.
 
         Raises:
             ApiError: as the real server would answer.
         """
         place = Place.of(request.path)
-        return encode(self._handle(place, request, late))
+        return encode(self._handle(place, request, by, late))
 
     def watch(
         self, path: str, params: Mapping[str, str], tell: Callable[[bytes], None]
@@ -228,18 +230,18 @@ class ApiServer:
 
     # --- Verbs -----------------------------------------------------------------------------------
 
-    def _handle(self, place: Place, request: Request, late: bool) -> Object:
+    def _handle(self, place: Place, request: Request, by: str, late: bool) -> Object:
         if request.method == "GET":
             return self._get(place, request.params)
         if request.method == "POST":
-            return self._post(place, request, late)
+            return self._post(place, request, by, late)
         old = self._existing(place)
         if request.method == "DELETE":
             for name, value in request.body.get("preconditions", {}).items():
                 if old["metadata"][name] != value:
                     raise ApiError(409, "Conflict", f"Precondition failed: {name}")
             grace = request.body.get("gracePeriodSeconds")
-            self._delete(place.resource, old, grace, by="operator", late=late)
+            self._delete(place.resource, old, grace, by=by, late=late)
             return old
         if request.content_type == MERGE_PATCH:
             new = merge_patched(old, request.body)
@@ -248,11 +250,16 @@ class ApiServer:
             new = json_patched(old, request.body)
         if place.subresource == "status":
             new = {**old, "status": new.get("status")}
+        elif place.resource in self.schemas:
+            new = {name: value for name, value in new.items() if name != "status"}
+            new |= {"status": old["status"]} if "status" in old else {}
         elif place.resource == "pods":
             new = self.admission.review(CHANGE, new)
         elif place.resource == "nodes":
             new = self.admission.review(CHANGE_NODE, new)
-        return self._store(place.resource, old, new, by="operator", late=late)
+        if schema := self.schemas.get(place.resource):
+            schema(new)
+        return self._store(place.resource, old, new, by=by, late=late)
 
     def _get(self, place: Place, params: Mapping[str, str]) -> Object:
         if place.name:
@@ -274,14 +281,17 @@ class ApiServer:
             metadata["continue"] = token
         return {"metadata": metadata, "items": items[:limit]}
 
-    def _post(self, place: Place, request: Request, late: bool) -> Object:
+    def _post(self, place: Place, request: Request, by: str, late: bool) -> Object:
         body: Object = copy.deepcopy(request.body)
         if place.namespace:
             body["metadata"]["namespace"] = place.namespace
         if "dryRun" in request.params:
             self._admissible(place.resource, key_of(body), body)
             return self.admission.review(CHECK, body) if place.resource == "pods" else body
-        return self.create(place.resource, body, by="operator", late=late)
+        if schema := self.schemas.get(place.resource):
+            body.pop("status", None)
+            schema(body)
+        return self.create(place.resource, body, by=by, late=late)
 
     def _existing(self, place: Place) -> Object:
         found = self.find(place.resource, place.name, place.namespace)

@@ -12,7 +12,13 @@ from support.simulation.machines import FakeNode, is_true, node_body, with_condi
 from support.simulation.machines import Start as Start
 
 # The owners that the garbage collector has to look for, by kind.
-OWNERS = {"SandboxPool": "sandboxpools", "SandboxClaim": "sandboxclaims"}
+OWNERS = {
+    "SandboxPool": "sandboxpools",
+    "SandboxClaim": "sandboxclaims",
+    "BatchSandbox": "batchsandboxes",
+}
+# The kinds beside pods that it collects.
+OWNED = ("sandboxclaims", "pools")
 NODE_GONE_SECONDS = 40.0
 # What fitted nowhere is tried again from time to time, whatever has happened.
 RESCHEDULE_SECONDS = 30.0, 60.0
@@ -51,6 +57,8 @@ class Controllers(Kubelets):
     def _see(self, change: Change) -> None:
         if change.resource in OWNERS.values() and change.new is None:
             self._later(0.05, 2.0, self._collect)
+        if change.resource in OWNED and change.old is None and any(owners(change.object)):
+            self._later(1.0, 3.0, self._collect)
         if change.resource == "nodes":
             self._later(0.1, 1.0, self._reschedule)
         if change.resource != "pods":
@@ -80,17 +88,18 @@ class Controllers(Kubelets):
     def _collect(self) -> None:
         if not self.collects:
             return
-        for pod in self.server.all("pods"):
-            owned_by = list(owners(pod))
-            orphaned = owned_by and not any(self._exists(pod, owner) for owner in owned_by)
-            if orphaned and "deletionTimestamp" not in pod["metadata"]:
-                self.server.delete("pods", pod, by="collector")
+        for resource in (*OWNED, "pods"):
+            for obj in self.server.all(resource):
+                owned_by = list(owners(obj))
+                orphaned = owned_by and not any(self._exists(obj, owner) for owner in owned_by)
+                if orphaned and "deletionTimestamp" not in obj["metadata"]:
+                    self.server.delete(resource, obj, by="collector")
 
-    def _exists(self, pod: Object, owner: Object) -> bool:
+    def _exists(self, obj: Object, owner: Object) -> bool:
         resource = OWNERS.get(owner["kind"])
         if resource is None:
             return True
-        found = self.server.find(resource, owner["name"], pod["metadata"]["namespace"])
+        found = self.server.find(resource, owner["name"], obj["metadata"]["namespace"])
         return found is not None and bool(found["metadata"]["uid"] == owner["uid"])
 
     # --- Scheduler -------------------------------------------------------------------------------

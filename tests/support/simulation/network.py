@@ -142,7 +142,7 @@ class Network:
             await asyncio.sleep(seconds)
         result: bytes | ApiError
         try:
-            result = self.server.handle(request, late=sender.dead or answer.done())
+            result = self.server.handle(request, by=sender.name, late=sender.dead or answer.done())
         except ApiError as error:
             result = error
         if fate is Fate.CRASH_AFTER:
@@ -241,9 +241,15 @@ class Network:
 
 
 class SimulatedClient(ApiClient):
-    """The operator's own client, with the simulated network in the place of the wire."""
+    """The operator's own client, with the simulated network in the place of the wire.
 
-    def __init__(self, network: Network) -> None:
+    Args:
+        network: carries its requests.
+        name: what the process is, such as the operator.
+    """
+
+    def __init__(self, network: Network, name: str = "operator") -> None:
+        self.name = name
         self.dead = False
         self.permit: Callable[[], None] = lambda: None
         self.on_date: Callable[[float], None] = lambda date: None

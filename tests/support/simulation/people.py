@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sandboxpool.api import names
@@ -70,6 +71,7 @@ class People:
         *,
         namespace: str = NAMESPACE,
         image: str = IMAGE,
+        labels: Mapping[str, str] | None = None,
         **spec: Any,
     ) -> None:
         """An SRE makes a pool; further fields of the spec by their API names."""
@@ -77,7 +79,7 @@ class People:
         body = {
             "apiVersion": names.API_VERSION,
             "kind": names.POOL_KIND,
-            "metadata": {"name": name, "namespace": namespace},
+            "metadata": {"name": name, "namespace": namespace, "labels": dict(labels or {})},
             "spec": {
                 "runtimeClassName": "gvisor",
                 "replicas": replicas,

@@ -98,8 +98,35 @@ async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[Mapping[str, Any
             yield event
 
 
-class Process:
-    """An operator that runs until it is killed; nothing of it is left then.
+class Life:
+    """Something that runs until it is killed; nothing of it is left then.
+
+    Attributes:
+        client: sends its requests.
+        task: what runs.
+    """
+
+    client: SimulatedClient
+    task: asyncio.Task[None]
+
+    @property
+    def dead(self) -> bool:
+        """It was killed."""
+        return self.client.dead
+
+    def kill(self) -> None:
+        """End it at once: not one request is sent from now on, whatever its code would do."""
+        self.client.dead = True
+        self.task.cancel()
+
+    async def finish(self) -> None:
+        """Kill it and wait for its end."""
+        self.kill()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+class Process(Life):
+    """An operator.
 
     Args:
         network: between it and the API server.
@@ -126,18 +153,3 @@ class Process:
         self.client.on_date = self.operator.on_date
         self.operator.on_lease_lost = lambda: on_lease_lost(self)
         self.task = loop.create_task(self.operator.operate())
-
-    @property
-    def dead(self) -> bool:
-        """It was killed."""
-        return self.client.dead
-
-    def kill(self) -> None:
-        """End it at once: not one request is sent from now on, whatever its code would do."""
-        self.client.dead = True
-        self.task.cancel()
-
-    async def finish(self) -> None:
-        """Kill it and wait for its end."""
-        self.kill()
-        await asyncio.gather(self.task, return_exceptions=True)

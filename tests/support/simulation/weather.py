@@ -90,5 +90,7 @@ def kind_of(request: Request) -> str:
         return "bind"
     if request.method == "PATCH" and place.resource == "sandboxclaims":
         return "tell"
+    if request.method == "PATCH" and place.resource == "batchsandboxes":
+        return "answer" if place.subresource else "publish"
     verb = {"GET": "read", "POST": "create", "DELETE": "delete", "PATCH": "patch"}[request.method]
     return f"{verb} {place.resource}"

@@ -27,7 +27,7 @@ from support.simulation.network import Network, SimulatedClient
 from support.simulation.patience import WaitChecker
 from support.simulation.people import NAMESPACE as NAMESPACE
 from support.simulation.people import People
-from support.simulation.process import Process
+from support.simulation.process import Life, Process
 from support.simulation.reasons import DeletionLog
 from support.simulation.sight import WatchFaults
 from support.simulation.verdicts import Verdicts
@@ -37,8 +37,6 @@ from support.simulation.weather import NetworkFaults
 
 GVISOR = {"metadata": {"name": "gvisor"}, "handler": "runsc"}
 STEP_SECONDS = 20.0
-# At rest nothing is written for so long.
-QUIET_SECONDS = 400.0
 # A breaker's longest delay, some claims' whole patience, a pool's longest pause, one after another.
 LONGEST_CONVERGENCE_SECONDS = 2400.0
 
@@ -84,7 +82,12 @@ class World(People):
         seed: of everything that is left to chance.
         nodes: how many nodes there are at first.
         replicas: how many operators run, one of which leads.
+
+    Attributes:
+        quiet_seconds: at rest nothing is written for so long.
     """
+
+    quiet_seconds = 400.0
 
     def __init__(self, seed: int = 0, nodes: int = 3, replicas: int = 1) -> None:
         self.loop = VirtualLoop()
@@ -115,7 +118,7 @@ class World(People):
         self.watchdog.judges += [self._deletions.see, self._patience.see, self._verdicts.see]
         # By how many seconds the clocks of processes are ahead that start from now on.
         self.skew = 0.0
-        self._clocks: dict[Process, WallClock] = {}
+        self._clocks: dict[Life, WallClock] = {}
         self._led_since: tuple[Process | None, float] = None, 0.0
         self.processes: list[Process] = []
         self.restart_seconds = 1.0
@@ -189,7 +192,7 @@ class World(People):
         """Seconds since the epoch, by a clock that is right."""
         return NOW + self.loop.time()
 
-    def set_clock(self, ahead: float, process: Process | None = None) -> None:
+    def set_clock(self, ahead: float, process: Life | None = None) -> None:
         """The clock of one replica is set: it is so many seconds ahead; of all, unless told."""
         for known, clock in self._clocks.items():
             if process in (None, known):
@@ -275,7 +278,7 @@ class World(People):
             else:
                 stream.cut()
 
-    def sight_of(self, process: Process) -> WatchFaults:
+    def sight_of(self, process: Life) -> WatchFaults:
         """What one process does not see."""
         return self.network.sight_of(process.client)
 
@@ -326,7 +329,7 @@ class World(People):
 
     def not_converged(self) -> list[str]:
         """What is not yet as it should be, a sentence each; also what was written a while ago."""
-        since = self.loop.time() - QUIET_SECONDS
+        since = self.loop.time() - self.quiet_seconds
         recent = (r for at, r in self.network.writes[-20:] if at > since)
         told = [f"{r.method} {r.path}" for r in recent if _about_sandboxes(r)]
         return [*told, *not_converged(self.snapshot()), *self._claims_in_limbo()]

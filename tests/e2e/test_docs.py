@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import builds
+from localcluster import builds, nodes
 from localcluster.nodeimage import SAMPLE_IMAGE
 from localcluster.paths import REPOSITORY
 from support import Api, eventually
-from support.realnodes import GVISOR
+from support.realnodes import GVISOR, GVISOR_NODES
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND_SECONDS = 150
@@ -46,12 +46,26 @@ def team(
     eventually(lambda: not admin.list("Pod", name), message="the pods are gone", timeout=60)
 
 
+@pytest.fixture(autouse=True)
+def shims_restored() -> Iterator[None]:
+    """The nodes' shims are in their places afterwards, whatever a page has done."""
+    yield
+    for node in GVISOR_NODES:
+        nodes.restore_shims(node)
+
+
 @pytest.mark.parametrize(
     ("name", "languages"),
     [
         ("client.md", {"sh", "python", "none"}),
         # A `text` is output that is not the same in another cluster.
         ("kubectl-sandboxpool.md", {"sh", "none", "text"}),
+        pytest.param(
+            "tutorial.md",
+            {"sh", "text"},
+            # It breaks a node's runtime and waits until that is noticed, and noticed to be mended.
+            marks=pytest.mark.timeout(600, func_only=True),
+        ),
     ],
 )
 def test_every_block_of_the_page_does_what_it_says(

@@ -623,7 +623,7 @@ def test_an_operator_that_publishes_on_nodes_changes_its_own_conditions_too(
 def test_the_documented_command_removes_the_labels_of_all_nodes(
     cluster: ClusterCache, node: str
 ) -> None:
-    text = (REPOSITORY / "README.md").read_text()
+    text = (REPOSITORY / "docs" / "upgrading.md").read_text()
     (command,) = re.findall(r"```sh\n(kubectl get nodes -o go-template=.*?)```", text, re.DOTALL)
     labels = {EXCLUDED: "NotServing", "excluded.sandboxpool.io/pool-x": "Avoided", "zone": "a"}
     assert accepted(cluster.send("PATCH", node, labelled(**labels)))

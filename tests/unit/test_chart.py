@@ -28,6 +28,7 @@ from sandboxpool.observability import web
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
 from support.builders import facts, runtime
 from support.chart import granted
+from support.documents import VALUES, Block, yaml_blocks
 
 CHART = REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"
@@ -463,6 +464,16 @@ def test_the_oldest_kubernetes_is_the_same_everywhere() -> None:
     readme = (REPOSITORY / "README.md").read_text()
     assert f"Kubernetes {oldest} is the oldest" in readme
     assert "1.29" not in readme
+
+
+@pytest.mark.parametrize("block", [b for b in yaml_blocks() if b.title == VALUES], ids=str)
+def test_the_values_that_a_document_shows_are_accepted(
+    block: Block, render: Render, tmp_path: Path
+) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(block.text)
+    assert yaml.safe_load(block.text)
+    assert render("--values", str(file), "--set", "admission.enabled=true")
 
 
 def test_the_ports_are_the_same_everywhere(render: Render) -> None:

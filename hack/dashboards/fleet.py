@@ -207,7 +207,7 @@ def _startup() -> list[Panel]:
         graph(
             "Sandboxes started and failed",
             "Sandboxes that became ready, and those that did not start or could not be created, by "
-            "reason. The table of reasons in the README says what each one means.",
+            "reason. docs/reference/reasons.md says what each one means.",
             Query(f"60 * sum by (runtime_class) ({started})", "{{runtime_class}} ready"),
             Query(
                 f"60 * sum by (runtime_class, reason) ({failures})", "{{runtime_class}} {{reason}}"

@@ -136,8 +136,8 @@ def _pools() -> list[Panel]:
     false = of_class(gauge(f"sandboxpool_pool_condition{{{POOLS}}}", *labels) + " < 1")
     causes = rows_of(
         "Conditions that are not True",
-        "The causes of the moment. `Filling` and `Rolling` are ordinary work; the table of "
-        "reasons in the README says what to do about the others.",
+        "The causes of the moment. `Filling` and `Rolling` are ordinary work; "
+        "docs/reference/reasons.md says what to do about the others.",
         Query(f"topk({10 * _LISTED}, {false})", "Status"),
         labels={
             "namespace": "Namespace",
@@ -237,8 +237,8 @@ def _stock() -> list[Panel]:
         ),
         graph(
             "Failures by reason",
-            "Sandboxes that did not start, or could not be created. No data: there were none. The "
-            "table of reasons in the README says what each one means.",
+            "Sandboxes that did not start, or could not be created. No data: there were none. "
+            "docs/reference/reasons.md says what each one means.",
             Query(f"60 * {failures}", "{{reason}}"),
             unit=units.CountsPerMinute,
         ),

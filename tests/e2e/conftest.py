@@ -78,7 +78,7 @@ def kubeconfig() -> Iterator[Path]:
     """A cluster with the operator in it; it goes on running for the next session."""
     path = kindcluster.up()
     images.load_sample_image()
-    install.install_operator(path, VALUES)
+    install.install_operator(path, {**VALUES, "dashboards": {"enabled": True}})
     yield path
     if os.environ.get(_DOWN):
         kindcluster.down()

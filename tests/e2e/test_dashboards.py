@@ -6,25 +6,26 @@ The dashboards are read from the ConfigMaps that the chart has installed. No Gra
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 
 from demo.install import NAMESPACE
 from sandboxpool.api.times import epoch
-from sandboxpool.kube.lease import NAME as LEASE
 from sandboxpool.observability.metrics import CLAIM_BUCKETS, STARTUP_BUCKETS
+from sandboxpool.sandboxes.startup import STAGES
 from support import Api, condition, eventually, objects
 from support.deployed import DeployedOperator
-from support.grafana import Dashboard, fill
-from support.prometheus import JOB, SCRAPE_SECONDS, Prometheus, Sample, running
+from support.grafana import Dashboard
+from support.prometheus import JOB, SCRAPE_SECONDS, Prometheus, running
 from support.realnodes import pool, template
 from support.sandboxes import claim_pod, phase, pool_status, wait_for_pool_condition
+from support.screen import Screen
 
 Object = dict[str, Any]
 
@@ -45,6 +46,12 @@ ANSWERS = {
     "Not isolating": "notIsolating",
     "Unproven": "unproven",
 }
+AVOIDED = "notServing", "quarantined", "notIsolating", "unproven"
+# A sandbox that starts for a claim is claimed in a status, and cold in the metrics.
+OWN_STATES = (
+    *("warm", "starting", "unproven", "unready", "stranded", "failed"),
+    *("claimed", "ended", "stopping"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,48 +70,6 @@ def dashboards(admin: Api) -> dict[str, Dashboard]:
     found = admin.list("ConfigMap", NAMESPACE, labelSelector="grafana_dashboard=1")
     boards = [Dashboard.parse(text) for each in found for text in each["data"].values()]
     return {board.model["title"].rpartition(" ")[2]: board for board in boards}
-
-
-@dataclass
-class Screen:
-    """What somebody sees who opens a dashboard."""
-
-    dashboard: Dashboard
-    prometheus: Prometheus
-    variables: dict[str, str]
-    window_seconds: int = 30
-
-    def select(self, **variables: str) -> Screen:
-        """The same dashboard with other values of variables."""
-        everything = self.variables | variables
-        return Screen(self.dashboard, self.prometheus, everything, self.window_seconds)
-
-    def series(self, panel: str, name: str | None = None) -> list[Sample]:
-        """The series of a query, those without a value left out."""
-        return self.values(self.dashboard.query(panel, name).expr)
-
-    def values(self, expression: str) -> list[Sample]:
-        filled = fill(expression, self.variables, f"{self.window_seconds}s")
-        return [each for each in self.prometheus.query(filled) if math.isfinite(each.value)]
-
-    def figure(self, panel: str, name: str | None = None) -> float:
-        """The value of a query with one series."""
-        (sample,) = self.series(panel, name)
-        return sample.value
-
-    def by(self, panel: str, *labels: str, name: str | None = None) -> dict[Any, float]:
-        """The values of a query by one label or several."""
-        found = {
-            tuple(sample.labels.get(label, "") for label in labels): sample.value
-            for sample in self.series(panel, name)
-        }
-        return {key[0] if len(labels) == 1 else key: value for key, value in found.items()}
-
-    def options(self, variable: str) -> set[str]:
-        """What a variable offers."""
-        query = fill(self.dashboard.variables[variable], self.variables, "")
-        selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()  # type: ignore[union-attr]
-        return set(self.prometheus.ask(f"label/{label}/values", **{"match[]": selector}))
 
 
 @dataclass
@@ -238,8 +203,8 @@ def test_every_figure_is_there_during_load_and_is_the_apis_own(
 
     check_rates(pools, fleet, load)
     check_pools(api, pools, broken_class)
-    check_fleet(api, fleet, (class_name, broken_class))
-    check_operator(api, deployed, operator)
+    check_fleet(api, fleet, class_name, broken_class)
+    check_operator(deployed, operator)
     check_variables(pools, fleet, operator, namespace, class_name, broken_class)
 
 
@@ -266,75 +231,147 @@ def check_rates(pools: Screen, fleet: Screen, load: Load) -> None:
     assert failures["ContainersExited" if "ContainersExited" in failures else "PodFailed"] > 0
 
 
+@dataclass(frozen=True)
+class OwnPools:
+    """What the API says of the pools of a namespace, by their names."""
+
+    api: Api
+
+    def status(self, key: str) -> dict[str, float]:
+        return {name: one["status"][key] for name, one in self._pools().items()}
+
+    def serving(self) -> dict[str, float]:
+        runtimes = {name: one["status"]["runtime"] for name, one in self._pools().items()}
+        return {name: runtime["nodes"]["serving"] for name, runtime in runtimes.items()}
+
+    def ready(self) -> dict[str, float]:
+        return {name: holds("Ready", one) for name, one in self._pools().items()}
+
+    def waiting(self) -> dict[str, float]:
+        claims = self.api.list("SandboxClaim")
+        of_pools = [c["spec"]["poolName"] for c in claims if c["status"]["phase"] == "Pending"]
+        return {name: of_pools.count(name) for name in self._pools()}
+
+    def not_true(self) -> dict[tuple[str, ...], float]:
+        return {
+            (name, found["type"], found["reason"]): VALUE_OF[found["status"]]
+            for name, one in self._pools().items()
+            for found in one["status"]["conditions"]
+            if found["status"] != "True"
+        }
+
+    def lag(self) -> dict[str, float]:
+        """For how long the condition Warm has been False."""
+        lags = {}
+        for name, one in self._pools().items():
+            warm = condition(one, "Warm")
+            assert warm is not None
+            since = time.time() - epoch(warm["lastTransitionTime"])
+            lags[name] = since if warm["status"] == "False" else 0.0
+        return lags
+
+    def _pools(self) -> dict[str, Object]:
+        return {one["metadata"]["name"]: one for one in self.api.list("SandboxPool")}
+
+
+@dataclass(frozen=True)
+class OwnRuntimes:
+    """What the API says of some RuntimeClasses, by their names."""
+
+    api: Api
+    classes: tuple[str, ...]
+
+    def condition(self, kind: str) -> dict[str, float]:
+        return {name: holds(kind, self._get(name)) for name in self.classes}
+
+    def nodes(self, answer: str) -> dict[str, float]:
+        return {name: self._get(name)["status"]["nodes"][answer] for name in self.classes}
+
+    def sandboxes(self, state: str) -> dict[str, float]:
+        return {name: self._get(name)["status"]["sandboxes"][state] for name in self.classes}
+
+    def avoided(self) -> dict[tuple[str, str], float]:
+        return {
+            (name, answer): count
+            for answer in AVOIDED
+            for name, count in self.nodes(answer).items()
+        }
+
+    def _get(self, name: str) -> Object:
+        return self.api.get("SandboxRuntime", name)
+
+
+def holds(kind: str, obj: Object) -> float:
+    """A condition as the metrics show it."""
+    found = condition(obj, kind)
+    assert found is not None, obj
+    return VALUE_OF[found["status"]]
+
+
+def total(figures: Callable[[], dict[str, float]]) -> float:
+    return sum(figures().values())
+
+
+def below_one(figures: Callable[[], dict[str, float]]) -> int:
+    return sum(value < 1 for value in figures().values())
+
+
 def check_pools(api: Api, pools: Screen, broken_class: str) -> None:
     """The stock of the moment, pool by pool and in sum."""
-
-    def statuses(key: str) -> dict[str, float]:
-        return {p["metadata"]["name"]: p["status"][key] for p in api.list("SandboxPool")}
-
-    def ready() -> dict[str, float]:
-        found = {p["metadata"]["name"]: condition(p, "Ready") for p in api.list("SandboxPool")}
-        return {name: VALUE_OF[c["status"]] for name, c in found.items() if c is not None}
-
-    def pending() -> dict[str, float]:
-        claims = api.list("SandboxClaim")
-        waiting = [c["spec"]["poolName"] for c in claims if c["status"]["phase"] == "Pending"]
-        return {name: waiting.count(name) for name in statuses("warm")}
-
-    table = "Pools of the selection"
-    for column, own in (
-        ("Warm", lambda: statuses("warm")),
-        ("Target", lambda: statuses("target")),
-        ("Starting", lambda: statuses("starting")),
-        ("Claimed", lambda: statuses("claimed")),
-        ("Waiting", pending),
-        ("Ready", ready),
-        ("Nodes", lambda: serving(api)),
-    ):
-        agree(lambda c=column: pools.by(table, "pool", name=c), own, f"{table}, {column}")
+    own, table = OwnPools(api), "Pools of the selection"
+    counts = {key: partial(own.status, key) for key in OWN_STATES}
+    columns: dict[str, Callable[[], object]] = {
+        "Ready": own.ready,
+        "Warm": counts["warm"],
+        "Target": partial(own.status, "target"),
+        "Starting": counts["starting"],
+        "Claimed": counts["claimed"],
+        "Waiting": own.waiting,
+        "Nodes": own.serving,
+        "Lag": partial(approximate, own.lag),
+    }
+    queries = [query for query in pools.dashboard.queries() if query.panel == table]
+    assert {query.name for query in queries} == columns.keys()
+    for column, figures in columns.items():
+        agree(partial(pools.by, table, "pool", name=column), figures, f"{table}, {column}")
     assert pools.by(table, "pool", name="Claimed")["busy"] == HELD
     assert pools.by(table, "pool", name="Waiting")["dry"] == WAITING
+    assert pools.by(table, "pool", name="Lag")["broken"] > 0
 
-    for panel, own in (
-        ("Pools", lambda: len(ready())),
-        ("Pools not ready", lambda: sum(value < 1 for value in ready().values())),
-        ("Warm sandboxes", lambda: sum(statuses("warm").values())),
-        ("Target", lambda: sum(statuses("target").values())),
-        ("Claimed sandboxes", lambda: sum(statuses("claimed").values())),
-        ("Claims waiting", lambda: sum(pending().values())),
-    ):
-        agree(lambda p=panel: pools.figure(p), own, panel)
+    totals: dict[str, Callable[[], float]] = {
+        "Pools": lambda: len(own.ready()),
+        "Pools not ready": partial(below_one, own.ready),
+        "Warm sandboxes": partial(total, counts["warm"]),
+        "Target": partial(total, partial(own.status, "target")),
+        "Claimed sandboxes": partial(total, counts["claimed"]),
+        "Claims waiting": partial(total, own.waiting),
+    }
+    for panel, figure in totals.items():
+        agree(partial(pools.figure, panel), figure, panel)
     assert pools.figure("Pools not ready") >= 2
     for name in ("warm", "target"):
-        agree(
-            lambda n=name: pools.figure("Warm sandboxes and target", n),
-            lambda n=name: sum(statuses(n).values()),
-            f"{name} over time",
-        )
+        shown = partial(pools.figure, "Warm sandboxes and target", name)
+        agree(shown, partial(total, partial(own.status, name)), f"{name} over time")
+
+    curves: dict[str, Callable[[], object]] = {
+        "Readiness of 20 pools, those not ready first": own.ready,
+        "Claims waiting, 20 pools": own.waiting,
+        "Refill lag, 20 pools": partial(approximate, own.lag),
+    }
+    for panel, figures in curves.items():
+        agree(partial(pools.by, panel, "pool"), figures, panel)
     agree(
-        lambda: pools.by("Readiness of 20 pools, those not ready first", "pool"), ready, "readiness"
-    )
-    agree(lambda: pools.by("Claims waiting, 20 pools", "pool"), pending, "claims waiting, by pool")
-    states = "warm", "starting", "unproven", "unready", "stranded", "failed", "claimed", "stopping"
-    agree(
-        lambda: {s: pools.by("Sandboxes by state", "state")[s] for s in states},
-        lambda: {s: sum(statuses(s).values()) for s in states},
+        lambda: {k: v for k, v in pools.by("Sandboxes by state", "state").items() if k in counts},
+        lambda: {key: total(figures) for key, figures in counts.items()},
         "sandboxes by state",
     )
     agree(
-        lambda: pools.by("Conditions that are not True", "pool", "condition", "reason"),
-        lambda: {
-            (p["metadata"]["name"], c["type"], c["reason"]): VALUE_OF[c["status"]]
-            for p in api.list("SandboxPool")
-            for c in p["status"]["conditions"]
-            if c["status"] != "True"
-        },
+        partial(pools.by, "Conditions that are not True", "pool", "condition", "reason"),
+        own.not_true,
         "conditions that are not True",
     )
-    for panel, column in ((table, "Lag"), ("Refill lag, 20 pools", None)):
-        check_lag(api, pools.by(panel, "pool", name=column))
 
-    # The class is a label of few metrics; the others are chosen by it too.
+    # The class is a label of few metrics; the others are selected by it too.
     of_broken = pools.select(runtime_class=broken_class)
     for panel in ("Pools", "Pools not ready", "Target"):
         assert of_broken.figure(panel) == 1
@@ -342,94 +379,49 @@ def check_pools(api: Api, pools: Screen, broken_class: str) -> None:
     assert of_broken.select(pool="busy").series("Pools") == []
 
 
-def serving(api: Api) -> dict[str, float]:
-    """The nodes that serve each pool's runtime."""
-    return {
-        p["metadata"]["name"]: p["status"]["runtime"]["nodes"]["serving"]
-        for p in api.list("SandboxPool")
-    }
+def approximate(seconds: Callable[[], dict[str, float]]) -> object:
+    """Durations that grow from one look to the next."""
+    return pytest.approx(seconds(), abs=3)
 
 
-def check_lag(api: Api, lags: dict[str, float]) -> None:
-    """A pool lags for as long as its condition Warm has been False."""
-    now = time.time()
-    for one in api.list("SandboxPool"):
-        lag, warm = lags[one["metadata"]["name"]], condition(one, "Warm")
-        assert warm is not None
-        if warm["status"] == "False":
-            since = now - epoch(warm["lastTransitionTime"])
-            assert lag == pytest.approx(since, abs=5), one["metadata"]["name"]
-        else:
-            assert lag == 0, one["metadata"]["name"]
-    assert lags["broken"] > 0
-
-
-def check_fleet(api: Api, fleet: Screen, classes: tuple[str, ...]) -> None:
+def check_fleet(api: Api, fleet: Screen, works: str, broken: str) -> None:
     """Nodes, conditions and sandboxes by RuntimeClass."""
-
-    def own(read: Callable[[Object], float]) -> dict[str, float]:
-        return {name: read(api.get("SandboxRuntime", name)) for name in classes}
-
-    def holds(kind: str) -> Callable[[Object], float]:
-        return lambda runtime: VALUE_OF[(condition(runtime, kind) or {})["status"]]
-
-    table = "Nodes by RuntimeClass"
-    columns: dict[str, Callable[[Object], float]] = {
-        "Ready": holds("Ready"),
-        "Healthy": holds("Healthy"),
-        "Isolation": holds("IsolationProven"),
-        **{
-            column: lambda runtime, a=answer: runtime["status"]["nodes"][a]
-            for column, answer in ANSWERS.items()
-        },
-        **{
-            state.capitalize(): lambda runtime, s=state: runtime["status"]["sandboxes"][s]
-            for state in ("warm", "starting", "claimed")
-        },
+    own, table = OwnRuntimes(api, (works, broken)), "Nodes by RuntimeClass"
+    columns = {
+        "Ready": partial(own.condition, "Ready"),
+        "Healthy": partial(own.condition, "Healthy"),
+        "Isolation": partial(own.condition, "IsolationProven"),
+        **{column: partial(own.nodes, answer) for column, answer in ANSWERS.items()},
+        "Warm": partial(own.sandboxes, "warm"),
+        "Starting": partial(own.sandboxes, "starting"),
+        "Claimed": partial(own.sandboxes, "claimed"),
     }
-    for column, read in columns.items():
-        agree(
-            lambda c=column: fleet.by(table, "runtime_class", name=c),
-            lambda r=read: own(r),
-            f"{table}, {column}",
-        )
-    works, broken = classes
+    queries = [query for query in fleet.dashboard.queries() if query.panel == table]
+    assert {query.name for query in queries} == columns.keys()
+    for column, figures in columns.items():
+        shown = partial(fleet.by, table, "runtime_class", name=column)
+        agree(shown, figures, f"{table}, {column}")
     assert fleet.by(table, "runtime_class", name="Serving")[works] == 2
     assert fleet.by(table, "runtime_class", name="Quarantined")[broken] == 1
-    agree(
-        lambda: fleet.by("Readiness of RuntimeClasses", "runtime_class"),
-        lambda: own(holds("Ready")),
-        "readiness",
-    )
-    agree(
-        lambda: fleet.by("Health of RuntimeClasses", "runtime_class"),
-        lambda: own(holds("Healthy")),
-        "health",
-    )
-    agree(
-        lambda: fleet.by("Nodes that serve", "runtime_class"),
-        lambda: own(lambda runtime: runtime["status"]["nodes"]["serving"]),
-        "nodes that serve",
-    )
-    away = "notServing", "quarantined", "notIsolating", "unproven"
-    agree(
-        lambda: fleet.by("Nodes that sandboxes keep away from", "runtime_class", "answer"),
-        lambda: {
-            (name, answer): api.get("SandboxRuntime", name)["status"]["nodes"][answer]
-            for name in classes
-            for answer in away
-        },
-        "nodes that sandboxes keep away from",
-    )
-    for panel, read in (
-        ("RuntimeClasses", lambda runtime: 1),
-        ("RuntimeClasses not ready", lambda runtime: holds("Ready")(runtime) < 1),
-        ("Quarantined", lambda runtime: runtime["status"]["nodes"]["quarantined"]),
-        ("Not isolating", lambda runtime: runtime["status"]["nodes"]["notIsolating"]),
-        ("Warm sandboxes", lambda runtime: runtime["status"]["sandboxes"]["warm"]),
-        ("Claimed sandboxes", lambda runtime: runtime["status"]["sandboxes"]["claimed"]),
-    ):
-        agree(lambda p=panel: fleet.figure(p), lambda r=read: sum(own(r).values()), panel)
+
+    for panel, figures in {
+        "Readiness of RuntimeClasses": columns["Ready"],
+        "Health of RuntimeClasses": columns["Healthy"],
+        "Nodes that serve": columns["Serving"],
+    }.items():
+        agree(partial(fleet.by, panel, "runtime_class"), figures, panel)
+    panel = "Nodes that sandboxes keep away from"
+    agree(partial(fleet.by, panel, "runtime_class", "answer"), own.avoided, panel)
+    totals: dict[str, Callable[[], float]] = {
+        "RuntimeClasses not ready": partial(below_one, columns["Ready"]),
+        "Quarantined": partial(total, columns["Quarantined"]),
+        "Not isolating": partial(total, columns["Not isolating"]),
+        "Warm sandboxes": partial(total, columns["Warm"]),
+        "Claimed sandboxes": partial(total, columns["Claimed"]),
+    }
+    for panel, figure in totals.items():
+        agree(partial(fleet.figure, panel), figure, panel)
+    assert fleet.figure("RuntimeClasses") == 2
     assert fleet.by("Quarantined nodes by handler", "handler")[BROKEN] == 1
 
     # A histogram knows a duration to within its bucket.
@@ -438,20 +430,20 @@ def check_fleet(api: Api, fleet: Screen, classes: tuple[str, ...]) -> None:
     slowest = stages["ready"]["p99Milliseconds"] / 1000
     assert 0 < p95 <= bucket_above(slowest, STARTUP_BUCKETS)
     means = fleet.by("Mean time until each stage", "runtime_class", "stage")
-    in_order = [means[works, stage] for stage in ("scheduled", "sandbox", "started", "ready")]
+    in_order = [means[works, stage] for stage in STAGES]
     assert in_order == sorted(in_order)
     assert in_order[-1] <= slowest
 
 
-def check_operator(api: Api, deployed: DeployedOperator, operator: Screen) -> None:
+def check_operator(deployed: DeployedOperator, operator: Screen) -> None:
     """The replicas, and that nothing is wrong where nothing is."""
     replicas = len(deployed.pods())
     assert operator.figure("Replicas") == replicas == 2
     assert operator.figure("Leaders") == 1
     leads = operator.by("Leader and standbys", "pod")
     assert len(leads) == replicas
-    holder = api.get("Lease", LEASE, NAMESPACE)["spec"]["holderIdentity"]
-    assert [pod for pod, value in leads.items() if value == 1] == [holder.rpartition("_")[0]]
+    leader = deployed.leader()["metadata"]["name"]
+    assert [pod for pod, value in leads.items() if value == 1] == [leader]
     assert 0 <= operator.figure("Oldest watch") < 120
     assert operator.figure("Throttled") == 0
     # Two writes a claim, and two for its sandbox and the pool's status at least.

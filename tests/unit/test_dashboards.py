@@ -4,13 +4,10 @@ That their queries have right answers is shown by tests/e2e/test_dashboards.py.
 """
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -30,10 +27,10 @@ from sandboxpool.observability.metrics import CLAIM_BUCKETS, ClusterCollector, M
 from sandboxpool.runtimes.verdict import HandlerState
 from sandboxpool.sandboxes.startup import STAGES
 from support.builders import pool_body, runtime
+from support.grafana import Dashboard
 
 FILES = sorted((REPOSITORY / DIRECTORY).glob("*.json"))
 NAMES = [path.stem for path in FILES]
-Object = dict[str, Any]
 
 # What Prometheus knows of a target by itself.
 OF_TARGETS = {"job", "instance", "pod"}
@@ -58,24 +55,13 @@ _GROUPED = re.compile(r"\b(?:by|on) \(([^)]*)\)")
 _VALUES_OF = re.compile(r"^label_values\(.*, (\w+)\)$")
 
 
-def dashboard(name: str) -> Object:
-    return dict(json.loads((REPOSITORY / DIRECTORY / f"{name}.json").read_text()))
+def dashboard(name: str) -> Dashboard:
+    return Dashboard.parse((REPOSITORY / DIRECTORY / f"{name}.json").read_text())
 
 
-def panels(board: Object) -> list[Object]:
-    return [panel for panel in board["panels"] if panel["type"] != "row"]
-
-
-def queries(board: Object) -> Iterator[str]:
-    for panel in panels(board):
-        for target in panel["targets"]:
-            yield target["expr"]
-
-
-def variable_queries(board: Object) -> Iterator[str]:
-    for variable in board["templating"]["list"]:
-        if variable["type"] == "query":
-            yield variable["query"]
+def expressions(board: Dashboard) -> list[str]:
+    """The queries of panels, and those of variables."""
+    return [*(query.expr for query in board.queries()), *board.variables.values()]
 
 
 def selectors(expression: str) -> list[tuple[str, list[tuple[str, str, str]]]]:
@@ -162,7 +148,7 @@ def test_queries_are_about_metrics_and_labels_that_exist(
     name: str, exposed: dict[str, set[str]]
 ) -> None:
     board = dashboard(name)
-    for expression in [*queries(board), *variable_queries(board)]:
+    for expression in expressions(board):
         found = selectors(expression)
         assert found, expression
         for metric, matchers in found:
@@ -182,19 +168,18 @@ def test_queries_are_about_metrics_and_labels_that_exist(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_names_of_series_are_labels_of_the_result(name: str) -> None:
-    for panel in panels(dashboard(name)):
-        for target in panel["targets"]:
-            named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
-            grouped = {label for g in _GROUPED.findall(target["expr"]) for label in g.split(", ")}
-            assert named <= grouped, panel["title"]
+    for query in dashboard(name).queries():
+        named = set(re.findall(r"\{\{(\w+)\}\}", query.name))
+        grouped = {label for labels in _GROUPED.findall(query.expr) for label in labels.split(", ")}
+        assert named <= grouped, query
 
 
 def test_every_metric_is_shown(exposed: dict[str, set[str]]) -> None:
     shown = {
         metric
         for name in NAMES
-        for expression in queries(dashboard(name))
-        for metric, _ in selectors(expression)
+        for query in dashboard(name).queries()
+        for metric, _ in selectors(query.expr)
     }
     suffixes = ("_bucket", "_sum", "_count")
     families = {re.sub(f"({'|'.join(suffixes)})$", "", metric) for metric in shown}
@@ -204,7 +189,7 @@ def test_every_metric_is_shown(exposed: dict[str, set[str]]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_panels_say_what_they_show_and_what_to_do(name: str) -> None:
-    found = panels(dashboard(name))
+    found = dashboard(name).panels
     for panel in found:
         assert panel["title"]
         assert len(panel["description"]) > 40, panel["title"]
@@ -220,42 +205,41 @@ def test_panels_say_what_they_show_and_what_to_do(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_panels_have_ids_and_places_of_their_own(name: str) -> None:
     board = dashboard(name)
-    ids = [panel["id"] for panel in board["panels"]]
+    ids = [panel["id"] for panel in board.model["panels"]]
     assert len(set(ids)) == len(ids)
-    for one, other in combinations([panel["gridPos"] for panel in board["panels"]], 2):
+    for one, other in combinations([panel["gridPos"] for panel in board.model["panels"]], 2):
         assert (
             one["x"] + one["w"] <= other["x"]
             or other["x"] + other["w"] <= one["x"]
             or one["y"] + one["h"] <= other["y"]
             or other["y"] + other["h"] <= one["y"]
         ), (one, other)
-    for one, other in pairwise(panel["gridPos"] for panel in board["panels"]):
+    for one, other in pairwise(panel["gridPos"] for panel in board.model["panels"]):
         assert other["x"] + other["w"] <= 24
         assert (other["y"], other["x"]) > (one["y"], one["x"])
 
 
 def test_dashboards_have_uids_of_their_own_and_link_to_each_other() -> None:
     boards = [dashboard(name) for name in NAMES]
-    assert len({board["uid"] for board in boards}) == len(boards)
+    assert len({board.model["uid"] for board in boards}) == len(boards)
     for board in boards:
-        (link,) = [link for link in board["links"] if link["type"] == "dashboards"]
-        assert all(set(link["tags"]) <= set(other["tags"]) for other in boards)
+        (link,) = [link for link in board.model["links"] if link["type"] == "dashboards"]
+        assert all(set(link["tags"]) <= set(other.model["tags"]) for other in boards)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_variable_is_used_and_defined(name: str) -> None:
     board = dashboard(name)
-    defined = {variable["name"] for variable in board["templating"]["list"]}
-    text = " ".join([*queries(board), *variable_queries(board)])
-    used = set(re.findall(r"\$([a-z]\w*)", text))
-    assert used == defined - {"datasource"}
-    assert "datasource" in defined
+    used = set(re.findall(r"\$([a-z]\w*)", " ".join(expressions(board))))
+    assert used == board.variables.keys()
+    (datasource,) = [v for v in board.model["templating"]["list"] if v["type"] == "datasource"]
+    assert datasource["name"] == "datasource"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_queries_of_work_queues_are_about_the_operators(name: str) -> None:
     """client-go's metrics of the same names come from every controller of the cluster."""
-    for expression in queries(dashboard(name)):
-        for metric, matchers in selectors(expression):
+    for query in dashboard(name).queries():
+        for metric, matchers in selectors(query.expr):
             if metric == "up" or metric.startswith("workqueue_"):
-                assert ("job", "=~", "$job") in matchers, expression
+                assert ("job", "=~", "$job") in matchers, query.expr

@@ -19,7 +19,7 @@ from support.deployed import DeployedOperator
 from support.history import PodHistory
 from support.operator_process import Operator
 from support.realnodes import CLASSES, WITH_BROKEN_KATA, remove_samples, restore_nodes
-from support.releases import VALUES
+from support.releases import SHARED_VALUES
 
 HERE = Path(__file__).resolve().parent
 
@@ -78,7 +78,7 @@ def kubeconfig() -> Iterator[Path]:
     """A cluster with the operator in it; it goes on running for the next session."""
     path = kindcluster.up()
     images.load_sample_image()
-    install.install_operator(path, {**VALUES, "dashboards": {"enabled": True}})
+    install.install_operator(path, SHARED_VALUES)
     yield path
     if os.environ.get(_DOWN):
         kindcluster.down()

@@ -18,6 +18,7 @@ from support.releases import (
     ADOPT,
     CRDS,
     FORMER_CHART,
+    SHARED_VALUES,
     VALUES,
     Release,
     build_former_image,
@@ -52,7 +53,7 @@ def release(
     """The release, which the test may do anything to."""
     deployed.keep(deployed.log())
     yield Release(kubeconfig, tmp_path)
-    install.install_operator(kubeconfig, VALUES)
+    install.install_operator(kubeconfig, SHARED_VALUES)
     deployed.wait_ready()
 
 

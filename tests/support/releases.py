@@ -28,6 +28,8 @@ VALUES = {
     # For network plugins that enforce policies.
     "networkPolicy": {"metricsFrom": prometheus.METRICS_FROM},
 }
+# Of the release that all other tests share; the former chart has not got them all.
+SHARED_VALUES = {**VALUES, "dashboards": {"enabled": True}}
 ADOPT = ("--take-ownership", "--force-conflicts")
 
 _FORMER_SOURCES = FIXTURES / "operator-0.1.0.tar.xz"

@@ -1,8 +1,10 @@
 """What the operator sends, compared with what the chart grants it: neither is more than the other.
 
-The operator runs with the rights of the chart's own account and does all that it can do. Whoever
-gives it something new to do adds a step to the drive, a right to `sandboxpool.app.permissions` and
-a rule to the chart; without any of these a test here or in tests/unit/test_chart.py fails.
+That is so for all namespaces, and for a release that is limited to some, with and without the
+SandboxRuntimes. The operator runs with the rights of the chart's own account and does all that it
+can do. Whoever gives it something new to do adds a step to the drive, a right to
+`sandboxpool.app.permissions` and a rule to the chart; without any of these a test here or in
+tests/unit/test_chart.py fails.
 """
 
 from __future__ import annotations
@@ -28,9 +30,18 @@ from support.operator_process import Operator
 from support.sandboxes import gvisor_class, phase, pool_status, warm_pool
 
 NAMESPACE = "chart-rights"
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
-# Both are switched on, so that all rights are there.
-VALUES = ("publishOnNodes=true", "metrics.authentication=true")
+# What can be switched on is, so that all rights are there. The namespace is that of the test.
+SCOPES = {
+    "all": ("publishOnNodes=true", "metrics.authentication=true"),
+    "some": (
+        *("watchNamespaces={NAMESPACE}", "publishOnNodes=true"),
+        "metrics.authentication=true",
+    ),
+    "some, without runtimes": (
+        *("watchNamespaces={NAMESPACE}", "sandboxRuntimes.manage=false"),
+        "metrics.authentication=true",
+    ),
+}
 # What any account may do, by Kubernetes' own roles.
 EVERYBODY = {("authorization.k8s.io", "selfsubjectaccessreviews", "create")}
 DRIVE_SECONDS = 180
@@ -89,18 +100,12 @@ class Drive:
     proxy: FaultProxy
     nodes: FakeNodes
     folder: Path
+    own: str
+    manages_runtimes: bool
 
     def start(self, name: str) -> Operator:
         """Starts a replica as the Deployment does."""
-        account = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{chart.RELEASE}/token"
-        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-        token = self.plane.request("POST", account, body)["status"]["token"]
-        deployment = self.api.get("Deployment", chart.RELEASE, NAMESPACE)
-        (container,) = deployment["spec"]["template"]["spec"]["containers"]
-        env = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-        for variable in ("SANDBOXPOOL_LISTEN", "SANDBOXPOOL_HEALTH_LISTEN"):
-            del env[variable]
-        return Operator(self.proxy.kubeconfig(token), self.folder, NAMESPACE, env, name)
+        return chart.operator_of(self.plane, self.proxy, self.folder, self.own, name=name)
 
     def lose_an_answer(self, method: str, pattern: str) -> None:
         """Makes the operator look after a write whose outcome it does not know."""
@@ -122,11 +127,17 @@ def drive(
     api: Api,
     proxy: FaultProxy,
     nodes: FakeNodes,
+    namespace: str,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Drive]:
     del controllers  # They run.
-    with chart.installed(control_plane, tmp_path, NAMESPACE, *VALUES):
-        yield Drive(api, control_plane, proxy, nodes, tmp_path)
+    values = [value.replace("NAMESPACE", namespace) for value in SCOPES[request.param]]
+    own = f"{NAMESPACE}-{namespace}"
+    with chart.installed(control_plane, tmp_path, own, *values):
+        manages = "sandboxRuntimes.manage=false" not in values
+        yield Drive(api, control_plane, proxy, nodes, tmp_path, own, manages)
+    api.delete("Namespace", own)
     for runtime in api.list("SandboxRuntime"):
         api.delete("SandboxRuntime", runtime["metadata"]["name"])
 
@@ -136,14 +147,16 @@ def drive(
 
 def prove(drive: Drive) -> None:
     """Pools are made warm and proven; what is known is published and written down."""
-    drive.lose_an_answer("POST", r"/sandboxruntimes$")
-    blind = drive.proxy.stall_watches(r"/sandboxruntimes")
-    gvisor_class(drive.api)
-    drive.seen("GET", r"/sandboxruntimes/gvisor$")
-    blind.release()
+    if drive.manages_runtimes:
+        drive.lose_an_answer("POST", r"/sandboxruntimes$")
+        blind = drive.proxy.stall_watches(r"/sandboxruntimes")
+        gvisor_class(drive.api)
+        drive.seen("GET", r"/sandboxruntimes/gvisor$")
+        blind.release()
     warm_pool(drive.api, isolationProof="PerNode", claims={"ttlSecondsAfterFinished": 1})
-    drive.seen("DELETE", rf"/namespaces/{NAMESPACE}/pods/")
-    drive.seen("PATCH", r"/api/v1/nodes/[^/]+/status$")
+    drive.seen("DELETE", rf"/namespaces/{drive.own}/pods/")
+    if drive.manages_runtimes:
+        drive.seen("PATCH", r"/api/v1/nodes/[^/]+/status$")
     drive.seen("POST", r"/configmaps$")
 
 
@@ -224,6 +237,8 @@ def protect(drive: Drive) -> None:
 
 def remove_a_class(drive: Drive) -> None:
     """What is told of a class goes with it."""
+    if not drive.manages_runtimes:
+        return
     drive.api.create(objects.runtime_class("short-lived", "runsc"))
     eventually(partial(drive.api.get, "SandboxRuntime", "short-lived"), message="it is told of")
     drive.api.delete("RuntimeClass", "short-lived")
@@ -257,7 +272,7 @@ def change_leaders(drive: Drive, first: Operator, second: Operator) -> None:
     """One stands by, watches the lease, and takes over."""
 
     def holder() -> str:
-        found = drive.api.get("Lease", names.DEFAULT_RELEASE, NAMESPACE)
+        found = drive.api.get("Lease", names.DEFAULT_RELEASE, drive.own)
         return str(found["spec"].get("holderIdentity") or "")
 
     former = holder()
@@ -271,6 +286,7 @@ def change_leaders(drive: Drive, first: Operator, second: Operator) -> None:
 
 
 @pytest.mark.timeout(DRIVE_SECONDS)
+@pytest.mark.parametrize("drive", SCOPES, indirect=True)
 def test_what_is_sent_is_granted_and_what_is_granted_is_sent(drive: Drive) -> None:
     first, second = drive.start("first"), drive.start("second")
     try:
@@ -285,12 +301,7 @@ def test_what_is_sent_is_granted_and_what_is_granted_is_sent(drive: Drive) -> No
     forbidden = [seen for seen in drive.proxy.requests() if seen.status == 403]
     assert forbidden == []
 
-    request = drive.plane.request
-    roles = (
-        f"{RBAC}/clusterroles/{chart.RELEASE}",
-        f"{RBAC}/namespaces/{NAMESPACE}/roles/{chart.RELEASE}",
-    )
-    granted = {right for path in roles for right in chart.granted(request("GET", path))}
+    granted = chart.granted_to(drive.plane, drive.own, chart.RELEASE)
     # A dry run asks for the same right, but what asks for a right just to see it does not need it.
     did = [s for seen in drive.proxy.requests() if (s := sent(seen)) is not None]
     real = {

@@ -33,13 +33,15 @@ def without_capacity_condition(status: BatchSandboxStatus) -> BatchSandboxStatus
 def failed(sandbox: BatchSandbox, reason: str, message: str, now: float) -> BatchSandboxStatus:
     """The request has failed, or its sandbox is gone."""
     of_task = reason in _TASK_REASONS
+    # The server passes this message on to the application, and nothing else.
+    said = message if reason in message else f"{reason}: {message}"
     return BatchSandboxStatus(
         phase=Phase.FAILED,
         observedGeneration=sandbox.metadata.generation,
         replicas=1,
         taskFailed=int(of_task),
         taskLastErrorMessage=message[:MAX_MESSAGE] if of_task else None,
-        conditions=_conditions(sandbox, [("PodFailed", reason, message)], now),
+        conditions=_conditions(sandbox, [("PodFailed", reason, said)], now),
     )
 
 

@@ -91,6 +91,14 @@ def test_the_task_counts_as_failed_only_if_it_did() -> None:
     assert "taskLastErrorMessage" not in ALL["failed"].to_wire()
 
 
+def test_the_message_has_the_reason_once() -> None:
+    (condition,) = ALL["failed"].conditions
+    assert condition.message == "RuntimeClassNotFound: m"
+    told = "SandboxPool 'x' cannot serve: RuntimeClassNotFound: m"
+    (condition,) = status.failed(sandbox(), "RuntimeClassNotFound", told, NOW).conditions
+    assert condition.message == told
+
+
 def test_a_condition_keeps_its_time_while_it_holds() -> None:
     later = status.pending(sandbox(former=ALL["pending"]), "QuotaExceeded", "m", NOW + 60)
     assert later.conditions[0].lastTransitionTime == ALL["pending"].conditions[0].lastTransitionTime

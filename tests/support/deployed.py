@@ -23,7 +23,8 @@ Object = dict[str, Any]
 
 # What it keeps of the nodes for its next start.
 _RECORDS = "sandboxpool-nodes-"
-_SELECTOR = f"app.kubernetes.io/instance={RELEASE}"
+# By its name too: the pod of `helm test` is of the same release.
+_SELECTOR = f"app.kubernetes.io/name={RELEASE},app.kubernetes.io/instance={RELEASE}"
 _READY_SECONDS = 90.0
 _GONE_SECONDS = 60.0
 

@@ -66,13 +66,13 @@ class Release:
         """Goes back to a revision and waits until it is ready."""
         self._helm("rollback", install.RELEASE, str(revision), "--wait")
 
-    def test(self) -> None:
-        """Runs `helm test`.
+    def test(self) -> str:
+        """Runs `helm test`; returns what it says.
 
         Raises:
             CommandError: The test fails.
         """
-        self._helm("test", install.RELEASE)
+        return self._helm("test", install.RELEASE)
 
     def uninstall(self) -> None:
         """Removes the release and waits until its objects are gone."""

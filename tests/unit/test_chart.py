@@ -672,7 +672,14 @@ def test_helm_test_looks_at_this_release_and_is_no_replica_of_it(
     for key in ("image", "imagePullPolicy", "securityContext", "resources"):
         assert container[key] == operators[key], key
     assert container["command"] == ["python3", "-m", selftest.__name__]
-    assert container["args"] == [f"--namespace={NAMESPACE}", f"--lease={names.DEFAULT_RELEASE}"]
+    assert container["args"] == [
+        f"--namespace={NAMESPACE}",
+        f"--lease={names.DEFAULT_RELEASE}",
+        "--runtimes",
+    ]
+    limited = render("--set", "watchNamespaces={team-a}", "--set", "sandboxRuntimes.manage=false")
+    (container,) = only(limited, "Pod")["spec"]["containers"]
+    assert container["args"][1:] == [f"--lease={settings_of(limited).release}", "--no-runtimes"]
     selectors = [
         only(manifests, "Service")["spec"]["selector"],
         *(

@@ -24,6 +24,7 @@ def quota(api: Api, controllers: Controllers) -> dict[str, Any]:
     """The page's quota on numbers of objects, with smaller numbers, in force."""
     blocks = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     documents = [document for block in blocks for document in yaml.safe_load_all(block)]
+    quota: dict[str, Any]
     (quota,) = [document for document in documents if document["kind"] == "ResourceQuota"]
     assert quota["spec"]["hard"].keys() >= {CLAIMS, POOLS, "pods"}
     quota["spec"]["hard"] = {CLAIMS: "2", POOLS: "1", "pods": "3"}

@@ -28,7 +28,7 @@ from sandboxpool.observability import web
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
 from support.builders import facts, runtime
 from support.chart import granted
-from support.documents import VALUES, Block, yaml_blocks
+from support.documents import Block, is_values, yaml_blocks
 
 CHART = REPOSITORY / "charts" / "sandboxpool"
 RELEASE = "sandboxpool"
@@ -466,7 +466,7 @@ def test_the_oldest_kubernetes_is_the_same_everywhere() -> None:
     assert "1.29" not in readme
 
 
-@pytest.mark.parametrize("block", [b for b in yaml_blocks() if b.title == VALUES], ids=str)
+@pytest.mark.parametrize("block", [b for b in yaml_blocks() if is_values(b)], ids=str)
 def test_the_values_that_a_document_shows_are_accepted(
     block: Block, render: Render, tmp_path: Path
 ) -> None:

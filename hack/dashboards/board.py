@@ -97,16 +97,20 @@ def to_json(built: builders.Dashboard) -> str:
     return json.dumps(built.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 
-def variable(name: str, label: str, values: str) -> builders.QueryVariable:
+def variable(
+    name: str, label: str, values: str, *, anything: bool = True
+) -> builders.QueryVariable:
     """Return a variable with several values, all of them at first.
 
     Args:
         name: its name.
         label: what people see.
         values: a query of Grafana's, such as ``label_values(METRIC, LABEL)``.
+        anything: whether All is any value, so that Grafana need not list thousands of pools in a
+            query. Otherwise All is the values that the query has found.
     """
     everything = dashboard.VariableOption(selected=True, text="All", value="$__all")
-    return (
+    built = (
         builders.QueryVariable(name)
         .label(label)
         .datasource(DATASOURCE)
@@ -115,16 +119,21 @@ def variable(name: str, label: str, values: str) -> builders.QueryVariable:
         .sort(dashboard.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
-        # Grafana would list all values in the query, thousands of pools.
-        .all_value(".*")
         .current(everything)
     )
+    return built.all_value(".*") if anything else built
 
 
 def number(
-    title: str, description: str, expr: str, unit: str, colours: Colours = NEUTRAL
+    title: str,
+    description: str,
+    expr: str,
+    unit: str,
+    colours: Colours = NEUTRAL,
+    *,
+    name: str = "",
 ) -> stat.Panel:
-    """Return one figure with its course, a sixth of the width."""
+    """Return one figure with its course, a sixth of the width; several with names if there are."""
     return (
         stat.Panel()
         .title(title)
@@ -137,7 +146,7 @@ def number(
         .color_mode(common.BigValueColorMode.VALUE)
         .graph_mode(common.BigValueGraphMode.AREA)
         .reduce_options(common_builders.ReduceDataOptions().calcs(["lastNotNull"]))
-        .with_target(_target(Query(expr, title), "A"))
+        .with_target(_target(Query(expr, name or title), "A"))
     )
 
 

@@ -17,7 +17,8 @@ def build() -> Dashboard:
         "SandboxPool / Operator",
         "sandboxpool-operator",
         "Whether the operator itself works: its replicas, watches, requests and work queues.",
-        [variable("job", "Job", "label_values(sandboxpool_leader, job)")],
+        # All must be the operator's jobs only: others have metrics of the same names.
+        [variable("job", "Job", "label_values(sandboxpool_leader, job)", anything=False)],
         [
             ("Now", _figures()),
             ("Replicas and watches", _replicas()),
@@ -45,20 +46,22 @@ def _figures() -> list[Panel]:
     return [
         number(
             "Replicas",
-            "Replicas that Prometheus scrapes. Fewer than `replicas` of the chart: "
+            "Replicas of each release that Prometheus scrapes. Fewer than `replicas` of the chart: "
             "`kubectl -n sandboxpool-system get pods`. None: see `networkPolicy.metricsFrom`.",
-            f"sum(up{{{JOB}}})",
+            f"sum by (job) (up{{{JOB}}})",
             units.Short,
             Colours(((1, "green"),), base="red"),
+            name="{{job}}",
         ),
         number(
             "Leaders",
-            "Exactly one replica leads. 0 for more than some seconds: no claim is bound; the "
-            "operator's log says why no replica acquires the lease "
+            "Exactly one replica of each release leads. 0 for more than some seconds: no claim is "
+            "bound; the operator's log says why no replica acquires the lease "
             "(`kubectl -n sandboxpool-system get lease,pods`).",
-            f"sum(sandboxpool_leader{{{JOB}}})",
+            f"sum by (job) (sandboxpool_leader{{{JOB}}})",
             units.Short,
             Colours(((1, "green"), (2, "red")), base="red"),
+            name="{{job}}",
         ),
         number(
             "Oldest watch",

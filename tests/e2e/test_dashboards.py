@@ -173,7 +173,7 @@ def test_every_figure_is_there_during_load_and_is_the_apis_own(
         {"namespace": namespace, "pool": everything, "runtime_class": everything},
     )
     fleet = Screen(dashboards["Fleet"], prometheus, {"runtime_class": classes})
-    operator = Screen(dashboards["Operator"], prometheus, {"job": everything})
+    operator = Screen(dashboards["Operator"], prometheus, {"job": JOB})
 
     make_pools(api, class_name, broken_class)
     for number in range(HELD):
@@ -479,7 +479,7 @@ def test_no_figure_counts_two_leaders(
 ) -> None:
     everything = {"namespace": namespace, "pool": ".*", "runtime_class": ".*"}
     pools = Screen(dashboards["Pools"], prometheus, everything)
-    operator = Screen(dashboards["Operator"], prometheus, {"job": ".*"})
+    operator = Screen(dashboards["Operator"], prometheus, {"job": JOB})
     api.create(pool(replicas=2))
     pool_status(api, warm=2, timeout=60)
     agree(lambda: pools.figure("Warm sandboxes"), lambda: 2, "warm sandboxes")

@@ -20,6 +20,7 @@ from sandboxpool.allocation.allocator import Allocator
 from sandboxpool.allocation.candidate_tracker import CandidateTracker
 from sandboxpool.api.v1alpha1 import SandboxRuntime
 from sandboxpool.api.v1alpha1.claim import ClaimSource
+from sandboxpool.cli.main import COMMANDS
 from sandboxpool.cluster.cache import ClusterCache
 from sandboxpool.cluster.pools import PoolStore
 from sandboxpool.cluster.sandbox_state import SandboxState
@@ -187,6 +188,20 @@ def test_every_metric_is_shown(exposed: dict[str, set[str]]) -> None:
     assert all_families - families == NOT_SHOWN
 
 
+def test_the_reference_has_every_metric(exposed: dict[str, set[str]]) -> None:
+    page = (REPOSITORY / "docs" / "reference" / "metrics.md").read_text()
+    listed = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert {re.sub("_(bucket|sum|count)$", "", metric) for metric in exposed.keys() - UP} == listed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_of_the_plugin_that_are_named_exist(name: str) -> None:
+    text = " ".join(panel["description"] for panel in dashboard(name).panels)
+    named = set(re.findall(r"`kubectl sandboxpool ([\w-]+)", text))
+    assert named <= {command.name for command in COMMANDS}
+    assert named or name == "operator"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_panels_say_what_they_show_and_what_to_do(name: str) -> None:
     found = dashboard(name).panels
@@ -239,6 +254,9 @@ def test_every_variable_is_used_and_defined(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_queries_of_work_queues_are_about_the_operators(name: str) -> None:
     """client-go's metrics of the same names come from every controller of the cluster."""
+    for variable in dashboard(name).model["templating"]["list"]:
+        # All of them are then the jobs that the operator has, and not any job.
+        assert ("allValue" in variable) == (variable["name"] not in ("datasource", "job"))
     for query in dashboard(name).queries():
         for metric, matchers in selectors(query.expr):
             if metric == "up" or metric.startswith("workqueue_"):

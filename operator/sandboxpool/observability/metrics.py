@@ -314,7 +314,7 @@ def _quarantined_nodes() -> GaugeMetricFamily:
 
 def cluster_families() -> tuple[Metric, ...]:
     """Return what `ClusterCollector` shows, without values, for the reference of metrics."""
-    return (*_Families().all(), _quarantined_nodes())
+    return (*_Families().all(), _quarantined_nodes(), *runtime_gauges(()))
 
 
 class ClusterCollector(Collector):

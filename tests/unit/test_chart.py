@@ -25,6 +25,7 @@ from sandboxpool.app.permissions import Permission, required_permissions
 from sandboxpool.app.settings import Settings, load
 from sandboxpool.kube import lease
 from sandboxpool.observability import web
+from sandboxpool.opensandbox import settings as bridge_settings
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
 from support.builders import facts, runtime
 from support.chart import granted
@@ -726,6 +727,85 @@ def test_the_lease_lasts_as_long_as_the_values_say(render: Render) -> None:
     assert settings_of(render("--set", "lease=null")).lease == DEFAULTS.lease
 
 
+BRIDGE = f"{RELEASE}-opensandbox"
+WITH_BRIDGE = ("--set", "opensandbox.enabled=true", "--set", "opensandbox.namespaces={a,b}")
+
+
+def test_the_bridge_is_there_where_it_is_wanted_and_may_nothing_on_pods(render: Render) -> None:
+    assert not [manifest for manifest in render() if BRIDGE in manifest["metadata"]["name"]]
+    bridge = [m for m in render(*WITH_BRIDGE) if BRIDGE in m["metadata"]["name"]]
+    roles = [m for m in bridge if m["kind"] == "Role" and m["metadata"]["name"] != BRIDGE]
+    assert [role["metadata"]["namespace"] for role in roles] == ["a", "b"]
+    assert not [m for m in bridge if m["kind"].startswith("Cluster")]
+    touched = {resource for role in roles for resource, _ in rights(role)}
+    assert touched == {
+        "sandboxpool.io/sandboxpools",
+        "sandboxpool.io/sandboxclaims",
+        "sandbox.opensandbox.io/pools",
+        "sandbox.opensandbox.io/pools/status",
+        "sandbox.opensandbox.io/batchsandboxes",
+        "sandbox.opensandbox.io/batchsandboxes/status",
+        "events",
+    }
+    own = granted(only(bridge, "Role", BRIDGE))
+    assert {right.resource for right in own} == {"leases"}
+
+
+def test_the_roles_of_the_bridge_are_bound_to_its_account(render: Render) -> None:
+    bridge = [m for m in render(*WITH_BRIDGE) if BRIDGE in m["metadata"]["name"]]
+    account = only(bridge, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"]
+    assert only(bridge, "ServiceAccount")["metadata"]["name"] == account
+    bindings = [m for m in bridge if m["kind"] == "RoleBinding"]
+    assert len(bindings) == 3
+    for binding in bindings:
+        where = binding["metadata"]["namespace"]
+        assert binding["subjects"] == [
+            {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
+        ]
+        assert (where, binding["roleRef"]["name"]) in {
+            (m["metadata"]["namespace"], m["metadata"]["name"])
+            for m in bridge
+            if m["kind"] == "Role"
+        }
+
+
+def test_the_bridge_runs_with_the_settings_of_the_values(render: Render) -> None:
+    manifests = render(*WITH_BRIDGE, "--set", "opensandbox.exclusive=true", "--set", "port=9090")
+    bridge = only(manifests, "Deployment", BRIDGE)
+    (container,) = bridge["spec"]["template"]["spec"]["containers"]
+    env = {entry["name"]: entry.get("value", NAMESPACE) for entry in container["env"]}
+    settings = bridge_settings.load(env)
+    assert settings.opensandbox_namespaces == ("a", "b")
+    assert settings.opensandbox_exclusive
+    assert settings.listen.port == 9090
+    (named,) = [r for r in granted(only(manifests, "Role", BRIDGE)) if r.verb == "get"]
+    assert named.names == (f"{settings.release}-opensandbox",)
+
+
+def test_no_selector_takes_a_pod_of_the_bridge_for_the_operator(render: Render) -> None:
+    manifests = render(*WITH_BRIDGE)
+    pods = {
+        m["metadata"]["name"]: m["spec"]["template"]["metadata"]["labels"]
+        for m in manifests
+        if m["kind"] == "Deployment"
+    }
+    selectors = [
+        (m, m["spec"]["selector"]) for m in manifests if m["kind"] in ("Service", "Deployment")
+    ] + [(m, m["spec"]["podSelector"]) for m in manifests if m["kind"] == "NetworkPolicy"]
+    assert len(selectors) == 6
+    for manifest, selector in selectors:
+        wanted = selector.get("matchLabels", selector)
+        of_bridge = BRIDGE in manifest["metadata"]["name"]
+        selected = [name for name, labels in pods.items() if wanted.items() <= labels.items()]
+        assert selected == [BRIDGE if of_bridge else RELEASE]
+
+
+def test_the_bridge_needs_namespaces(helm: Helm) -> None:
+    answer = helm("template", RELEASE, str(CHART), "--set", "opensandbox.enabled=true")
+    assert answer.returncode != 0
+    assert "opensandbox.namespaces" in answer.stderr
+
+
 def test_optional_parts_can_be_left_out(render: Render) -> None:
     manifests = render(
         *("--set", "replicas=1", "--set", "crds.install=false"),
@@ -1064,6 +1144,7 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
         ("dashboards.folderAnnotation=", "folderAnnotation"),
         ("dashboards.labels.grafana_dashboard=1", "grafana_dashboard"),
         ("extraEnv[0].nane=A", "extraEnv"),
+        ("opensandbox.namespace=a", "namespace"),
     ],
 )
 def test_wrong_values_are_refused(helm: Helm, setting: str, in_message: str) -> None:

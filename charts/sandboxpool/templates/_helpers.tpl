@@ -99,3 +99,17 @@ true
 {{- define "sandboxpool.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
+
+{{- define "sandboxpool.opensandboxName" -}}
+{{- printf "%s-opensandbox" (include "sandboxpool.fullname" . | trunc 43 | trimSuffix "-") -}}
+{{- end -}}
+
+{{- define "sandboxpool.opensandboxSelectorLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-opensandbox" (include "sandboxpool.name" . | trunc 51 | trimSuffix "-") }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "sandboxpool.opensandboxLabels" -}}
+{{- $labels := fromYaml (include "sandboxpool.labels" .) -}}
+{{- toYaml (merge (fromYaml (include "sandboxpool.opensandboxSelectorLabels" .)) $labels) -}}
+{{- end -}}

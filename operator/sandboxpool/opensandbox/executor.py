@@ -175,7 +175,7 @@ class Executor:
             ) as response:
                 answer = await _bounded(response)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-            raise _AnswerError(_text(f"{type(error).__name__} {error}")) from error
+            raise _AnswerError(_why(error)) from error
         if response.status == 200:
             return answer
         # A server that cannot start the task answers 500 and keeps it as terminated.
@@ -183,6 +183,17 @@ class Executor:
         raise _AnswerError(
             f"it answered {response.status}: {text}", final=300 <= response.status < 500
         )
+
+
+def _why(error: Exception) -> str:
+    match error:
+        case TimeoutError():
+            return f"no answer within {REQUEST_SECONDS:g} s"
+        case aiohttp.ClientConnectorError():
+            return f"cannot connect: {error.os_error.strerror or error.os_error}"
+        case aiohttp.ServerDisconnectedError():
+            return "it closed the connection without an answer"
+    return f"its answer is not HTTP: {_text(str(error))}"
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

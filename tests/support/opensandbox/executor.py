@@ -240,8 +240,11 @@ class FakeSandboxes:
                 starting.add_done_callback(self._starting.discard)
 
     async def _start_execd(self, address: str) -> None:
-        await asyncio.sleep(self._sandboxes[address].manner.execd_after)
-        await self._listen(address, EXECD_PORT, wanted=True)
+        sandbox = self._sandboxes[address]
+        await asyncio.sleep(sandbox.manner.execd_after)
+        # Its manner may have changed meanwhile, which ends its tasks.
+        if sandbox.tasks and not sandbox.manner.execd.refuses:
+            await self._listen(address, EXECD_PORT, wanted=True)
 
     async def _reply(self, request: web.Request, reply: Reply, right: Any) -> web.StreamResponse:
         await asyncio.sleep(reply.after)

@@ -43,6 +43,7 @@ class Operator:
         env: Further settings, over the defaults.
         name: Tells replicas apart.
         changes: Names of changes to its code, see `support.sabotage`; none for the real one.
+        module: What runs: the operator, or another process of the product.
     """
 
     kubeconfig: Path
@@ -51,6 +52,7 @@ class Operator:
     env: dict[str, str] = field(default_factory=dict)
     name: str = "operator"
     changes: Sequence[str] = ()
+    module: str = "sandboxpool"
 
     def __post_init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -87,7 +89,7 @@ class Operator:
         """Starts it and, unless told otherwise, waits until it is ready."""
         if self.running:
             raise RuntimeError(f"{self.name} runs already")
-        sources, module = [_SOURCES], ["sandboxpool"]
+        sources, module = [_SOURCES], [self.module]
         if self.changes:
             sources, module = [_SOURCES, *_TEST_SOURCES], ["support.sabotage", *self.changes]
         settings = {
@@ -137,6 +139,13 @@ class Operator:
             return self._get(self.health_url, "/readyz")[0] == 200
         except OSError:
             return False
+
+    def readiness(self) -> str:
+        """What /readyz says now; empty if nobody answers."""
+        try:
+            return self._get(self.health_url, "/readyz")[1]
+        except OSError:
+            return ""
 
     def healthy(self) -> bool:
         """Whether /healthz answers 200 now."""

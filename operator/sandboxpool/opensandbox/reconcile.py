@@ -326,13 +326,17 @@ class SandboxReconciler:
     async def _collect(self, key: Key) -> float | None:
         """Delete the claim of a BatchSandbox that was deleted, if it is still there."""
         claim = self._claims.get(*key)
-        if claim is None or claim.deleting:
+        owner = claim.metadata.controller if claim is not None else None
+        if (
+            claim is None
+            or claim.deleting
+            or (owner is not None and owner.kind != names.BATCH_SANDBOX_KIND)
+        ):
             self._gone_since.pop(key, None)
             return None
         left = self._gone_since.setdefault(key, self._clock()) + COLLECT_SECONDS - self._clock()
         if left > 0:
             return left
-        owner = claim.metadata.controller
         body = await self._client.find(_path(names.API_VERSION, names.BATCH_SANDBOXES, *key))
         if body is not None and owner is not None:
             found = msgspec.json.decode(body, type=BatchSandbox)

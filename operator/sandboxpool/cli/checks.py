@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sandboxpool.api import names
 from sandboxpool.api.reasons import Reason
-from sandboxpool.cli import reading, times
+from sandboxpool.cli import reading, releases, times
 from sandboxpool.cli.cluster import Object
 from sandboxpool.cli.findings import Finding, Severity
 from sandboxpool.cli.runtimes import handlers_of
@@ -165,16 +165,18 @@ def _crds(seen: Snapshot) -> Iterator[Finding]:
 
 
 def _operators(seen: Snapshot) -> Iterator[Finding]:
-    deployments = seen.deployments
-    if deployments is not None and len(deployments) > 1:
+    deployments = seen.deployments or ()
+    if rivals := releases.meeting(deployments):
         yield Finding(
             Severity.ERROR,
             "SeveralOperators",
             "cluster",
-            f"these Deployments run it: {', '.join(map(reading.namespaced_name, deployments))}",
-            "uninstall all but one: helm list -A shows the releases",
+            "these Deployments process the same namespaces: "
+            + ", ".join(map(reading.namespaced_name, rivals)),
+            "uninstall all but one, or give each namespaces of its own by the chart's value"
+            " watchNamespaces: helm list -A shows the releases",
         )
-    for one in deployments or ():
+    for one in deployments:
         wanted = reading.number(one, "spec", "replicas")
         ready = reading.number(one, "status", "readyReplicas") or 0
         if wanted is not None and ready < wanted:
@@ -186,17 +188,31 @@ def _operators(seen: Snapshot) -> Iterator[Finding]:
                 f"kubectl -n {reading.text(one, 'metadata', 'namespace')} logs"
                 f" deployment/{reading.name(one)} shows why",
             )
-    if seen.leases is None:
+    if seen.leases is not None:
+        yield from _leaders(_held(seen.leases), deployments, seen.now)
+
+
+def _leaders(
+    held: Sequence[Object], deployments: Sequence[Object], now: datetime
+) -> Iterator[Finding]:
+    """Operators that are limited to namespaces have a leader each, all others have one together."""
+    by_name = {reading.namespaced_name(lease): lease for lease in held}
+    limited = [one for one in deployments if releases.watched_namespaces(one)]
+    for one in limited:
+        namespace = reading.text(one, "metadata", "namespace")
+        lease = by_name.pop(f"{namespace}/{releases.lease_name(one)}", None)
+        if lease is None or not _is_alive(lease, now):
+            yield Finding(
+                Severity.ERROR,
+                "NoLeader",
+                f"deployment/{reading.namespaced_name(one)}",
+                _last_renewal([lease] if lease else [], now),
+                f"look at its pods: kubectl -n {namespace} logs deployment/{reading.name(one)}",
+            )
+    if limited and len(limited) == len(deployments):
         return
-    held = _held(seen.leases)
-    alive = []
-    for lease in held:
-        age, duration = (
-            _lease_age(lease, seen.now),
-            reading.number(lease, "spec", "leaseDurationSeconds"),
-        )
-        if age is None or duration is None or age <= duration + _CLOCK_SECONDS:
-            alive.append(lease)
+    held = list(by_name.values())
+    alive = [lease for lease in held if _is_alive(lease, now)]
     if len(alive) > 1:
         yield Finding(
             Severity.ERROR,
@@ -206,16 +222,11 @@ def _operators(seen: Snapshot) -> Iterator[Finding]:
             "uninstall all operators but one: helm list -A shows the releases",
         )
     if not alive:
-        last = ", ".join(
-            f"lease/{reading.namespaced_name(lease)} was renewed {times.span(age)} ago"
-            for lease in held
-            if (age := _lease_age(lease, seen.now)) is not None
-        )
         yield Finding(
             Severity.ERROR,
             "NoLeader",
             "cluster",
-            last or "no Lease of the operator has a holder",
+            _last_renewal(held, now),
             "install the operator, or look at its pods:"
             " kubectl get pods -A -l app.kubernetes.io/name=sandboxpool",
         )
@@ -328,6 +339,20 @@ def _pools(seen: Snapshot) -> Iterator[Finding]:
 
 def _held(leases: Sequence[Object]) -> list[Object]:
     return [lease for lease in leases if reading.text(lease, "spec", "holderIdentity")]
+
+
+def _is_alive(lease: Object, now: datetime) -> bool:
+    age, duration = _lease_age(lease, now), reading.number(lease, "spec", "leaseDurationSeconds")
+    return age is None or duration is None or age <= duration + _CLOCK_SECONDS
+
+
+def _last_renewal(held: Sequence[Object], now: datetime) -> str:
+    renewed = (
+        f"lease/{reading.namespaced_name(lease)} was renewed {times.span(age)} ago"
+        for lease in held
+        if (age := _lease_age(lease, now)) is not None
+    )
+    return ", ".join(renewed) or "no Lease of the operator has a holder"
 
 
 def _lease_age(lease: Object, now: datetime) -> float | None:

@@ -28,13 +28,13 @@ from sandboxpool.cli.command import Invocation, command
 from sandboxpool.cli.errors import CommandFailure, ExitCode
 from sandboxpool.cli.findings import Finding
 from sandboxpool.cli.output import Column, Format, Table
+from sandboxpool.cli.releases import lease_name
 from sandboxpool.cli.report import Section
 from sandboxpool.client.blocking import run as run_blocking
 from sandboxpool.client.errors import AccessDenied, ApiError
 from sandboxpool.client.requests import Request
 
 _OPERATOR = "app.kubernetes.io/name=sandboxpool"
-_LEASE = "sandboxpool"
 _NOT_FOUND = 404
 
 # What an application needs that claims a sandbox and uses it: verb, resource, subresource.
@@ -151,12 +151,13 @@ def _snapshot(cluster: Cluster, namespace: str) -> Snapshot:
             if reading.text(crd, "spec", "group") == names.GROUP
         ]
     )
+    deployments = reader.list(DEPLOYMENTS, labels=_OPERATOR)
     version = Request("GET", "/version", "get", "/version", "")
     return Snapshot(
         version=reader.attempt(lambda: run_blocking(cluster.api.call(version))),
         crds=crds,
-        deployments=reader.list(DEPLOYMENTS, labels=_OPERATOR),
-        leases=reader.list(LEASES, fields=f"metadata.name={_LEASE}"),
+        deployments=deployments,
+        leases=_leases(reader, deployments or ()),
         classes=reader.list(CLASSES),
         runtimes=reader.list(RUNTIMES),
         nodes=reader.list(NODES),
@@ -167,6 +168,17 @@ def _snapshot(cluster: Cluster, namespace: str) -> Snapshot:
         ],
         now=times.now(),
     )
+
+
+def _leases(reader: _Reader, deployments: Sequence[Object]) -> list[Object] | None:
+    """The Leases of all releases; None if they may not be read."""
+    found: list[Object] = []
+    for name in sorted({names.DEFAULT_RELEASE, *map(lease_name, deployments)}):
+        named = reader.list(LEASES, fields=f"metadata.name={name}")
+        if named is None:
+            return None
+        found += named
+    return found
 
 
 def _review(

@@ -19,6 +19,7 @@ from sandboxpool.cli import checks, doctor, findings, manifest, report, runtimes
 from sandboxpool.cli.checks import Access, Snapshot
 from sandboxpool.cli.findings import Finding, Outcome, Severity
 from sandboxpool.cli.output import Output
+from sandboxpool.cli.releases import lease_name
 from sandboxpool.cli.report import Section
 from support.scriptedcli import Cli
 from support.scriptedio import answer, failure
@@ -206,21 +207,36 @@ def crd(plural: str, version: str = "0.1.0") -> Object:
     }
 
 
-def operator(namespace: str = "system", ready: int = 2) -> Object:
+def operator(
+    namespace: str = "system", ready: int = 2, name: str = "sandboxpool", **env: str
+) -> Object:
+    variables = [{"name": f"SANDBOXPOOL_{key}", "value": value} for key, value in env.items()]
     return {
         "metadata": {
             "namespace": namespace,
-            "name": "sandboxpool",
+            "name": name,
             "labels": {"app.kubernetes.io/version": "0.1.0"},
         },
-        "spec": {"replicas": 2},
+        "spec": {
+            "replicas": 2,
+            "template": {"spec": {"containers": [{"env": variables}]}},
+        },
         "status": {"readyReplicas": ready},
     }
 
 
-def lease(namespace: str = "system", renewed: str = "2026-01-01T11:59:58.000000Z") -> Object:
+def limited(name: str, *namespaces: str) -> Object:
+    """An operator of a release that is limited to namespaces."""
+    return operator(name=name, RELEASE=name, WATCH_NAMESPACES=",".join(namespaces))
+
+
+def lease(
+    namespace: str = "system",
+    renewed: str = "2026-01-01T11:59:58.000000Z",
+    name: str = "sandboxpool",
+) -> Object:
     return {
-        "metadata": {"namespace": namespace, "name": "sandboxpool"},
+        "metadata": {"namespace": namespace, "name": name},
         "spec": {
             "holderIdentity": "pod-1",
             "leaseDurationSeconds": 15,
@@ -252,6 +268,38 @@ SICK = {
     "pools": [BROKEN],
     "access": [Access(verb="create", resource="pods/exec", namespace="team", allowed=False)],
 }
+
+
+def of_operators(deployments: list[Object], leases: list[Object]) -> list[tuple[str, str]]:
+    """What is found about operators, and where."""
+    found = checks.check(seen(deployments=deployments, leases=leases))
+    wanted = ("SeveralOperators", "SeveralLeaders", "NoLeader", "OperatorNotReady")
+    return [(one.what, one.where) for one in found if one.what in wanted]
+
+
+def test_releases_with_namespaces_of_their_own_have_a_leader_each() -> None:
+    deployments = [limited("one", "a", "b"), limited("two", "c")]
+    assert of_operators(deployments, [lease(name="one"), lease(name="two")]) == []
+    assert of_operators(deployments, [lease(name="one")]) == [("NoLeader", "deployment/system/two")]
+    old = lease(name="two", renewed="2026-01-01T11:00:00Z")
+    assert of_operators(deployments, [lease(name="one"), old]) == [
+        ("NoLeader", "deployment/system/two")
+    ]
+
+
+@pytest.mark.parametrize("other", [limited("two", "b", "c"), operator(name="two")])
+def test_releases_that_process_the_same_namespace_are_named(other: Object) -> None:
+    apart = limited("three", "d") if other == limited("two", "b", "c") else None
+    deployments = [limited("one", "a", "b"), other, *([apart] if apart else [])]
+    leases = [lease(name=lease_name(deployment)) for deployment in deployments]
+    assert of_operators(deployments, leases) == [("SeveralOperators", "cluster")]
+    (text,) = [
+        one.why
+        for one in checks.check(seen(deployments=deployments))
+        if one.what == "SeveralOperators"
+    ]
+    assert "system/one, system/two" in text
+    assert "three" not in text
 
 
 def test_a_healthy_cluster_has_no_finding_that_changes_the_exit_code() -> None:

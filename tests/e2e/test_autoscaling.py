@@ -9,7 +9,7 @@ import yaml
 
 from localcluster import kindcluster
 from localcluster.paths import REPOSITORY
-from support import Api, condition, eventually, externalmetrics, is_true, objects, prometheus
+from support import Api, eventually, externalmetrics, is_true, objects, prometheus
 from support.deployed import DeployedOperator
 from support.realnodes import pool
 from support.sandboxes import phase, pool_status, wait_for_pool_condition
@@ -77,9 +77,12 @@ def test_an_autoscaler_follows_the_claims_within_the_ceiling(
         message="the HPA asks for a warm sandbox for every two claims",
         timeout=SCALED_SECONDS,
     )
-    found = api.get("HorizontalPodAutoscaler", "pool")
-    for kind in ("AbleToScale", "ScalingActive"):
-        assert is_true(found, kind), condition(found, kind)
+    # It writes its own status after the pool.
+    found = eventually(
+        lambda: api.get("HorizontalPodAutoscaler", "pool"),
+        until=lambda seen: is_true(seen, "AbleToScale") and is_true(seen, "ScalingActive"),
+        message="the HPA is able to scale",
+    )
     (metric,) = found["status"]["currentMetrics"]
     assert metric["external"]["metric"]["name"] == METRIC
     # The ceiling of all sandboxes leaves less than that, and the HPA goes on.

@@ -1152,9 +1152,3 @@ def test_wrong_values_are_refused(helm: Helm, setting: str, in_message: str) -> 
     assert answer.returncode != 0
     assert in_message in answer.stderr
     assert "schema" in answer.stderr
-
-
-def test_the_schema_knows_every_value() -> None:
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert set(values) == set(schema["properties"]) - {"global"}

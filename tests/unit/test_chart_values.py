@@ -25,6 +25,7 @@ EVERYTHING: Values = {
     "admission": {"enabled": True},
     "apiPriority": {"enabled": True},
     "dashboards": {"enabled": True},
+    "opensandbox": {"enabled": True, "namespaces": ["team-a"]},
     "sandboxNetworkPolicy": {"namespaces": ["team-a"]},
 }
 PEER = {"podSelector": {"matchLabels": {"app": "example"}}}
@@ -40,6 +41,7 @@ EXAMPLES: dict[str, Any] = {
     "imagePullSecrets": [{"name": "example"}],
     "networkPolicy.healthFrom": [PEER],
     "networkPolicy.metricsFrom": [PEER],
+    "opensandbox.namespaces": ["team-a", "team-b"],
     "port": 9090,
     "probe.tolerations": [{"key": "example"}],
     "sandboxNetworkPolicy.egressExcept": ["10.0.0.0/8"],

@@ -16,11 +16,24 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sandboxpool.cli.cluster import CLAIMS, CLASSES, EVENTS, NODES, PODS, POOLS, RUNTIMES
+from sandboxpool.cli.cluster import (
+    CLAIMS,
+    CLASSES,
+    DEPLOYMENTS,
+    EVENTS,
+    LEASES,
+    NODES,
+    PODS,
+    POOLS,
+    RUNTIMES,
+)
 from support.waiting import eventually
 
 Object = dict[str, Any]
-_KINDS = {one.kind: one for one in (CLAIMS, CLASSES, EVENTS, NODES, PODS, POOLS, RUNTIMES)}
+_KINDS = {
+    one.kind: one
+    for one in (CLAIMS, CLASSES, DEPLOYMENTS, EVENTS, LEASES, NODES, PODS, POOLS, RUNTIMES)
+}
 _LOOK_SECONDS = 0.02
 
 
@@ -112,6 +125,8 @@ class ClusterServer:
     # What is asked.
 
     async def _answer(self, request: Request) -> Response:
+        # Whatever is dropped from here on is dropped for this request too.
+        generation = self._generation
         parts = request.url.path.strip("/").split("/")
         parts = parts[2:] if parts[0] == "api" else parts[3:]
         namespace = ""
@@ -142,7 +157,7 @@ class ClusterServer:
         since = int(query["resourceVersion"])
         if since < self._oldest:
             return _status(410, "too old resource version", "Expired")
-        return StreamingResponse(self._watch(plural, namespace, since))
+        return StreamingResponse(self._watch(plural, namespace, since, generation))
 
     def _list(self, plural: str, namespace: str, query: Mapping[str, str]) -> Response:
         with self._lock:
@@ -159,8 +174,9 @@ class ClusterServer:
             metadata |= {"continue": str(end)}
         return JSONResponse({"metadata": metadata, "items": found[start:end]})
 
-    async def _watch(self, plural: str, namespace: str, since: int) -> AsyncIterator[bytes]:
-        generation = self._generation
+    async def _watch(
+        self, plural: str, namespace: str, since: int, generation: int
+    ) -> AsyncIterator[bytes]:
         while True:
             if self._generation != generation:
                 # The answer ends in the middle, as when a load balancer forgets a connection.

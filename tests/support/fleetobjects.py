@@ -198,9 +198,95 @@ BROKEN = (
 SHIM = "the shim binary containerd-shim-kata-v2 is not on the PATH: install it beside containerd"
 
 
+def pod(name: str = "python-first", *, pool: str = "python", claim: str = "first") -> Object:
+    """A sandbox that a claim has, with all that happened to it."""
+    at = "2026-01-01T11:58:0{}Z".format
+    steps = {
+        "PodScheduled": 0,
+        "PodReadyToStartContainers": 1,
+        "Initialized": 1,
+        "ContainersReady": 2,
+        "Ready": 2,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": "team",
+            "name": name,
+            "uid": f"{name}-uid",
+            "creationTimestamp": at(0),
+            "labels": {
+                names.LABEL_POOL: pool,
+                names.LABEL_POOL_UID: f"team-{pool}-uid",
+                **({names.LABEL_CLAIM: claim, names.LABEL_CLAIM_UID: "uid"} if claim else {}),
+            },
+            "annotations": {names.ANNOTATION_HANDLER: "runsc"},
+        },
+        "spec": {"nodeName": "node-a", "runtimeClassName": "gvisor"},
+        "status": {
+            "phase": "Running",
+            "conditions": [
+                {"type": type_, "status": "True", "lastTransitionTime": at(second)}
+                for type_, second in steps.items()
+            ],
+            "containerStatuses": [{"name": "main", "state": {"running": {"startedAt": at(2)}}}],
+        },
+    }
+
+
+def event(reason: str, message: str, *, of: Object, at: str, type_: str = "Normal") -> Object:
+    metadata = of["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"namespace": "team", "name": f"{metadata['name']}.{reason}", "uid": reason},
+        "involvedObject": {
+            "kind": of["kind"],
+            "namespace": "team",
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        },
+        "type": type_,
+        "reason": reason,
+        "message": message,
+        "firstTimestamp": at,
+        "count": 1,
+    }
+
+
+def operator() -> list[Object]:
+    """The operator's Deployment and its Lease, renewed long after the tests run."""
+    return [
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {
+                "namespace": "sandboxpool-system",
+                "name": "sandboxpool",
+                "labels": {"app.kubernetes.io/name": "sandboxpool"},
+            },
+            "spec": {"replicas": 2},
+            "status": {"readyReplicas": 2},
+        },
+        {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"namespace": "sandboxpool-system", "name": "sandboxpool"},
+            "spec": {
+                "holderIdentity": "sandboxpool-0",
+                "renewTime": "2100-01-01T00:00:00Z",
+                "leaseDurationSeconds": 15,
+            },
+        },
+    ]
+
+
 def healthy() -> list[Object]:
     """A small fleet without troubles."""
+    sandbox = pod()
     return [
+        *operator(),
         node("node-a", "runsc", "kata-qemu"),
         node("node-b", "runsc", "kata-qemu"),
         node("node-c", "runsc"),
@@ -210,7 +296,11 @@ def healthy() -> list[Object]:
         runtime_class("kata-qemu", "kata-qemu"),
         pool("python"),
         pool("browser", runtime_class="kata-qemu", warm=2, target=2),
-        claim("first"),
+        claim("first", podUID="python-first-uid", expiresAt="2100-01-01T12:00:00Z"),
+        claim("second", bound="2026-01-01T11:59:03Z", source="Cold"),
+        sandbox,
+        pod("python-a1b2c3d4e5", claim=""),
+        event("Started", "Started container main", of=sandbox, at="2026-01-01T11:58:02Z"),
     ]
 
 
@@ -233,5 +323,16 @@ def broken() -> list[Object]:
             starting=2,
             runtime={"issues": [shim]},
         ),
-        claim("waits", "Pending", pool="browser"),
+        claim(
+            "waits",
+            "Pending",
+            pool="browser",
+            conditions=[condition("Bound", "False", "NoWarmSandbox", "no sandbox is warm")],
+        ),
+        claim(
+            "gone",
+            "Lost",
+            finishedAt="2026-01-01T11:59:30Z",
+            conditions=[condition("Ready", "False", "NodeLost", "node-a is lost")],
+        ),
     ]

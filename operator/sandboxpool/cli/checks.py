@@ -20,6 +20,7 @@ APPLY_CRDS = (
 )
 # The clocks of two machines differ.
 _CLOCK_SECONDS = 60
+_KEPT_OUT = ("quarantined", "notIsolating", "unproven")
 _AT_RISK = ("Warm", "NodesServing", "IsolationProven")
 
 
@@ -258,6 +259,9 @@ def _classes(seen: Snapshot) -> Iterator[Finding]:
                     f"kubectl sandboxpool runtimes {name} shows the nodes: configure the handler"
                     " there, or set scheduling.nodeSelector of the class",
                 )
+            continue
+        elif any(reading.number(counts, key) for key in _KEPT_OUT):
+            # They have the handler; other findings say why they are not used.
             continue
         else:
             why = f"none of its {eligible} eligible nodes has handler {handler!r}"

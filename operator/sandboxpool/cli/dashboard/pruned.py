@@ -8,7 +8,7 @@ from typing import Any
 
 from sandboxpool.api import names
 from sandboxpool.cli import reading
-from sandboxpool.cli.cluster import NODES, POOLS, Object, Resource
+from sandboxpool.cli.cluster import DEPLOYMENTS, NODES, POOLS, Object, Resource
 
 _METADATA = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "generation")
 # Of images and volumes a node lists hundreds; its labels select and group it.
@@ -26,6 +26,9 @@ def prune(resource: Resource, obj: Object) -> Object:
     }
     if resource is NODES:
         return _node(obj, kept)
+    if resource is DEPLOYMENTS:
+        # They have the version of the operator.
+        kept["metadata"]["labels"] = reading.mapping(metadata, "labels")
     kept |= _only(obj, "spec", "status", "handler", "scheduling", "overhead")
     if resource is POOLS:
         spec = reading.mapping(obj, "spec")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from sandboxpool.cli.dashboard.lookups import Lookups
 from sandboxpool.cli.dashboard.pages import Pages
 from sandboxpool.cli.dashboard.server import Site, new_token
 from sandboxpool.cli.dashboard.watch import Watcher
@@ -44,9 +45,10 @@ def prepare(settings: Settings, label: str | None, listener: socket.socket) -> S
     """
     port = listener.getsockname()[1]
     token = new_token()
-    watcher = Watcher(Api(AsyncIo(), settings), settings.namespace)
+    api = Api(AsyncIo(), settings)
+    watcher = Watcher(api, settings.namespace)
     cluster = f"{settings.server.host}:{settings.server.port}"
-    site = Site(watcher, Pages(watcher, cluster, label))
+    site = Site(watcher, Pages(watcher, Lookups(api), cluster, label))
     configuration = uvicorn.Config(
         site.application(token, port),
         # Requests have the token in their path.

@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
-from urllib.parse import urlencode
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -115,31 +114,36 @@ class Site:
                     await watching
 
         routes = [
-            Route("/", self._page, methods=["GET"]),
+            *(Route(f"/{page}", self._page, methods=["GET"]) for page in self._pages.all),
             Route("/stream", self._stream, methods=["GET"]),
             Route("/static/{name}", _static, methods=["GET"]),
         ]
         return Guard(Starlette(routes=routes, lifespan=lifespan), token, port)
 
     async def _page(self, request: Request) -> Response:
-        parts = self._pages.overview()
-        query = urlencode([*request.query_params.multi_items(), ("page", "overview")])
-        return HTMLResponse(self._pages.layout("overview", query, parts))
+        page = request.url.path.rpartition("/")[2]
+        parameters = dict(request.query_params)
+        parts = await self._pages.all[page](parameters)
+        return HTMLResponse(self._pages.layout(page, parameters, parts))
 
-    async def _stream(self, _: Request) -> Response:
+    async def _stream(self, request: Request) -> Response:
+        parameters = dict(request.query_params)
+        render = self._pages.all.get(parameters.pop("page", ""))
+        if render is None:
+            return PlainTextResponse("There is no such page.\n", 404)
         if self._streams >= MAX_STREAMS:
             return PlainTextResponse("Too many pages are open.\n", 503, {"Retry-After": "30"})
-        headers = {"X-Accel-Buffering": "no"}
-        return StreamingResponse(self._changes(), media_type="text/event-stream", headers=headers)
+        changes = self._changes(lambda: render(parameters))
+        return StreamingResponse(changes, media_type="text/event-stream")
 
-    async def _changes(self) -> AsyncIterator[str]:
+    async def _changes(self, render: Callable[[], Awaitable[Parts]]) -> AsyncIterator[str]:
         self._streams += 1
         sent: Parts = {}
         try:
             yield f"retry: {RETRY_MILLISECONDS}\n\n"
             while True:
                 version = self._watcher.version
-                parts = self._pages.overview()
+                parts = await render()
                 changed = {name: html for name, html in parts.items() if sent.get(name) != html}
                 sent = parts
                 yield f"event: parts\ndata: {json.dumps(changed)}\n\n"

@@ -11,6 +11,8 @@ from sandboxpool.cli import times
 from sandboxpool.cli.cluster import (
     CLAIMS,
     CLASSES,
+    DEPLOYMENTS,
+    LEASES,
     NODES,
     POOLS,
     RUNTIMES,
@@ -23,6 +25,11 @@ from sandboxpool.client.errors import AccessDenied, ApiError, SandboxPoolError
 from sandboxpool.client.requests import Request
 
 WATCHED = (POOLS, RUNTIMES, CLAIMS, NODES, CLASSES)
+# Whether the operator runs. A Lease changes every few seconds, so these are read now and then.
+POLLED = {
+    DEPLOYMENTS: ("labelSelector", "app.kubernetes.io/name=sandboxpool"),
+    LEASES: ("fieldSelector", "metadata.name=sandboxpool"),
+}
 # What is beyond it is counted and not shown.
 MAX_OBJECTS = 50_000
 _PAGE = 500
@@ -34,6 +41,7 @@ _FIRST_RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 20.0
 # Somebody may grant the right, or install the CRDs, while the page is open.
 _DENIED_SECONDS = 15.0
+_POLL_SECONDS = 15.0
 _NOT_FOUND, _GONE = 404, 410
 
 
@@ -88,7 +96,7 @@ class Watcher:
         self._changed = asyncio.Event()
         self.version = 0
         self.feeds: Mapping[Resource, Feed] = {
-            resource: Feed(resource, times.now()) for resource in WATCHED
+            resource: Feed(resource, times.now()) for resource in (*WATCHED, *POLLED)
         }
 
     async def run(self) -> None:
@@ -131,6 +139,9 @@ class Watcher:
                 version = await self._list(feed)
                 self._become(feed, Currency.LIVE)
                 failures = 0
+                if feed.resource in POLLED:
+                    await asyncio.sleep(_POLL_SECONDS)
+                    continue
                 while True:
                     begun = times.now()
                     version = await self._watch(feed, version)
@@ -141,7 +152,8 @@ class Watcher:
                 # Listed again, but not in a tight loop.
                 pause = _FIRST_RETRY_SECONDS
             except AccessDenied as error:
-                if feed.resource.namespaced and feed.scope is None:
+                polled = feed.resource in POLLED
+                if feed.resource.namespaced and feed.scope is None and not polled:
                     feed.scope = self._namespace
                     continue
                 # What was seen may have been seen with rights that are gone.
@@ -169,6 +181,7 @@ class Watcher:
         following, omitted = "", 0
         while True:
             query = [("limit", str(_PAGE))]
+            query += [POLLED[feed.resource]] if feed.resource in POLLED else []
             query += [("continue", following)] if following else []
             answer = await self._call("list", feed, query)
             for item in answer.get("items") or ():

@@ -27,7 +27,12 @@ def cluster() -> Iterator[ClusterServer]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failures are retried soon."""
-    for name in ("_FIRST_RETRY_SECONDS", "_LONGEST_RETRY_SECONDS", "_DENIED_SECONDS"):
+    for name in (
+        "_FIRST_RETRY_SECONDS",
+        "_LONGEST_RETRY_SECONDS",
+        "_DENIED_SECONDS",
+        "_POLL_SECONDS",
+    ):
         monkeypatch.setattr(watch, name, 0.1)
 
 

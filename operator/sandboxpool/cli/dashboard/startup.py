@@ -66,8 +66,8 @@ def startup(objects: Sequence[Object]) -> Startup:
     windows = [reading.number(obj, "status", "startup", "windowSeconds") or 0 for obj in objects]
     return Startup(
         [
-            StageRow(of, stage, measured, (place(measured[0]), *map(place, measured[1:])), samples)
-            for of, stage, measured, samples in found
+            StageRow(of, stage, (p50, p95, p99), (place(p50), place(p95), place(p99)), samples)
+            for of, stage, (p50, p95, p99), samples in found
         ],
         [(place(10**power), shown(10**power)) for power in range(low, high + 1)],
         max(windows, default=0) / 3600,

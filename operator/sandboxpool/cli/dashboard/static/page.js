@@ -26,8 +26,13 @@ function showAges(root) {
 // Makes the children of `old` those of `wanted`, and leaves alone what is the same: so focus,
 // selection, scroll positions and open details stay.
 function morph(old, wanted) {
+  const kept = new Set([...wanted.children].map((child) => child.dataset.key));
   const keyed = new Map();
-  for (const child of old.children) if (child.dataset.key) keyed.set(child.dataset.key, child);
+  for (const child of [...old.children]) {
+    const key = child.dataset.key;
+    if (key && !kept.has(key)) child.remove();
+    else if (key) keyed.set(key, child);
+  }
   let at = old.firstChild;
   for (const next of [...wanted.childNodes]) {
     const key = next.dataset?.key;
@@ -77,12 +82,15 @@ function say(text, state) {
 function follow() {
   const source = new EventSource(document.body.dataset.stream);
   source.addEventListener("parts", (event) => {
+    const focused = document.activeElement;
     for (const [id, html] of Object.entries(JSON.parse(event.data))) {
       const part = document.getElementById(id);
       const wanted = document.createElement("div");
       wanted.innerHTML = html;
       if (part) morph(part, wanted);
     }
+    // What moves to another place loses the focus.
+    if (focused !== document.activeElement && focused?.isConnected) focused.focus();
     showAges(document);
     say("Live.", "good");
   });

@@ -81,7 +81,7 @@ lint: $(INSTALLED) ## Format, lint, types, import rules, generated files
 .PHONY: test
 test: lint ## Lint, unit, integration (real API server), faults, e2e (kind with real gVisor)
 	@$(UNIT)
-	@$(PYTEST) tests/integration tests/chaos tests/e2e
+	@$(PYTEST) tests/browser tests/integration tests/chaos tests/e2e
 
 .PHONY: unit
 unit: $(INSTALLED) ## Unit tests only: pure and fast
@@ -102,6 +102,10 @@ VERSIONS ?=
 .PHONY: compat
 compat: $(INSTALLED) ## Integration tests on each VERSIONS=1.30,1.37 of Kubernetes; writes docs/compatibility.md
 	@$(BIN)/python -m compat $(if $(VERSIONS),--versions $(VERSIONS))
+
+.PHONY: browser
+browser: $(INSTALLED) ## The dashboard in Debian's Chromium; SANDBOXPOOL_GOLDEN=1 writes its pictures
+	@$(PYTEST) tests/browser
 
 .PHONY: e2e
 e2e: $(INSTALLED) ## End-to-end tests only: real kubelets and gVisor

@@ -17,7 +17,8 @@ from support.fleetobjects import operator
 WIDE = 1600
 
 
-@pytest.fixture(scope="session")
+# Not of the session: playwright's event loop would run while asynchronous tests want theirs.
+@pytest.fixture(scope="module")
 def chrome() -> Iterator[Browser]:
     """Chromium, without a window."""
     with sync_playwright() as playwright:

@@ -19,8 +19,8 @@ GROUP_LABELS = (
 )
 # So many nodes have a row each; more are counted by group.
 MAX_NODE_ROWS = 60
-MAX_PROBLEM_ROWS = 20
-MAX_GROUPS = 100
+MAX_PROBLEM_ROWS = 15
+MAX_GROUPS = 30
 UNGROUPED = "(no label)"
 
 

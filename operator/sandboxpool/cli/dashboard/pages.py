@@ -1,6 +1,6 @@
 """Gathers what a page shows and renders it, as parts that change on their own."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlencode
@@ -36,23 +36,23 @@ _MAX_FOUND = 50
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """How current what is known of a kind is, for people.
+    """How current what is known of some kinds is, for people.
 
     Attributes:
-        kind: The resource with its group.
-        currency: How current it is.
-        message: Why it is not live, and what to do.
-        since: When it became so.
+        kinds: The resources with their groups, for which the rest is the same.
+        currency: How current they are.
+        message: Why they are not live, and what to do.
         scope: The one namespace that is read; empty for all.
         omitted: How many objects are not shown.
+        since: When the first of them became so.
     """
 
-    kind: str
+    kinds: Sequence[str]
     currency: Currency
     message: str
-    since: str
     scope: str
     omitted: int
+    since: str
 
 
 class Pages:
@@ -86,6 +86,7 @@ class Pages:
         self.all: Mapping[str, Callable[[Parameters], Awaitable[Parts]]] = {
             "": self._overview,
             "nodes": self._nodes,
+            "pools": self._pools,
             "pool": self._pool,
             "story": self._story,
             "find": self._find,
@@ -101,21 +102,22 @@ class Pages:
         found = findings.ordered(checks.check(self._snapshot(times.now())))
         made = self._known(CLAIMS) or ()
         given = {
-            "pools": pools.summary(self._known(POOLS) or (), made),
+            "pools": pools.summary(self._known(POOLS) or (), made, pools.FIRST_ROWS),
             "claims": claims.summary(made),
             "startup": startup.startup(self._known(RUNTIMES) or ()),
             "grid": matrix.matrix(self._fleet()),
             "findings": found,
             "pool_of": _pool_of,
-            "unread": {
-                feed.resource.plural
-                for feed in self._watcher.feeds.values()
-                if feed.currency is not Currency.LIVE and self._known(feed.resource) is None
-            },
+            "unread": self._unread(),
             "current": all(feed.currency is Currency.LIVE for feed in self._watcher.feeds.values()),
         }
         names = ("summary", "causes", "pools", "matrix", "startup", "claims")
         return self._with_sources({name: self._render(f"{name}.html", **given) for name in names})
+
+    async def _pools(self, _: Parameters) -> Parts:
+        shown = pools.summary(self._known(POOLS) or (), self._known(CLAIMS) or ())
+        page = self._render("pools.html", pools=shown, unread=self._unread())
+        return self._with_sources({"pools": page})
 
     async def _nodes(self, parameters: Parameters) -> Parts:
         fleet = self._fleet()
@@ -194,7 +196,7 @@ class Pages:
         return self._templates.get_template(template).render(given)
 
     def _with_sources(self, parts: Parts) -> Parts:
-        sources = [_source(feed) for feed in self._watcher.feeds.values()]
+        sources = _sources(self._watcher.feeds.values())
         return {"sources": self._render("sources.html", sources=sources), **parts}
 
     def _known(self, resource: Resource) -> Sequence[Object] | None:
@@ -202,6 +204,9 @@ class Pages:
         if feed.currency in (Currency.DENIED, Currency.MISSING, Currency.STARTING):
             return None
         return list(feed.objects.values())
+
+    def _unread(self) -> set[str]:
+        return {one.plural for one in self._watcher.feeds if self._known(one) is None}
 
     def _fleet(self) -> matrix.Fleet:
         return matrix.Fleet(
@@ -226,15 +231,20 @@ class Pages:
         )
 
 
-def _source(feed: Feed) -> Source:
-    return Source(
-        feed.resource.qualified,
-        feed.currency,
-        feed.message,
-        feed.since.isoformat(timespec="seconds"),
-        feed.scope or "",
-        feed.omitted,
-    )
+def _sources(feeds: Iterable[Feed]) -> list[Source]:
+    """Return what is to be said of the kinds; what is the same of several is said once."""
+    alike: dict[tuple[Currency, str, str, int], list[Feed]] = {}
+    for feed in feeds:
+        key = (feed.currency, feed.message, feed.scope or "", feed.omitted)
+        alike.setdefault(key, []).append(feed)
+    return [
+        Source(
+            [feed.resource.qualified for feed in group],
+            *key,
+            min(feed.since for feed in group).isoformat(timespec="seconds"),
+        )
+        for key, group in alike.items()
+    ]
 
 
 def _pool_of(finding: Finding) -> tuple[str, str] | None:

@@ -10,8 +10,9 @@ from sandboxpool.cli.reading import ConditionText
 from sandboxpool.cli.status import causes
 from sandboxpool.cli.top import hit_rate, latency
 
-# Pools that are not ready come first, so that what is cut works.
-MAX_POOL_ROWS = 200
+# Pools that are not ready come first, so that what is cut works. The first page shows fewer.
+MAX_POOL_ROWS = 500
+FIRST_ROWS = 25
 # States of sandboxes beside warm and claimed, in the order of a sandbox's life.
 _OTHER_STATES = ("starting", "unproven", "unready", "stranded", "failed", "ended", "stopping")
 _UNSEEN = ConditionText(
@@ -78,14 +79,14 @@ class Pools:
     waiting: int
 
 
-def summary(pools: Sequence[Object], claims: Sequence[Object]) -> Pools:
-    """Return the table of pools."""
+def summary(pools: Sequence[Object], claims: Sequence[Object], most: int = MAX_POOL_ROWS) -> Pools:
+    """Return the table of pools, with so many rows at most."""
     by_pool: Mapping[tuple[str, str], list[Object]] = claims_by_pool(claims)
     rows = [row(pool, by_pool.get(key(pool), [])) for pool in pools]
     rows.sort(key=lambda one: (one.ready.status == "True", one.namespace, one.name))
     return Pools(
-        rows[:MAX_POOL_ROWS],
-        max(0, len(rows) - MAX_POOL_ROWS),
+        rows[:most],
+        max(0, len(rows) - most),
         len(rows),
         sum(one.ready.status == "True" for one in rows),
         sum(one.warm or 0 for one in rows),

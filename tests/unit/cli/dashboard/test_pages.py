@@ -14,7 +14,7 @@ from sandboxpool.cli.dashboard.watch import Currency, Watcher
 from sandboxpool.client.api import Api
 from sandboxpool.client.nonblocking import AsyncIo
 from support.clusterserver import ClusterServer
-from support.fleetobjects import broken, node, pod
+from support.fleetobjects import broken, node, pod, pool
 from support.scriptedcluster import settings
 
 
@@ -134,3 +134,16 @@ async def test_pools_of_no_right_are_named(
     assert "None in what is known; not everything could be read." in page
     assert "SandboxPools could not be read." in page
     assert "There are no" not in page
+
+
+async def test_the_first_page_shows_some_pools_and_another_all(
+    site: Pages, cluster: ClusterServer, watcher: Watcher
+) -> None:
+    cluster.put(*(pool(f"p{index:03}") for index in range(40)))
+    while len(watcher.feeds[POOLS].objects) < 42:
+        await watcher.wait_newer(watcher.version, 5)
+    page = await read(site, "")
+    assert "17 more pools are not shown" in page
+    # The one that is not ready is first.
+    assert page.index("team/browser") < page.index("team/p000")
+    assert "team/p039" in await read(site, "pools")

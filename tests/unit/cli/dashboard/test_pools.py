@@ -46,3 +46,4 @@ def test_of_very_many_pools_the_first_are_shown() -> None:
     shown = pools.summary(made, [])
     assert (len(shown.rows), shown.omitted) == (pools.MAX_POOL_ROWS, 4)
     assert shown.rows[0].name == "zz"
+    assert len(pools.summary(made, [], most=5).rows) == 5

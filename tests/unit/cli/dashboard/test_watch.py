@@ -116,7 +116,7 @@ async def test_a_missing_right_is_named_and_found_again(
     await soon(lambda: state(watcher, NODES) is Currency.DENIED)
     await soon(lambda: state(watcher, POOLS) is Currency.DENIED)
     message = watcher.feeds[NODES].message
-    assert "no right to list nodes in the whole cluster: bind a ClusterRole" in message
+    assert "nodes in the whole cluster: bind a ClusterRole" in message
     # What was seen with a right that is gone is not shown any longer.
     assert not seen(watcher, NODES)
     cluster.denied_everywhere.clear()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from sandboxpool.cli.cluster import CLAIMS, NODES, POOLS
+from sandboxpool.cli.cluster import CLAIMS, NODES, POOLS, RUNTIMES
 from sandboxpool.cli.dashboard import pages
 from sandboxpool.cli.dashboard.lookups import Lookups
 from sandboxpool.cli.dashboard.pages import Pages
@@ -125,7 +125,8 @@ async def test_pools_of_no_right_are_named(
 ) -> None:
     cluster.denied_everywhere |= {"sandboxpools", "nodes", "sandboxruntimes"}
     cluster.drop_watches()
-    while any(watcher.feeds[one].currency is not Currency.DENIED for one in (POOLS, NODES)):
+    kinds = (POOLS, NODES, RUNTIMES)
+    while any(watcher.feeds[one].currency is not Currency.DENIED for one in kinds):
         await watcher.wait_newer(watcher.version, 5)
     page = await read(site, "")
     assert "No right: sandboxpools.sandboxpool.io" in page

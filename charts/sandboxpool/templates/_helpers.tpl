@@ -51,6 +51,11 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* The name of the metrics Service, and the label "job" of what is scraped. */}}
+{{- define "sandboxpool.metricsName" -}}
+{{- printf "%s-metrics" (include "sandboxpool.fullname" . | trunc 55 | trimSuffix "-") -}}
+{{- end -}}
+
 {{- define "sandboxpool.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "sandboxpool.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -27,6 +27,7 @@ from sandboxpool.kube import lease
 from sandboxpool.observability import web
 from sandboxpool.opensandbox import settings as bridge_settings
 from sandboxpool.runtimes.probe import ProbeImage, ProbeOptions, build_probe
+from support import rules
 from support.builders import facts, runtime
 from support.chart import granted
 from support.documents import Block, is_values, yaml_blocks
@@ -976,6 +977,120 @@ def test_policies_of_a_release_hold_in_its_namespaces_only(render: Render, tmp_p
     assert len(only(manifests, POLICY, f"{name}-pods")["spec"]["matchConditions"]) == 2
 
 
+# --- Monitoring ----------------------------------------------------------------------------------
+
+
+def prometheus_rules(manifests: list[Manifest]) -> list[Manifest]:
+    groups = only(manifests, "PrometheusRule")["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_nothing_of_the_prometheus_operator_is_installed_unless_wanted(render: Render) -> None:
+    kinds = {manifest["kind"] for manifest in render()}
+    assert kinds.isdisjoint({"ServiceMonitor", "PodMonitor", "PrometheusRule"})
+
+
+def test_the_prometheus_rule_has_the_rules_of_the_files(render: Render) -> None:
+    wanted = [rule for file in (rules.RECORDING, rules.ALERTS) for rule in rules.rules(file)]
+    assert prometheus_rules(render("--set", "metrics.prometheusRule.enabled=true")) == wanted
+    per_pool = render(
+        *("--set", "metrics.prometheusRule.enabled=true"),
+        *("--set", "metrics.prometheusRule.perPool=true"),
+    )
+    assert prometheus_rules(per_pool) == wanted + rules.rules(rules.RECORDING_POOLS)
+
+
+def test_the_rules_can_be_adapted(render: Render, tmp_path: Path) -> None:
+    values = {
+        "enabled": True,
+        "labels": {"release": "stack"},
+        "alertLabels": {"team": "platform", "severity": "ticket"},
+        "disabledAlerts": ["SandboxPoolDry"],
+        "runbookUrl": "https://docs.test/runbooks/{alert}.html",
+        "job": "operators",
+    }
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"metrics": {"prometheusRule": values}}))
+    manifests = render("--values", str(path))
+    assert only(manifests, "PrometheusRule")["metadata"]["labels"]["release"] == "stack"
+    adapted = prometheus_rules(manifests)
+    alerts = {rule["alert"]: rule for rule in adapted if "alert" in rule}
+    assert set(alerts) == set(rules.alerts()) - {"SandboxPoolDry"}
+    for name, alert in alerts.items():
+        assert alert["labels"] == {"team": "platform", "severity": "ticket"}
+        assert alert["annotations"]["runbook_url"] == f"https://docs.test/runbooks/{name}.html"
+    for rule in adapted:
+        assert rules.JOB not in rule["expr"]
+        assert 'job="operators"' in rule["expr"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "endpoints"),
+    [("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")],
+)
+def test_a_monitor_selects_what_the_rules_read(
+    render: Render, tmp_path: Path, kind: str, endpoints: str
+) -> None:
+    token = {"credentials": {"name": "prometheus-token", "key": "token"}}
+    values = {
+        "kind": kind,
+        "labels": {"release": "stack"},
+        "interval": "15s",
+        "scrapeTimeout": "5s",
+        "authorization": token,
+        "metricRelabelings": [{"action": "labeldrop", "regex": "service"}],
+    }
+    path = tmp_path / "values.yaml"
+    rule = {"enabled": True}
+    path.write_text(yaml.safe_dump({"metrics": {"monitor": values, "prometheusRule": rule}}))
+    manifests = render("--values", str(path), "--set", "fullnameOverride=other")
+    monitor = only(manifests, kind)
+    assert monitor["metadata"]["labels"]["release"] == "stack"
+    assert monitor["spec"]["namespaceSelector"] == {"matchNames": [NAMESPACE]}
+    selected = monitor["spec"]["selector"]["matchLabels"].items()
+    service = only(manifests, "Service")
+    pod = only(manifests, "Deployment")["spec"]["template"]
+    source = service if kind == "ServiceMonitor" else pod
+    assert selected <= source["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"][endpoints]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    ports = pod["spec"]["containers"][0]["ports"]
+    assert endpoint["port"] in {port["name"] for port in ports}
+    job = service["metadata"]["name"]
+    assert endpoint == {
+        "port": "http",
+        "path": "/metrics",
+        "honorLabels": True,
+        "interval": "15s",
+        "scrapeTimeout": "5s",
+        "authorization": token,
+        "relabelings": [{"targetLabel": "job", "replacement": job}],
+        "metricRelabelings": values["metricRelabelings"],
+    }
+    assert all(f'job="{job}"' in rule["expr"] for rule in prometheus_rules(manifests))
+
+
+def test_releases_of_the_same_name_have_rules_of_their_own(render: Render) -> None:
+    manifests = render(
+        *("--set", "watchNamespaces={team-a}"),
+        *("--set", "metrics.prometheusRule.enabled=true"),
+        *("--set", "metrics.monitor.kind=ServiceMonitor"),
+    )
+    job = f"{NAMESPACE}/{RELEASE}-metrics"
+    (endpoint,) = only(manifests, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": job}]
+    assert all(f'job="{job}"' in rule["expr"] for rule in prometheus_rules(manifests))
+
+
+def test_a_service_monitor_needs_the_service(helm: Helm, render: Render) -> None:
+    without = ("--set", "metrics.service.enabled=false")
+    render(*without, "--set", "metrics.monitor.kind=PodMonitor")
+    kind = ("--set", "metrics.monitor.kind=ServiceMonitor")
+    answer = helm("template", RELEASE, str(CHART), *without, *kind)
+    assert answer.returncode != 0
+    assert "metrics.service.enabled" in answer.stderr
+
+
 # --- Admission policies --------------------------------------------------------------------------
 
 POLICY = "ValidatingAdmissionPolicy"
@@ -1145,6 +1260,10 @@ def test_half_a_binding_is_refused(helm: Helm, tmp_path: Path, rule: Manifest) -
         ("dashboards.labels.grafana_dashboard=1", "grafana_dashboard"),
         ("extraEnv[0].nane=A", "extraEnv"),
         ("opensandbox.namespace=a", "namespace"),
+        ("metrics.monitor.interval=often", "interval"),
+        ("metrics.monitor.kind=Monitor", "kind"),
+        ("metrics.prometheusRule.runbookUrl=https://docs.test", "runbookUrl"),
+        ("metrics.prometheusRule.disabledAlerts[0]=Dry", "disabledAlerts"),
     ],
 )
 def test_wrong_values_are_refused(helm: Helm, setting: str, in_message: str) -> None:

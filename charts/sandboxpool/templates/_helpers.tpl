@@ -51,9 +51,15 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* The name of the metrics Service, and the label "job" of what is scraped. */}}
+{{/* The name of the metrics Service. */}}
 {{- define "sandboxpool.metricsName" -}}
 {{- printf "%s-metrics" (include "sandboxpool.fullname" . | trunc 55 | trimSuffix "-") -}}
+{{- end -}}
+
+{{/* The label "job" of the metrics; releases with watchNamespaces may have the same name. */}}
+{{- define "sandboxpool.metricsJob" -}}
+{{- if .Values.watchNamespaces -}}{{ .Release.Namespace }}/{{- end -}}
+{{- include "sandboxpool.metricsName" . -}}
 {{- end -}}
 
 {{- define "sandboxpool.selectorLabels" -}}

@@ -1,0 +1,30 @@
+"""The chart's rule files, as Prometheus and promtool read them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from localcluster.paths import REPOSITORY
+
+Rule = dict[str, Any]
+
+FILES = REPOSITORY / "charts" / "sandboxpool" / "files"
+ALERTS = FILES / "alerts.yaml"
+RECORDING = FILES / "recording.yaml"
+RECORDING_POOLS = FILES / "recording-pools.yaml"
+ALL = (RECORDING, ALERTS, RECORDING_POOLS)
+RUNBOOKS = REPOSITORY / "docs" / "runbooks"
+# The label `job` in the files, which the chart replaces by that of the release.
+JOB = "sandboxpool-metrics"
+
+
+def rules(file: Path) -> list[Rule]:
+    """The rules of a file, in order."""
+    groups = yaml.safe_load(file.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def alerts() -> dict[str, Rule]:
+    """The alerts by their names."""
+    return {rule["alert"]: rule for rule in rules(ALERTS)}

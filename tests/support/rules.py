@@ -1,5 +1,7 @@
 """The chart's rule files, as Prometheus and promtool read them."""
 
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +30,9 @@ def rules(file: Path) -> list[Rule]:
 def alerts() -> dict[str, Rule]:
     """The alerts by their names."""
     return {rule["alert"]: rule for rule in rules(ALERTS)}
+
+
+def shell_blocks(page: str) -> list[str]:
+    """The code of a page's shell blocks, also of those in lists."""
+    found = re.findall(r"^( *)```sh\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(code) for _, code in found]

@@ -54,7 +54,9 @@ def test_the_paths_that_a_document_names_exist(document: Path) -> None:
 
 def test_most_documents_name_paths() -> None:
     """Else the pattern is not right."""
-    named = [bool(named_paths(document.read_text(), document)) for document in DOCUMENTS]
+    # Runbooks name what is in a cluster.
+    others = [document for document in DOCUMENTS if document.parent.name != "runbooks"]
+    named = [bool(named_paths(document.read_text(), document)) for document in others]
     assert named.count(False) <= 3
 
 

@@ -18,7 +18,7 @@ import pytest
 from fakekubelet import FakeNodes, texts
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
-from support import Api, chart, eventually, objects
+from support import Api, ApiError, chart, eventually, objects
 from support.controllers import Controllers
 from support.faultproxy import FaultProxy, Seen
 from support.fixtures import OPERATORS, empty
@@ -233,6 +233,31 @@ def test_a_namespace_that_does_not_exist_stops_no_other_and_is_watched_once_it_d
     phase(b, "Bound")
     assert time.monotonic() - began < OPENING_SECONDS
     assert "namespace late-b is watched" in release.operator.log.read_text()
+
+
+def refused(api: Api, name: str, **labels: str) -> bool:
+    """Whether admission refuses an administrator's pod with labels of the operator."""
+    body = objects.pod(name)
+    body["metadata"]["labels"] = {f"{names.GROUP}/{k}": v for k, v in labels.items()}
+    try:
+        api.create(body, dryRun="All")
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return True
+    return False
+
+
+def test_policies_guard_the_namespaces_of_their_release_and_no_others(world: World) -> None:
+    world.release("team", "guard-own", "guard-a", manages=False, start=False)
+    a, own, other = map(world.namespace, ("guard-a", "guard-own", "guard-other"))
+    ours = "team-sandboxpool"
+    # A policy takes effect a moment after it was created.
+    eventually(lambda: refused(a, "forged", pool="pool"), message="its sandboxes are guarded")
+    assert refused(a, "forged", pool="pool", release="another"), "no label is a way around it"
+    assert refused(own, "forged", probe="x", release=ours)
+    assert not refused(own, "probe", probe="x", release="another"), "that release guards it itself"
+    assert not refused(other, "free", pool="pool")
 
 
 def test_helm_refuses_a_release_that_meets_another(world: World) -> None:

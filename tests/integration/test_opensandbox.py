@@ -17,6 +17,7 @@ import pytest
 
 from fakekubelet import FakeNodes
 from localcluster.controlplane import ControlPlane
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX
 from sandboxpool.opensandbox import names
 from support import Api, chart, condition, eventually, objects
 from support.faultproxy import FaultProxy
@@ -53,7 +54,7 @@ class OpenSandbox:
         """Creates a warm gVisor pool that OpenSandbox may use, and waits for its Pool."""
         gvisor_class(self.api)
         body = objects.pool("pool", **{"replicas": 2, **spec})
-        body["metadata"]["labels"] = {names.LABEL_OPT_IN: mode}
+        body["metadata"]["labels"] = {LABEL_OPENSANDBOX: mode}
         made = self.api.create(body)
         eventually(lambda: self.api.find("Pool", "pool") is not None, message="the Pool is there")
         return made
@@ -221,7 +222,7 @@ def test_the_pool_is_mirrored_without_capacity_and_follows(osb: OpenSandbox) -> 
         lambda: osb.api.get("Pool", "pool")["status"]["allocated"],
         until=lambda allocated: allocated == 1,
     )
-    osb.api.patch("SandboxPool", "pool", {"metadata": {"labels": {names.LABEL_OPT_IN: None}}})
+    osb.api.patch("SandboxPool", "pool", {"metadata": {"labels": {LABEL_OPENSANDBOX: None}}})
     osb.gone("Pool", "pool")
     assert osb.get(running["metadata"]["name"])["status"]["phase"] == "Succeed"
 
@@ -252,7 +253,7 @@ def test_an_asserted_class_that_the_pool_has_not_fails_with_the_cause(osb: OpenS
 
 def test_a_missing_class_is_the_cause_and_its_creation_the_cure(osb: OpenSandbox) -> None:
     body = objects.pool("pool", replicas=1)
-    body["metadata"]["labels"] = {names.LABEL_OPT_IN: "Executor"}
+    body["metadata"]["labels"] = {LABEL_OPENSANDBOX: "Executor"}
     osb.api.create(body)
     eventually(lambda: osb.api.find("Pool", "pool") is not None)
     failed = osb.request()
@@ -446,7 +447,7 @@ def do_all(osb: OpenSandbox) -> None:
         orphan = osb.serve()["metadata"]["name"]
         osb.api.delete("BatchSandbox", orphan, propagationPolicy="Orphan")
         osb.gone("SandboxClaim", orphan)
-        osb.api.patch("SandboxPool", "pool", {"metadata": {"labels": {names.LABEL_OPT_IN: "on"}}})
+        osb.api.patch("SandboxPool", "pool", {"metadata": {"labels": {LABEL_OPENSANDBOX: "on"}}})
         osb.gone("Pool", "pool")
         pool = osb.api.get("SandboxPool", "pool")
         eventually(lambda: osb.api.events_for(pool, "OpenSandboxLabelInvalid"))
@@ -468,4 +469,4 @@ def test_an_exclusive_bridge_answers_requests_without_a_pool(
     with playing(api, proxy, nodes, loopback, bridge) as osb:
         reason, message = osb.cause(osb.request(poolRef="other"))
         assert reason == "PoolRefRequired"
-        assert names.LABEL_OPT_IN in message
+        assert LABEL_OPENSANDBOX in message

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sandboxpool.api import names
 from sandboxpool.api.reasons import Reason
-from sandboxpool.cli import reading, releases, times
+from sandboxpool.cli import bridge, reading, releases, times
 from sandboxpool.cli.cluster import Object
 from sandboxpool.cli.findings import Finding, Severity
 from sandboxpool.cli.runtimes import handlers_of
@@ -48,6 +48,7 @@ class Snapshot:
     pools: Sequence[Object] | None
     access: Sequence[Access]
     now: datetime
+    bridges: Sequence[Object] | None = None
 
 
 def facts(seen: Snapshot) -> list[tuple[str, str]]:
@@ -77,6 +78,7 @@ def check(seen: Snapshot) -> list[Finding]:
         *_classes(seen),
         *_quarantines(seen),
         *_pools(seen),
+        *_bridges(seen),
         *missing_rights(seen.access),
     ]
 
@@ -339,6 +341,12 @@ def _pools(seen: Snapshot) -> Iterator[Finding]:
                 cure,
                 min(one.since for one in risks),
             )
+
+
+def _bridges(seen: Snapshot) -> Iterator[Finding]:
+    # What may not be read proves nothing.
+    if seen.bridges is not None:
+        yield from bridge.check(seen.bridges, seen.pools or ())
 
 
 def _held(leases: Sequence[Object]) -> list[Object]:

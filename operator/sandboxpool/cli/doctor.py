@@ -35,6 +35,7 @@ from sandboxpool.client.errors import AccessDenied, ApiError
 from sandboxpool.client.requests import Request
 
 _OPERATOR = "app.kubernetes.io/name=sandboxpool"
+_BRIDGE = "app.kubernetes.io/name=sandboxpool-opensandbox"
 _NOT_FOUND = 404
 
 # What an application needs that claims a sandbox and uses it: verb, resource, subresource.
@@ -157,6 +158,7 @@ def _snapshot(cluster: Cluster, namespace: str) -> Snapshot:
         version=reader.attempt(lambda: run_blocking(cluster.api.call(version))),
         crds=crds,
         deployments=deployments,
+        bridges=reader.list(DEPLOYMENTS, labels=_BRIDGE),
         leases=_leases(reader, deployments or ()),
         classes=reader.list(CLASSES),
         runtimes=reader.list(RUNTIMES),

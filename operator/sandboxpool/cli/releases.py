@@ -12,6 +12,11 @@ def watched_namespaces(deployment: Object) -> frozenset[str]:
     return frozenset(filter(None, _variable(deployment, "WATCH_NAMESPACES").split(",")))
 
 
+def namespaces_for_opensandbox(deployment: Object) -> frozenset[str]:
+    """Return the namespaces that the bridge to OpenSandbox serves."""
+    return frozenset(filter(None, _variable(deployment, "OPENSANDBOX_NAMESPACES").split(",")))
+
+
 def lease_name(deployment: Object) -> str:
     """Return the name of the operator's Lease."""
     return _variable(deployment, "RELEASE") or names.DEFAULT_RELEASE

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import kopf
 
 from sandboxpool.api import names as own_names
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX
 from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.clock import ServerClock
@@ -112,7 +113,7 @@ class Bridge:
             own_names.CLAIMS,
             SandboxClaim,
             self._claim_changed,
-            label_selector=names.LABEL_OPT_IN,
+            label_selector=LABEL_OPENSANDBOX,
         )
         sandboxes = self._watch(
             names.API_VERSION,

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX, OptIn
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import ClaimPhase, SandboxClaim
 from sandboxpool.opensandbox import names
-from sandboxpool.opensandbox.kinds import BatchSandbox, OptIn, SandboxPool
+from sandboxpool.opensandbox.kinds import BatchSandbox, SandboxPool
 from sandboxpool.opensandbox.outlook import Outlook
 from sandboxpool.opensandbox.reasons import BridgeReason
 
@@ -150,7 +151,7 @@ def _of_another(view: View) -> Step:
         BridgeReason.POOL_REF_REQUIRED,
         f"no SandboxPool named {sandbox.spec.poolRef!r} is open to OpenSandbox in this namespace,"
         f" and nothing else serves it: set extensions['poolRef'] to a SandboxPool with the label"
-        f" {names.LABEL_OPT_IN}",
+        f" {LABEL_OPENSANDBOX}",
     )
 
 
@@ -250,7 +251,7 @@ def _unsupported(sandbox: BatchSandbox, pool: SandboxPool | None) -> Fail | None
     return Fail(
         BridgeReason.TASK_NOT_SUPPORTED,
         f"the request has {what}, which SandboxPool {pool.metadata.name!r} cannot take: its"
-        f" sandboxes are started before the request ({names.LABEL_OPT_IN}: {OptIn.PRESTARTED})",
+        f" sandboxes are started before the request ({LABEL_OPENSANDBOX}: {OptIn.PRESTARTED})",
     )
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from sandboxpool.api import core
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX, OptIn
 from sandboxpool.opensandbox import names
 
 
@@ -16,15 +17,6 @@ class Metadata(core.Metadata, frozen=True):
 
     generation: int = 0
     finalizers: tuple[str, ...] = ()
-
-
-class OptIn(StrEnum):
-    """The values of the label that lets OpenSandbox use a SandboxPool."""
-
-    EXECUTOR = "Executor"
-    """OpenSandbox's task-executor runs in the sandboxes and starts execd with the task."""
-    PRESTARTED = "Prestarted"
-    """The template itself starts execd: no task is delivered."""
 
 
 class _PoolSpec(msgspec.Struct, frozen=True):
@@ -54,7 +46,7 @@ class SandboxPool(msgspec.Struct, frozen=True):
     @property
     def opt_in(self) -> str:
         """The value of the label; empty if OpenSandbox may not use the pool."""
-        return self.metadata.labels.get(names.LABEL_OPT_IN, "")
+        return self.metadata.labels.get(LABEL_OPENSANDBOX, "")
 
     @property
     def mode(self) -> OptIn | None:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 import msgspec
 
 from sandboxpool.api import names as own_names
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX, OptIn
 from sandboxpool.kube.client import ApiClient, resource_path
 from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.opensandbox import names
 from sandboxpool.opensandbox.collection import Collection
-from sandboxpool.opensandbox.kinds import Mirror, MirrorStatus, OptIn, SandboxPool
+from sandboxpool.opensandbox.kinds import Mirror, MirrorStatus, SandboxPool
 from sandboxpool.opensandbox.reasons import BridgeReason
 from sandboxpool.util.references import ObjectReference
 
@@ -105,7 +106,7 @@ class MirrorReconciler:
         self._events.warning(
             about(pool),
             BridgeReason.LABEL_INVALID,
-            f"OpenSandbox cannot use this pool: the label {names.LABEL_OPT_IN} has the value"
+            f"OpenSandbox cannot use this pool: the label {LABEL_OPENSANDBOX} has the value"
             f" {pool.opt_in!r}; use one of {', '.join(OptIn)}",
         )
 

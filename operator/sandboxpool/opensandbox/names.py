@@ -9,8 +9,6 @@ BATCH_SANDBOXES = "batchsandboxes"
 POOL_KIND = "Pool"
 POOLS = "pools"
 
-# On a SandboxPool: OpenSandbox may use it, and what runs in its sandboxes.
-LABEL_OPT_IN = f"{names.GROUP}/opensandbox"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "sandboxpool"
 

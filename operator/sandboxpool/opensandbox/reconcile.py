@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from sandboxpool.api import names as own_names
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX, OptIn
 from sandboxpool.api.reasons import Reason
 from sandboxpool.api.v1alpha1 import ClaimPhase, SandboxClaim
 from sandboxpool.kube.client import ApiClient, resource_path
@@ -20,7 +21,6 @@ from sandboxpool.opensandbox.kinds import (
     BatchSandbox,
     BatchSandboxStatus,
     Mirror,
-    OptIn,
     SandboxPool,
 )
 from sandboxpool.opensandbox.metrics import BridgeMetrics
@@ -350,7 +350,7 @@ class SandboxReconciler:
 
     async def _serve(self, sandbox: BatchSandbox, claim: SandboxClaim) -> float | None:
         address = claim.status.podIP or ""
-        prestarted = claim.metadata.labels.get(names.LABEL_OPT_IN) == OptIn.PRESTARTED
+        prestarted = claim.metadata.labels.get(LABEL_OPENSANDBOX) == OptIn.PRESTARTED
         task = None if prestarted else sandbox.task
         if task is not None:
             try:
@@ -543,7 +543,7 @@ def _claim_of(sandbox: BatchSandbox, mode: OptIn) -> dict[str, object]:
             "namespace": namespace,
             "labels": {
                 names.LABEL_MANAGED_BY: names.MANAGED_BY,
-                names.LABEL_OPT_IN: str(mode),
+                LABEL_OPENSANDBOX: str(mode),
             },
             "ownerReferences": [
                 {

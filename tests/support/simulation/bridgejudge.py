@@ -6,7 +6,7 @@ import datetime
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from sandboxpool.opensandbox import names
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX
 from support.invariants import claim_uids
 from support.simulation.apiserver import ApiServer, Change, Object, labels, owners
 from support.simulation.machines import ENDED
@@ -287,7 +287,7 @@ class BridgeJudge:
 
 def is_open(pool: Object) -> bool:
     """Whether OpenSandbox may use a SandboxPool."""
-    return labels(pool).get(names.LABEL_OPT_IN) in ("Executor", "Prestarted")
+    return labels(pool).get(LABEL_OPENSANDBOX) in ("Executor", "Prestarted")
 
 
 def expires_at(sandbox: Object) -> float:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from sandboxpool.opensandbox import names
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX
 from sandboxpool.opensandbox.bridge import Bridge
 from sandboxpool.opensandbox.settings import Settings
 from support.simulation.apiserver import Object, Place
@@ -23,7 +23,7 @@ from support.simulation.world import World
 SETTINGS = Settings(
     namespace="sandboxpool-system", opensandbox_namespaces=(NAMESPACE,), lease=LEASE
 )
-OPEN = {names.LABEL_OPT_IN: "Executor"}
+OPEN = {LABEL_OPENSANDBOX: "Executor"}
 
 
 class SimulatedBridge(Bridge):
@@ -195,9 +195,9 @@ class BridgeWorld(World):
         pool = self.pool(name)
         if pool is None:
             return
-        given = {k: v for k, v in labels_of(pool).items() if k != names.LABEL_OPT_IN}
+        given = {k: v for k, v in labels_of(pool).items() if k != LABEL_OPENSANDBOX}
         if mode is not None:
-            given[names.LABEL_OPT_IN] = mode
+            given[LABEL_OPENSANDBOX] = mode
         metadata = {**pool["metadata"], "labels": given}
         self._do(lambda: self.server.update("sandboxpools", pool, "user", metadata=metadata))
 

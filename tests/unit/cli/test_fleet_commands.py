@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX
 from sandboxpool.cli import checks, doctor, findings, manifest, report, runtimes, status, top
 from sandboxpool.cli.checks import Access, Snapshot
 from sandboxpool.cli.findings import Finding, Outcome, Severity
@@ -358,6 +359,39 @@ def test_what_could_not_be_read_is_no_finding_about_the_cluster() -> None:
     assert checks.check(seen(**unread)) == []
 
 
+def for_opensandbox(value: str) -> Object:
+    """A pool of the namespace team with the label."""
+    made = copy.deepcopy(HEALTHY)
+    made["metadata"]["labels"] = {LABEL_OPENSANDBOX: value}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "bridges", "found"),
+    [
+        ("Executor", [operator(OPENSANDBOX_NAMESPACES="other,team")], []),
+        ("Prestarted", [operator(OPENSANDBOX_NAMESPACES="team")], []),
+        ("Executor", [operator(OPENSANDBOX_NAMESPACES="other")], ["OpenSandboxNotServed"]),
+        ("Executor", [], ["OpenSandboxNotServed"]),
+        ("executor", [operator(OPENSANDBOX_NAMESPACES="team")], ["OpenSandboxLabelInvalid"]),
+        (
+            "Executor",
+            [operator(ready=0, OPENSANDBOX_NAMESPACES="team")],
+            ["OpenSandboxBridgeNotReady"],
+        ),
+        ("Executor", None, []),
+        ("", [], []),
+    ],
+)
+def test_doctor_says_what_keeps_opensandbox_from_a_pool(
+    value: str, bridges: list[Object] | None, found: list[str]
+) -> None:
+    snapshot = seen(pools=[for_opensandbox(value)], bridges=bridges)
+    made = [one for one in checks.check(snapshot) if one.what.startswith("OpenSandbox")]
+    assert [one.what for one in made] == found
+    assert all(one.severity is Severity.ERROR and one.cure for one in made)
+
+
 def test_a_pool_that_fills_is_at_no_risk() -> None:
     filling = pool(condition("Ready", "True", "A"), condition("Warm", "False", "Filling"))
     found = checks.check(seen(pools=[filling]))
@@ -525,6 +559,7 @@ def damaged(draw: st.DrawFn, whole: Object) -> Object:
             "nodes": st.lists(damaged(NODES[1]), max_size=2),
             "leases": st.lists(damaged(lease()), max_size=2),
             "deployments": st.lists(damaged(operator()), max_size=2),
+            "bridges": st.lists(damaged(operator(OPENSANDBOX_NAMESPACES="a")), max_size=2),
             "classes": st.lists(damaged(runtime_class()), max_size=2),
             "crds": st.lists(damaged(crd("sandboxpools")), max_size=2),
         }

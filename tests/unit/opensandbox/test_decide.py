@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX, OptIn
 from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.opensandbox import decide, names
 from sandboxpool.opensandbox.decide import View, next_step
-from sandboxpool.opensandbox.kinds import BatchSandbox, OptIn, SandboxPool
+from sandboxpool.opensandbox.kinds import BatchSandbox, SandboxPool
 from sandboxpool.opensandbox.outlook import DEFECTS, outlook_of
 
 NOW = 1_800_000_000.0
@@ -34,7 +35,7 @@ def pool(mode: str = "Executor", **ready: str) -> SandboxPool:
                 "namespace": "n",
                 "uid": "uid-of-pool",
                 "resourceVersion": "1",
-                "labels": {names.LABEL_OPT_IN: mode},
+                "labels": {LABEL_OPENSANDBOX: mode},
             },
             "status": {"conditions": [condition]},
         },
@@ -132,7 +133,7 @@ def test_an_exclusive_bridge_answers_what_nothing_else_would(given: BatchSandbox
     step = next_step(seen)
     assert isinstance(step, decide.Fail)
     assert step.reason == "PoolRefRequired"
-    assert names.LABEL_OPT_IN in step.message
+    assert LABEL_OPENSANDBOX in step.message
 
 
 def test_a_claim_that_is_not_seen_yet_is_not_created_twice() -> None:

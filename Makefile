@@ -156,6 +156,10 @@ bench-fleet: $(INSTALLED) ## CPU and writes with a fleet of NODES fake nodes; wr
 bench-client: $(INSTALLED) ## The Python client on the local cluster, beside kubectl; writes docs/benchmarks/client.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.client
 
+.PHONY: bench-opensandbox
+bench-opensandbox: $(INSTALLED) ## OpenSandbox's SDK beside bare claims; ROUNDS=1 is short. Writes docs/benchmarks/opensandbox.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.opensandbox --rounds $(ROUNDS)
+
 # --- Documentation ---------------------------------------------------------------------------
 
 .PHONY: site

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +14,8 @@ import pytest
 
 from localcluster import builds, nodes
 from localcluster.nodeimage import SAMPLE_IMAGE
-from localcluster.paths import REPOSITORY
-from support import Api, eventually
+from support import Api, eventually, pages
 from support.realnodes import GVISOR, GVISOR_NODES
-
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_COMMAND_SECONDS = 150
 
 
 @pytest.fixture
@@ -71,14 +65,13 @@ def shims_restored() -> Iterator[None]:
 def test_every_block_of_the_page_does_what_it_says(
     team: str, name: str, languages: set[str]
 ) -> None:
-    page = (REPOSITORY / "docs" / name).read_text()
-    blocks = _BLOCK.findall(page)
-    assert {language for language, _ in blocks} == languages
+    found = pages.blocks(name)
+    assert {language for language, _ in found} == languages
     # What differs between the page's cluster and this one.
     here = {"team-a": team, "busybox:1.37": SAMPLE_IMAGE, "gvisor": GVISOR}
     variables: dict[str, object] = {}
     printed = ""
-    for language, text in blocks:
+    for language, text in found:
         for there, name in here.items():
             text = text.replace(there, name)
         if language == "none":
@@ -86,21 +79,10 @@ def test_every_block_of_the_page_does_what_it_says(
         elif language == "python":
             printed = _run_python(text, variables)
         elif language == "sh":
-            printed = _run_shell(text)
+            printed = pages.run_shell(text)
 
 
 def _run_python(code: str, variables: dict[str, object]) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(compile(code, "<page>", "exec"), variables)  # noqa: S102 - our own page
     return output.getvalue()
-
-
-def _run_shell(script: str) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=_COMMAND_SECONDS,
-    )
-    assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
-    return done.stdout

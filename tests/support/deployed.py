@@ -1,4 +1,4 @@
-"""The operator as the chart deploys it: its pod, its log, and its violent death."""
+"""What the chart deploys, the operator first: its pods, their log, and their violent death."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ Object = dict[str, Any]
 
 # What it keeps of the nodes for its next start.
 _RECORDS = "sandboxpool-nodes-"
-# By its name too: the pod of `helm test` is of the same release.
-_SELECTOR = f"app.kubernetes.io/name={RELEASE},app.kubernetes.io/instance={RELEASE}"
 _READY_SECONDS = 90.0
 _GONE_SECONDS = 60.0
 
@@ -35,15 +33,24 @@ class DeployedOperator:
 
     Attributes:
         api: A client with all rights.
+        deployment: The Deployment's name, which its pods have as a label.
+        lease: The name of the Lease by which one leads.
+        metrics: What the names of its own metrics begin with.
     """
 
     api: Api
+    deployment: str = RELEASE
+    lease: str = LEASE
+    metrics: str = "sandboxpool"
     _kept: list[str] = field(default_factory=list)
     _replicas: int = 0
 
     def pods(self) -> list[Object]:
         """Its pods, those on their way out included."""
-        return self.api.list("Pod", NAMESPACE, labelSelector=_SELECTOR)
+        # By its name too: the pod of `helm test` is of the same release.
+        of = {"name": self.deployment, "instance": RELEASE}
+        selector = ",".join(f"app.kubernetes.io/{label}={value}" for label, value in of.items())
+        return self.api.list("Pod", NAMESPACE, labelSelector=selector)
 
     def leader(self) -> Object:
         """The pod that holds the lease.
@@ -51,7 +58,7 @@ class DeployedOperator:
         Raises:
             LookupError: There is none.
         """
-        holder = self.api.get("Lease", LEASE, NAMESPACE)["spec"].get("holderIdentity") or ""
+        holder = self.api.get("Lease", self.lease, NAMESPACE)["spec"].get("holderIdentity") or ""
         for pod in self.pods():
             if holder.startswith(f"{pod['metadata']['name']}_"):
                 return pod
@@ -60,9 +67,9 @@ class DeployedOperator:
     def ready(self) -> bool:
         """Whether all pods are there and ready, and one of them leads."""
         pods = self.pods()
-        wanted = self.api.get("Deployment", RELEASE, NAMESPACE)["spec"]["replicas"]
+        wanted = self.api.get("Deployment", self.deployment, NAMESPACE)["spec"]["replicas"]
         all_ready = len(pods) == wanted and all(is_true(pod, "Ready") for pod in pods)
-        return all_ready and self.metric("sandboxpool_leader") == 1
+        return all_ready and self.metric(f"{self.metrics}_leader") == 1
 
     def wait_ready(self) -> None:
         """Waits until it is ready."""
@@ -72,15 +79,15 @@ class DeployedOperator:
         """Scales the Deployment to nothing and waits until no pod is left."""
         if keep:
             self.keep(self.log())
-        self._replicas = self.api.get("Deployment", RELEASE, NAMESPACE)["spec"]["replicas"]
-        self.api.scale("Deployment", RELEASE, 0, NAMESPACE)
+        self._replicas = self.api.get("Deployment", self.deployment, NAMESPACE)["spec"]["replicas"]
+        self.api.scale("Deployment", self.deployment, 0, NAMESPACE)
         eventually(
             self.pods, until=lambda pods: not pods, message="no operator", timeout=_GONE_SECONDS
         )
 
     def start(self) -> None:
         """Scales the Deployment back to what it was."""
-        self.api.scale("Deployment", RELEASE, self._replicas, NAMESPACE)
+        self.api.scale("Deployment", self.deployment, self._replicas, NAMESPACE)
         self.wait_ready()
 
     @contextmanager
@@ -163,7 +170,7 @@ class DeployedOperator:
 
     def get(self, path: str) -> str:
         """What it answers at its metrics port, asked through the API server's proxy."""
-        service = f"/api/v1/namespaces/{NAMESPACE}/services/{RELEASE}-metrics:http/proxy"
+        service = f"/api/v1/namespaces/{NAMESPACE}/services/{self.deployment}-metrics:http/proxy"
         return str(self.api.raw("GET", f"{service}{path}"))
 
     def probe(self, path: str) -> str:

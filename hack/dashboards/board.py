@@ -48,6 +48,16 @@ class Colours:
         return builders.ThresholdsConfig().mode(mode).steps([first, *others])
 
 
+def runbook(*alerts: str) -> str:
+    """Name the pages of alerts, as the last part of a description.
+
+    The chart replaces these paths by `metrics.prometheusRule.runbookUrl`, and Grafana shows URLs in
+    descriptions as links.
+    """
+    pages = ", ".join(f"docs/runbooks/{alert}.md" for alert in alerts)
+    return f" Runbook: {pages}"
+
+
 NEUTRAL = Colours(base="blue")
 BAD_IF_ANY = Colours(((1, "red"),))
 

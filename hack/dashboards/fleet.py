@@ -12,6 +12,7 @@ from dashboards.board import (
     mark,
     number,
     rows_of,
+    runbook,
     states,
     variable,
 )
@@ -78,7 +79,7 @@ def _figures() -> list[Panel]:
             "Quarantined",
             "Nodes on which probes of a runtime fail, once for each RuntimeClass. They get no "
             "sandboxes of it until a probe works there again. `kubectl sandboxpool runtimes CLASS` "
-            "names the nodes.",
+            "names the nodes." + runbook("SandboxPoolRuntimeBroken"),
             f"sum({_nodes_in('quarantined')})",
             units.Short,
             BAD_IF_ANY,
@@ -87,7 +88,7 @@ def _figures() -> list[Panel]:
             "Not isolating",
             "Nodes on which sandboxes share the node's kernel although pools require isolation. "
             "Treat it as a security incident: correct the handler in the container runtime's "
-            "configuration on these nodes.",
+            "configuration on these nodes." + runbook("SandboxPoolIsolationNotProven"),
             f"sum({_nodes_in('notIsolating')})",
             units.Short,
             BAD_IF_ANY,
@@ -190,7 +191,7 @@ def _startup() -> list[Panel]:
             "Time to start a sandbox, p95",
             "From the creation of the pod to Ready. It decides how much stock a pool needs: for "
             "each claim per second, this many warm sandboxes. A rise without a change of the "
-            "template: see which stage grew.",
+            "template: see which stage grew." + runbook("SandboxPoolStartupSlow"),
             Query(quantile(0.95, buckets("le", "runtime_class")), "{{runtime_class}}"),
             unit=units.Seconds,
             thirds=1,

@@ -3,7 +3,7 @@
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.models import units
 
-from dashboards.board import Colours, Panel, Query, board, graph, number, states, variable
+from dashboards.board import Colours, Panel, Query, board, graph, number, runbook, states, variable
 from dashboards.promql import JOB, RATE, gauge, quantile
 
 # As in the operator: a replica whose watch is older does not lead.
@@ -47,7 +47,8 @@ def _figures() -> list[Panel]:
         number(
             "Replicas",
             "Replicas of each release that Prometheus scrapes. Fewer than `replicas` of the chart: "
-            "`kubectl -n sandboxpool-system get pods`. None: see `networkPolicy.metricsFrom`.",
+            "`kubectl -n sandboxpool-system get pods`. None: see `networkPolicy.metricsFrom`."
+            + runbook("SandboxPoolOperatorDown"),
             f"sum by (job) (up{{{JOB}}})",
             units.Short,
             Colours(((1, "green"),), base="red"),
@@ -57,7 +58,7 @@ def _figures() -> list[Panel]:
             "Leaders",
             "Exactly one replica of each release leads. 0 for more than some seconds: no claim is "
             "bound; the operator's log says why no replica acquires the lease "
-            "(`kubectl -n sandboxpool-system get lease,pods`).",
+            "(`kubectl -n sandboxpool-system get lease,pods`)." + runbook("SandboxPoolNoLeader"),
             f"sum by (job) (sandboxpool_leader{{{JOB}}})",
             units.Short,
             Colours(((1, "green"), (2, "red")), base="red"),
@@ -66,7 +67,8 @@ def _figures() -> list[Panel]:
         number(
             "Oldest watch",
             "Seconds since a watch received anything. Above 120 the replica gives up the lease, "
-            "because it may act on a stale view: check its connection to the API server.",
+            "because it may act on a stale view: check its connection to the API server."
+            + runbook("SandboxPoolWatchStale"),
             f"max(sandboxpool_watch_age_seconds{{{JOB}}})",
             units.Seconds,
             Colours(((90, "orange"), (_STALE_SECONDS, "red"))),
@@ -87,7 +89,7 @@ def _figures() -> list[Panel]:
         number(
             "Throttled",
             "Requests that the API server refused with 429. Give the operator a priority level of "
-            "its own: `apiPriority.enabled` of the chart.",
+            "its own: `apiPriority.enabled` of the chart." + runbook("SandboxPoolApiThrottled"),
             f"{throttled} or vector(0)",
             units.RequestsPerSecond,
             Colours(((0.001, "orange"), (1, "red"))),

@@ -14,6 +14,7 @@ from dashboards.board import (
     mark,
     number,
     rows_of,
+    runbook,
     states,
     variable,
 )
@@ -72,7 +73,8 @@ def _figures() -> list[Panel]:
         number(
             "Pools not ready",
             "Pools that cannot serve a claim now. The table below names the reasons; "
-            "`kubectl sandboxpool status POOL -n NAMESPACE` says what to do.",
+            "`kubectl sandboxpool status POOL -n NAMESPACE` says what to do."
+            + runbook("SandboxPoolNotReady"),
             f"sum({of_class(_unready())})",
             units.Short,
             BAD_IF_ANY,
@@ -101,7 +103,8 @@ def _figures() -> list[Panel]:
         number(
             "Claims waiting",
             "Claims that have no sandbox yet. If it stays above 0, raise `spec.replicas` of the "
-            "pools that are dry, or find out why they do not refill.",
+            "pools that are dry, or find out why they do not refill."
+            + runbook("SandboxPoolClaimsWaiting"),
             f"sum({_WAITING})",
             units.Short,
             Colours(((1, "orange"),)),
@@ -137,7 +140,8 @@ def _pools() -> list[Panel]:
     causes = rows_of(
         "Conditions that are not True",
         "The causes of the moment. `Filling` and `Rolling` are ordinary work; "
-        "docs/reference/reasons.md says what to do about the others.",
+        "docs/reference/reasons.md says what to do about the others."
+        + runbook("SandboxPoolRefillFailing", "SandboxPoolQuotaExceeded"),
         Query(f"topk({10 * _LISTED}, {false})", "Status"),
         labels={
             "namespace": "Namespace",
@@ -188,7 +192,8 @@ def _claims() -> list[Panel]:
             "Share of claims that were bound well",
             "Of the bound claims, those that got a warm sandbox, and those that were bound within "
             "100 ms. If the shares fall, the stock is too small for the bursts: raise "
-            "`spec.replicas`. Nothing is shown while no claim is bound.",
+            "`spec.replicas`. Nothing is shown while no claim is bound."
+            + runbook("SandboxPoolHitRateLow"),
             Query(f"{warm} / {bound}", "from the warm stock"),
             Query(f"{quick} / {bound}", "within 100 ms"),
             unit=units.PercentUnit,
@@ -222,7 +227,7 @@ def _stock() -> list[Panel]:
         graph(
             "Warm sandboxes and target",
             "Both over all selected pools. A gap that stays means that pools do not refill: see "
-            "the failures, and `Warm` among the conditions.",
+            "the failures, and `Warm` among the conditions." + runbook("SandboxPoolDry"),
             Query(f"sum({_state('warm')})", "warm"),
             Query(f"sum({_TARGET})", "target"),
             unit=units.Short,
@@ -231,7 +236,7 @@ def _stock() -> list[Panel]:
             f"Refill lag, {_LISTED} pools",
             "For how long pools have had fewer warm sandboxes than `spec.replicas`. Some seconds "
             "after each claim are ordinary. If it rises steadily, the condition `Warm` has the "
-            "cause: `kubectl sandboxpool status POOL`.",
+            "cause: `kubectl sandboxpool status POOL`." + runbook("SandboxPoolRefillFailing"),
             Query(f"topk({_LISTED}, {_LAG})", "{{namespace}}/{{pool}}"),
             unit=units.Seconds,
         ),

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -607,6 +608,22 @@ def test_dashboards_are_there_where_they_are_wanted(render: Render) -> None:
         ((name, text),) = manifest["data"].items()
         assert name == f"sandboxpool-{path.name}"
         assert json.loads(text) == json.loads(path.read_text())
+
+
+def test_dashboards_name_runbooks_where_they_are_published(render: Render) -> None:
+    url = "https://docs.test/$/{alert}.html"
+    values = (
+        "--set",
+        "dashboards.enabled=true",
+        "--set",
+        f"metrics.prometheusRule.runbookUrl={url}",
+    )
+    for manifest in dashboards(render(*values)):
+        ((name, text),) = manifest["data"].items()
+        own = (CHART / "dashboards" / name.removeprefix("sandboxpool-")).read_text()
+        expected = re.sub(r"docs/runbooks/(\w+)\.md", r"https://docs.test/$/\1.html", own)
+        assert expected != own
+        assert json.loads(text) == json.loads(expected)
 
 
 def test_dashboards_can_be_put_where_grafanas_sidecar_looks(render: Render, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -200,6 +201,15 @@ def test_commands_of_the_plugin_that_are_named_exist(name: str) -> None:
     named = set(re.findall(r"`kubectl sandboxpool ([\w-]+)", text))
     assert named <= {command.name for command in COMMANDS}
     assert named or name == "operator"
+
+
+def test_each_alert_has_a_panel_that_names_its_runbook() -> None:
+    rules = yaml.safe_load((REPOSITORY / "charts/sandboxpool/files/alerts.yaml").read_text())
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    text = " ".join(panel["description"] for name in NAMES for panel in dashboard(name).panels)
+    pages = set(re.findall(r"docs/runbooks/\w+\.md", text))
+    assert pages == {f"docs/runbooks/{alert}.md" for alert in alerts}
+    assert [page for page in pages if not (REPOSITORY / page).is_file()] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -168,8 +168,9 @@ def _served(view: View) -> Step:
         return with_foreign_claim(sandbox, claim)
     match claim.status.phase:
         case ClaimPhase.BOUND:
-            if sandbox.endpoints not in ("", endpoints_of(claim)):
-                return Lose(Reason.POD_LOST, "its SandboxClaim was replaced", verify=False)
+            if sandbox.endpoints not in (None, endpoints_of(claim)):
+                # The application may have the first address, and never gets another one.
+                return Lose(Reason.POD_LOST, "its first sandbox was lost", verify=False)
             if not sandbox.published:
                 return Serve(claim)
             return AnswerPause() if pause_is_unanswered(sandbox) else Nothing()
@@ -196,7 +197,7 @@ def with_foreign_claim(sandbox: BatchSandbox, claim: SandboxClaim) -> Step:
 
 def _without_claim(view: View) -> Step:
     # The server may have given the address away before the status was written.
-    if view.sandbox.published or view.sandbox.endpoints:
+    if view.sandbox.published or view.sandbox.endpoints is not None:
         return Lose(Reason.POD_LOST, "its SandboxClaim was deleted", verify=True)
     if view.claim_requested:
         return _waiting(view)

@@ -178,10 +178,9 @@ class BatchSandbox(msgspec.Struct, frozen=True):
         return self.status.phase == Phase.SUCCEED
 
     @property
-    def endpoints(self) -> str:
-        """The addresses that the server gives to the application; empty if there are none."""
-        listed = self.metadata.annotations.get(names.ANNOTATION_ENDPOINTS, "")
-        return "" if listed == "[]" else listed
+    def endpoints(self) -> str | None:
+        """The addresses that the server gives to the application; None if there never were any."""
+        return self.metadata.annotations.get(names.ANNOTATION_ENDPOINTS)
 
     @property
     def settled(self) -> bool:

@@ -12,8 +12,10 @@ POOLS = "pools"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "sandboxpool"
 
-# On a BatchSandbox: the server reads them.
+# On a BatchSandbox: the server reads them. Without a sandbox there are no endpoints, and after a
+# loss an empty list.
 ANNOTATION_ENDPOINTS = f"{GROUP}/endpoints"
+NO_ENDPOINTS = "[]"
 ANNOTATION_ALLOC_STATUS = f"{GROUP}/alloc-status"
 # The SDK shows annotations with this prefix as `get_info().extensions`.
 EXTENSION_PREFIX = "opensandbox.io/extensions."

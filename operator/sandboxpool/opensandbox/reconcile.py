@@ -430,9 +430,10 @@ class SandboxReconciler:
             )
 
     async def _fail(self, sandbox: BatchSandbox, reason: str, message: str) -> None:
-        if sandbox.endpoints:
+        if sandbox.endpoints not in (None, names.NO_ENDPOINTS):
             # First the address: it may soon be that of another sandbox.
-            annotated = await self._annotate(sandbox, {names.ANNOTATION_ENDPOINTS: "[]"})
+            no_address: dict[str, str | None] = {names.ANNOTATION_ENDPOINTS: names.NO_ENDPOINTS}
+            annotated = await self._annotate(sandbox, no_address)
             if annotated is None:
                 return
             sandbox = annotated

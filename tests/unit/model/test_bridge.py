@@ -165,6 +165,15 @@ def without_the_version_of_the_address(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ApiClient, "merge_patch", unconditional)
 
 
+def without_the_address_before_the_status(patch: pytest.MonkeyPatch) -> None:
+    """An address counts as given away only when the status says that the sandbox runs."""
+    read = BatchSandbox.endpoints.fget
+    assert read is not None
+    patch.setattr(
+        BatchSandbox, "endpoints", property(lambda self: read(self) if self.published else None)
+    )
+
+
 def without_the_uid_of_owners(patch: pytest.MonkeyPatch) -> None:
     """The claim of a former request of the same name is this one's."""
     patch.setattr(decide.View, "has_claim", property(lambda self: self.claim is not None))
@@ -189,6 +198,7 @@ def without_giving_back(patch: pytest.MonkeyPatch) -> None:
         (without_taking_the_address_back, bridge_storm),
         (without_the_version_of_the_status, bridge_hand_over),
         (without_the_version_of_the_address, bridge_hand_over),
+        (without_the_address_before_the_status, bridge_hand_over),
         (without_the_uid_of_owners, bridge_storm),
         (without_giving_back, bridge_storm),
     ],

@@ -167,8 +167,7 @@ def without_the_version_of_the_address(patch: pytest.MonkeyPatch) -> None:
 
 def without_the_address_before_the_status(patch: pytest.MonkeyPatch) -> None:
     """An address counts as given away only when the status says that the sandbox runs."""
-    read = BatchSandbox.endpoints.fget
-    assert read is not None
+    read = vars(BatchSandbox)["endpoints"].fget
     patch.setattr(
         BatchSandbox, "endpoints", property(lambda self: read(self) if self.published else None)
     )

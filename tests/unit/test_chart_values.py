@@ -25,6 +25,7 @@ EVERYTHING: Values = {
     "admission": {"enabled": True},
     "apiPriority": {"enabled": True},
     "dashboards": {"enabled": True},
+    "metrics": {"monitor": {"kind": "ServiceMonitor"}, "prometheusRule": {"enabled": True}},
     "opensandbox": {"enabled": True, "namespaces": ["team-a"]},
     "sandboxNetworkPolicy": {"namespaces": ["team-a"]},
 }
@@ -39,6 +40,12 @@ EXAMPLES: dict[str, Any] = {
     "extraEnv": [{"name": "EXAMPLE", "value": "example"}],
     "healthPort": 9090,
     "imagePullSecrets": [{"name": "example"}],
+    "metrics.monitor.authorization": {"credentials": {"name": "example", "key": "token"}},
+    "metrics.monitor.interval": "30s",
+    "metrics.monitor.metricRelabelings": [{"action": "drop", "regex": "example"}],
+    "metrics.monitor.scrapeTimeout": "10s",
+    "metrics.prometheusRule.disabledAlerts": ["SandboxPoolNotReady"],
+    "metrics.prometheusRule.runbookUrl": "https://runbooks.example/{alert}",
     "networkPolicy.healthFrom": [PEER],
     "networkPolicy.metricsFrom": [PEER],
     "opensandbox.namespaces": ["team-a", "team-b"],
@@ -53,6 +60,8 @@ EXAMPLES: dict[str, Any] = {
 }
 # What a value needs beside it.
 NEEDS: dict[str, Values] = {
+    # A ServiceMonitor needs the Service.
+    "metrics.service.enabled": {"metrics": {"monitor": {"kind": "PodMonitor"}}},
     "dashboards.folderAnnotation": {"dashboards": {"folder": "example"}},
     "serviceAccount.create": {"serviceAccount": {"name": "example"}},
 }

@@ -72,12 +72,12 @@ class Policy:
         self.asked = 0
         handle = ApiServer.handle
 
-        def judged(server: ApiServer, request: Request, *, late: bool = False) -> Any:
+        def judged(server: ApiServer, request: Request, **how: Any) -> Any:
             binding = request.method == "PATCH" and "/pods/" in request.path
             if self.refuses and binding and self.refuses in str(request.body):
                 self.asked += 1
                 raise ApiError(403, "Forbidden", next(self.words))
-            return handle(server, request, late=late)
+            return handle(server, request, **how)
 
         monkeypatch.setattr(ApiServer, "handle", judged)
 
@@ -246,10 +246,10 @@ def test_a_sandbox_that_is_held_for_a_claim_for_long_is_replaced_and_shown_as_cl
     """A webhook never answers for what one claim puts on it: nobody knows whether it arrived."""
     handle = ApiServer.handle
 
-    def hang(server: ApiServer, request: Request, *, late: bool = False) -> Any:
+    def hang(server: ApiServer, request: Request, **how: Any) -> Any:
         if request.method == "PATCH" and "/pods/" in request.path and "hung" in str(request.body):
             raise ApiError(504, "Timeout", "a webhook does not answer")
-        return handle(server, request, late=late)
+        return handle(server, request, **how)
 
     monkeypatch.setattr(ApiServer, "handle", hang)
     with World(seed=1) as world:

@@ -15,7 +15,7 @@ FILES = REPOSITORY / "charts" / "sandboxpool" / "files"
 ALERTS = FILES / "alerts.yaml"
 RECORDING = FILES / "recording.yaml"
 RECORDING_POOLS = FILES / "recording-pools.yaml"
-ALL = (RECORDING, ALERTS, RECORDING_POOLS)
+ALL = (RECORDING, RECORDING_POOLS, ALERTS)
 RUNBOOKS = REPOSITORY / "docs" / "runbooks"
 # The label `job` in the files, which the chart replaces by that of the release.
 JOB = "sandboxpool-metrics"
@@ -25,6 +25,13 @@ def rules(file: Path) -> list[Rule]:
     """The rules of a file, in order."""
     groups = yaml.safe_load(file.read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
+
+
+def groups() -> list[str]:
+    """Names of all groups of rules, those first that record what others read."""
+    return [
+        str(group["name"]) for file in ALL for group in yaml.safe_load(file.read_text())["groups"]
+    ]
 
 
 def alerts() -> dict[str, Rule]:

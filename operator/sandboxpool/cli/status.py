@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sandboxpool.api import names
+from sandboxpool.api.opensandbox import LABEL_OPENSANDBOX
 from sandboxpool.cli import completion, reading, report, times
 from sandboxpool.cli.cluster import CLAIMS, PODS, POOLS, Object
 from sandboxpool.cli.command import Invocation, command
@@ -145,6 +146,8 @@ def sections(
             f"          The status is of generation {observed}, the spec of {generation}: the"
             " operator has not answered the last change yet."
         )
+    if opened := reading.text(pool, "metadata", "labels", LABEL_OPENSANDBOX):
+        head.append(f"Open to:  OpenSandbox ({opened})")
     made = [Section("", head)]
     if found := causes(pool):
         made.append(Section("CAUSES", _causes_table(found)))

@@ -392,6 +392,14 @@ def test_doctor_says_what_keeps_opensandbox_from_a_pool(
     assert all(one.severity is Severity.ERROR and one.cure for one in made)
 
 
+def test_status_says_that_a_pool_is_open_to_opensandbox() -> None:
+    def head(one: Object) -> list[str]:
+        return report.lines(status.sections(one, [], [], NOW), wide=False)
+
+    assert "Open to:  OpenSandbox (Prestarted)" in head(for_opensandbox("Prestarted"))
+    assert not any("OpenSandbox" in line for line in head(HEALTHY))
+
+
 def test_a_pool_that_fills_is_at_no_risk() -> None:
     filling = pool(condition("Ready", "True", "A"), condition("Warm", "False", "Filling"))
     found = checks.check(seen(pools=[filling]))

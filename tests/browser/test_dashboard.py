@@ -263,7 +263,8 @@ def test_each_state_looks_like_its_reference(
         cluster.stop()
         # All kinds have the same fate, and are named once.
         expect(page.locator("#sources .notice")).to_have_count(1, timeout=60_000)
-        expect(page.locator("#sources")).to_contain_text("leases", timeout=60_000)
+        for kind in ("deployments", "leases"):
+            expect(page.locator("#sources")).to_contain_text(kind, timeout=60_000)
     expect(page.locator("main")).to_contain_text(shown, timeout=60_000)
     # The cluster's port, and when it was found to be gone, differ each time.
     page.evaluate(_SAME_TEXTS)

@@ -39,7 +39,7 @@ NAMESPACE = f"e2e-opensandbox-{uuid.uuid4().hex[:6]}"
 BRIDGE = f"{install.RELEASE}-opensandbox"
 GVISOR_KERNEL = "4.19.0-gvisor"
 BURST = 24
-KILLS = 2
+KILLS = 5
 POOL_SECONDS = 90.0
 
 
@@ -515,7 +515,7 @@ with ThreadPoolExecutor({BURST}) as workers:
         for kill in range(KILLS):
             victim = bridge.process()
             eventually(
-                lambda: len(api.list("BatchSandbox")) >= 8 * kill,  # noqa: B023  # called at once
+                lambda: len(api.list("BatchSandbox")) >= 4 * kill,  # noqa: B023  # called at once
                 message="the next creates have begun",
                 timeout=60,
             )

@@ -148,6 +148,11 @@ def test_the_page_of_values_has_each_value_of_the_chart() -> None:
         assert expected in page
 
 
+def test_each_value_of_the_chart_has_a_comment_of_its_own() -> None:
+    found = values.read(refgen.REPOSITORY / values.CHART)
+    assert [value.name for value in found if not value.comment] == []
+
+
 def test_text_stays_text() -> None:
     assert text.paragraph("a <b> *c*,\n`<d> *e*`") == r"a &lt;b> \*c\*, `<d> *e*`"
     assert text.cell("one | two") == r"one \| two"

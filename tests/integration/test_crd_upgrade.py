@@ -19,8 +19,14 @@ import pytest
 import yaml
 
 from fakekubelet import ApiError
-from integration.test_crd_validation import CLAIM, CLAIM_CASES, POOL, POOL_CASES, variant
-from localcluster import builds
+from integration.test_crd_validation import (
+    API_SERVERS,
+    CLAIM,
+    CLAIM_CASES,
+    POOL,
+    POOL_CASES,
+    variant,
+)
 from localcluster.controlplane import ControlPlane
 from sandboxpool.api import names
 from sandboxpool.cluster.pools import parse
@@ -126,9 +132,7 @@ def of_the_former(api: Api) -> None:
     api.patch_status("SandboxRuntime", "gvisor", {"startup": STARTUP})
 
 
-@pytest.fixture(
-    scope="module", params=[builds.apiserver(builds.OTHER_VERSIONS[0]), "kube-apiserver"]
-)
+@pytest.fixture(scope="module", params=API_SERVERS)
 def api(request: pytest.FixtureRequest) -> Iterator[Api]:
     """An API server with the present CRDs and objects from before."""
     present = read(CRDS)

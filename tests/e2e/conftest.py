@@ -18,7 +18,7 @@ from support import Api, eventually, objects
 from support.deployed import DeployedOperator
 from support.history import PodHistory
 from support.operator_process import Operator
-from support.realnodes import CLASSES, WITH_BROKEN_KATA, remove_samples, restore_nodes
+from support.realnodes import CLASSES, GVISOR_NODES, remove_samples, restore_nodes
 from support.releases import SHARED_VALUES
 
 HERE = Path(__file__).resolve().parent
@@ -175,6 +175,7 @@ def nodes_restored(admin: Api) -> Iterator[None]:
 
 @pytest.fixture
 def shims_restored() -> Iterator[None]:
-    """Shims that the test may take from `WITH_BROKEN_KATA`, or put there."""
+    """Shims that the test may take from nodes, or put there."""
     yield
-    nodes.restore_shims(WITH_BROKEN_KATA)
+    for node in GVISOR_NODES:
+        nodes.restore_shims(node)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import builds, nodes
+from localcluster import builds
 from localcluster.nodeimage import SAMPLE_IMAGE
 from support import Api, eventually, pages
-from support.realnodes import GVISOR, GVISOR_NODES
+from support.realnodes import GVISOR
 
 
 @pytest.fixture
@@ -40,14 +40,7 @@ def team(
     eventually(lambda: not admin.list("Pod", name), message="the pods are gone", timeout=60)
 
 
-@pytest.fixture(autouse=True)
-def shims_restored() -> Iterator[None]:
-    """The nodes' shims are in their places afterwards, whatever a page has done."""
-    yield
-    for node in GVISOR_NODES:
-        nodes.restore_shims(node)
-
-
+@pytest.mark.usefixtures("shims_restored")
 @pytest.mark.parametrize(
     ("name", "languages"),
     [

@@ -8,13 +8,31 @@ from pathlib import Path
 
 from localcluster.paths import REPOSITORY
 
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ALL_LINES = re.MULTILINE | re.DOTALL
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", _ALL_LINES)
 _COMMAND_SECONDS = 150
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
     """The language and the text of each block of a page of `docs`."""
-    return _BLOCK.findall((REPOSITORY / "docs" / name).read_text())
+    return _BLOCK.findall(text(name))
+
+
+def text(name: str) -> str:
+    """A page of `docs`."""
+    return (REPOSITORY / "docs" / name).read_text()
+
+
+def section(name: str, heading: str) -> str:
+    """The commands of a section of a page."""
+    (body,) = re.findall(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", text(name), _ALL_LINES)
+    return "".join(code for language, code in _BLOCK.findall(body) if language == "sh")
+
+
+def command(name: str, start: str) -> str:
+    """The first command of a page, in a line of its own, that starts so."""
+    found: list[str] = re.findall(rf"^    ({re.escape(start)} .*)$", text(name), re.MULTILINE)
+    return found[0]
 
 
 def run_shell(script: str, folder: Path | None = None) -> str:

@@ -23,7 +23,13 @@ class Survivor:
     @classmethod
     def claimed(cls, api: Api, name: str, pool: str = "pool") -> Self:
         """Claims a sandbox and writes a text into it."""
-        claim = claim_pod(api, name, pool)
+        claim_pod(api, name, pool)
+        return cls.of(api, name)
+
+    @classmethod
+    def of(cls, api: Api, name: str) -> Self:
+        """Writes a text into the sandbox of a claim that is bound."""
+        claim = api.get("SandboxClaim", name)
         pod = api.get("Pod", claim["status"]["podName"])
         text = uuid.uuid4().hex
         run_in(pod, "sh", "-c", f"echo {text} > {_FILE}")

@@ -1087,6 +1087,58 @@ def test_a_monitor_selects_what_the_rules_read(
     assert all(f'job="{job}"' in rule["expr"] for rule in prometheus_rules(manifests))
 
 
+@pytest.mark.parametrize(
+    ("kind", "endpoints"),
+    [("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")],
+)
+def test_the_bridge_has_a_monitor_of_its_own(
+    render: Render, tmp_path: Path, kind: str, endpoints: str
+) -> None:
+    token = {"credentials": {"name": "prometheus-token", "key": "token"}}
+    monitor = {"kind": kind, "labels": {"release": "stack"}, "interval": "15s"}
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"metrics": {"monitor": {**monitor, "authorization": token}}}))
+    assert only(render("--values", str(path)), kind), "none without the bridge"
+    manifests = render("--values", str(path), *WITH_BRIDGE)
+    operator, bridge = (only(manifests, kind, name) for name in (RELEASE, BRIDGE))
+    sources = [
+        m if m["kind"] == "Service" else m["spec"]["template"]
+        for m in manifests
+        if m["kind"] == ("Service" if kind == "ServiceMonitor" else "Deployment")
+    ]
+    assert len(sources) == 2
+    for one, job in ((operator, f"{RELEASE}-metrics"), (bridge, f"{BRIDGE}-metrics")):
+        selector = one["spec"]["selector"]["matchLabels"].items()
+        (selected,) = [s for s in sources if selector <= s["metadata"]["labels"].items()]
+        name = selected["metadata"]["labels"]["app.kubernetes.io/name"]
+        assert name == one["metadata"]["name"]
+        assert one["spec"]["namespaceSelector"] == {"matchNames": [NAMESPACE]}
+        assert one["metadata"]["labels"]["release"] == "stack"
+        (endpoint,) = one["spec"][endpoints]
+        assert endpoint.pop("authorization", None) == (token if one is operator else None)
+        assert endpoint == {
+            "port": "http",
+            "path": "/metrics",
+            "honorLabels": True,
+            "interval": "15s",
+            "relabelings": [{"targetLabel": "job", "replacement": job}],
+        }
+
+
+def test_who_may_scrape_the_operator_may_scrape_the_bridge(render: Render, tmp_path: Path) -> None:
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump({"networkPolicy": {"metricsFrom": peers}}))
+    manifests = render("--values", str(path), *WITH_BRIDGE)
+    operator, bridge = (only(manifests, "NetworkPolicy", name) for name in (RELEASE, BRIDGE))
+    assert bridge["spec"]["ingress"] == operator["spec"]["ingress"]
+    assert {"ports": [{"protocol": "TCP", "port": "http"}], "from": peers} in bridge["spec"][
+        "ingress"
+    ]
+    (container,) = only(manifests, "Deployment", BRIDGE)["spec"]["template"]["spec"]["containers"]
+    assert {"http", "health"} <= {port["name"] for port in container["ports"]}
+
+
 def test_releases_of_the_same_name_have_rules_of_their_own(render: Render) -> None:
     manifests = render(
         *("--set", "watchNamespaces={team-a}"),

@@ -115,6 +115,12 @@ true
 {{- printf "%s-opensandbox" (include "sandboxpool.fullname" . | trunc 43 | trimSuffix "-") -}}
 {{- end -}}
 
+{{/* The label "job" of the bridge's metrics. */}}
+{{- define "sandboxpool.opensandboxJob" -}}
+{{- if .Values.watchNamespaces -}}{{ .Release.Namespace }}/{{- end -}}
+{{- include "sandboxpool.opensandboxName" . -}}-metrics
+{{- end -}}
+
 {{- define "sandboxpool.opensandboxSelectorLabels" -}}
 app.kubernetes.io/name: {{ printf "%s-opensandbox" (include "sandboxpool.name" . | trunc 51 | trimSuffix "-") }}
 app.kubernetes.io/instance: {{ .Release.Name }}

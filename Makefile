@@ -77,6 +77,7 @@ lint: $(INSTALLED) ## Format, lint, types, import rules, generated files
 	@$(BIN)/python -m crdgen --check
 	@$(BIN)/python -m refgen --check
 	@$(BIN)/python -m dashboards --check
+	@$(BIN)/python -m diagrams --check
 
 .PHONY: test
 test: lint ## Lint, unit, integration (real API server), faults, e2e (kind with real gVisor)
@@ -165,6 +166,10 @@ bench-opensandbox: $(INSTALLED) ## OpenSandbox's SDK beside bare claims; ROUNDS=
 .PHONY: site
 site: $(INSTALLED) ## The documentation as a site in build/site; fails for broken links
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+.PHONY: diagrams
+diagrams: $(INSTALLED) ## Draw the diagrams of docs/ for the site; needs npm, fetches Debian's Chromium
+	@$(BIN)/python -m diagrams
 
 # --- Generated files -------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""A browser for tests: Debian's Chromium, and axe-core, which judges how accessible a page is."""
+"""A browser for tests and diagrams: Debian's Chromium, and scripts that are run in its pages."""

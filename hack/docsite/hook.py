@@ -1,6 +1,6 @@
-"""Hooks for MkDocs: the site has the repository's README as its home page, and what pages link to.
+"""Hooks for MkDocs: the README is the home page, and the site has what pages link to.
 
-Nothing lists these files: they are found by following the links.
+Nothing lists these files: they are found by following the links. Diagrams become pictures.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docsite import links
+from docsite import diagrams, links
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -29,8 +29,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Make the links of a page those of the site."""
-    return links.for_site(markdown, _source(page.file), _exists)
+    """Make the links of a page those of the site, and its diagrams pictures."""
+    document = _source(page.file)
+    return links.for_site(diagrams.for_site(markdown, document), document, _exists)
 
 
 def _with_linked(paths: list[str]) -> set[str]:

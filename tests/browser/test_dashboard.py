@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from browser import axe
+from browser import npm
 from support.clusterserver import ClusterServer
 from support.dashboard import serving
 from support.fleetobjects import broken, healthy, node
@@ -171,7 +171,7 @@ def test_nothing_stands_in_the_way(
     cluster: ClusterServer, visit: Visit, width: int, scheme: str
 ) -> None:
     cluster.put(*broken())
-    script = axe.source()
+    script = npm.AXE.source()
     for path in (
         "",
         "nodes",

@@ -2,6 +2,7 @@
 
 import html.parser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from crdgen.__main__ import REPOSITORY
-from docsite import links
+from diagrams import __main__ as drawing
+from docsite import diagrams, links
 
 FILES = {
     "README.md",
@@ -54,6 +56,49 @@ def test_the_files_that_a_document_links_to_are_found() -> None:
     assert list(found) == ["README.md", "docs/client.md"]
 
 
+DIAGRAM = "```mermaid\nflowchart TB\n    accTitle: What is above\n    a --> b\n```\n"
+
+
+def test_a_diagram_is_a_picture_on_the_site() -> None:
+    (source,) = diagrams.sources(f"Before\n\n{DIAGRAM}\nAfter")
+    assert source == "flowchart TB\n    accTitle: What is above\n    a --> b\n"
+    picture = diagrams.picture(source).removeprefix("docs/")
+    shown = diagrams.for_site(f"Before\n\n{DIAGRAM}\nAfter", "docs/how-to/a.md")
+    assert shown == f"Before\n\n![What is above](../{picture})\n\nAfter"
+
+
+def test_a_diagram_without_a_title_is_refused() -> None:
+    with pytest.raises(ValueError, match="accTitle"):
+        diagrams.for_site("```mermaid\nflowchart TB\n```\n", "docs/a.md")
+
+
+def test_each_picture_is_of_a_diagram_as_it_is() -> None:
+    sources = drawing.wanted(REPOSITORY)
+    assert sources
+    assert drawing.stale(REPOSITORY, sources) == (set(), set())
+    for path, source in sources.items():
+        picture = (REPOSITORY / path).read_text()
+        assert f">{diagrams.title(source)}</title>" in picture
+        # A picture in a page can load nothing and has to bring what it shows.
+        assert re.search(r"""(?:href=["']|url\()(?!#|&quot;#)""", picture) is None
+
+
+def test_a_change_of_a_diagram_makes_its_picture_stale(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
+    assert drawing.main(["--check", "--root", str(tmp_path)]) == 0
+    page = tmp_path / "docs" / "architecture.md"
+    page.write_text(page.read_text().replace('app["app: ', 'app["App: '))
+    assert drawing.main(["--check", "--root", str(tmp_path)]) == 1
+    before, after = (
+        diagrams.picture(next(diagrams.sources(root.read_text())))
+        for root in (REPOSITORY / "docs" / "architecture.md", page)
+    )
+    assert before in (said := capsys.readouterr().err)
+    assert after in said
+
+
 class _Loads(html.parser.HTMLParser):
     """Collects what a page loads."""
 
@@ -81,6 +126,9 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> N
         assert any(url.endswith(".css") for url in loads.urls)
         assert [url for url in loads.urls if "//" in url] == [], page
     assert (site / "examples" / "agent_loop.py").is_file(), "a page links to it"
+    architecture = (site / "architecture.html").read_text()
+    assert "mermaid" not in architecture
+    assert architecture.count('src="images/diagrams/') == 2
 
 
 @pytest.mark.parametrize(

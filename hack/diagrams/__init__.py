@@ -1,0 +1,1 @@
+"""Draws the diagrams of the documents for the site, with Mermaid in a browser."""

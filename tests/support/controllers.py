@@ -10,12 +10,15 @@ import tempfile
 import time
 import urllib.request
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Self
 
 import yaml
 
+from fakekubelet import ApiError
 from localcluster import builds, process
+from support.api import Api
 
 CONTROLLERS = ("garbage-collector-controller", "namespace-controller", "resourcequota-controller")
 
@@ -52,6 +55,7 @@ class Controllers:
             scheduler = self._start("kube-scheduler", [
                 str(binaries["kube-scheduler"]),
                 f"--config={self._scheduler_configuration()}",
+                *self._scheduler_flags(),
             ])  # fmt: skip
             manager = self._start("kube-controller-manager", [
                 str(binaries["kube-controller-manager"]),
@@ -90,6 +94,21 @@ class Controllers:
     def log(self, name: str) -> Path:
         """The log file of one of the programs."""
         return Path(self._folder.name, f"{name}.log")
+
+    def _scheduler_flags(self) -> list[str]:
+        """What a scheduler needs to get on with an older API server than its own.
+
+        Its cache waits for resource claims, which API servers before 1.34 do not serve in its
+        version. It can be told to be of a version that does not ask for them.
+        """
+        with Api(self.kubeconfig) as api:
+            try:
+                api.raw("GET", "/apis/resource.k8s.io/v1")
+            except ApiError as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+                return ["--emulated-version=1.33"]
+        return []
 
     def _scheduler_configuration(self) -> Path:
         path = Path(self._folder.name, "scheduler.yaml")

@@ -21,6 +21,8 @@ from localcluster import firewall, host, paths, process, progress
 
 NETWORK = "sandboxpool"
 BRIDGE = "sbxpool0"
+# The label of what is created in an engine that others use too.
+CREATED = "sandboxpool.io/local-cluster"
 ADDRESS_POOL = "10.231.0.0/16"
 # A containerd that the machine runs for others is shared, but not its namespaces.
 NAMESPACES = (
@@ -198,7 +200,7 @@ def ensure_network(engine: Engine) -> None:
     if engine.docker("network", "ls", "-q", "--filter", f"name=^{NETWORK}$").strip():
         return
     engine.docker(
-        *("network", "create", "--driver", "bridge"),
+        *("network", "create", "--driver", "bridge", "--label", CREATED),
         *("--opt", f"com.docker.network.bridge.name={BRIDGE}"),
         *("--opt", "com.docker.network.bridge.enable_ip_masquerade=true"),
         NETWORK,
@@ -209,11 +211,18 @@ def release() -> None:
     """Remove the network, and stop the engine if it is our own; the node image stays cached."""
     engine = current()
     if engine is not None:
-        engine.docker("network", "rm", NETWORK, check=False)
+        _remove_network(engine)
     if (engine is not None and engine.owned) or paths.runtime_dir().exists():
         with progress.step("stop the Docker engine") as step:
             _stop(step)
     _record().unlink(missing_ok=True)
+
+
+def _remove_network(engine: Engine) -> None:
+    # In another's engine a network of this name may have been there before.
+    own = f"name=^{NETWORK}$" if engine.owned else f"label={CREATED}"
+    for network in engine.docker("network", "ls", "-q", "--filter", own).split():
+        engine.docker("network", "rm", network, check=False)
 
 
 def _stop(step: progress.Step) -> None:

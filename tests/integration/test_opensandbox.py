@@ -300,6 +300,44 @@ def test_a_lost_sandbox_takes_its_address_with_it(osb: OpenSandbox) -> None:
     assert lost["status"]["ready"] == 0
 
 
+def test_the_outcome_of_a_request_is_counted_once_and_a_later_loss_apart(
+    osb: OpenSandbox, namespace: str
+) -> None:
+    osb.open_pool(replicas=1, maxSandboxes=1)
+    of = {"namespace": namespace, "pool": "pool"}
+
+    def outcomes() -> dict[str, float]:
+        return {
+            dict(labels)["outcome"]: value
+            for (name, labels), value in osb.bridge.metrics().items()
+            if name == "sandboxpool_opensandbox_requests_total"
+            and of.items() <= dict(labels).items()
+        }
+
+    mismatched = osb.request(annotations={names.ANNOTATION_RUNTIME_CLASS: "kata-qemu"})
+    osb.cause(mismatched)
+    served = osb.serve()["metadata"]["name"]
+    waiting = osb.request()
+    osb.phase(waiting, "Pending")
+    osb.api.delete("BatchSandbox", waiting)
+    wanted = {"RuntimeClassMismatch": 1, "Served": 1, "Withdrawn": 1}
+    eventually(outcomes, until=lambda seen: seen == wanted, message="each is counted")
+
+    osb.api.delete("Pod", osb.api.get("SandboxClaim", served)["status"]["podName"])
+    reason, _ = osb.cause(served)
+    assert osb.bridge.metric("sandboxpool_opensandbox_lost_total", **of, reason=reason) == 1
+    for name in (mismatched, served):
+        osb.api.delete("BatchSandbox", name)
+        osb.gone("BatchSandbox", name)
+    eventually(
+        lambda: osb.bridge.metrics().get(
+            ("sandboxpool_opensandbox_waiting", frozenset(of.items())), 0
+        ),
+        until=lambda number: number == 0,
+    )
+    assert outcomes() == wanted, "an answered request is not withdrawn"
+
+
 def test_a_sandbox_without_an_executor_is_named_with_its_port(osb: OpenSandbox) -> None:
     osb.sandboxes.behave(Manner(executor=Reply(status=404, text="no such page")))
     osb.open_pool()

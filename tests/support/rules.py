@@ -15,10 +15,12 @@ FILES = REPOSITORY / "charts" / "sandboxpool" / "files"
 ALERTS = FILES / "alerts.yaml"
 RECORDING = FILES / "recording.yaml"
 RECORDING_POOLS = FILES / "recording-pools.yaml"
-ALL = (RECORDING, RECORDING_POOLS, ALERTS)
+ALERTS_OPENSANDBOX = FILES / "alerts-opensandbox.yaml"
+ALL = (RECORDING, RECORDING_POOLS, ALERTS, ALERTS_OPENSANDBOX)
 RUNBOOKS = REPOSITORY / "docs" / "runbooks"
-# The label `job` in the files, which the chart replaces by that of the release.
+# The labels `job` in the files, which the chart replaces by those of the release.
 JOB = "sandboxpool-metrics"
+JOB_OPENSANDBOX = "sandboxpool-opensandbox-metrics"
 
 
 def rules(file: Path) -> list[Rule]:
@@ -36,7 +38,7 @@ def groups() -> list[str]:
 
 def alerts() -> dict[str, Rule]:
     """The alerts by their names."""
-    return {rule["alert"]: rule for rule in rules(ALERTS)}
+    return {rule["alert"]: rule for file in (ALERTS, ALERTS_OPENSANDBOX) for rule in rules(file)}
 
 
 def shell_blocks(page: str) -> list[str]:

@@ -1015,6 +1015,8 @@ def test_the_prometheus_rule_has_the_rules_of_the_files(render: Render) -> None:
         *("--set", "metrics.prometheusRule.perPool=true"),
     )
     assert prometheus_rules(per_pool) == wanted + rules.rules(rules.RECORDING_POOLS)
+    with_bridge = render("--set", "metrics.prometheusRule.enabled=true", *WITH_BRIDGE)
+    assert prometheus_rules(with_bridge) == wanted + rules.rules(rules.ALERTS_OPENSANDBOX)
 
 
 def test_the_rules_can_be_adapted(render: Render, tmp_path: Path) -> None:
@@ -1028,7 +1030,7 @@ def test_the_rules_can_be_adapted(render: Render, tmp_path: Path) -> None:
     }
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump({"metrics": {"prometheusRule": values}}))
-    manifests = render("--values", str(path))
+    manifests = render("--values", str(path), *WITH_BRIDGE)
     assert only(manifests, "PrometheusRule")["metadata"]["labels"]["release"] == "stack"
     adapted = prometheus_rules(manifests)
     alerts = {rule["alert"]: rule for rule in adapted if "alert" in rule}
@@ -1037,8 +1039,7 @@ def test_the_rules_can_be_adapted(render: Render, tmp_path: Path) -> None:
         assert alert["labels"] == {"team": "platform", "severity": "ticket"}
         assert alert["annotations"]["runbook_url"] == f"https://docs.test/runbooks/{name}.html"
     for rule in adapted:
-        assert rules.JOB not in rule["expr"]
-        assert 'job="operators"' in rule["expr"]
+        assert set(re.findall(r'job="([^"]*)"', rule["expr"])) == {"operators"}
 
 
 @pytest.mark.parametrize(
@@ -1144,11 +1145,16 @@ def test_releases_of_the_same_name_have_rules_of_their_own(render: Render) -> No
         *("--set", "watchNamespaces={team-a}"),
         *("--set", "metrics.prometheusRule.enabled=true"),
         *("--set", "metrics.monitor.kind=ServiceMonitor"),
+        *WITH_BRIDGE,
     )
-    job = f"{NAMESPACE}/{RELEASE}-metrics"
-    (endpoint,) = only(manifests, "ServiceMonitor")["spec"]["endpoints"]
-    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": job}]
-    assert all(f'job="{job}"' in rule["expr"] for rule in prometheus_rules(manifests))
+    jobs = {name: f"{NAMESPACE}/{name}-metrics" for name in (RELEASE, BRIDGE)}
+    for name, job in jobs.items():
+        (endpoint,) = only(manifests, "ServiceMonitor", name)["spec"]["endpoints"]
+        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": job}]
+    of_bridge = {rule["alert"] for rule in rules.rules(rules.ALERTS_OPENSANDBOX)}
+    for rule in prometheus_rules(manifests):
+        wanted = jobs[BRIDGE if rule.get("alert") in of_bridge else RELEASE]
+        assert set(re.findall(r'job="([^"]*)"', rule["expr"])) == {wanted}
 
 
 def test_a_service_monitor_needs_the_service(helm: Helm, render: Render) -> None:

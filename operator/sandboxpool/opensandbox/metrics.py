@@ -7,6 +7,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS_BUCKETS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 15, 25, 60)
 
+# Outcomes that are no reasons.
+SERVED = "Served"
+WITHDRAWN = "Withdrawn"
+
 Key = tuple[str, str]
 
 
@@ -21,8 +25,15 @@ class BridgeMetrics:
         self._open: set[Key] = set()
         self._requests = Counter(
             "sandboxpool_opensandbox_requests",
-            "BatchSandboxes by their outcome: Served, or the reason of their failure.",
+            "BatchSandboxes by their outcome: Served, Withdrawn (deleted before they had an answer:"
+            " the server gave up), or the reason for which they got no sandbox.",
             ("namespace", "pool", "outcome"),
+            registry=self.registry,
+        )
+        self._lost = Counter(
+            "sandboxpool_opensandbox_lost",
+            "Sandboxes that were lost after they had been served, by the reason.",
+            ("namespace", "pool", "reason"),
             registry=self.registry,
         )
         self._seconds = Histogram(
@@ -82,12 +93,24 @@ class BridgeMetrics:
         self._api_requests.labels(verb, code).inc()
 
     def answered(self, pool: Key, outcome: str) -> None:
-        """A BatchSandbox has failed, or lost its sandbox, for this reason."""
+        """A BatchSandbox got no sandbox, for this reason."""
         self._requests.labels(*self._named(pool), outcome).inc()
+
+    def withdrawn(self, pool: Key) -> None:
+        """A BatchSandbox was deleted before it had an answer.
+
+        One that names no open pool says nothing: it may be another controller's.
+        """
+        if pool in self._open:
+            self.answered(pool, WITHDRAWN)
+
+    def lost(self, pool: Key, reason: str) -> None:
+        """A BatchSandbox that was served has lost its sandbox, for this reason."""
+        self._lost.labels(*self._named(pool), reason).inc()
 
     def served(self, pool: Key, seconds: float) -> None:
         """A BatchSandbox got its sandbox, this many seconds after it was first observed."""
-        self.answered(pool, "Served")
+        self.answered(pool, SERVED)
         self._seconds.labels(*self._named(pool)).observe(seconds)
 
     def step(self, name: str, seconds: float) -> None:
@@ -105,7 +128,7 @@ class BridgeMetrics:
     def close_pool(self, pool: Key) -> None:
         """Remove the series of a pool that is not open any more."""
         self._open.discard(pool)
-        for metric in (self._requests, self._seconds):
+        for metric in (self._requests, self._seconds, self._lost):
             metric.remove_by_labels({"namespace": pool[0], "pool": pool[1]})
 
     def _named(self, pool: Key) -> Key:

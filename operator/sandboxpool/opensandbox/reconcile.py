@@ -130,7 +130,9 @@ class SandboxReconciler:
         key = current.key
         if new is None:
             self._requests.pop(current.uid, None)
-            self._written.pop(key, None)
+            latest = self._written.pop(key, current)
+            if not (latest.settled or current.settled):
+                self._metrics.withdrawn(current.pool_key)
             self._gone_since[key] = self._clock()
         else:
             self._requests.setdefault(new.uid, _Request(self._clock()))
@@ -439,7 +441,8 @@ class SandboxReconciler:
             sandbox = annotated
         wanted = status.failed(sandbox, reason, message, self._wall())
         if await self._write_status(sandbox, wanted):
-            self._metrics.answered(sandbox.pool_key, reason)
+            count = self._metrics.lost if sandbox.published else self._metrics.answered
+            count(sandbox.pool_key, reason)
 
     async def _annotate(
         self, sandbox: BatchSandbox, annotations: dict[str, str | None]

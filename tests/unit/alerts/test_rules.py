@@ -12,7 +12,11 @@ import pytest
 import yaml
 
 from localcluster import prometheus
+from sandboxpool.api.reasons import Reason
 from sandboxpool.observability.metrics import Metrics, cluster_families
+from sandboxpool.opensandbox.metrics import SERVED, WITHDRAWN, BridgeMetrics
+from sandboxpool.opensandbox.outlook import DEFECTS
+from sandboxpool.opensandbox.reasons import BridgeReason
 from support import rules
 
 _SECONDS = 120
@@ -32,6 +36,12 @@ def series(name: str, /, **labels: str) -> str:
     """A series of the leader."""
     labels = {"job": rules.JOB, "pod": "sandboxpool-1", **labels}
     return f"{name}{{{','.join(f'{key}={json.dumps(labels[key])}' for key in labels)}}}"
+
+
+def of_bridge(name: str, /, **labels: str) -> str:
+    """A series of the bridge's leader."""
+    of = {"job": rules.JOB_OPENSANDBOX, "pod": "sandboxpool-opensandbox-1"}
+    return series(f"sandboxpool_opensandbox_{name}", **(of | labels))
 
 
 def condition(type_: str, reason: str) -> str:
@@ -60,6 +70,14 @@ class Case:
     interval: str = "1m"
     name: str = ""
 
+    @property
+    def job(self) -> str:
+        """The job whose metrics the alert reads."""
+        of_bridge = any(
+            rule["alert"] == self.alert for rule in rules.rules(rules.ALERTS_OPENSANDBOX)
+        )
+        return rules.JOB_OPENSANDBOX if of_bridge else rules.JOB
+
     def __str__(self) -> str:
         return f"{self.alert}-{self.name}" if self.name else self.alert
 
@@ -69,7 +87,7 @@ class Case:
         labels = {
             "alertname": self.alert,
             "alertstate": "firing",
-            "job": rules.JOB,
+            "job": self.job,
             **alert["labels"],
             **self.labels,
         }
@@ -126,6 +144,14 @@ def starts(*, slow: str, fast: str) -> dict[str, str]:
         series(f"{STARTUP}_bucket", **of, le="3.0"): slow,
         series(f"{STARTUP}_bucket", **of, le="+Inf"): slow,
         series(f"{STARTUP}_count", **of): slow,
+    }
+
+
+def creates(fast: str, **outcomes: str) -> dict[str, str]:
+    """OpenSandbox's creates as counters: served within ten seconds, and all by their outcome."""
+    return {
+        of_bridge("request_duration_seconds_bucket", **POOL, le="10.0"): fast,
+        **{of_bridge("requests_total", **POOL, outcome=key): outcomes[key] for key in outcomes},
     }
 
 
@@ -247,6 +273,33 @@ FIRE_AND_RESOLVE = (
         quiet=("9m", "15m", "50m"),
         firing=("30m",),
     ),
+    Case(
+        "SandboxPoolOpenSandboxDown",
+        # The leader is gone and the standby does not take over; later both are gone.
+        {
+            of_bridge("leader"): "1 stale _x20 1+0x5",
+            of_bridge("leader", pod="sandboxpool-opensandbox-2"): "0+0x9 stale _x20",
+        },
+        {},
+        quiet=("0m", "3m", "24m"),
+        firing=("5m", "9m", "12m", "20m"),
+    ),
+    Case(
+        "SandboxPoolOpenSandboxFailing",
+        # Of ten creates a minute none fails, then a third, then none again.
+        creates("0+10x90", Served="0+10x90", RuntimeClassNotFound="0+0x30 5+5x20 105+0x40"),
+        POOL,
+        quiet=("30m", "90m"),
+        firing=("40m", "50m"),
+    ),
+    Case(
+        "SandboxPoolOpenSandboxSlow",
+        # Of ten creates a minute all are fast, then half of them late, then all fast.
+        creates("0+10x30 305+5x20 415+10x60", Served="0+10x110"),
+        POOL,
+        quiet=("30m", "90m"),
+        firing=("42m", "52m"),
+    ),
 )
 
 STAYS_QUIET = (
@@ -320,6 +373,58 @@ STAYS_QUIET = (
         quiet=("60m",),
         name="now-and-then",
     ),
+    Case(
+        "SandboxPoolOpenSandboxDown",
+        {
+            of_bridge("leader"): "1 stale _x20",
+            of_bridge("leader", pod="sandboxpool-opensandbox-2"): "0 0 1+0x20",
+        },
+        {},
+        quiet=("5m", "20m"),
+        name="a-standby-takes-over",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxFailing",
+        creates("0+1x60", Served="0+1x60", RuntimeClassMismatch="0+20x60", TaskFailed="0+20x60"),
+        POOL,
+        quiet=("30m", "60m"),
+        name="applications-ask-for-what-there-is-not",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxFailing",
+        creates("0+100x60", Served="0+100x60", TaskNotDelivered="0+1x60"),
+        POOL,
+        quiet=("30m", "60m"),
+        name="one-of-a-hundred",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxFailing",
+        {of_bridge("requests_total", **POOL, outcome="BindTimeout"): "0+0x10 1+0x50"},
+        POOL,
+        quiet=("12m", "60m"),
+        name="a-single-failure",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxFailing",
+        {of_bridge("requests_total", namespace="", pool="", outcome="NoNodeServes"): "0+9x60"},
+        POOL,
+        quiet=("60m",),
+        name="no-pool-that-is-open",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxSlow",
+        creates("0+10x60", Served="0+10x60", RuntimeClassNotFound="0+10x60"),
+        POOL,
+        quiet=("60m",),
+        name="what-fails-at-once-does-not-wait",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxSlow",
+        creates("0+0x60", Served="0+0.2x60"),
+        POOL,
+        quiet=("60m",),
+        name="too-few-creates-to-tell",
+    ),
 )
 
 ALSO_FIRES = (
@@ -339,6 +444,31 @@ ALSO_FIRES = (
         quiet=("4m",),
         firing=("6m",),
         name="never-scraped",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxDown",
+        {of_bridge("leader"): "_x10"},
+        {},
+        quiet=("2m",),
+        firing=("4m",),
+        name="never-scraped",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxFailing",
+        {of_bridge("requests_total", **POOL, outcome="NoNodeServes"): "0+1x60"},
+        POOL,
+        quiet=("2m",),
+        firing=("30m",),
+        name="nothing-but-failures",
+    ),
+    Case(
+        "SandboxPoolOpenSandboxSlow",
+        # The pool is empty, and the server gives each create up: there is no duration.
+        {of_bridge("requests_total", **POOL, outcome="Withdrawn"): "0+2x60"},
+        POOL,
+        quiet=("5m",),
+        firing=("30m",),
+        name="nobody-is-served",
     ),
 )
 
@@ -420,9 +550,30 @@ def test_the_rules_read_what_the_operator_exports() -> None:
     }
     assert len(named) > 8
     endings = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count")}
-    families = [*Metrics().registry.collect(), *cluster_families()]
+    families = [
+        *Metrics().registry.collect(),
+        *cluster_families(),
+        *BridgeMetrics().registry.collect(),
+    ]
     exported = {family.name + end for family in families for end in endings[family.type]}
     assert named - exported == set()
+
+
+def test_the_outcomes_that_are_not_counted_as_failures_exist_and_are_no_defects() -> None:
+    alert = rules.alerts()["SandboxPoolOpenSandboxFailing"]
+    left_out = {
+        name
+        for group in re.findall(r'outcome!~"([^"]+)"', alert["expr"])
+        for name in group.split("|")
+    }
+    assert left_out <= {SERVED, WITHDRAWN, *Reason, *BridgeReason}
+    assert {SERVED, WITHDRAWN} < left_out
+    assert not left_out & DEFECTS
+    assert not left_out & {
+        Reason.BIND_TIMEOUT,
+        BridgeReason.CLAIM_REFUSED,
+        BridgeReason.TASK_NOT_DELIVERED,
+    }
 
 
 def test_no_recorded_series_grows_with_the_pools_unless_wanted() -> None:

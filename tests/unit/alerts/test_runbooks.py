@@ -13,6 +13,8 @@ from localcluster.paths import REPOSITORY
 from sandboxpool.api.reasons import Reason
 from sandboxpool.cli.main import NAME, build
 from sandboxpool.observability.metrics import Metrics, cluster_families
+from sandboxpool.opensandbox.metrics import BridgeMetrics
+from sandboxpool.opensandbox.reasons import BridgeReason
 from support import rules
 
 PAGES = sorted(set(rules.RUNBOOKS.glob("*.md")) - {rules.RUNBOOKS / "README.md"})
@@ -118,19 +120,23 @@ def _has(schema: dict[str, Any], fields: list[str]) -> bool:
 
 @every_page()
 def test_the_reasons_exist(page: str) -> None:
-    known = set(Reason) | CONDITIONS
+    known = set(Reason) | set(BridgeReason) | CONDITIONS
     assert [word for word in re.findall(r"`([A-Z][A-Za-z]+)`", page) if word not in known] == []
 
 
 @every_page()
 def test_the_values_and_metrics_exist(page: str) -> None:
     values = yaml.safe_load((rules.FILES.parent / "values.yaml").read_text())
-    for path in _code(page, r"(?:metrics|networkPolicy|apiPriority|lease)\.[\w.]+"):
+    for path in _code(page, r"(?:metrics|networkPolicy|apiPriority|lease|opensandbox)\.[\w.]+"):
         value = values
         for name in path.split("."):
             assert name in value, path
             value = value[name]
-    families = [*Metrics().registry.collect(), *cluster_families()]
+    families = [
+        *Metrics().registry.collect(),
+        *cluster_families(),
+        *BridgeMetrics().registry.collect(),
+    ]
     exported = {family.name for family in families}
     for metric in re.findall(r"\bsandboxpool_\w+", page):
         assert re.sub(r"_(?:total|bucket|count)$", "", metric) in exported, metric

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import time
 import uuid
 from collections.abc import Generator, Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from demo import install
-from localcluster import images, kindcluster, nodes, process
+from localcluster import images, kindcluster, nodes, process, tools
 from sandboxpool.api.times import epoch
 from sandboxpool.runtimes.exclusion import INSTALL_GRACE_SECONDS
 from support import Api, eventually, objects
@@ -179,3 +181,14 @@ def shims_restored() -> Iterator[None]:
     yield
     for node in GVISOR_NODES:
         nodes.restore_shims(node)
+
+
+@pytest.fixture
+def terminal(kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands find kubectl, its plugin, Helm, and a kubeconfig that they may change."""
+    own = tmp_path / "kubeconfig"
+    shutil.copy(kubeconfig, own)
+    monkeypatch.setenv("KUBECONFIG", str(own))
+    programs = (tools.path("kubectl"), tools.path("helm"), sys.executable)
+    path = [*(str(Path(program).parent) for program in programs), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(path))

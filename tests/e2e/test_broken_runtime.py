@@ -3,11 +3,8 @@
 Whoever runs the cluster is told by an alert, the dashboards, the page, and `kubectl sandboxpool`.
 """
 
-import os
 import re
-import shutil
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from demo import install
-from localcluster import builds, images, tools
+from localcluster import images
 from localcluster.nodeimage import SAMPLE_IMAGE
 from localcluster.paths import REPOSITORY
 from support import Api, eventually, pages, rules
@@ -44,17 +41,6 @@ def release(kubeconfig: Path, deployed: DeployedOperator, tmp_path: Path) -> Ite
     deployed.wait_ready()
 
 
-@pytest.fixture
-def terminal(kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands find kubectl, its plugin, Helm, and a kubeconfig that they may change."""
-    own = tmp_path / "kubeconfig"
-    shutil.copy(kubeconfig, own)
-    monkeypatch.setenv("KUBECONFIG", str(own))
-    programs = (builds.ensure(["kubectl"])["kubectl"], tools.path("helm"), sys.executable)
-    path = [*(str(Path(program).parent) for program in programs), os.environ["PATH"]]
-    monkeypatch.setenv("PATH", os.pathsep.join(path))
-
-
 @pytest.mark.usefixtures("shims_restored", "terminal", "nodes_not_new")
 @pytest.mark.timeout(PATH_SECONDS, func_only=True)
 def test_a_broken_runtime_is_told_everywhere_and_no_claimed_sandbox_is_lost(
@@ -63,8 +49,13 @@ def test_a_broken_runtime_is_told_everywhere_and_no_claimed_sandbox_is_lost(
     team = f"{namespace}-team"
     here = {"team-a": team, "gvisor": GVISOR, "busybox:1.37": SAMPLE_IMAGE}
 
+    followed = ""
+
     def follow(heading: str) -> str:
-        return pages.run_shell(_in_this_cluster(pages.section("tutorial.md", heading), here))
+        nonlocal followed
+        commands = pages.section("tutorial.md", heading)
+        followed += commands
+        return pages.run_shell(_in_this_cluster(commands, here))
 
     release.uninstall()
     release.install(install.CHART, install.values_for(images.build_operator_image(), SHARED_VALUES))
@@ -113,6 +104,9 @@ def test_a_broken_runtime_is_told_everywhere_and_no_claimed_sandbox_is_lost(
         for command in ("helm upgrade", "helm uninstall"):
             pages.run_shell(pages.command("upgrading.md", command), REPOSITORY)
             survivor.check()
+        follow("Clean up")
+        shell = (code for language, code in pages.blocks("tutorial.md") if language == "sh")
+        assert followed == "".join(shell)
     finally:
         admin.delete("Namespace", team)
 

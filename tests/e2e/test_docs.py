@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from localcluster import builds
 from localcluster.nodeimage import SAMPLE_IMAGE
 from support import Api, eventually, pages
 from support.realnodes import GVISOR
@@ -20,16 +16,9 @@ from support.realnodes import GVISOR
 
 @pytest.fixture
 def team(
-    admin: Api, namespace: str, kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    admin: Api, namespace: str, terminal: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """The name for the page's namespace; kubectl and the client have a kubeconfig of their own."""
-    own = tmp_path / "kubeconfig"
-    shutil.copy(kubeconfig, own)
-    kubectl = builds.ensure(["kubectl"])["kubectl"]
-    monkeypatch.setenv("KUBECONFIG", str(own))
-    # kubectl finds its plugins on the path.
-    programs = [str(Path(kubectl).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
-    monkeypatch.setenv("PATH", os.pathsep.join(programs))
+    """The name for the page's namespace."""
     monkeypatch.chdir(tmp_path)
     name = f"{namespace}-docs"
     yield name
@@ -40,24 +29,18 @@ def team(
     eventually(lambda: not admin.list("Pod", name), message="the pods are gone", timeout=60)
 
 
-@pytest.mark.usefixtures("shims_restored")
 @pytest.mark.parametrize(
     ("name", "languages"),
     [
         ("client.md", {"sh", "python", "none"}),
         # A `text` is output that is not the same in another cluster.
         ("kubectl-sandboxpool.md", {"sh", "none", "text"}),
-        pytest.param(
-            "tutorial.md",
-            {"sh", "text"},
-            # It breaks a node's runtime and waits until that is noticed, and noticed to be mended.
-            marks=pytest.mark.timeout(600, func_only=True),
-        ),
     ],
 )
 def test_every_block_of_the_page_does_what_it_says(
     team: str, name: str, languages: set[str]
 ) -> None:
+    """`test_broken_runtime.py` follows the tutorial."""
     found = pages.blocks(name)
     assert {language for language, _ in found} == languages
     # What differs between the page's cluster and this one.

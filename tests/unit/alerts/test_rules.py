@@ -526,6 +526,37 @@ def test_an_alert_names_the_cause_and_the_cure(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_an_alert_on_creates_names_their_outcomes(tmp_path: Path) -> None:
+    alert = rules.alerts()["SandboxPoolOpenSandboxFailing"]
+    file = tmp_path / "test.yaml"
+    expected = {
+        "summary": "50% of OpenSandbox's creates in pool team-a/tasks fail.",
+        "description": (
+            "Applications get 500 POD_FAILED, for causes that are not theirs. Beside creates that"
+            " were served, the last ten minutes had: NoNodeServes, BindTimeout."
+            " `kubectl sandboxpool status tasks -n team-a` shows what is wrong with the pool."
+        ),
+        "runbook_url": "docs/runbooks/SandboxPoolOpenSandboxFailing.md",
+    }
+    labels = {**POOL, **alert["labels"], "job": rules.JOB_OPENSANDBOX}
+    given = creates("0+4x40", Served="0+4x40", NoNodeServes="0+3x40", BindTimeout="0+1x40")
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": key, "values": given[key]} for key in given],
+        "alert_rule_test": [
+            {
+                "eval_time": "30m",
+                "alertname": alert["alert"],
+                "exp_alerts": [{"exp_labels": labels, "exp_annotations": expected}],
+            }
+        ],
+    }
+    content = {"rule_files": [str(rules.ALERTS_OPENSANDBOX)], "tests": [test]}
+    file.write_text(yaml.safe_dump(content))
+    done = promtool("test", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_promtool_finds_nothing_wrong() -> None:
     done = promtool("check", "rules", "--lint=all", "--lint-fatal", *rules.ALL)
     assert done.returncode == 0, done.stdout + done.stderr

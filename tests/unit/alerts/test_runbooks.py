@@ -60,9 +60,13 @@ def test_the_table_of_alerts_is_right() -> None:
     assert [row[:3] for row in rows] == [
         (name, alert["labels"]["severity"], alert["for"]) for name, alert in rules.alerts().items()
     ]
-    on_a_cluster = (REPOSITORY / "tests" / "e2e" / "test_alerts.py").read_text()
+    on_a_cluster = "".join(
+        (REPOSITORY / "tests" / "e2e" / f"test_{name}.py").read_text()
+        for name in ("alerts", "broken_runtime")
+    )
     for name, _, _, by in rows:
-        assert by == ("a cluster" if f'"{name}"' in on_a_cluster else "promtool"), name
+        caused = f'"{name}"' in on_a_cluster
+        assert by == ("promtool, its cause" if caused else "promtool"), name
 
 
 @every_page()

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sandboxpool.api import names
 from sandboxpool.api.reasons import Reason
-from sandboxpool.cli import bridge, reading, releases, times
+from sandboxpool.cli import bridge, fleet, reading, releases, times
 from sandboxpool.cli.cluster import Object
 from sandboxpool.cli.findings import Finding, Severity
 from sandboxpool.cli.runtimes import handlers_of
@@ -20,7 +20,8 @@ APPLY_CRDS = (
 )
 # The clocks of two machines differ.
 _CLOCK_SECONDS = 60
-_KEPT_OUT = ("quarantined", "notIsolating", "unproven")
+# A claim that waits this long waits for more than the start of a sandbox in its turn.
+_LONG_WAIT_SECONDS = 30
 _AT_RISK = ("Warm", "NodesServing", "IsolationProven")
 
 
@@ -49,6 +50,7 @@ class Snapshot:
     access: Sequence[Access]
     now: datetime
     bridges: Sequence[Object] | None = None
+    claims: Sequence[Object] | None = None
 
 
 def facts(seen: Snapshot) -> list[tuple[str, str]]:
@@ -75,9 +77,9 @@ def check(seen: Snapshot) -> list[Finding]:
         *_server(seen),
         *_crds(seen),
         *_operators(seen),
-        *_classes(seen),
-        *_quarantines(seen),
+        *fleet.check(seen.classes, seen.runtimes or (), seen.nodes or ()),
         *_pools(seen),
+        *_waiting_claims(seen),
         *_bridges(seen),
         *missing_rights(seen.access),
     ]
@@ -235,71 +237,6 @@ def _leaders(
         )
 
 
-def _classes(seen: Snapshot) -> Iterator[Finding]:
-    known = {reading.name(one): one for one in seen.runtimes or ()}
-    for one in seen.classes or ():
-        name, handler = reading.name(one), reading.text(one, "handler")
-        counts = reading.mapping(known.get(name), "status", "nodes")
-        used = reading.number(known.get(name), "status", "poolCount") or 0
-        serving, unknown, eligible = (
-            reading.number(counts, key) for key in ("serving", "unknown", "eligible")
-        )
-        if serving is None:
-            listed = [handlers_of(node) for node in seen.nodes or ()]
-            if not listed or any(found is None or handler in found for found in listed):
-                continue
-            why = f"no node reports its handler {handler!r}"
-        elif serving or unknown:
-            missing = reading.number(counts, "notServing") or 0
-            if used and missing:
-                yield Finding(
-                    Severity.INFO,
-                    "NodesWithoutHandler",
-                    f"runtimeclass/{name}",
-                    f"{missing} of {eligible} eligible nodes do not have handler {handler!r};"
-                    " its sandboxes run on the others",
-                    f"kubectl sandboxpool runtimes {name} shows the nodes: configure the handler"
-                    " there, or set scheduling.nodeSelector of the class",
-                )
-            continue
-        elif any(reading.number(counts, key) for key in _KEPT_OUT):
-            # They have the handler; other findings say why they are not used.
-            continue
-        else:
-            why = f"none of its {eligible} eligible nodes has handler {handler!r}"
-        yield Finding(
-            Severity.ERROR if used else Severity.WARNING,
-            "ClassWithoutNodes",
-            f"runtimeclass/{name}",
-            f"{why}; pools that use the class: {used}",
-            "configure the handler in the container runtime of a node, or correct the class:"
-            " its handler cannot be changed, so delete it and create it again",
-        )
-
-
-def _quarantines(seen: Snapshot) -> Iterator[Finding]:
-    for one in seen.runtimes or ():
-        count = reading.number(one, "status", "nodes", "quarantined")
-        if not count:
-            continue
-        name = reading.name(one)
-        found = reading.objects(one, "status", "issues")
-        issues = [
-            f"{reading.text(issue, 'reason')} on {', '.join(reading.strings(issue, 'nodes'))}:"
-            f" {reading.text(issue, 'message')}"
-            for issue in found
-        ]
-        yield Finding(
-            Severity.WARNING,
-            "NodesQuarantined",
-            f"sandboxruntime/{name}",
-            f"quarantined nodes: {count}; " + ("; ".join(issues) or "the status names no cause"),
-            f"mend the runtime on the nodes that kubectl sandboxpool runtimes {name} shows; the"
-            " quarantine ends when a probe works there",
-            min((reading.text(one, "firstSeen") for one in found), default=""),
-        )
-
-
 def _pools(seen: Snapshot) -> Iterator[Finding]:
     for pool in seen.pools or ():
         name = reading.name(pool)
@@ -341,6 +278,36 @@ def _pools(seen: Snapshot) -> Iterator[Finding]:
                 cure,
                 min(one.since for one in risks),
             )
+
+
+def _waiting_claims(seen: Snapshot) -> Iterator[Finding]:
+    """Claims that wait for long, by pool: the oldest says why."""
+    waiting: dict[tuple[str, str], list[Object]] = {}
+    for claim in seen.claims or ():
+        phase = reading.text(claim, "status", "phase") or "Pending"
+        created = reading.moment(claim, "metadata", "creationTimestamp")
+        if phase != "Pending" or created is None:
+            continue
+        if (seen.now - created).total_seconds() >= _LONG_WAIT_SECONDS:
+            namespace = reading.text(claim, "metadata", "namespace")
+            waiting.setdefault((namespace, reading.text(claim, "spec", "poolName")), []).append(
+                claim
+            )
+    for (namespace, pool), claims in waiting.items():
+        oldest = min(claims, key=lambda one: reading.text(one, "metadata", "creationTimestamp"))
+        bound = reading.condition(oldest, "Bound")
+        why = f": {bound.reason}: {bound.message}" if bound else ", and no operator has seen it"
+        yield Finding(
+            Severity.WARNING,
+            "ClaimsWaiting",
+            f"sandboxpool/{namespace}/{pool}",
+            f"{len(claims)} waiting for a sandbox; the oldest is {reading.name(oldest)}{why}",
+            "create the pool, or correct spec.poolName of the claims"
+            if bound and bound.reason == Reason.POOL_NOT_FOUND
+            else f"kubectl sandboxpool status {pool} -n {namespace} shows what keeps the pool from"
+            " filling; if nothing does, raise its spec.replicas",
+            reading.text(oldest, "metadata", "creationTimestamp"),
+        )
 
 
 def _bridges(seen: Snapshot) -> Iterator[Finding]:

@@ -133,18 +133,23 @@ class _Reader:
                 raise
         return None
 
-    def list(self, resource: Resource, **selectors: str) -> list[Object] | None:
+    def everywhere(self, resource: Resource, **selectors: str) -> list[Object] | None:
         found: list[Object] | None = self.attempt(
             lambda: self.cluster.list(resource, None, **selectors)
         )
         return found
 
+    def wherever(self, resource: Resource, namespace: str) -> list[Object] | None:
+        """Return what there is in all namespaces or, where that is not allowed, in one."""
+        found = self.everywhere(resource)
+        if found is None:
+            found = self.attempt(lambda: self.cluster.list(resource, namespace))
+        return found
+
 
 def _snapshot(cluster: Cluster, namespace: str) -> Snapshot:
     reader = _Reader(cluster)
-    pools = reader.list(POOLS)
-    if pools is None:
-        pools = reader.attempt(lambda: cluster.list(POOLS, namespace))
+    pools, claims = (reader.wherever(kind, namespace) for kind in (POOLS, CLAIMS))
     crds = reader.attempt(
         lambda: [
             crd
@@ -152,18 +157,19 @@ def _snapshot(cluster: Cluster, namespace: str) -> Snapshot:
             if reading.text(crd, "spec", "group") == names.GROUP
         ]
     )
-    deployments = reader.list(DEPLOYMENTS, labels=_OPERATOR)
+    deployments = reader.everywhere(DEPLOYMENTS, labels=_OPERATOR)
     version = Request("GET", "/version", "get", "/version", "")
     return Snapshot(
         version=reader.attempt(lambda: run_blocking(cluster.api.call(version))),
         crds=crds,
         deployments=deployments,
-        bridges=reader.list(DEPLOYMENTS, labels=_BRIDGE),
+        bridges=reader.everywhere(DEPLOYMENTS, labels=_BRIDGE),
         leases=_leases(reader, deployments or ()),
-        classes=reader.list(CLASSES),
-        runtimes=reader.list(RUNTIMES),
-        nodes=reader.list(NODES),
+        classes=reader.everywhere(CLASSES),
+        runtimes=reader.everywhere(RUNTIMES),
+        nodes=reader.everywhere(NODES),
         pools=pools,
+        claims=claims,
         access=[
             *reader.denied,
             *(_review(cluster, namespace, *right) for right in _CLIENT_RIGHTS),
@@ -176,7 +182,7 @@ def _leases(reader: _Reader, deployments: Sequence[Object]) -> list[Object] | No
     """The Leases of all releases; None if they may not be read."""
     found: list[Object] = []
     for name in sorted({names.DEFAULT_RELEASE, *map(lease_name, deployments)}):
-        named = reader.list(LEASES, fields=f"metadata.name={name}")
+        named = reader.everywhere(LEASES, fields=f"metadata.name={name}")
         if named is None:
             return None
         found += named
@@ -223,7 +229,7 @@ def _load(path: Path) -> Object:
 def _manifest_findings(run: Invocation, pool: Object) -> list[Finding]:
     cluster, reader = run.cluster, _Reader(run.cluster)
     namespace = reading.text(pool, "metadata", "namespace") or run.namespace
-    found = manifest.check_runtime(pool, reader.list(CLASSES), reader.list(NODES))
+    found = manifest.check_runtime(pool, reader.everywhere(CLASSES), reader.everywhere(NODES))
     tried = (
         ("PoolRefused", POOLS, pool, f"sandboxpool/{namespace}/{reading.name(pool)}"),
         ("TemplateRefused", PODS, manifest.pod_of(pool), "spec.template"),

@@ -246,6 +246,52 @@ def lease(
     }
 
 
+def suspected() -> Object:
+    """Sandboxes have failed on a node that is still used."""
+    made = runtime(bad=1)
+    made["status"]["nodes"]["quarantined"] = 0
+    return made
+
+
+def unproven(isolation: str, *, serving: int = 1) -> Object:
+    made = runtime(serving=serving)
+    made["status"]["evidence"][0] |= {"isolation": isolation, "message": "the node's kernel"}
+    made["status"]["conditions"][2] = condition("IsolationProven", "False", "Any")
+    return made
+
+
+def missing() -> Object:
+    """A class that pools name and that does not exist."""
+    made = runtime(serving=0)
+    made["status"]["exists"] = False
+    return made
+
+
+def silent() -> Object:
+    """Its nodes report no handlers."""
+    made = runtime(serving=0)
+    made["status"]["nodes"] |= {"notServing": 0, "unknown": 2}
+    return made
+
+
+def lost(name: str, labels: Object | None = None) -> Object:
+    made = node(name, "runsc")
+    made["metadata"]["labels"] = labels or {}
+    made["status"]["conditions"] = [
+        {
+            **condition("Ready", "Unknown", "NodeStatusUnknown", "Kubelet stopped posting status."),
+            "lastTransitionTime": "2026-01-01T11:40:00Z",
+        }
+    ]
+    return made
+
+
+def pending(created: str, name: str = "first", *conditions: Object) -> Object:
+    made = claim(name, phase="Pending", conditions=list(conditions))
+    made["metadata"]["creationTimestamp"] = f"2026-01-01T{created}Z"
+    return made
+
+
 def seen(**changes: Any) -> Snapshot:
     whole: dict[str, Any] = {
         "version": {"major": "1", "minor": "33", "gitVersion": "v1.33.1"},
@@ -329,6 +375,15 @@ def test_a_healthy_cluster_has_no_finding_that_changes_the_exit_code() -> None:
             Severity.WARNING,
         ),
         ({"runtimes": [runtime(bad=1)]}, "NodesQuarantined", Severity.WARNING),
+        ({"runtimes": [runtime(serving=0, bad=1)]}, "NodesQuarantined", Severity.ERROR),
+        ({"runtimes": [suspected()]}, "NodesSuspected", Severity.WARNING),
+        ({"runtimes": [unproven("NotProven")]}, "NodesNotIsolating", Severity.WARNING),
+        ({"runtimes": [unproven("NotProven", serving=0)]}, "NodesNotIsolating", Severity.ERROR),
+        ({"runtimes": [unproven("Unavailable")]}, "NodesWithoutProof", Severity.WARNING),
+        ({"nodes": [*NODES, lost("node-c")]}, "NodesNotReady", Severity.WARNING),
+        ({"classes": [], "runtimes": [missing()]}, "RuntimeClassMissing", Severity.ERROR),
+        ({"runtimes": [silent()]}, "HandlersNotReported", Severity.INFO),
+        ({"claims": [pending("11:58:00")]}, "ClaimsWaiting", Severity.WARNING),
         ({"pools": [BROKEN]}, "PoolNotReady", Severity.ERROR),
         ({"pools": [pool()]}, "PoolNotSeen", Severity.WARNING),
         (
@@ -352,9 +407,55 @@ def test_what_is_wrong_is_found(changes: Object, what: str, severity: Severity) 
     assert all((found[what].where, found[what].why, found[what].cure))
 
 
+def only(what: str, **changes: Any) -> Finding:
+    """The one finding of a kind."""
+    (found,) = [one for one in checks.check(seen(**changes)) if one.what == what]
+    return found
+
+
+def test_nodes_that_are_not_ready_are_one_finding_with_the_kubelets_words_and_age() -> None:
+    found = only("NodesNotReady", nodes=[*NODES, *(lost(f"lost-{n}") for n in range(5))])
+    assert found.where == "nodes"
+    assert found.why.startswith("5 of 7 nodes")
+    assert "lost-0, lost-1, lost-2 and 2 more" in found.why
+    assert "NodeStatusUnknown: Kubelet stopped posting status." in found.why
+    assert found.since == "2026-01-01T11:40:00Z"
+    assert "kubectl describe node lost-0" in found.cure
+    assert only("NodesNotReady", nodes=[*NODES, lost("one")]).where == "node/one"
+
+
+def test_a_node_that_no_class_selects_is_no_concern() -> None:
+    class_ = {**runtime_class(), "scheduling": {"nodeSelector": {"sandboxes": "yes"}}}
+    nodes = [*NODES, lost("other")]
+    found = checks.check(seen(classes=[class_], nodes=nodes))
+    assert "NodesNotReady" not in [one.what for one in found]
+    chosen = lost("chosen", {"sandboxes": "yes"})
+    assert only("NodesNotReady", classes=[class_], nodes=[*nodes, chosen]).where == "node/chosen"
+
+
+def test_claims_that_wait_for_long_are_told_by_pool_with_the_reason_of_the_oldest() -> None:
+    why = condition("Bound", "False", "WaitingForSandbox", "no sandbox is warm")
+    claims = [pending("11:59:00", "later"), pending("11:50:00", "oldest", why)]
+    found = only("ClaimsWaiting", claims=[*claims, pending("11:59:45", "new"), *CLAIMS])
+    assert found.where == "sandboxpool/team/python"
+    assert found.why.startswith("2 waiting")
+    assert "oldest: WaitingForSandbox: no sandbox is warm" in found.why
+    assert found.since == "2026-01-01T11:50:00Z"
+    nowhere = condition("Bound", "False", "PoolNotFound", "no pool python")
+    found = only("ClaimsWaiting", claims=[pending("11:50:00", "first", nowhere)])
+    assert "create the pool" in found.cure
+
+
+def test_a_claim_that_has_just_come_is_no_finding() -> None:
+    assert findings.outcome(checks.check(seen(claims=[pending("11:59:45")]))) is Outcome.HEALTHY
+
+
 def test_what_could_not_be_read_is_no_finding_about_the_cluster() -> None:
     unread = dict.fromkeys(
-        ("version", "crds", "deployments", "leases", "classes", "runtimes", "nodes", "pools")
+        (
+            *("version", "crds", "deployments", "leases"),
+            *("classes", "runtimes", "nodes", "pools", "claims"),
+        )
     )
     assert checks.check(seen(**unread)) == []
 

@@ -118,7 +118,11 @@ class NodeRow:
     @property
     def has_problem(self) -> bool:
         """Somebody has to look at it."""
-        return not self.ready or any(cell.state in PROBLEMS for cell in self.cells)
+        states = {cell.state for cell in self.cells}
+        # A node that no runtime selects is none of ours, whether it is ready or not.
+        return not PROBLEMS.isdisjoint(states) or (
+            not self.ready and states != {CellState.NOT_SELECTED}
+        )
 
 
 @dataclass(frozen=True, slots=True)

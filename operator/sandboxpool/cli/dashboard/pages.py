@@ -226,6 +226,7 @@ class Pages:
             runtimes=self._known(RUNTIMES),
             nodes=self._known(NODES),
             pools=self._known(POOLS),
+            claims=self._known(CLAIMS),
             access=(),
             now=now,
         )

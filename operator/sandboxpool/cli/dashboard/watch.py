@@ -2,11 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from sandboxpool.api import names
 from sandboxpool.cli import times
 from sandboxpool.cli.cluster import (
     CLAIMS,
@@ -20,16 +21,14 @@ from sandboxpool.cli.cluster import (
     Resource,
 )
 from sandboxpool.cli.dashboard.pruned import prune
+from sandboxpool.cli.releases import lease_name
 from sandboxpool.client.api import Api
 from sandboxpool.client.errors import AccessDenied, ApiError, SandboxPoolError
 from sandboxpool.client.requests import Request
 
 WATCHED = (POOLS, RUNTIMES, CLAIMS, NODES, CLASSES)
 # Whether the operator runs. A Lease changes every few seconds, so these are read now and then.
-POLLED = {
-    DEPLOYMENTS: ("labelSelector", "app.kubernetes.io/name=sandboxpool"),
-    LEASES: ("fieldSelector", "metadata.name=sandboxpool"),
-}
+POLLED = (DEPLOYMENTS, LEASES)
 # What is beyond it is counted and not shown.
 MAX_OBJECTS = 50_000
 _PAGE = 500
@@ -178,26 +177,43 @@ class Watcher:
     async def _list(self, feed: Feed) -> str:
         """Replace what is known by what there is; return its resourceVersion."""
         found: dict[tuple[str, str], Object] = {}
-        following, omitted = "", 0
-        while True:
-            query = [("limit", str(_PAGE))]
-            query += [POLLED[feed.resource]] if feed.resource in POLLED else []
-            query += [("continue", following)] if following else []
-            answer = await self._call("list", feed, query)
-            for item in answer.get("items") or ():
-                if len(found) < MAX_OBJECTS:
-                    found[_key(item)] = prune(feed.resource, item)
-                else:
-                    omitted += 1
-            metadata = answer.get("metadata") or {}
-            following = metadata.get("continue") or ""
-            if not following or omitted:
-                break
-        omitted += int(metadata.get("remainingItemCount") or 0) if omitted else 0
+        omitted, version = 0, ""
+        while feed.resource is LEASES and self.feeds[DEPLOYMENTS].currency is Currency.STARTING:
+            # They name the Leases.
+            await self.wait_newer(self.version, _POLL_SECONDS)
+        for selector in self._selectors(feed.resource):
+            following = ""
+            while True:
+                query = [("limit", str(_PAGE)), *selector]
+                query += [("continue", following)] if following else []
+                answer = await self._call("list", feed, query)
+                for item in answer.get("items") or ():
+                    if len(found) < MAX_OBJECTS:
+                        found[_key(item)] = prune(feed.resource, item)
+                    else:
+                        omitted += 1
+                metadata = answer.get("metadata") or {}
+                following = metadata.get("continue") or ""
+                version = str(metadata.get("resourceVersion") or "")
+                if not following or omitted:
+                    break
+            omitted += int(metadata.get("remainingItemCount") or 0) if omitted else 0
         if (found, omitted) != (feed.objects, feed.omitted):
             feed.objects, feed.omitted = found, omitted
             self._bump()
-        return str(metadata.get("resourceVersion") or "")
+        return version
+
+    def _selectors(self, resource: Resource) -> Iterator[Sequence[tuple[str, str]]]:
+        """What a list asks for: one list for each, and their objects together."""
+        if resource is DEPLOYMENTS:
+            yield [("labelSelector", "app.kubernetes.io/name=sandboxpool")]
+        elif resource is LEASES:
+            # A release that is limited to namespaces has a Lease of its own name.
+            deployments = self.feeds[DEPLOYMENTS].objects.values()
+            for name in sorted({names.DEFAULT_RELEASE, *map(lease_name, deployments)}):
+                yield [("fieldSelector", f"metadata.name={name}")]
+        else:
+            yield []
 
     async def _watch(self, feed: Feed, version: str) -> str:
         """Follow the changes until the watch ends; return the version to go on from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,18 @@ from sandboxpool.cli.dashboard.watch import Currency, Watcher
 from sandboxpool.client.api import Api
 from sandboxpool.client.nonblocking import AsyncIo
 from support.clusterserver import ClusterServer
-from support.fleetobjects import broken, node, pod, pool
+from support.fleetobjects import (
+    SHIM,
+    broken,
+    claim,
+    healthy,
+    issue,
+    node,
+    operator,
+    pod,
+    pool,
+    runtime,
+)
 from support.scriptedcluster import settings
 
 
@@ -108,6 +120,61 @@ async def test_what_is_searched_for_is_found(site: Pages) -> None:
     assert "<script>" not in await read(site, "find", text="<script>alert(1)</script>")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "what", "said"),
+    [
+        (node("node-c", "runsc", ready=False), "NodesNotReady", "node/node-c"),
+        (
+            runtime("gvisor", "runsc", issues=[issue("ShimMissing", "node-c", message=SHIM)]),
+            "NodesSuspected",
+            "ShimMissing on node-c",
+        ),
+        (
+            claim("long", "Pending", created="2026-01-01T11:00:00Z"),
+            "ClaimsWaiting",
+            "the oldest is long",
+        ),
+    ],
+)
+async def test_whatever_is_wrong_by_itself_is_a_cause(
+    cluster: ClusterServer, watcher: Watcher, wrong: dict[str, Any], what: str, said: str
+) -> None:
+    cluster.put(*healthy())
+    api = Api(AsyncIo(), settings(host=cluster.url))
+    site = Pages(watcher, Lookups(api), "cluster", None)
+    nothing = "nothing that the API shows is wrong"
+    while nothing not in (await site.all[""]({}))["causes"]:
+        await watcher.wait_newer(watcher.version, 5)
+    cluster.put(wrong)
+    causes = ""
+    while what not in causes:
+        await watcher.wait_newer(watcher.version, 5)
+        causes = (await site.all[""]({}))["causes"]
+    assert said in causes
+    assert "What to do:" in causes
+    assert nothing not in causes
+    api.close()
+
+
+async def test_a_release_that_is_limited_to_namespaces_has_a_leader_of_its_own(
+    cluster: ClusterServer, watcher: Watcher
+) -> None:
+    deployment, lease = operator()
+    variables = {"RELEASE": "one", "WATCH_NAMESPACES": "team"}
+    env = [{"name": f"SANDBOXPOOL_{key}", "value": value} for key, value in variables.items()]
+    deployment["spec"]["template"] = {"spec": {"containers": [{"env": env}]}}
+    lease["metadata"]["name"] = "one"
+    cluster.put(deployment, lease)
+    api = Api(AsyncIo(), settings(host=cluster.url))
+    site = Pages(watcher, Lookups(api), "cluster", None)
+    while "nothing that the API shows is wrong" not in (await site.all[""]({}))["causes"]:
+        await watcher.wait_newer(watcher.version, 5)
+    cluster.delete("Lease", "one", "sandboxpool-system")
+    while "NoLeader" not in (await site.all[""]({}))["causes"]:
+        await watcher.wait_newer(watcher.version, 5)
+    api.close()
+
+
 async def test_without_the_operator_the_page_says_so(
     site: Pages, cluster: ClusterServer, watcher: Watcher
 ) -> None:
@@ -123,6 +190,7 @@ async def test_without_the_operator_the_page_says_so(
 async def test_pools_of_no_right_are_named(
     site: Pages, cluster: ClusterServer, watcher: Watcher
 ) -> None:
+    cluster.delete("SandboxClaim", "waits", "team")
     cluster.denied_everywhere |= {"sandboxpools", "nodes", "sandboxruntimes"}
     cluster.drop_watches()
     kinds = (POOLS, NODES, RUNTIMES)

@@ -35,7 +35,7 @@ async def test_changes_are_followed(cluster: ClusterServer, watcher: Watcher) ->
     cluster.put(pool("new"))
     cluster.delete("SandboxPool", "browser", "team")
     await soon(lambda: seen(watcher, POOLS) == {"python", "new"})
-    assert all(feed.currency is Currency.LIVE for feed in watcher.feeds.values())
+    await soon(lambda: all(feed.currency is Currency.LIVE for feed in watcher.feeds.values()))
     # A template may hold anything, and nothing of it is shown.
     assert "template" not in watcher.feeds[POOLS].objects["team", "new"]["spec"]
 

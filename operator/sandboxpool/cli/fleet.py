@@ -238,6 +238,4 @@ def _selector(class_: Object) -> Object:
 
 def _is_selected(node: Object, selectors: Sequence[Object]) -> bool:
     labels = reading.mapping(node, "metadata", "labels")
-    return any(
-        all(labels.get(key) == value for key, value in one.items()) for one in selectors
-    )
+    return any(all(labels.get(key) == value for key, value in one.items()) for one in selectors)

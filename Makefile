@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-GROUPS := build runtime dashboard test lint docs dashboards examples
+GROUPS := build runtime dashboard test lint docs grafana examples
 LOCKS := $(GROUPS:%=requirements/%.txt)
 PYTEST := $(BIN)/python -m pytest
 # Two processes for the tests that share nothing; the others share a cluster.
@@ -28,7 +28,7 @@ $(INSTALLED): $(LOCKS) pyproject.toml
 	  -r requirements/build.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes \
 	  -r requirements/runtime.txt -r requirements/dashboard.txt -r requirements/test.txt \
-	  -r requirements/lint.txt -r requirements/docs.txt -r requirements/dashboards.txt \
+	  -r requirements/lint.txt -r requirements/docs.txt -r requirements/grafana.txt \
 	  -r requirements/examples.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
@@ -190,7 +190,7 @@ lock: $(INSTALLED) ## Lock the dependencies again, with hashes (after a change o
 	    --generate-hashes --no-annotate --no-header "$$@"; }; \
 	lock --extra operator pyproject.toml -o requirements/runtime.txt; \
 	lock --extra dashboard -c requirements/runtime.txt pyproject.toml -o requirements/dashboard.txt; \
-	for group in build test lint docs dashboards examples bench; do \
+	for group in build test lint docs grafana examples bench; do \
 	  lock --group $$group -c requirements/runtime.txt -o requirements/$$group.txt; \
 	done; \
 	lock --group opensandbox -o requirements/opensandbox.txt

@@ -71,7 +71,8 @@ def _not_ready(nodes: Sequence[Object], classes: Sequence[Object] | None) -> Ite
         Severity.WARNING,
         "NodesNotReady",
         f"node/{first}" if count == 1 else "nodes",
-        f"{count} of {len(of_interest)} nodes that may run sandboxes not ready: {why}",
+        f"{count} of {len(of_interest)} nodes that may run sandboxes"
+        f" {'is' if count == 1 else 'are'} not ready: {why}",
         f"kubectl describe node {first} shows what the kubelet reported last: start the kubelet and"
         " the container runtime there, or delete the Node if its machine is gone",
         min(since, default=""),

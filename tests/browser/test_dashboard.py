@@ -36,7 +36,7 @@ def test_changes_come_by_themselves(cluster: ClusterServer, visit: Visit) -> Non
     settled(page)
     expect(page.get_by_text("None: nothing that the API shows is wrong.")).to_be_visible()
     cluster.put(*broken())
-    cause = page.locator(".causes li").filter(has_text="sandboxpool/team/browser")
+    cause = page.locator(".causes li").filter(has_text="PoolNotReady")
     expect(cause).to_contain_text("2 of 2 nodes are quarantined")
     expect(page.locator("[data-key='node node-a'] td").nth(1)).to_contain_text("quarantined")
     cluster.put(*healthy())

@@ -17,6 +17,9 @@ from sandboxpool.opensandbox.reasons import BridgeReason
 _SERVER_ENV = frozenset({"OPENSANDBOX_ID", "EXECD_INIT"})
 _DEFAULT_ENTRYPOINT = "tail -f /dev/null"
 FORMER_CLAIM_SECONDS = 1.0
+# The pool that a request names may have been created a moment before it.
+UNKNOWN_POOL_SECONDS = 0.7
+TIMER_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ class View:
         claim: the SandboxClaim of the BatchSandbox's name, or None.
         claim_requested: the claim was created a moment ago, and the cache does not show it yet.
         outlook: what requests to the pool can expect.
-        grace: seconds for which a missing sandbox is not reported yet.
+        waiting_since: when it was first seen or, if that was later, the defect of its pool.
+        clock: the time on the clock of ``waiting_since``.
         now: the API server's time, in seconds since the epoch.
         exclusive: whether no other controller serves the namespace.
     """
@@ -108,9 +112,16 @@ class View:
     claim: SandboxClaim | None
     claim_requested: bool
     outlook: Outlook
-    grace: float
+    waiting_since: float
+    clock: float
     now: float
     exclusive: bool
+
+    def left_of(self, seconds: float) -> float:
+        """How much of this time is left to wait; 0 if it is over, or will be in no time."""
+        left = self.waiting_since + seconds - self.clock
+        # Timers end early by a rounding: what is left then must not be waited for again and again.
+        return left if left > TIMER_SECONDS else 0.0
 
     @property
     def has_claim(self) -> bool:
@@ -145,8 +156,9 @@ def _of_another(view: View) -> Step:
     sandbox = view.sandbox
     if not view.exclusive or sandbox.settled:
         return Nothing()
-    if view.grace > 0:
-        return Nothing(view.grace)
+    left = view.left_of(UNKNOWN_POOL_SECONDS)
+    if left > 0:
+        return Nothing(left)
     return Fail(
         BridgeReason.POOL_REF_REQUIRED,
         f"no SandboxPool named {sandbox.spec.poolRef!r} is open to OpenSandbox in this namespace,"
@@ -208,9 +220,10 @@ def _without_claim(view: View) -> Step:
 
 
 def _waiting(view: View) -> Step:
-    if view.grace > 0:
-        return Nothing(view.grace)
     outlook = view.outlook
+    left = view.left_of(outlook.patience)
+    if left > 0:
+        return Nothing(left)
     if outlook.defect:
         return Fail(outlook.reason, outlook.message)
     return Await(outlook.reason, outlook.message)

@@ -16,14 +16,16 @@ from sandboxpool.kube.errors import ApiError
 from sandboxpool.kube.events import EventRecorder
 from sandboxpool.opensandbox import names
 from sandboxpool.opensandbox.collection import Collection
+from sandboxpool.opensandbox.decide import TIMER_SECONDS
 from sandboxpool.opensandbox.kinds import Mirror, MirrorStatus, SandboxPool
 from sandboxpool.opensandbox.reasons import BridgeReason
 from sandboxpool.util.references import ObjectReference
 
 logger = logging.getLogger(__name__)
 
-# The status changes with each claim, and only people read it.
-STATUS_SECONDS = 1.0
+# The status changes with each claim, and only people read it: a burst of claims costs one write in
+# so many seconds.
+STATUS_SECONDS = 5.0
 
 Key = tuple[str, str]
 
@@ -158,7 +160,7 @@ class MirrorReconciler:
         if wanted == mirror.status:
             return None
         wait = self._status_written.get(pool.key, float("-inf")) + STATUS_SECONDS - self._clock()
-        if wait > 0:
+        if wait > TIMER_SECONDS:
             return wait
         self._status_written[pool.key] = self._clock()
         try:

@@ -43,6 +43,15 @@ DEFECTS = frozenset(
 )
 
 
+# How long a request waits in silence. A defect may be of a moment: a RuntimeClass may be replaced.
+DEFECT_SECONDS = 0.7
+# The last warm sandboxes may have been bound to these very requests.
+NOT_READY_SECONDS = 2.0
+# A pool with warm sandboxes serves the request as soon as operator and API server come to it; to
+# report a lack of capacity meanwhile would be wrong, and one more write of each request in a burst.
+READY_SECONDS = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """What a waiting request can expect.
@@ -51,30 +60,32 @@ class Outlook:
         defect: nobody gets a sandbox until somebody changes something.
         reason: the cause in CamelCase.
         message: the cause for people.
+        patience: seconds for which a missing sandbox is not reported.
     """
 
     defect: bool
     reason: str
     message: str
+    patience: float
 
 
 def outlook_of(name: str, pool: SandboxPool | None) -> Outlook:
     """Tell what requests to the pool of this name can expect."""
     if pool is None or pool.metadata.deletionTimestamp is not None:
-        return Outlook(
-            True, Reason.POOL_NOT_FOUND, f"SandboxPool {name!r} does not exist in this namespace"
-        )
+        message = f"SandboxPool {name!r} does not exist in this namespace"
+        return Outlook(True, Reason.POOL_NOT_FOUND, message, DEFECT_SECONDS)
     ready = pool.ready
     if ready is None:
-        return Outlook(False, Reason.FILLING, f"SandboxPool {name!r} has no status yet")
+        message = f"SandboxPool {name!r} has no status yet"
+        return Outlook(False, Reason.FILLING, message, NOT_READY_SECONDS)
     if ready.status == "True":
         # It serves others; this request's turn has not come.
-        return Outlook(False, Reason.FILLING, _of(pool, "Warm") or "all warm sandboxes are taken")
+        message = _of(pool, "Warm") or "all warm sandboxes are taken"
+        return Outlook(False, Reason.FILLING, message, READY_SECONDS)
     defect = ready.status == "False" and ready.reason in DEFECTS
     verb = "cannot serve" if defect else "has no sandbox for this request"
-    return Outlook(
-        defect, ready.reason, f"SandboxPool {name!r} {verb}: {ready.reason}: {ready.message}"
-    )
+    message = f"SandboxPool {name!r} {verb}: {ready.reason}: {ready.message}"
+    return Outlook(defect, ready.reason, message, DEFECT_SECONDS if defect else NOT_READY_SECONDS)
 
 
 def _of(pool: SandboxPool, type_: str) -> str:

@@ -26,16 +26,13 @@ from sandboxpool.opensandbox.kinds import (
 from sandboxpool.opensandbox.metrics import BridgeMetrics
 from sandboxpool.opensandbox.mirror import about as about_pool
 from sandboxpool.opensandbox.mirror import is_mirror_of
-from sandboxpool.opensandbox.outlook import Outlook, outlook_of
+from sandboxpool.opensandbox.outlook import DEFECT_SECONDS, Outlook, outlook_of
 from sandboxpool.opensandbox.reasons import BridgeReason
 from sandboxpool.util.references import ObjectReference
 from sandboxpool.util.resource_version import parse_resource_version
 
 logger = logging.getLogger(__name__)
 
-# A sandbox that is missing for less than this is not reported: a warm one is bound in milliseconds,
-# and a RuntimeClass may be replaced.
-GRACE_SECONDS = 0.7
 # A claim that was created and does not appear in the cache is created again after this time.
 CLAIM_UNSEEN_SECONDS = 10.0
 # The garbage collector deletes the claims of deleted BatchSandboxes; afterwards the bridge does.
@@ -228,16 +225,17 @@ class SandboxReconciler:
             claim_requested=requested is not None
             and self._clock() - requested < CLAIM_UNSEEN_SECONDS,
             outlook=outlook,
-            grace=self._grace(sandbox, request, outlook),
+            waiting_since=self._waiting_since(sandbox, request, outlook),
+            clock=self._clock(),
             now=self._wall(),
             exclusive=self._exclusive,
         )
 
-    def _grace(self, sandbox: BatchSandbox, request: _Request, outlook: Outlook) -> float:
+    def _waiting_since(self, sandbox: BatchSandbox, request: _Request, outlook: Outlook) -> float:
         since = request.first_seen
         if outlook.defect:
-            since = max(since, self._defect_since.get(sandbox.pool_key, since))
-        return since + GRACE_SECONDS - self._clock()
+            return max(since, self._defect_since.get(sandbox.pool_key, since))
+        return since
 
     async def _carry_out(self, step: decide.Step, sandbox: BatchSandbox) -> float | None:
         match step:
@@ -288,7 +286,7 @@ class SandboxReconciler:
             )
             return None
         self._note_claim(sandbox)
-        return GRACE_SECONDS
+        return DEFECT_SECONDS
 
     def _note_claim(self, sandbox: BatchSandbox) -> None:
         request = self._requests.get(sandbox.uid)

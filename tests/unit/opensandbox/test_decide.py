@@ -12,7 +12,13 @@ from sandboxpool.api.v1alpha1 import SandboxClaim
 from sandboxpool.opensandbox import decide, names
 from sandboxpool.opensandbox.decide import View, next_step
 from sandboxpool.opensandbox.kinds import BatchSandbox, SandboxPool
-from sandboxpool.opensandbox.outlook import DEFECTS, outlook_of
+from sandboxpool.opensandbox.outlook import (
+    DEFECT_SECONDS,
+    DEFECTS,
+    NOT_READY_SECONDS,
+    READY_SECONDS,
+    outlook_of,
+)
 
 NOW = 1_800_000_000.0
 PAST, FUTURE = "2027-01-15T07:59:59.433726+00:00", "2027-01-15T08:00:01.5+00:00"
@@ -96,7 +102,8 @@ def view(given: BatchSandbox, of: SandboxPool | None, has: SandboxClaim | None =
         claim=has,
         claim_requested=False,
         outlook=outlook_of("gvisor", of),
-        grace=0.0,
+        waiting_since=0.0,
+        clock=60.0,
         now=NOW,
         exclusive=False,
     )
@@ -129,7 +136,7 @@ def test_a_request_with_a_template_is_of_another_controller() -> None:
 )
 def test_an_exclusive_bridge_answers_what_nothing_else_would(given: BatchSandbox) -> None:
     seen = replace(view(given, None), exclusive=True)
-    assert next_step(replace(seen, grace=0.4)) == decide.Nothing(0.4)
+    assert next_step(replace(seen, clock=0.2)) == decide.Nothing(pytest.approx(0.5))
     step = next_step(seen)
     assert isinstance(step, decide.Fail)
     assert step.reason == "PoolRefRequired"
@@ -137,8 +144,8 @@ def test_an_exclusive_bridge_answers_what_nothing_else_would(given: BatchSandbox
 
 
 def test_a_claim_that_is_not_seen_yet_is_not_created_twice() -> None:
-    waiting = replace(view(sandbox(), pool()), claim_requested=True, grace=0.3)
-    assert next_step(waiting) == decide.Nothing(0.3)
+    waiting = replace(view(sandbox(), pool()), claim_requested=True, clock=1.0)
+    assert next_step(waiting) == decide.Nothing(READY_SECONDS - 1.0)
 
 
 def test_a_bound_claim_is_served_once() -> None:
@@ -159,17 +166,28 @@ def test_a_sandbox_stays_when_its_pool_is_closed_or_gone() -> None:
 @pytest.mark.parametrize("reason", ["Filling", "ClampedByMaxSandboxes", "QuotaExceeded", "Paused"])
 def test_a_lack_of_capacity_is_reported_after_the_grace(reason: str) -> None:
     waiting = view(sandbox(), pool(status="False", reason=reason, message="m"), claim("Pending"))
-    assert next_step(replace(waiting, grace=0.2)) == decide.Nothing(0.2)
+    left = next_step(replace(waiting, clock=0.5))
+    assert left == decide.Nothing(NOT_READY_SECONDS - 0.5)
     step = next_step(waiting)
     assert isinstance(step, decide.Await)
     assert step.reason == reason
     assert step.message.endswith(f"{reason}: m")
 
 
+def test_a_timer_that_ends_a_rounding_early_is_not_set_again() -> None:
+    # Else the bridge spins until the clock goes on.
+    waiting = view(sandbox(), pool(), claim("Pending"))
+    early = next_step(replace(waiting, clock=READY_SECONDS - 1e-9))
+    assert isinstance(early, decide.Await)
+
+
 @pytest.mark.parametrize("reason", sorted(DEFECTS))
 def test_a_defect_of_the_pool_fails_the_request_with_its_cause(reason: str) -> None:
     of = pool(status="False", reason=reason, message="do this")
-    step = next_step(view(sandbox(), of, claim("Pending")))
+    failing = view(sandbox(), of, claim("Pending"))
+    early = next_step(replace(failing, clock=0.0))
+    assert early == decide.Nothing(DEFECT_SECONDS)
+    step = next_step(replace(failing, clock=DEFECT_SECONDS))
     assert step == decide.Fail(reason, f"SandboxPool 'gvisor' cannot serve: {reason}: do this")
 
 
@@ -178,8 +196,12 @@ def test_an_unknown_state_is_no_defect() -> None:
     assert isinstance(next_step(view(sandbox(), of, claim("Pending"))), decide.Await)
 
 
-def test_a_ready_pool_without_a_sandbox_for_this_request_lets_it_wait() -> None:
-    assert isinstance(next_step(view(sandbox(), pool(), claim("Pending"))), decide.Await)
+def test_a_pool_with_warm_sandboxes_is_not_said_to_lack_them_before_it_had_its_time() -> None:
+    waiting = view(sandbox(), pool(), claim("Pending"))
+    assert READY_SECONDS > NOT_READY_SECONDS
+    early = next_step(replace(waiting, clock=NOT_READY_SECONDS))
+    assert early == decide.Nothing(READY_SECONDS - NOT_READY_SECONDS)
+    assert isinstance(next_step(replace(waiting, clock=READY_SECONDS)), decide.Await)
 
 
 def test_a_request_fails_when_its_pool_is_deleted_before_it_is_served() -> None:

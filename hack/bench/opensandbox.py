@@ -49,7 +49,13 @@ Figures = dict[str, list[float]]
 ONE = "one in flight"
 TEN = f"{AT_ONCE} in flight"
 BURST = f"{WARM} at once"
-TASK, EXECD = "mean of a burst: task delivered", "mean of a burst: execd answers"
+# What the bridge measures of each request, by its steps.
+STEPS = {
+    "mean of a burst: claim bound, from the sight of the request": "claim",
+    "mean of a burst: task delivered": "task",
+    "mean of a burst: execd answers": "execd",
+    "mean of a burst: published": "publish",
+}
 RATE, BARE_RATE = f"{BURST}: sandboxes a second", f"{BURST}: bare claims a second"
 BRIDGE_WRITES, CPU = "bridge: API writes a sandbox", "bridge: CPU a sandbox"
 
@@ -71,15 +77,18 @@ class Bench:
         """Measure everything once; SDK and bare claims take turns at being first."""
         self._await_warm()
         seen = self._inside(f"one_by_one({POOL!r}, {SINGLE})")
+        self._end_all()
         for way in ("sdk", "bare"):
             self._note_moments(f"{ONE}: {way}", seen[way])
         self._at_once(TEN, AT_ONCE * 3, AT_ONCE, "sdk")
+        self._end_all()
         sides = ["sdk", "bare"]
         for side in sides if number % 2 else reversed(sides):
             if side == "sdk":
                 self._burst_of_sdk()
             else:
                 seen = self._at_once(BURST, WARM, WARM, "bare")
+                self._end_all()
                 self._note(BARE_RATE, WARM / seen["seconds"])
 
     def _burst_of_sdk(self) -> None:
@@ -87,12 +96,14 @@ class Bench:
         process = self._bridge.process()
         before = self._counted(process)
         seen = self._at_once(BURST, WARM, WARM, "sdk")
+        # Before the sandboxes end: what is counted is what creating them took.
         after = self._counted(process)
+        self._end_all()
         change = {name: after[name] - before[name] for name in after}
         self._note(RATE, WARM / seen["seconds"])
         self._note(CPU, 1000 * change["cpu"] / WARM)
         self._note(BRIDGE_WRITES, change["writes"] / WARM)
-        for name, step in ((TASK, "task"), (EXECD, "execd")):
+        for name, step in STEPS.items():
             self._note(name, 1000 * change[f"{step} sum"] / change[f"{step} count"])
 
     def _at_once(self, what: str, number: int, in_flight: int, way: str) -> dict[str, Any]:
@@ -105,6 +116,9 @@ class Bench:
         printed = self._server.exec("application", "python3", "-c", f"{INSIDE}\n{call}\n")
         return dict(json.loads(printed.splitlines()[-1]))
 
+    def _end_all(self) -> None:
+        self._inside("end_all()")
+
     def _counted(self, process: Process) -> dict[str, float]:
         stat = nodes.exec_on(process.node, "cat", f"/proc/{process.pid}/stat")
         fields = stat.rpartition(")")[2].split()
@@ -113,7 +127,7 @@ class Bench:
             "cpu": (int(fields[11]) + int(fields[12])) / TICKS,
             "writes": sum(metric("sandboxpool_api_requests_total", verb=verb) for verb in WRITES),
         }
-        for step in ("task", "execd"):
+        for step in STEPS.values():
             for part in ("sum", "count"):
                 name = f"sandboxpool_opensandbox_step_duration_seconds_{part}"
                 counted[f"{step} {part}"] = metric(name, step=step)
@@ -241,7 +255,9 @@ def report(versions: Mapping[str, str], figures: Mapping[str, Sequence[float]]) 
         "and execd. One in flight, watches say when the BatchSandbox, the claim, the bound claim",
         "and the running status are there: the **bridge**'s share is from the BatchSandbox to the",
         "claim and from the bound claim to the running status, so that the start of the task in",
-        "the sandbox is in it.",
+        "the sandbox is in it. CPU and writes of the bridge are those of a burst, from its first",
+        "request until all have their sandboxes; what the end of the sandboxes takes is not in it.",
+        "The writes of the Pool that mirrors the SandboxPool are, one in five seconds at most.",
         "",
         *(f"- {key}: {value}" for key, value in versions.items()),
         "",

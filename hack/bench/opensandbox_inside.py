@@ -3,12 +3,10 @@
 It has no arguments: what it measures is appended as a call, and it prints the figures as JSON.
 """
 
-import contextlib
 import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -75,12 +73,11 @@ def create(pool: str) -> SandboxSync:
     )
 
 
-def sdk(pool: str, observer: Observer | None, ids: list[str]) -> Moments:
+def sdk(pool: str, observer: Observer | None) -> Moments:
     """Creates a sandbox; returns what the steps took, in milliseconds."""
     began = time.perf_counter()
     sandbox = create(pool)
     returned = time.perf_counter()
-    ids.append(sandbox.id)
     took = {"total": returned - began}
     if observer is not None:
         seen = observer.moments(sandbox.id, "batchsandboxes Succeed")
@@ -107,25 +104,22 @@ def bare(pool: str, observer: Observer) -> Moments:
     return {"total": 1000 * (bound - began)}
 
 
-@contextlib.contextmanager
-def all_ended(ids: list[str]) -> Iterator[None]:
+def end_all() -> None:
     """Ends all sandboxes after a measurement."""
-    yield
-    for name in ids:
-        api.delete_namespaced_custom_object(*BATCH_SANDBOXES, name)
+    for sandbox in api.list_namespaced_custom_object(*BATCH_SANDBOXES)["items"]:
+        api.delete_namespaced_custom_object(*BATCH_SANDBOXES, sandbox["metadata"]["name"])
     api.delete_collection_namespaced_custom_object(*CLAIMS, label_selector="bench=bare")
+    print("{}")
 
 
 def one_by_one(pool: str, number: int) -> None:
     """The two ways in turn, one sandbox in flight."""
     observer = Observer(BATCH_SANDBOXES, CLAIMS)
-    ids: list[str] = []
     figures: dict[str, list[Moments]] = {"sdk": [], "bare": []}
-    with all_ended(ids):
-        create_one(pool)  # What only the first request takes.
-        for _ in range(number):
-            figures["sdk"].append(sdk(pool, observer, ids))
-            figures["bare"].append(bare(pool, observer))
+    create_one(pool)  # What only the first request takes.
+    for _ in range(number):
+        figures["sdk"].append(sdk(pool, observer))
+        figures["bare"].append(bare(pool, observer))
     print(json.dumps(figures))
 
 
@@ -137,13 +131,12 @@ def create_one(pool: str) -> None:
 
 def at_once(pool: str, number: int, in_flight: int, which: str) -> None:
     """So many sandboxes, so many of them in flight."""
-    ids: list[str] = []
     observer = Observer(CLAIMS) if which == "bare" else None
 
     def one(_: int) -> Moments:
-        return bare(pool, observer) if observer is not None else sdk(pool, None, ids)
+        return bare(pool, observer) if observer is not None else sdk(pool, None)
 
-    with all_ended(ids), ThreadPoolExecutor(in_flight) as threads:
+    with ThreadPoolExecutor(in_flight) as threads:
         began = time.perf_counter()
         moments = list(threads.map(one, range(number)))
         seconds = time.perf_counter() - began

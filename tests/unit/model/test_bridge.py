@@ -26,7 +26,7 @@ from support.simulation.effort import SIMULATIONS
 from support.simulation.opensandbox import Answer
 
 # So many at most until one shows that a guard is missing.
-ENOUGH = 60
+ENOUGH = 150
 
 
 @pytest.mark.parametrize("seed", range(math.ceil(SIMULATIONS / 2)))

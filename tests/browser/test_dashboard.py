@@ -259,6 +259,9 @@ def test_each_state_looks_like_its_reference(
     page = visit(width=width, scheme=scheme, at="2026-01-01T12:00:00Z")
     expect(page.locator("#connection")).to_have_text("Live.", timeout=60_000)
     shown = _SHOWS[state]
+    if state == "forbidden":
+        for kind in ("sandboxpools", "nodes"):
+            expect(page.locator("#sources")).to_contain_text(f"No right: {kind}", timeout=60_000)
     if state == "stale":
         expect(page.locator("#pools")).to_contain_text("team/python")
         cluster.stop()
